@@ -1,0 +1,19 @@
+"""Eight virtual CPU devices for every test; set before JAX starts."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask on an ordinary machine
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compile-only processes may share libtpu
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="session")
+def devices():
+    """The eight devices that sharding tests need."""
+    found = jax.devices()
+    assert len(found) == 8, f"sharding tests need 8 virtual devices, found {len(found)}"
+    return found

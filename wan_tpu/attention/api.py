@@ -1,0 +1,112 @@
+"""The one call that models make for attention, and the choice of what carries it out.
+
+Works on what one device holds (or on unsharded arrays): `sequence_parallel` splits it over a mesh.
+A new implementation is a function here and a name in `IMPLEMENTATIONS`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from wan_tpu.attention.chunked import chunked_attention
+from wan_tpu.attention.reference import reference_attention
+from wan_tpu.attention.splash import splash_attention
+from wan_tpu.errors import UnknownNameError
+
+IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash")
+
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
+
+_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+_CUDNN_MAX_HEAD_DIM = 128  # of every card; Hopper alone takes 256
+
+
+def resolve_implementation(
+    name: str, platform: str, *, dtype: jax.typing.DTypeLike | None = None, head_dim: int | None = None
+) -> str:
+    """The concrete implementation that `name` means on a platform; never `auto`.
+
+    `auto` is the one whose memory stays flat in the length: splash on a TPU, cuDNN's flash kernel
+    behind `jax.nn.dot_product_attention` on a GPU, else the chunked one. cuDNN takes 16-bit types
+    and head sizes that are multiples of 8 only; for others `dot_product` would hold the whole score
+    matrix, so `auto` is chunked there too.
+
+    Args:
+        name: one of `IMPLEMENTATIONS`.
+        platform: of the devices that will run it, as `jax.Device.platform` says.
+        dtype: of the query; bfloat16 when not given.
+        head_dim: of the query; 128, Wan's, when not given.
+
+    Raises:
+        UnknownNameError: there is no such implementation.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise UnknownNameError("attention", name, IMPLEMENTATIONS)
+    if name != "auto":
+        return name
+    if platform == "tpu":
+        return "splash"
+    if platform in GPU_PLATFORMS and _cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
+        return "dot_product"
+    return "chunked"
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: str,
+    num_keys: int | None = None,
+    interpret: bool | None = None,
+    platform: str | None = None,
+) -> jax.Array:
+    """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
+
+    The scores, the softmax and its sums are float32 whatever the inputs are.
+
+    Args:
+        query: [batch, queries, heads, head_dim].
+        key: [batch, keys, heads, head_dim].
+        value: [batch, keys, heads, head_dim].
+        implementation: one of `IMPLEMENTATIONS`.
+        num_keys: keys at this position and later are padding: whatever they hold, NaN included,
+            is never attended. All are real when not given.
+        interpret: run Pallas kernels in the interpreter; when not given, off a TPU only.
+        platform: where it will run, which need not be this process's own backend (programs are
+            also compiled for a slice that is not there); the default backend when not given.
+
+    Returns:
+        [batch, queries, heads, head_dim] in the query's dtype.
+
+    Raises:
+        UnknownNameError: there is no such implementation.
+    """
+    assert query.ndim == key.ndim == 4 and key.shape == value.shape, (query.shape, key.shape, value.shape)
+    assert query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3], (query.shape, key.shape)
+    assert num_keys is None or 1 <= num_keys <= key.shape[1], (num_keys, key.shape)
+    platform = platform or jax.default_backend()
+    name = resolve_implementation(implementation, platform, dtype=query.dtype, head_dim=query.shape[3])
+    # Padding is cut off before any implementation sees it: nothing is left to be masked, and a NaN
+    # in it cannot come back as 0 x NaN.
+    key, value = key[:, :num_keys], value[:, :num_keys]
+    match name:
+        case "reference":
+            return reference_attention(query, key, value)
+        case "chunked":
+            return chunked_attention(query, key, value)
+        case "splash":
+            interpret = platform != "tpu" if interpret is None else interpret
+            return splash_attention(query, key, value, interpret=interpret)
+        case _:
+            return _dot_product_attention(query, key, value, platform)
+
+
+def _dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, platform: str) -> jax.Array:
+    """`jax.nn.dot_product_attention`: cuDNN where it can, else XLA with the whole score matrix."""
+    cudnn = platform in GPU_PLATFORMS and _cudnn_takes(query.dtype, query.shape[3])
+    # JAX's own default is XLA even on a GPU, so cuDNN must be named.
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
+
+
+def _cudnn_takes(dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
+    return jnp.dtype(dtype) in _CUDNN_DTYPES and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM

@@ -1,0 +1,159 @@
+"""Attention split over a mesh: batch over dp, tokens over sp, heads over tp.
+
+Each device attends for its own batch items and heads; what differs is how its queries come to see
+the tokens of the other sp shards. Functions here take the global view and are called inside jit;
+`shard_map` gives the functions below them what one device holds. A further way (ring) is one more
+function in `_SELF_ATTENTION`.
+
+The platform always comes from the mesh: programs are also compiled for a slice that is not there.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from wan_tpu.attention.api import attend
+from wan_tpu.sharding.layout import DP, SP, TP, Layout
+
+TOKENS_SPLIT = PartitionSpec(DP, SP, TP, None)
+"""How `sharded_attend` splits [batch, tokens, heads, head_dim]."""
+
+TOKENS_WHOLE = PartitionSpec(DP, None, TP, None)
+"""How `cross_attend` splits the keys: every sp shard holds all of them."""
+
+
+class LocalAttend(Protocol):
+    """`attend` with everything chosen but the arrays and the number of real keys."""
+
+    def __call__(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, *, num_keys: int | None = None
+    ) -> jax.Array: ...
+
+
+def sharded_attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mesh: Mesh,
+    layout: Layout,
+    implementation: str,
+    num_keys: int | None = None,
+) -> jax.Array:
+    """Self-attention over tokens that are split over sp; global view, inside jit.
+
+    Args:
+        query: [batch, tokens, heads, head_dim]; tokens padded to a multiple of sp, heads to
+            `layout.padded_heads`, batch a multiple of dp.
+        key: like `query`.
+        value: like `query`.
+        mesh: with the axes dp, sp and tp of `layout`; decides the platform.
+        layout: decides how shards see each other's tokens.
+        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        num_keys: real tokens; the ones after are padding, are never attended, and their own
+            results mean nothing. All are real when not given.
+
+    Returns:
+        [batch, tokens, heads, head_dim] in the query's dtype, split like `query`.
+
+    Raises:
+        UnknownNameError: there is no such implementation.
+    """
+    _check(query, mesh, layout)
+    assert query.shape == key.shape, (query.shape, key.shape)
+    assert query.shape[2] == layout.padded_heads(query.shape[2]), (query.shape, str(layout))
+    per_device = functools.partial(
+        _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else _alone,
+        attend=_local_attend(mesh, implementation),
+        num_keys=num_keys,
+    )
+    specs = (TOKENS_SPLIT, TOKENS_SPLIT, TOKENS_SPLIT)
+    return _shard_map(per_device, mesh, specs)(query, key, value)
+
+
+def cross_attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mesh: Mesh, layout: Layout, implementation: str
+) -> jax.Array:
+    """Attention of tokens, split over sp, to text that every sp shard holds whole; global view.
+
+    Args:
+        query: [batch, tokens, heads, head_dim], as in `sharded_attend`.
+        key: [batch, text, heads, head_dim]; all attended, for Wan's zeros after the prompt are
+            real keys.
+        value: like `key`.
+        mesh: with the axes dp, sp and tp of `layout`; decides the platform.
+        layout: what the mesh was made for.
+        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+
+    Returns:
+        [batch, tokens, heads, head_dim] in the query's dtype, split like `query`; no device speaks
+        to another for it.
+
+    Raises:
+        UnknownNameError: there is no such implementation.
+    """
+    _check(query, mesh, layout)
+    per_device = functools.partial(_alone, attend=_local_attend(mesh, implementation), num_keys=None)
+    return _shard_map(per_device, mesh, (TOKENS_SPLIT, TOKENS_WHOLE, TOKENS_WHOLE))(query, key, value)
+
+
+def _alone(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
+) -> jax.Array:
+    """Per device: the device holds every key its queries need."""
+    return attend(query, key, value, num_keys=num_keys)
+
+
+def _ulysses(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
+) -> jax.Array:
+    """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
+
+    DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509). Takes and returns
+    [batch, tokens / sp, heads, head_dim].
+    """
+    to_heads = functools.partial(jax.lax.all_to_all, axis_name=SP, split_axis=2, concat_axis=1, tiled=True)
+    to_tokens = functools.partial(jax.lax.all_to_all, axis_name=SP, split_axis=1, concat_axis=2, tiled=True)
+    query, key, value = to_heads(query), to_heads(key), to_heads(value)
+    # each [batch, tokens, heads / sp, head_dim]
+    return to_tokens(attend(query, key, value, num_keys=num_keys))
+
+
+def _allgather(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
+) -> jax.Array:
+    """Per device: gather every key and value, attend for the device's own queries.
+
+    Takes and returns [batch, tokens / sp, heads, head_dim]; any number of heads.
+    """
+    key, value = (jax.lax.all_gather(x, SP, axis=1, tiled=True) for x in (key, value))
+    # each [batch, tokens, heads, head_dim]
+    return attend(query, key, value, num_keys=num_keys)
+
+
+_SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {"ulysses": _ulysses, "allgather": _allgather}
+"""By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
+
+
+def _local_attend(mesh: Mesh, implementation: str) -> LocalAttend:
+    """`attend` for the mesh's platform, not for this process's own."""
+    platform = mesh.devices.flat[0].platform
+    return functools.partial(
+        attend, implementation=implementation, platform=platform, interpret=platform != "tpu"
+    )
+
+
+def _shard_map(per_device: Callable[..., jax.Array], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]):
+    # check_vma: Pallas calls do not say over which axes their results vary.
+    return jax.shard_map(per_device, mesh=mesh, in_specs=in_specs, out_specs=TOKENS_SPLIT, check_vma=False)
+
+
+def _check(query: jax.Array, mesh: Mesh, layout: Layout) -> None:
+    """Holds callers to their part; shapes were padded and layouts checked long before."""
+    assert dict(mesh.shape) == {DP: layout.dp, SP: layout.sp, TP: layout.tp}, (mesh.shape, str(layout))
+    batch, tokens, heads, _ = query.shape
+    split = (batch % layout.dp, tokens % layout.sp, heads % layout.tp)
+    assert split == (0, 0, 0), f"{query.shape} does not divide over {layout}"

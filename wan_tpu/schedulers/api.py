@@ -1,0 +1,45 @@
+"""Builds a schedule by name: the one call of the denoising loop, the planner and the tests."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.request import SCHEDULERS
+from wan_tpu.schedulers.base import Schedule
+from wan_tpu.schedulers.euler import make_euler_schedule
+from wan_tpu.schedulers.unipc import make_unipc_schedule
+
+
+def make_schedule(
+    name: str,
+    *,
+    num_inference_steps: int,
+    flow_shift: float,
+    config: Mapping[str, Any] | None = None,
+) -> Schedule:
+    """The schedule of one run.
+
+    Args:
+        name: one of `wan_tpu.request.SCHEDULERS`.
+        num_inference_steps: denoising steps, at least 1.
+        flow_shift: shift of the levels towards high noise, above 0; takes the place of the
+            configuration's own.
+        config: the model's `scheduler_config.json`, of either diffusers class; None for Wan's.
+
+    Raises:
+        UnknownNameError: there is no such scheduler.
+        InputError: the number of steps or the shift is out of range.
+        CheckpointError: the configuration asks for something that is not implemented.
+    """
+    if num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    if not (math.isfinite(flow_shift) and flow_shift > 0):
+        raise InputError(f"flow_shift must be a positive number, got {flow_shift}")
+    match name:
+        case "unipc":
+            return make_unipc_schedule(num_inference_steps, flow_shift, config or {})
+        case "euler":
+            return make_euler_schedule(num_inference_steps, flow_shift, config or {})
+        case _:
+            raise UnknownNameError("scheduler", name, SCHEDULERS)

@@ -1,0 +1,70 @@
+"""What every schedule offers the denoising loop. Knows nothing of models, meshes or latent shapes.
+
+One step is `state = schedule.update(state, model_output, schedule.coefficients(step))`. The
+coefficients are computed on the host in float64; the update is one fused elementwise pass on the
+device in float32. State and coefficients have the same structure, shapes and dtypes at every step
+(missing history is zeros, met by zero coefficients), so one compiled program serves a whole run.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule(abc.ABC):
+    """The noise levels of one run and the solver's arithmetic between them.
+
+    Attributes:
+        timesteps: `[steps]`, float32: what the model is told at each step, equal to diffusers'.
+        sigmas: `[steps + 1]`, float64 holding float32 values (diffusers rounds them so): the share
+            of noise in the latents, `latents = (1 - sigma) * video + sigma * noise`; falls strictly
+            from about 1 to 0.
+    """
+
+    timesteps: np.ndarray
+    sigmas: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.sigmas.shape == (len(self.timesteps) + 1,)
+        self.timesteps.setflags(write=False)
+        self.sigmas.setflags(write=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run, one model evaluation each (two with guidance)."""
+        return len(self.timesteps)
+
+    @abc.abstractmethod
+    def coefficients(self, step: int) -> Any:
+        """The scalars of one step, `0 <= step < num_steps`: a pytree of float32 NumPy arrays."""
+
+    @abc.abstractmethod
+    def init_state(self, sample: jax.Array) -> Any:
+        """The state before the first step.
+
+        Args:
+            sample: the noise, any shape; `state.sample` is this very array if it is float32.
+
+        Returns:
+            A pytree of float32 arrays, each of the shape of `sample`, no two sharing memory, so
+            that the state can be donated. For an abstract `sample`, use `jax.eval_shape`.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def update(state: Any, model_output: jax.Array, coefficients: Any) -> Any:
+        """One step on the device: pure, elementwise, float32 inside.
+
+        Args:
+            state: what `init_state` or the step before returned.
+            model_output: the velocity at `state.sample` and this step's timestep, same shape, any
+                floating dtype.
+            coefficients: of this step.
+
+        Returns:
+            The state after the step; its `sample` are the new latents.
+        """

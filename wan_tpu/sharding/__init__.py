@@ -1,0 +1,1 @@
+"""Layouts: what they are, how they lie on devices, which axis splits which array."""

@@ -1,0 +1,33 @@
+"""Puts a layout onto devices: a JAX mesh with the axes dp, sp and tp."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from wan_tpu.sharding.layout import AXES, Layout
+
+
+def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a layout over `devices` (all devices of all processes when not given).
+
+    On TPU the axes follow the chips' links (`mesh_utils.create_device_mesh`); elsewhere devices
+    keep their order.
+
+    Raises:
+        LayoutError: the layout does not use exactly these devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    layout.require_devices(len(devices))
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(layout.shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(devices).reshape(layout.shape)
+    return Mesh(grid, AXES)
+
+
+def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
+    """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -1,0 +1,57 @@
+"""A stage: one program of the pipeline as a value.
+
+The pipeline runs it, warm-up compiles it before the first request, the planner compiles it for a
+slice that is not there, tests compare it between layouts: what is planned is what runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A pure function with everything that decides its program.
+
+    Attributes:
+        name: what logs, progress and the planner call it.
+        function: pure and jittable; closes over configurations only, never over arrays.
+        arguments: pytrees of `jax.ShapeDtypeStruct` with shardings, one per positional argument.
+        mesh: the devices it runs on; Pallas kernels ask it which chip they are for.
+        donate: positions of the arguments whose memory the result may take.
+        out_shardings: a prefix tree of shardings for the result; None leaves it to the compiler.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+    donate: tuple[int, ...] = ()
+    out_shardings: Any = None
+
+    def lower(self) -> jax.stages.Lowered:
+        """Traces and lowers for the platform of the mesh, which need not be this machine's."""
+        platform = self.mesh.devices.flat[0].platform
+        kwargs = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
+        with jax.set_mesh(self.mesh):
+            traced = jax.jit(self.function, donate_argnums=self.donate, **kwargs).trace(*self.arguments)
+            return traced.lower(lowering_platforms=(platform,))
+
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles the program; calling the result takes arrays like `arguments`."""
+        lowered = self.lower()
+        with jax.set_mesh(self.mesh):
+            return lowered.compile()
+
+
+def abstract(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """A stage argument of this shape, dtype and sharding."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def abstract_like(tree: Any) -> Any:
+    """The stage argument that describes a tree of placed arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,1 @@
+"""Prompts: cleaning, tokens, embeddings by UMT5 through torchax."""

@@ -1,0 +1,1 @@
+"""Wan's denoising transformer: diffusers' modules through torchax, scanned, with our attention."""

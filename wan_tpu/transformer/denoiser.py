@@ -1,0 +1,245 @@
+"""The denoiser: noisy latent tokens, a timestep and a text in, predicted velocity out.
+
+diffusers' block runs through torchax with our attention, scanned over stacked weights. Around the
+blocks everything works on tokens: the scheduler keeps latents in token form for the whole run, so
+no step folds or unfolds patches, and patch embedding is one product.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.geometry import Geometry, ceil_to_multiple
+from wan_tpu.sharding.layout import DP, TP
+from wan_tpu.sharding.rules import LATENT_TOKENS, RESIDUAL, SPLIT_FEATURES, TOKENS, gathered
+from wan_tpu.torch_bridge import call_module, to_jax, to_torch, with_prefix
+from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.processors import (
+    AttentionSetting,
+    CrossAttention,
+    Positions,
+    SelfAttention,
+    rms_norm_across_heads,
+    split_heads,
+)
+from wan_tpu.transformer.rotary import rotary_tables
+from wan_tpu.transformer.weights import LAYERS, denoiser_weights, template
+
+TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
+"""Weights that only `text_context` uses: a denoising step does not touch them."""
+
+CONTEXT_SPEC = jax.sharding.PartitionSpec(None, DP, None, TP, None)
+"""Split of the text's keys and values, `[layers, batch, text, heads, head_dim]`."""
+
+Params = Mapping[str, jax.Array]
+Context = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Denoiser:
+    """Wan's transformer on a mesh: pure functions of its parameters.
+
+    Attributes:
+        config: sizes of the model.
+        setting: mesh, layout and attention.
+        dtype: of weights and activations; float32 stays where diffusers keeps it.
+    """
+
+    config: TransformerConfig
+    setting: AttentionSetting
+    dtype: Any
+
+    def weights(self) -> list[Weight]:
+        """The parameters, in the order they are loaded."""
+        return denoiser_weights(self.config, self.setting.layout, self.dtype)
+
+    def padded_tokens(self, geometry: Geometry) -> int:
+        """Length of the sequence on the mesh: every device holds the same number of tokens."""
+        layout = self.setting.layout
+        return ceil_to_multiple(geometry.num_tokens, layout.sp * layout.tp)
+
+    def padded_batch(self, batch: int) -> int:
+        """Batch on the mesh; what dp adds repeats the first entries and is thrown away."""
+        return ceil_to_multiple(batch, self.setting.layout.dp)
+
+    def text_context(self, params: Params, text: jax.Array) -> Context:
+        """Keys and values of cross-attention for every layer, once per request.
+
+        Args:
+            params: the parameters named in `weights`.
+            text: `[batch, 512, text_dim]`, embeddings, zero past each prompt's end.
+
+        Returns:
+            keys and values, each `[layers, batch, 512, padded heads, head_dim]`.
+        """
+        embedder = template(self.config).condition_embedder.text_embedder
+        weights = with_prefix(params, "condition_embedder.text_embedder.")
+        text = call_module(embedder, weights, text.astype(self.dtype))  # [batch, 512, dim]
+
+        def layer(_: None, weights: Params) -> tuple[None, Context]:
+            weights = self._gather(weights)
+            key = rms_norm_across_heads(
+                _linear(text, weights, "attn2.to_k"),
+                weights["attn2.norm_k.weight"],
+                self.config.dim,
+                self.config.eps,
+            )
+            value = _linear(text, weights, "attn2.to_v")
+            head_dim = self.config.attention_head_dim
+            return None, (split_heads(key.astype(self.dtype), head_dim), split_heads(value, head_dim))
+
+        used = {name: params[name] for name in params if name.startswith(TEXT_KEYS)}
+        _, (keys, values) = jax.lax.scan(layer, None, with_prefix(used, LAYERS))
+        return (
+            self.setting.constrain(keys, CONTEXT_SPEC),
+            self.setting.constrain(values, CONTEXT_SPEC),
+        )
+
+    def predict(
+        self,
+        params: Params,
+        latents: jax.Array,
+        timestep: jax.Array,
+        context: Context,
+        geometry: Geometry,
+    ) -> jax.Array:
+        """Predicted velocity for each entry of the context's batch.
+
+        Args:
+            params: the parameters named in `weights` (those of `TEXT_KEYS` may lack).
+            latents: `[1, padded tokens, token channels]`, float32, the same for the whole batch.
+            timestep: scalar, float32.
+            context: from `text_context`.
+            geometry: sizes of the video.
+
+        Returns:
+            `[batch, padded tokens, token channels]`, float32.
+        """
+        batch, tokens = context[0].shape[1], latents.shape[1]
+        time_embedding, modulation = self._time(params, timestep)
+        hidden = self._embed_patches(params, latents.astype(self.dtype))  # [1, tokens, dim]
+        hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
+        cos, sin = rotary_tables(geometry.grid, self.config.attention_head_dim, tokens)
+        positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
+        hidden = self._blocks(params, hidden, context, modulation, positions)
+        return self._project_out(params, hidden, time_embedding)
+
+    def _blocks(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        context: Context,
+        modulation: jax.Array,
+        positions: Positions,
+    ) -> jax.Array:
+        """All transformer blocks, `[batch, tokens, dim]` -> the same."""
+        block = self._block()
+
+        def layer(hidden: jax.Array, inputs: tuple[Params, Context]) -> tuple[jax.Array, None]:
+            weights, (key, value) = inputs
+            hidden = self.setting.constrain(hidden, RESIDUAL)
+            hidden = call_module(
+                block, self._gather(weights), hidden, (key, value), modulation, positions
+            )
+            return self.setting.constrain(hidden, RESIDUAL), None
+
+        used = {name: params[name] for name in params if not name.startswith(TEXT_KEYS)}
+        hidden, _ = jax.lax.scan(layer, hidden, (with_prefix(used, LAYERS), context))
+        return hidden
+
+    def _block(self) -> Any:
+        """diffusers' transformer block with our attention, splits set around its feed-forward."""
+        block = copy.deepcopy(template(self.config).blocks[0])
+        block.attn1.set_processor(SelfAttention(self.config, self.setting))
+        block.attn2.set_processor(CrossAttention(self.config, self.setting))
+
+        def constrain(spec: jax.sharding.PartitionSpec, tensor: Any) -> Any:
+            return to_torch(self.setting.constrain(to_jax(tensor), spec))
+
+        block.ffn.register_forward_pre_hook(lambda _, args: (constrain(TOKENS, args[0]),))
+        block.ffn.net[0].register_forward_hook(lambda _, __, out: constrain(SPLIT_FEATURES, out))
+        block.ffn.register_forward_hook(lambda _, __, out: constrain(RESIDUAL, out))
+        return block
+
+    def _gather(self, weights: Params) -> Params:
+        """One layer's weights split over tp alone, as its products use them."""
+        specs = {w.name.removeprefix(LAYERS): w.spec for w in self.weights() if w.stacked}
+        return {name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()}
+
+    def _embed_patches(self, params: Params, latents: jax.Array) -> jax.Array:
+        """Patch embedding as a product, `[1, tokens, token channels]` -> `[1, tokens, dim]`."""
+        kernel = params["patch_embedding.weight"]  # [dim, channels, frames, rows, columns]
+        kernel = jnp.moveaxis(kernel, 1, -1).reshape(kernel.shape[0], -1)  # [dim, token channels]
+        return latents @ kernel.T + params["patch_embedding.bias"]
+
+    def _time(self, params: Params, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Embeds the timestep: `[1, dim]`, and `[1, 6, dim]` for the blocks' modulation."""
+        embedder = template(self.config).condition_embedder
+        params = with_prefix(params, "condition_embedder.")
+        frequencies = call_module(embedder.timesteps_proj, {}, timestep[None])
+        embedding = call_module(
+            embedder.time_embedder, with_prefix(params, "time_embedder."), frequencies
+        ).astype(self.dtype)
+        projected = call_module(
+            embedder.time_proj, with_prefix(params, "time_proj."), jax.nn.silu(embedding)
+        )
+        return embedding, projected.reshape(1, 6, self.config.dim)
+
+    def _project_out(self, params: Params, hidden: jax.Array, time_embedding: jax.Array) -> jax.Array:
+        """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
+        norm_out = template(self.config).norm_out
+        shift, scale = jnp.split(params["scale_shift_table"] + time_embedding[:, None], 2, axis=1)
+        normed = call_module(norm_out, {}, hidden.astype(jnp.float32)) * (1 + scale) + shift
+        out = _linear(normed.astype(self.dtype), params, "proj_out")
+        return out.astype(jnp.float32)
+
+
+def patchify(latents: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """Latents to tokens.
+
+    Args:
+        latents: `[batch, channels, frames, height, width]`.
+        patch: latents per token along (frames, height, width).
+
+    Returns:
+        `[batch, tokens, patch frames * rows * columns * channels]`.
+    """
+    batch, channels, *sizes = latents.shape
+    frames, rows, columns = (size // p for size, p in zip(sizes, patch, strict=True))
+    x = latents.reshape(batch, channels, frames, patch[0], rows, patch[1], columns, patch[2])
+    x = x.transpose(0, 2, 4, 6, 3, 5, 7, 1)  # [batch, f, r, c, pf, pr, pc, channels]
+    return x.reshape(batch, frames * rows * columns, -1)
+
+
+def unpatchify(tokens: jax.Array, geometry: Geometry) -> jax.Array:
+    """Tokens to latents, channels last, padding tokens dropped.
+
+    Args:
+        tokens: `[batch, padded tokens, token channels]`.
+        geometry: sizes of the video.
+
+    Returns:
+        `[batch, latent frames, latent height, latent width, channels]`.
+    """
+    frames, rows, columns = geometry.grid
+    patch = geometry.compression.patch
+    x = tokens[:, : geometry.num_tokens].reshape(tokens.shape[0], frames, rows, columns, *patch, -1)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # [batch, f, pf, r, pr, c, pc, channels]
+    return x.reshape(
+        tokens.shape[0], geometry.latent_frames, geometry.latent_height, geometry.latent_width, -1
+    )
+
+
+def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedSharding:
+    """How latents in token form lie on the mesh."""
+    return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)
+
+
+def _linear(x: jax.Array, params: Params, name: str) -> jax.Array:
+    """`torch.nn.Linear` called `name`: `[..., in]` -> `[..., out]`."""
+    return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]

@@ -1,0 +1,137 @@
+"""Our attention inside diffusers' transformer block: two processors for `WanAttention`.
+
+A block passes what it is given as `rotary_emb` and `encoder_hidden_states` on to its processors
+and looks at neither, so those arguments carry what ours need.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from wan_tpu.attention.sequence_parallel import cross_attend, sharded_attend
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, TOKENS
+from wan_tpu.torch_bridge import to_jax, to_torch
+from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.rotary import rotate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSetting:
+    """Where and how attention runs: fixed for a model on a mesh.
+
+    Attributes:
+        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, resolved (not `auto`).
+    """
+
+    mesh: Mesh
+    layout: Layout
+    implementation: str
+
+    def constrain(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """Asks the compiler to split `x` like this at this point."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """What self-attention knows about the sequence; travels as `rotary_emb`.
+
+    Attributes:
+        cos: `[tokens, head_dim]`, float32. sin: likewise, signed (`rotary.rotary_tables`).
+        num_tokens: how many of the tokens are real.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    num_tokens: int
+
+
+class SelfAttention:
+    """Queries, keys and values of all tokens; rotary positions; split by the layout."""
+
+    def __init__(self, config: TransformerConfig, setting: AttentionSetting):
+        self._config = config
+        self._setting = setting
+
+    def __call__(self, attn: Any, hidden_states: Any, _context: Any, _mask: Any, positions: Positions) -> Any:
+        """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`."""
+        setting, config = self._setting, self._config
+        hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
+        query, key, value = (self._project(p, hidden) for p in (attn.to_q, attn.to_k, attn.to_v))
+        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps)
+        key = rms_norm_across_heads(key, to_jax(attn.norm_k.weight), config.dim, attn.norm_k.eps)
+        dtype = value.dtype
+        query, key, value = (split_heads(x, config.attention_head_dim) for x in (query, key, value))
+        query = rotate(query, positions.cos, positions.sin).astype(dtype)
+        key = rotate(key, positions.cos, positions.sin).astype(dtype)
+        attended = sharded_attend(
+            query,
+            key,
+            value,
+            mesh=setting.mesh,
+            layout=setting.layout,
+            implementation=setting.implementation,
+            num_keys=positions.num_tokens,
+        )
+        return output_projection(attn, attended, setting)
+
+    def _project(self, projection: Any, hidden: Any) -> jax.Array:
+        return self._setting.constrain(to_jax(projection(hidden)), SPLIT_FEATURES)
+
+
+class CrossAttention:
+    """Queries of all tokens against the text's keys and values, computed once per request."""
+
+    def __init__(self, config: TransformerConfig, setting: AttentionSetting):
+        self._config = config
+        self._setting = setting
+
+    def __call__(self, attn: Any, hidden_states: Any, context: Any, _mask: Any, _positions: Any) -> Any:
+        """diffusers' processor protocol; context is (key, value), `[batch, text, heads, head_dim]`."""
+        setting, config = self._setting, self._config
+        key, value = context
+        hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
+        query = setting.constrain(to_jax(attn.to_q(hidden)), SPLIT_FEATURES)
+        dtype = query.dtype
+        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps)
+        attended = cross_attend(
+            split_heads(query.astype(dtype), config.attention_head_dim),
+            key,
+            value,
+            mesh=setting.mesh,
+            layout=setting.layout,
+            implementation=setting.implementation,
+        )
+        return output_projection(attn, attended, setting)
+
+
+def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float) -> jax.Array:
+    """Root-mean-square norm over all heads of a token.
+
+    Args:
+        x: `[batch, tokens, padded heads * head_dim]`; padding heads are zero.
+        weight: `[padded heads * head_dim]`.
+        dim: channels of the real heads: the mean is over these.
+        eps: added to the mean square.
+
+    Returns:
+        Like `x`, float32 (the caller rounds once, after all that follows).
+    """
+    x = x.astype(jnp.float32)
+    mean_square = jnp.sum(x * x, axis=-1, keepdims=True) / dim
+    return x * jax.lax.rsqrt(mean_square + eps) * weight.astype(jnp.float32)
+
+
+def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
+    """`[batch, tokens, heads * head_dim]` -> `[batch, tokens, heads, head_dim]`."""
+    return x.reshape(*x.shape[:2], -1, head_dim)
+
+
+def output_projection(attn: Any, attended: jax.Array, setting: AttentionSetting) -> Any:
+    """`[batch, tokens, heads, head_dim]` -> torch `[batch, tokens, dim]`, tokens split over sp and tp."""
+    merged = setting.constrain(attended.reshape(*attended.shape[:2], -1), SPLIT_FEATURES)
+    return to_torch(setting.constrain(to_jax(attn.to_out[0](to_torch(merged))), RESIDUAL))

@@ -1,0 +1,98 @@
+"""The denoiser's parameters: names, shapes and dtypes from diffusers' module, order and split ours.
+
+Heads are padded so that every device holds whole ones (`Layout.padded_heads`), the feed-forward
+width to a multiple of tp; padding rows are zero and leave the result as it is. Rows of the
+self-attention queries and keys are put in half-split order (`rotary.py`), rows of the output
+projection in the token's channel order (patch frames, rows, columns, channels), which is
+diffusers' own.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from wan_tpu.checkpoints.weights import ZERO, Weight
+from wan_tpu.geometry import ceil_to_multiple
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.rules import split_weight
+from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.rotary import half_split_rows
+
+LAYERS = "blocks.*."
+
+_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+"""Parts kept in float32 whatever the dtype, as diffusers' `_keep_in_fp32_modules`."""
+
+
+@functools.cache
+def template(config: TransformerConfig):
+    """diffusers' model with one layer, on the meta device: shapes and code, no numbers."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        return WanTransformer3DModel(**(config.to_json() | {"num_layers": 1})).eval()
+
+
+def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: Any) -> list[Weight]:
+    """Every parameter of the denoiser under a layout.
+
+    Args:
+        config: sizes of the model.
+        layout: decides padding and split.
+        dtype: of the weights; a few small ones stay float32.
+    """
+    weights = []
+    for name, parameter in template(config).named_parameters():
+        stacked = name.startswith("blocks.0.")
+        pattern = name.replace("blocks.0.", LAYERS, 1)
+        layers = range(config.num_layers) if stacked else (0,)
+        keep = any(part in name.split(".") for part in _FLOAT32)
+        shape = tuple(parameter.shape)
+        rows, tp_dim = _order(pattern, shape, config, layout)
+        weight = Weight(
+            name=pattern,
+            tensors=tuple(pattern.replace("*", str(layer)) for layer in layers),
+            tensor_shape=shape,
+            dtype=jnp.float32 if keep else dtype,
+            stacked=stacked,
+            rows=rows,
+        )
+        spec = split_weight(weight.layer_shape, layout, tp_dim=tp_dim, stacked=stacked)
+        weights.append(dataclasses.replace(weight, spec=spec))
+    return weights
+
+
+def _order(
+    pattern: str, shape: tuple[int, ...], config: TransformerConfig, layout: Layout
+) -> tuple[dict[int, np.ndarray], int | None]:
+    """Which checkpoint row each row takes, and which dimension tensor parallelism splits."""
+    part = pattern.removeprefix(LAYERS)
+    heads = _padded_heads(config, layout, half_split=False)
+    rotated = _padded_heads(config, layout, half_split=True)
+    hidden = np.full(ceil_to_multiple(config.ffn_dim, layout.tp), ZERO)
+    hidden[: config.ffn_dim] = np.arange(config.ffn_dim)
+    match part.split("."):
+        case ["attn1", "to_q" | "to_k" | "norm_q" | "norm_k", _]:
+            return {0: rotated}, 0
+        case ["attn1" | "attn2", "to_q" | "to_k" | "to_v" | "norm_q" | "norm_k", _]:
+            return {0: heads}, 0
+        case ["attn1" | "attn2", "to_out", "0", "weight"]:
+            return {1: heads}, 1
+        case ["ffn", "net", "0", "proj", _]:
+            return {0: hidden}, 0
+        case ["ffn", "net", "2", "weight"]:
+            return {1: hidden}, 1
+    return {}, None
+
+
+def _padded_heads(config: TransformerConfig, layout: Layout, *, half_split: bool) -> np.ndarray:
+    """Checkpoint rows of a projection onto heads, padding heads `ZERO` at the end."""
+    head_dim = config.attention_head_dim
+    padded = np.full(layout.padded_heads(config.num_attention_heads) * head_dim, ZERO)
+    rows = half_split_rows(config.num_attention_heads, head_dim) if half_split else np.arange(config.dim)
+    padded[: config.dim] = rows
+    return padded
