@@ -1,12 +1,16 @@
-"""Pixels and frames <-> latent grid <-> tokens. Integers only, no JAX: the server validates with it.
+"""Pixels and frames <-> latent grid <-> tokens. Integers only, no JAX: the server uses it, too.
 
 Wan's autoencoder compresses space by 8 and time by 4, the first frame alone; the transformer then
 groups latents into patches. All ranges are those of `docs/glossary.md`.
 """
 
 import dataclasses
+import re
 
 from wan_tpu.errors import GeometryError
+
+TEXT_TOKENS = 512
+"""Tokens of every prompt, padding included, in all Wan models."""
 
 
 def ceil_to_multiple(value: int, multiple: int) -> int:
@@ -122,10 +126,12 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         GeometryError: the text is not two positive integers joined by an x.
     """
-    width, separator, height = text.lower().partition("x")
-    if not (separator and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise GeometryError(f"size must be WIDTHxHEIGHT in pixels, for example 832x480, got {text!r}")
-    return int(width), int(height)
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
+    if match is None:
+        raise GeometryError(
+            f"size must be WIDTHxHEIGHT in pixels, for example 832x480, got {text!r}"
+        )
+    return int(match[1]), int(match[2])
 
 
 def _nearest(value: int, multiple: int, offset: int) -> str:

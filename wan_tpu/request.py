@@ -5,7 +5,6 @@ rest of the library sees complete requests only.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -84,8 +83,12 @@ class VideoRequest:
             ("seed", 0, MAX_SEED),
         ):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
+            if value is not None and not low <= value <= high:  # NaN, too, is not between
                 raise InputError(f"{name} must lie between {low} and {high}, got {value}")
+        for name in ("width", "height", "num_frames", "fps", "num_inference_steps", "seed"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise InputError(f"{name} must be a whole number, got {value}")
 
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
         """This request with every open field filled from the model's defaults."""
@@ -94,7 +97,8 @@ class VideoRequest:
         filled = {n: getattr(defaults, n) for n in names if getattr(self, n) is None}
         request = dataclasses.replace(self, **filled)
         if request.flow_shift is None:
-            assert request.width is not None and request.height is not None
+            assert request.width is not None
+            assert request.height is not None
             shift = defaults.flow_shift(request.width, request.height)
             request = dataclasses.replace(request, flow_shift=shift)
         return request
@@ -105,7 +109,9 @@ class VideoRequest:
         Raises:
             GeometryError: the model cannot make this size or length.
         """
-        assert self.width and self.height and self.num_frames is not None, "resolve the request first"
+        assert self.width is not None, "resolve the request first"
+        assert self.height is not None, "resolve the request first"
+        assert self.num_frames is not None, "resolve the request first"
         return Geometry(
             width=self.width,
             height=self.height,

@@ -5,11 +5,13 @@ slice that is not there, tests compare it between layouts: what is planned is wh
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
+
+from wan_tpu.sharding.mesh import platform_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,9 @@ class Stage:
         mesh: the devices it runs on; Pallas kernels ask it which chip they are for.
         donate: positions of the arguments whose memory the result may take.
         out_shardings: a prefix tree of shardings for the result; None leaves it to the compiler.
+        matmul_precision: `highest` where float32 products must be float32; None is the platform's
+            default (a TPU multiplies float32 in bfloat16 passes).
+        tpu_compiler_options: XLA options for TPUs, by name.
     """
 
     name: str
@@ -31,20 +36,25 @@ class Stage:
     mesh: Mesh
     donate: tuple[int, ...] = ()
     out_shardings: Any = None
+    matmul_precision: str | None = None
+    tpu_compiler_options: Mapping[str, str] | None = None
 
     def lower(self) -> jax.stages.Lowered:
         """Traces and lowers for the platform of the mesh, which need not be this machine's."""
-        platform = self.mesh.devices.flat[0].platform
+        platform = platform_of(self.mesh)
         kwargs = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
-        with jax.set_mesh(self.mesh):
-            traced = jax.jit(self.function, donate_argnums=self.donate, **kwargs).trace(*self.arguments)
+        with jax.set_mesh(self.mesh), jax.default_matmul_precision(self.matmul_precision):
+            traced = jax.jit(self.function, donate_argnums=self.donate, **kwargs).trace(
+                *self.arguments
+            )
             return traced.lower(lowering_platforms=(platform,))
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the program; calling the result takes arrays like `arguments`."""
         lowered = self.lower()
+        options = self.tpu_compiler_options if platform_of(self.mesh) == "tpu" else None
         with jax.set_mesh(self.mesh):
-            return lowered.compile()
+            return lowered.compile(compiler_options=dict(options) if options else None)
 
 
 def abstract(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

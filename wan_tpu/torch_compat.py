@@ -42,7 +42,7 @@ def _missing_named_tensor_overloads_answered() -> Iterator[None]:
                 return f"{packet}.{key}"  # hashable, equal to no operator: a dead table entry
             raise
 
-    OpOverloadPacket.__getattr__ = answer
+    OpOverloadPacket.__getattr__ = answer  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from wan_tpu.attention.chunked import chunked_attention
 from wan_tpu.attention.reference import reference_attention
-from wan_tpu.attention.splash import splash_attention
+from wan_tpu.attention.splash import splash_attention, tiles_for
 from wan_tpu.errors import UnknownNameError
 
 IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash")
@@ -58,7 +58,7 @@ def attend(
     implementation: str,
     num_keys: int | None = None,
     interpret: bool | None = None,
-    platform: str | None = None,
+    device: jax.Device | None = None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
@@ -72,8 +72,8 @@ def attend(
         num_keys: keys at this position and later are padding: whatever they hold, NaN included,
             is never attended. All are real when not given.
         interpret: run Pallas kernels in the interpreter; when not given, off a TPU only.
-        platform: where it will run, which need not be this process's own backend (programs are
-            also compiled for a slice that is not there); the default backend when not given.
+        device: one like those that will run it, which need not be this process's own (programs are
+            also compiled for a slice that is not there); the default device when not given.
 
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
@@ -84,21 +84,21 @@ def attend(
     assert query.ndim == key.ndim == 4 and key.shape == value.shape, (query.shape, key.shape, value.shape)
     assert query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3], (query.shape, key.shape)
     assert num_keys is None or 1 <= num_keys <= key.shape[1], (num_keys, key.shape)
-    platform = platform or jax.default_backend()
-    name = resolve_implementation(implementation, platform, dtype=query.dtype, head_dim=query.shape[3])
-    # Padding is cut off before any implementation sees it: nothing is left to be masked, and a NaN
-    # in it cannot come back as 0 x NaN.
+    device = device or jax.devices()[0]
+    name = resolve_implementation(implementation, device.platform, dtype=query.dtype, head_dim=query.shape[3])
+    num_keys = num_keys or key.shape[1]
+    if name == "splash":
+        interpret = device.platform != "tpu" if interpret is None else interpret
+        tiles = tiles_for(device.device_kind)
+        return splash_attention(query, key, value, num_keys=num_keys, tiles=tiles, interpret=interpret)
+    # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
+    # cannot come back as 0 x NaN.
     key, value = key[:, :num_keys], value[:, :num_keys]
-    match name:
-        case "reference":
-            return reference_attention(query, key, value)
-        case "chunked":
-            return chunked_attention(query, key, value)
-        case "splash":
-            interpret = platform != "tpu" if interpret is None else interpret
-            return splash_attention(query, key, value, interpret=interpret)
-        case _:
-            return _dot_product_attention(query, key, value, platform)
+    if name == "reference":
+        return reference_attention(query, key, value)
+    if name == "chunked":
+        return chunked_attention(query, key, value)
+    return _dot_product_attention(query, key, value, device.platform)
 
 
 def _dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, platform: str) -> jax.Array:

@@ -113,13 +113,37 @@ def _ulysses(
     """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
 
     DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509). Takes and returns
-    [batch, tokens / sp, heads, head_dim].
+    [batch, tokens / sp, heads, head_dim]. Query, key and value travel one by one: joined they would
+    cost one more pass over all three in memory, and one can travel while the next is computed.
     """
-    to_heads = functools.partial(jax.lax.all_to_all, axis_name=SP, split_axis=2, concat_axis=1, tiled=True)
-    to_tokens = functools.partial(jax.lax.all_to_all, axis_name=SP, split_axis=1, concat_axis=2, tiled=True)
-    query, key, value = to_heads(query), to_heads(key), to_heads(value)
+    query, key, value = (_tokens_for_heads(x) for x in (query, key, value))
     # each [batch, tokens, heads / sp, head_dim]
-    return to_tokens(attend(query, key, value, num_keys=num_keys))
+    return _heads_for_tokens(attend(query, key, value, num_keys=num_keys))
+
+
+def _tokens_for_heads(x: jax.Array) -> jax.Array:
+    """Per device: [batch, tokens / sp, heads, head_dim] -> [batch, tokens, heads / sp, head_dim].
+
+    What goes to (and comes from) one shard is made one block in memory, `[sp, batch, heads / sp,
+    tokens / sp, head_dim]`: all-to-all along `tokens` or `heads` where they stand makes the TPU
+    compiler copy more (5.3 GB against 6.1 GB per layer, 14B, 720p, dp2-sp4).
+    """
+    batch, tokens, heads, head_dim = x.shape
+    ways = jax.lax.axis_size(SP)
+    x = x.reshape(batch, tokens, ways, heads // ways, head_dim).transpose(2, 0, 3, 1, 4)
+    x = jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
+    # [shard of the tokens, batch, heads / sp, tokens / sp, head_dim]
+    return x.transpose(1, 0, 3, 2, 4).reshape(batch, ways * tokens, heads // ways, head_dim)
+
+
+def _heads_for_tokens(x: jax.Array) -> jax.Array:
+    """Per device: [batch, tokens, heads / sp, head_dim] -> [batch, tokens / sp, heads, head_dim]."""
+    batch, tokens, heads, head_dim = x.shape
+    ways = jax.lax.axis_size(SP)
+    x = x.reshape(batch, ways, tokens // ways, heads, head_dim).transpose(1, 0, 3, 2, 4)
+    x = jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
+    # [shard of the heads, batch, heads / sp, tokens / sp, head_dim]
+    return x.transpose(1, 3, 0, 2, 4).reshape(batch, tokens // ways, ways * heads, head_dim)
 
 
 def _allgather(
@@ -139,11 +163,9 @@ _SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {"ulysses": _ulysses, "al
 
 
 def _local_attend(mesh: Mesh, implementation: str) -> LocalAttend:
-    """`attend` for the mesh's platform, not for this process's own."""
-    platform = mesh.devices.flat[0].platform
-    return functools.partial(
-        attend, implementation=implementation, platform=platform, interpret=platform != "tpu"
-    )
+    """`attend` for the mesh's devices, not for this process's own."""
+    device = mesh.devices.flat[0]
+    return functools.partial(attend, implementation=implementation, device=device)
 
 
 def _shard_map(per_device: Callable[..., jax.Array], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]):

@@ -6,7 +6,7 @@ closed again, so that its pages never count as this process's memory for longer 
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import ml_dtypes
@@ -53,37 +53,39 @@ class ArraySource:
 class SafetensorsSource:
     """The tensors of one component's folder: one safetensors file, or several with an index."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, *, aliases: Mapping[str, str] | None = None):
         """Reads names and shapes; no weights.
+
+        Args:
+            folder: of the component.
+            aliases: second names of tied tensors, and the name each is known by here.
 
         Raises:
             CheckpointError: no safetensors here, or a file is missing, truncated or unreadable.
         """
         self.description = str(folder)
-        self._files: dict[str, pathlib.Path] = {}
-        self.shapes: Mapping[str, tuple[int, ...]] = {}
+        self._stored: dict[str, tuple[pathlib.Path, str]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for path in _weight_files(folder):
-            shapes = _read_header(path)
-            self.shapes |= shapes
-            self._files |= dict.fromkeys(shapes, path)
+            for stored_name, shape in _read_header(path).items():
+                name = (aliases or {}).get(stored_name, stored_name)
+                shapes[name] = shape
+                self._stored[name] = (path, stored_name)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """See `TensorSource.read`."""
-        path = self._files[name]
+        path, stored_name = self._stored[name]
         with _opened(path) as file:
-            stored = file.get_slice(name)
-            # A 0-d tensor takes no index; every other one must get at least one slice.
-            if not self.shapes[name]:
-                return _to_numpy(file.get_tensor(name))
-            return _to_numpy(stored[index or (slice(None),)])
+            if not index:
+                return _to_numpy(file.get_tensor(stored_name))
+            return _to_numpy(file.get_slice(stored_name)[index])
 
 
 def check_tensors(
     component: str,
     expected: Mapping[str, tuple[int, ...]],
     source: TensorSource,
-    *,
-    optional: Iterable[str] = (),
 ) -> None:
     """Refuses a source whose tensors are not exactly those of the model.
 
@@ -91,14 +93,13 @@ def check_tensors(
         component: the part of the model, for the message.
         expected: shapes by name, in the checkpoint's layout.
         source: what was found.
-        optional: names that may be there and are not used.
 
     Raises:
         CheckpointError: names the missing, unexpected and misshapen tensors.
     """
     found = source.shapes
     problems = [f"missing {_some(sorted(expected.keys() - found.keys()))}"]
-    problems += [f"unexpected {_some(sorted(found.keys() - expected.keys() - set(optional)))}"]
+    problems += [f"unexpected {_some(sorted(found.keys() - expected.keys()))}"]
     wrong = [
         f"{name} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -123,22 +124,28 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
         try:
             names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
         except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{indexes[0]} is not an index of safetensors files: {error}") from None
+            raise CheckpointError(
+                f"{indexes[0]} is not an index of safetensors files: {error}"
+            ) from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {_some(missing)}, named in {indexes[0].name}")
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        hint = f"; {_some(others)} cannot be used, because pickle files can run code" if others else ""
+        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.pt*")
+        )
+        hint = (
+            f"; {_some(others)} cannot be used, because pickle files can run code" if others else ""
+        )
         raise CheckpointError(f"no .safetensors file in {folder}{hint}")
     return files
 
 
 def _read_header(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
 
 
 def _opened(path: pathlib.Path):

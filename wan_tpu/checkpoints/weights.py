@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wan_tpu.checkpoints.source import Index, TensorSource
+from wan_tpu.checkpoints.source import Index, TensorSource, check_tensors
 
 ZERO = -1
 """In a row map: this row is not in the checkpoint and is zero."""
@@ -75,8 +75,8 @@ class Weight:
     def place(self, source: TensorSource, mesh: Mesh) -> jax.Array:
         """Reads each device's slice from `source` and puts it there."""
 
-        def read(index: Index) -> np.ndarray:
-            return self._read(source, index)
+        def read(index: Index | None) -> np.ndarray:
+            return self._read(source, index or ())
 
         return jax.make_array_from_callback(self.shape, NamedSharding(mesh, self.spec), read)
 
@@ -100,7 +100,9 @@ class Weight:
             wanted = rows[index[dim]]
             present = wanted[wanted != ZERO]
             if present.size == 0:
-                shape = [len(range(n)[part]) for n, part in zip(self.layer_shape, index, strict=True)]
+                shape = [
+                    len(range(n)[part]) for n, part in zip(self.layer_shape, index, strict=True)
+                ]
                 return np.zeros(shape, self.dtype)
             reads[dim] = slice(int(present.min()), int(present.max()) + 1)
             picks[dim] = np.where(wanted == ZERO, ZERO, wanted - present.min())
@@ -131,7 +133,21 @@ def abstract_weights(weights: Iterable[Weight], mesh: Mesh) -> dict[str, jax.Sha
     return {weight.name: weight.abstract(mesh) for weight in weights}
 
 
-def place_weights(weights: Iterable[Weight], source: TensorSource, mesh: Mesh) -> dict[str, jax.Array]:
+def load_weights(
+    component: str, weights: list[Weight], source: TensorSource, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """All parameters of a component, by name, after every name and shape was checked.
+
+    Raises:
+        CheckpointError: the source does not hold exactly the tensors of the model.
+    """
+    check_tensors(component, expected_tensors(weights), source)
+    return place_weights(weights, source, mesh)
+
+
+def place_weights(
+    weights: Iterable[Weight], source: TensorSource, mesh: Mesh
+) -> dict[str, jax.Array]:
     """All parameters of a component, by name, read slice by slice to their devices."""
     placed = {}
     for weight in weights:

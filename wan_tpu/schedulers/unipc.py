@@ -7,11 +7,11 @@ data prediction, `B(h) = e^-h - 1` (called bh2), lower order at both ends of the
 How a step comes about. Write the latents at noise level sigma as `alpha * video + sigma * noise`
 with `alpha = 1 - sigma`, and let `lambda = log(alpha / sigma)` be the logarithm of the
 signal-to-noise ratio. From level s to level t, `h = lambda_t - lambda_s`, the exact solution is
-the old sample scaled down plus an integral over the model's estimate of the clean video:
+the old sample scaled down plus a mean of the model's estimates of the clean video on the way:
 
-    sample_t = sigma_t / sigma_s * sample_s + alpha_t * (1 - e^-h) * (mean clean estimate from s to t)
+    sample_t = sigma_t / sigma_s * sample_s + alpha_t * (1 - e^-h) * mean
 
-where the mean weighs late estimates more. The solver replaces it by the estimate at s plus a
+where late estimates weigh more. The solver replaces it by the estimate at s plus a
 weighted sum of differences to estimates elsewhere. The weights make the formula exact for
 polynomials in lambda of as high a degree as there are estimates: a linear system of at most
 `solver_order` unknowns. The predictor uses estimates of earlier steps only. The corrector repeats
@@ -19,8 +19,11 @@ the step just made with one estimate more, the one at the predicted sample, whic
 has to compute anyway: so it costs nothing, and it comes first thing in the next step.
 
 All of this is linear in the samples and estimates, with weights that depend on the sigmas only.
-So the host solves the systems in float64 and hands the device two rows of numbers per step. (In
-bfloat16, or by cancellation in float32, these small systems have spoiled pictures elsewhere.)
+So the host solves the systems in float64 and hands the device two rows of numbers per step. That
+matters: bfloat16 in these small systems has spoiled pictures elsewhere, and diffusers' float32
+loses digits by cancellation. Against a run in float64 throughout (50 steps, shift 3, independent
+random velocities; relative to the range) it is off by 4e-7, 8e-6 and 2e-4 at orders 2, 3 and 4;
+this module by 4e-7 at each. Order 4 is therefore not offered: there is nothing to compare it with.
 """
 
 import dataclasses
@@ -52,6 +55,9 @@ IMPLEMENTED = {
     "use_beta_sigmas": False,
 }
 """Fields of a UniPC configuration with the one value of each that is implemented."""
+
+SOLVER_ORDERS = (1, 2, 3)
+"""Wan's files say 2."""
 
 DIFFUSERS_DEFAULTS = {"prediction_type": "epsilon", "use_flow_sigmas": False}
 """What a file of diffusers' own class means where it leaves these fields out; none is Wan's."""
@@ -96,7 +102,7 @@ class UniPCSchedule(Schedule):
     """UniPC over shifted flow-matching levels; see `Schedule` for the methods.
 
     Attributes:
-        solver_order: estimates that a predictor step uses at most, at least 1.
+        solver_order: estimates that a predictor step uses at most.
         disable_corrector: steps whose result is not corrected.
     """
 
@@ -198,9 +204,9 @@ def make_unipc_schedule(
         config = DIFFUSERS_DEFAULTS | dict(config)
     require_implemented(config, IMPLEMENTED)
     solver_order = config.get("solver_order", 2)
-    if not isinstance(solver_order, int) or solver_order < 1:
+    if solver_order not in SOLVER_ORDERS:
         raise CheckpointError(
-            f"scheduler config: solver_order must be a positive whole number, got {solver_order!r}"
+            f"scheduler config: solver_order is {solver_order!r}; implemented: {SOLVER_ORDERS}"
         )
     timesteps, sigmas = unipc_levels(
         num_inference_steps, flow_shift, read_num_train_timesteps(config)
@@ -209,7 +215,7 @@ def make_unipc_schedule(
         timesteps=timesteps,
         sigmas=sigmas,
         solver_order=solver_order,
-        disable_corrector=tuple(config.get("disable_corrector", ())),
+        disable_corrector=tuple(config.get("disable_corrector") or ()),
     )
 
 

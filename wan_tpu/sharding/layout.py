@@ -38,7 +38,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         if min(self.dp, self.sp, self.tp) < 1:
-            raise LayoutError(f"dp, sp and tp must be at least 1, got {self.dp}, {self.sp}, {self.tp}")
+            sizes = ", ".join(map(str, self.shape))
+            raise LayoutError(f"dp, sp and tp must be at least 1, got {sizes}")
         if self.sequence_parallel not in SEQUENCE_PARALLEL:
             raise UnknownNameError("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL)
         if self.weights not in WEIGHTS:
@@ -73,20 +74,23 @@ class Layout:
             LayoutError: names the layouts of the same kind that would.
         """
         if self.num_devices != count:
+            fitting = ", ".join(str(layout) for layout in factorisations(count))
             raise LayoutError(
-                f"layout {self} needs {self.num_devices} devices, {count} are here; layouts for {count}: "
-                + ", ".join(str(layout) for layout in factorisations(count))
+                f"layout {self} needs {self.num_devices} devices, {count} are here; "
+                f"layouts for {count}: {fitting}"
             )
 
 
-def parse_layout(text: str, *, sequence_parallel: str = "ulysses", weights: str = "sharded") -> Layout:
+def parse_layout(
+    text: str, *, sequence_parallel: str = "ulysses", weights: str = "sharded"
+) -> Layout:
     """Reads the text form of a layout.
 
     Raises:
         LayoutError: the text is not a layout; shows the form.
     """
     sizes: dict[str, int] = {}
-    for part in [] if text == "single" else text.lower().split("-"):
+    for part in [] if text.lower() == "single" else text.lower().split("-"):
         match = re.fullmatch(r"(dp|sp|tp)([1-9][0-9]{0,4})", part)
         if match is None or match[1] in sizes:
             raise LayoutError(

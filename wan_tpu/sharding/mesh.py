@@ -1,16 +1,17 @@
 """Puts a layout onto devices: a JAX mesh with the axes dp, sp and tp."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from wan_tpu.sharding.layout import AXES, Layout
 
 
-def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a layout over `devices` (all devices of all processes when not given).
 
     On TPU the axes follow the chips' links (`mesh_utils.create_device_mesh`); elsewhere devices
@@ -26,6 +27,16 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Me
     else:
         grid = np.asarray(devices).reshape(layout.shape)
     return Mesh(grid, AXES)
+
+
+def abstract_mesh(layout: Layout) -> AbstractMesh:
+    """A layout's mesh without devices: enough to say how arrays would be split."""
+    return AbstractMesh(layout.shape, AXES)
+
+
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """The platform whose compiler the mesh's programs go to; `none` for a mesh without devices."""
+    return "none" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
 def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:

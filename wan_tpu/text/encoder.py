@@ -13,21 +13,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.sharding.layout import AXES
 from wan_tpu.sharding.rules import MIN_SHARDED_ELEMENTS
 from wan_tpu.torch_bridge import call_module, with_prefix
 
-TEXT_TOKENS = 512
-"""Tokens of every prompt, padding included, in all Wan models."""
-
 LAYERS = "encoder.block.*."
 
 EMBEDDING = "shared.weight"
-EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
-"""The same table under its second name: transformers ties them and files hold either."""
+ALIASES = {"encoder.embed_tokens.weight": EMBEDDING}
+"""The same table under its second name: transformers ties the two and files hold either."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +50,13 @@ class TextConfig:
 
 
 @functools.cache
-def template(config: TextConfig):
+def template(config: TextConfig) -> Any:
     """transformers' encoder with one layer, on the meta device: shapes and code, no numbers."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    umt5 = UMT5Config(**(dataclasses.asdict(config) | {"num_layers": 1, "tie_word_embeddings": True}))
+    umt5 = UMT5Config(
+        **(dataclasses.asdict(config) | {"num_layers": 1, "tie_word_embeddings": True})
+    )
     umt5._attn_implementation = "eager"  # the one whose mask and bias are plain additions
     with torch.device("meta"):
         return UMT5EncoderModel(umt5).eval()
@@ -74,14 +73,14 @@ class TextEncoder:
     """
 
     config: TextConfig
-    mesh: Mesh
+    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
     dtype: Any
 
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
         found = []
         for name, parameter in template(self.config).named_parameters():
-            if name == EMBEDDING_ALIAS:
+            if name in ALIASES:
                 continue
             stacked = name.startswith("encoder.block.0.")
             pattern = name.replace("encoder.block.0.", LAYERS, 1)

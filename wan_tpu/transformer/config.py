@@ -44,14 +44,19 @@ class TransformerConfig:
         for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
             if config.get(name) is not None:
                 raise CheckpointError(
-                    f"the transformer has {name}={config[name]}: image-to-video is not implemented yet"
+                    f"the transformer has {name}={config[name]}: "
+                    "image-to-video is not implemented yet"
                 )
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in config.items() if name in known and value is not None}
+        values = {
+            name: value for name, value in config.items() if name in known and value is not None
+        }
         if "patch_size" in values:
             values["patch_size"] = tuple(values["patch_size"])
         if values.get("in_channels", 16) != values.get("out_channels", 16):
-            raise CheckpointError("a transformer with more input than output channels is not implemented yet")
+            raise CheckpointError(
+                "a transformer with more input than output channels is not implemented yet"
+            )
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:

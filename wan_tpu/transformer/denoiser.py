@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from wan_tpu.checkpoints.weights import Weight
-from wan_tpu.geometry import Geometry, ceil_to_multiple
+from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.layout import DP, TP
 from wan_tpu.sharding.rules import LATENT_TOKENS, RESIDUAL, SPLIT_FEATURES, TOKENS, gathered
 from wan_tpu.torch_bridge import call_module, to_jax, to_torch, with_prefix
@@ -30,6 +30,7 @@ from wan_tpu.transformer.processors import (
 from wan_tpu.transformer.rotary import rotary_tables
 from wan_tpu.transformer.weights import LAYERS, denoiser_weights, template
 
+TEXT_EMBEDDER = "condition_embedder.text_embedder."
 TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
 """Weights that only `text_context` uses: a denoising step does not touch them."""
 
@@ -58,6 +59,19 @@ class Denoiser:
         """The parameters, in the order they are loaded."""
         return denoiser_weights(self.config, self.setting.layout, self.dtype)
 
+    def context_weights(self) -> list[Weight]:
+        """Those of `weights` that `text_context` needs."""
+        return [w for w in self.weights() if w.name.startswith((TEXT_EMBEDDER, *TEXT_KEYS))]
+
+    def step_weights(self) -> list[Weight]:
+        """Those of `weights` that `predict` needs."""
+        return [w for w in self.weights() if not w.name.startswith((TEXT_EMBEDDER, *TEXT_KEYS))]
+
+    def context_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the keys (and of the values) of `text_context` for a padded batch."""
+        heads = self.setting.layout.padded_heads(self.config.num_attention_heads)
+        return (self.config.num_layers, batch, TEXT_TOKENS, heads, self.config.attention_head_dim)
+
     def padded_tokens(self, geometry: Geometry) -> int:
         """Length of the sequence on the mesh: every device holds the same number of tokens."""
         layout = self.setting.layout
@@ -71,14 +85,14 @@ class Denoiser:
         """Keys and values of cross-attention for every layer, once per request.
 
         Args:
-            params: the parameters named in `weights`.
+            params: the parameters named in `context_weights`.
             text: `[batch, 512, text_dim]`, embeddings, zero past each prompt's end.
 
         Returns:
             keys and values, each `[layers, batch, 512, padded heads, head_dim]`.
         """
         embedder = template(self.config).condition_embedder.text_embedder
-        weights = with_prefix(params, "condition_embedder.text_embedder.")
+        weights = with_prefix(params, TEXT_EMBEDDER)
         text = call_module(embedder, weights, text.astype(self.dtype))  # [batch, 512, dim]
 
         def layer(_: None, weights: Params) -> tuple[None, Context]:
@@ -91,10 +105,12 @@ class Denoiser:
             )
             value = _linear(text, weights, "attn2.to_v")
             head_dim = self.config.attention_head_dim
-            return None, (split_heads(key.astype(self.dtype), head_dim), split_heads(value, head_dim))
+            return None, (
+                split_heads(key.astype(self.dtype), head_dim),
+                split_heads(value, head_dim),
+            )
 
-        used = {name: params[name] for name in params if name.startswith(TEXT_KEYS)}
-        _, (keys, values) = jax.lax.scan(layer, None, with_prefix(used, LAYERS))
+        _, (keys, values) = jax.lax.scan(layer, None, with_prefix(params, LAYERS))
         return (
             self.setting.constrain(keys, CONTEXT_SPEC),
             self.setting.constrain(values, CONTEXT_SPEC),
@@ -111,7 +127,7 @@ class Denoiser:
         """Predicted velocity for each entry of the context's batch.
 
         Args:
-            params: the parameters named in `weights` (those of `TEXT_KEYS` may lack).
+            params: the parameters named in `step_weights`.
             latents: `[1, padded tokens, token channels]`, float32, the same for the whole batch.
             timestep: scalar, float32.
             context: from `text_context`.
@@ -148,8 +164,7 @@ class Denoiser:
             )
             return self.setting.constrain(hidden, RESIDUAL), None
 
-        used = {name: params[name] for name in params if not name.startswith(TEXT_KEYS)}
-        hidden, _ = jax.lax.scan(layer, hidden, (with_prefix(used, LAYERS), context))
+        hidden, _ = jax.lax.scan(layer, hidden, (with_prefix(params, LAYERS), context))
         return hidden
 
     def _block(self) -> Any:
@@ -169,7 +184,9 @@ class Denoiser:
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
         specs = {w.name.removeprefix(LAYERS): w.spec for w in self.weights() if w.stacked}
-        return {name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()}
+        return {
+            name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()
+        }
 
     def _embed_patches(self, params: Params, latents: jax.Array) -> jax.Array:
         """Patch embedding as a product, `[1, tokens, token channels]` -> `[1, tokens, dim]`."""
@@ -190,7 +207,9 @@ class Denoiser:
         )
         return embedding, projected.reshape(1, 6, self.config.dim)
 
-    def _project_out(self, params: Params, hidden: jax.Array, time_embedding: jax.Array) -> jax.Array:
+    def _project_out(
+        self, params: Params, hidden: jax.Array, time_embedding: jax.Array
+    ) -> jax.Array:
         """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
         norm_out = template(self.config).norm_out
         shift, scale = jnp.split(params["scale_shift_table"] + time_embedding[:, None], 2, axis=1)
@@ -199,8 +218,8 @@ class Denoiser:
         return out.astype(jnp.float32)
 
 
-def patchify(latents: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-    """Latents to tokens.
+def patchify(latents: Any, patch: tuple[int, int, int]) -> Any:
+    """Latents to tokens, of a NumPy or a JAX array alike.
 
     Args:
         latents: `[batch, channels, frames, height, width]`.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from wan_tpu.attention.sequence_parallel import cross_attend, sharded_attend
 from wan_tpu.sharding.layout import Layout
@@ -27,7 +27,7 @@ class AttentionSetting:
         implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, resolved (not `auto`).
     """
 
-    mesh: Mesh
+    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
     layout: Layout
     implementation: str
 
@@ -57,12 +57,16 @@ class SelfAttention:
         self._config = config
         self._setting = setting
 
-    def __call__(self, attn: Any, hidden_states: Any, _context: Any, _mask: Any, positions: Positions) -> Any:
+    def __call__(
+        self, attn: Any, hidden_states: Any, _context: Any, _mask: Any, positions: Positions
+    ) -> Any:
         """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`."""
         setting, config = self._setting, self._config
         hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
         query, key, value = (self._project(p, hidden) for p in (attn.to_q, attn.to_k, attn.to_v))
-        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps)
+        query = rms_norm_across_heads(
+            query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
+        )
         key = rms_norm_across_heads(key, to_jax(attn.norm_k.weight), config.dim, attn.norm_k.eps)
         dtype = value.dtype
         query, key, value = (split_heads(x, config.attention_head_dim) for x in (query, key, value))
@@ -90,14 +94,18 @@ class CrossAttention:
         self._config = config
         self._setting = setting
 
-    def __call__(self, attn: Any, hidden_states: Any, context: Any, _mask: Any, _positions: Any) -> Any:
-        """diffusers' processor protocol; context is (key, value), `[batch, text, heads, head_dim]`."""
+    def __call__(
+        self, attn: Any, hidden_states: Any, context: Any, _mask: Any, _positions: Any
+    ) -> Any:
+        """diffusers' processor protocol; context: keys, values `[batch, text, heads, head_dim]`."""
         setting, config = self._setting, self._config
         key, value = context
         hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
         query = setting.constrain(to_jax(attn.to_q(hidden)), SPLIT_FEATURES)
         dtype = query.dtype
-        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps)
+        query = rms_norm_across_heads(
+            query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
+        )
         attended = cross_attend(
             split_heads(query.astype(dtype), config.attention_head_dim),
             key,
@@ -132,6 +140,6 @@ def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
 
 
 def output_projection(attn: Any, attended: jax.Array, setting: AttentionSetting) -> Any:
-    """`[batch, tokens, heads, head_dim]` -> torch `[batch, tokens, dim]`, tokens split over sp and tp."""
+    """`[batch, tokens, heads, head_dim]` -> torch `[batch, tokens, dim]`, split as `RESIDUAL`."""
     merged = setting.constrain(attended.reshape(*attended.shape[:2], -1), SPLIT_FEATURES)
     return to_torch(setting.constrain(to_jax(attn.to_out[0](to_torch(merged))), RESIDUAL))

@@ -47,7 +47,8 @@ def rotary_tables(
         shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
         parts = [
             jnp.broadcast_to(
-                jnp.asarray(table, jnp.float32).reshape(*shape, table.shape[1]), (*grid, table.shape[1])
+                jnp.asarray(table, jnp.float32).reshape(*shape, table.shape[1]),
+                (*grid, table.shape[1]),
             )
             for table, shape in zip(tables, shapes, strict=True)
         ]

@@ -29,12 +29,13 @@ _FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
 @functools.cache
-def template(config: TransformerConfig):
+def template(config: TransformerConfig) -> Any:
     """diffusers' model with one layer, on the meta device: shapes and code, no numbers."""
     from diffusers import WanTransformer3DModel
 
+    one_layer: dict[str, Any] = config.to_json() | {"num_layers": 1}
     with torch.device("meta"):
-        return WanTransformer3DModel(**(config.to_json() | {"num_layers": 1})).eval()
+        return WanTransformer3DModel(**one_layer).eval()
 
 
 def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: Any) -> list[Weight]:
@@ -93,6 +94,10 @@ def _padded_heads(config: TransformerConfig, layout: Layout, *, half_split: bool
     """Checkpoint rows of a projection onto heads, padding heads `ZERO` at the end."""
     head_dim = config.attention_head_dim
     padded = np.full(layout.padded_heads(config.num_attention_heads) * head_dim, ZERO)
-    rows = half_split_rows(config.num_attention_heads, head_dim) if half_split else np.arange(config.dim)
+    rows = (
+        half_split_rows(config.num_attention_heads, head_dim)
+        if half_split
+        else np.arange(config.dim)
+    )
     padded[: config.dim] = rows
     return padded

@@ -1,0 +1,60 @@
+"""Random checkpoints in diffusers format, of sizes that wan-tiny does not have."""
+
+import pathlib
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import UMT5Config, UMT5EncoderModel
+
+from wan_tpu.demo.tokenizer import make_tokenizer
+
+PROMPT = "a red circle moving right on a black background"
+
+
+def make_random_checkpoint(folder: pathlib.Path) -> pathlib.Path:
+    """Three heads, a feed-forward width that divides by nothing, a VAE of three levels."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=len(tokenizer), d_model=40, d_kv=8, d_ff=72, num_layers=2, num_heads=4
+            )
+        ),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=3,
+            attention_head_dim=24,
+            in_channels=6,
+            out_channels=6,
+            text_dim=40,
+            freq_dim=64,
+            ffn_dim=100,
+            num_layers=3,
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=8,
+            z_dim=6,
+            dim_mult=[1, 2, 3, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1 * n for n in range(6)],
+            latents_std=[1.0 + 0.2 * n for n in range(6)],
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+    for component in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+        for name, parameter in component.named_parameters():
+            if parameter.ndim < 2 and "bias" not in name:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+            elif "scale_shift" in name or "bias" in name:
+                parameter.data.normal_(0, 0.1)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -1,0 +1,98 @@
+"""Names of models: embedded, folders, hub ids in the cache, known ones; and what is refused."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.checkpoint_factory import make_random_checkpoint
+from wan_tpu.checkpoints.models import (
+    KNOWN_MODELS,
+    WAN_NEGATIVE_PROMPT,
+    describe_model,
+    open_model,
+)
+from wan_tpu.errors import CheckpointError, UnknownNameError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_random_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def editable(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "model")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_folder_without_own_defaults_has_wans(checkpoint):
+    model = open_model(str(checkpoint))
+    assert model.defaults.num_inference_steps == 50
+    assert model.defaults.guidance_scale == 5.0
+    assert model.defaults.negative_prompt == WAN_NEGATIVE_PROMPT
+    assert model.defaults.flow_shift(1280, 720) == 5.0
+    assert model.defaults.flow_shift(720, 1280) == 5.0
+    assert model.defaults.flow_shift(832, 480) == 3.0
+    assert model.component_folder("vae").is_dir()
+
+
+def test_wan_tiny_has_its_own_defaults():
+    defaults = open_model("wan-tiny").defaults
+    assert (defaults.width, defaults.height, defaults.num_frames, defaults.fps) == (64, 64, 17, 8)
+    assert defaults.negative_prompt == ""
+
+
+def test_known_models_are_described_offline():
+    for name in KNOWN_MODELS:
+        model = describe_model(name)
+        assert model.folder is None
+        with pytest.raises(CheckpointError, match="no files here"):
+            model.component_folder("vae")
+
+
+@pytest.mark.parametrize("name", ["wan-huge", "./nowhere", "/nowhere/at/all", "~nobody/x"])
+def test_unknown_names_list_what_exists(name):
+    with pytest.raises(UnknownNameError, match=r"wan-tiny, wan2\.1-t2v-1\.3b"):
+        open_model(name)
+
+
+def test_hub_id_from_the_cache_without_network(checkpoint, tmp_path, monkeypatch):
+    """A cache as huggingface_hub lays it out; the network is switched off."""
+    import huggingface_hub.constants as constants
+
+    repository = tmp_path / "models--someone--some-wan"
+    shutil.copytree(checkpoint, repository / "snapshots" / "abc123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = open_model("someone/some-wan")
+    assert model.folder == repository / "snapshots" / "abc123"
+    with pytest.raises(CheckpointError, match="nobody/no-wan is not in the cache"):
+        open_model("nobody/no-wan")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "WanImageToVideoPipeline"),
+        ("model_index.json", {"transformer_2": ["diffusers", "X"]}, "two transformers"),
+    ],
+)
+def test_other_kinds_of_model_are_refused(editable, file, changes, message):
+    edit(editable / file, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_model(str(editable))
+
+
+def test_broken_and_missing_configurations(editable):
+    (editable / "vae" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"vae/config\.json cannot be read"):
+        open_model(str(editable))
+    (editable / "vae" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"vae/config\.json is missing"):
+        open_model(str(editable))

@@ -1,0 +1,150 @@
+"""Weights on a mesh: stacking, row order, padding, splits, and memory while loading."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from wan_tpu.checkpoints.source import ArraySource
+from wan_tpu.checkpoints.weights import ZERO, Weight, place_weights
+from wan_tpu.sharding.layout import AXES, parse_layout
+from wan_tpu.sharding.mesh import make_mesh
+
+
+def make_stack(layers=3, rows=6, columns=8):
+    rng = np.random.default_rng(0)
+    return {f"b.{n}.w": rng.normal(size=(rows, columns)).astype(np.float32) for n in range(layers)}
+
+
+def stacked(arrays, **kwargs):
+    return Weight(
+        name="b.*.w",
+        tensors=tuple(arrays),
+        tensor_shape=next(iter(arrays.values())).shape,
+        dtype=jnp.float32,
+        stacked=True,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", [P(), P(None, "tp"), P(None, ("tp", "dp", "sp")), P(None, None, AXES)]
+)
+def test_stacked_rows_ordered_and_padded_under_any_split(spec, devices):
+    """Rows reversed, two zero rows: 8 rows split 1, 2 and 8 ways."""
+    arrays = make_stack()
+    order = np.array([5, 4, 3, ZERO, 2, 1, 0, ZERO])
+    weight = stacked(arrays, rows={0: order}, spec=spec)
+    assert weight.shape == (3, 8, 8)
+    mesh = make_mesh(parse_layout("dp2-sp2-tp2"))
+    placed = place_weights([weight], ArraySource(arrays), mesh)["b.*.w"]
+    whole = np.stack(list(arrays.values()))
+    expected = np.where((order == ZERO)[None, :, None], 0, whole[:, order])
+    np.testing.assert_array_equal(placed, expected)
+    assert placed.sharding.spec == spec
+    shard = placed.addressable_shards[0].data.nbytes
+    assert shard == weight.bytes_per_device(dict(mesh.shape))
+
+
+def test_shard_of_padding_alone_is_zero(devices):
+    arrays = make_stack(layers=1, rows=2)
+    order = np.array([0, 1, *[ZERO] * 6])
+    weight = stacked(arrays, rows={0: order}, spec=P(None, AXES))
+    placed = weight.place(ArraySource(arrays), make_mesh(parse_layout("tp8")))
+    np.testing.assert_array_equal(placed[0, :2], arrays["b.0.w"])
+    assert not np.asarray(placed[0, 2:]).any()
+
+
+def test_order_of_the_second_dimension(devices):
+    arrays = make_stack(layers=2)
+    order = np.array([*range(7, -1, -1), ZERO, ZERO])
+    weight = stacked(arrays, rows={1: order}, spec=P(None, None, "tp"))
+    placed = np.asarray(weight.place(ArraySource(arrays), make_mesh(parse_layout("dp4-tp2"))))
+    np.testing.assert_array_equal(placed[1, :, :8], arrays["b.1.w"][:, ::-1])
+    assert not placed[:, :, 8:].any()
+
+
+def test_each_device_reads_only_its_slice(devices):
+    """Red when a process reads whole tensors to fill its shards."""
+    arrays = make_stack(rows=8)
+    reads = []
+
+    class Counting(ArraySource):
+        def read(self, name, index=()):
+            part = super().read(name, index)
+            reads.append(part.size)
+            return part
+
+    stacked(arrays, spec=P(None, AXES)).place(Counting(arrays), make_mesh(parse_layout("tp8")))
+    assert max(reads) == 8
+    assert sum(reads) == 3 * 8 * 8
+
+
+MEMORY = """
+    import json, pathlib, resource, sys
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    import jax.numpy as jnp
+    from wan_tpu.checkpoints.models import describe_model
+    from wan_tpu.checkpoints.source import SafetensorsSource
+    from wan_tpu.checkpoints.weights import load_weights
+    from wan_tpu.pipeline.model import make_video_model
+    from wan_tpu.sharding.layout import parse_layout
+    from wan_tpu.sharding.mesh import make_mesh
+    layout = parse_layout(sys.argv[2])
+    mesh = make_mesh(layout)
+    model = make_video_model(describe_model("wan2.1-t2v-1.3b"), mesh, layout, dtype=jnp.bfloat16)
+    weights = model.denoiser.weights()
+    load_weights("transformer", weights, SafetensorsSource(pathlib.Path(sys.argv[1])), mesh)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak, "weights": sum(w.num_bytes for w in weights)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def random_1_3b(tmp_path_factory):
+    """A random transformer of the 1.3B's size in bfloat16, 2.6 GB in safetensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    from wan_tpu.checkpoints.models import describe_model
+    from wan_tpu.checkpoints.weights import expected_tensors
+    from wan_tpu.sharding.layout import Layout
+    from wan_tpu.transformer.config import TransformerConfig
+    from wan_tpu.transformer.weights import denoiser_weights
+
+    config = TransformerConfig.from_json(describe_model("wan2.1-t2v-1.3b").configs["transformer"])
+    shapes = expected_tensors(denoiser_weights(config, Layout(), jnp.bfloat16))
+    folder = tmp_path_factory.mktemp("wan-1.3b")
+    tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    for tensor in tensors.values():
+        tensor.fill_(0.5)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    yield folder
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("layout", ["dp2-sp4"])
+def test_loading_1_3b_never_holds_a_second_copy(random_1_3b, layout):
+    """Peak memory of the process, everything imported included, <= 1.3 x the weights + 1 GiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEMORY), str(random_1_3b), layout],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["weights"] > 2.5e9
+    assert measured["peak"] <= 1.3 * measured["weights"] + 2**30, measured
+
+
+def test_mesh_of_eight(devices):
+    assert dict(make_mesh(parse_layout("dp2-sp2-tp2")).shape) == {"dp": 2, "sp": 2, "tp": 2}
+    assert len(jax.devices()) == 8

@@ -1,0 +1,218 @@
+"""The command line as a user runs it: real processes, right and wrong input, Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from wan_tpu.pipeline.video_file import read_frames
+
+PROMPT = "a red circle moving right on a black background"
+COMMAND = [sys.executable, "-m", "wan_tpu.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One cache of compiled programs for all runs; no inherited device count."""
+    keep = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return keep | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture
+def run(environment, tmp_path):
+    def run(*arguments, **kwargs):
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=kwargs.pop("cwd", tmp_path),
+            env=environment,
+            timeout=300,
+            **kwargs,
+        )
+
+    return run
+
+
+def test_generate_writes_a_video_and_its_story(run, tmp_path):
+    done = run("generate", PROMPT, "--steps", "2", "--seed", "4", "-o", "out.mp4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out.mp4\n"
+    assert read_frames(tmp_path / "out.mp4").shape == (17, 64, 64, 3)
+    story = json.loads((tmp_path / "out.json").read_text())
+    assert story["request"]["prompt"] == PROMPT
+    assert (story["seed"], story["num_devices"], story["attention"]) == (4, 1, "chunked")
+    assert "s per step" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4"]
+
+
+def test_generate_npy_on_a_layout_of_eight_equals_one_device(run, tmp_path):
+    common = ("--steps", "2", "--seed", "4", "--dtype", "float32")
+    assert run("generate", PROMPT, *common, "-o", "one.npy").returncode == 0
+    done = run(
+        "generate", PROMPT, *common, "-o", "eight.npy",
+        "--host-devices", "8", "--layout", "dp2-sp2-tp2",
+        "--sequence-parallel", "allgather", "--weights", "replicated", "--attention", "reference",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, eight = np.load(tmp_path / "one.npy"), np.load(tmp_path / "eight.npy")
+    assert one.dtype == np.uint8
+    assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1
+    story = json.loads((tmp_path / "eight.json").read_text())
+    assert (story["layout"], story["num_devices"]) == ("dp2-sp2-tp2", 8)
+
+
+USAGE = {
+    "frames not 4n+1": (["--frames", "16"], "13 or 17"),
+    "size not a multiple of 16": (["--size", "100x64"], "96 or 112"),
+    "size that is no size": (["--size", "big"], "832x480"),
+    "unknown model": (["--model", "wan-huge"], "wan-tiny, wan2.1-t2v-1.3b"),
+    "unknown layout": (["--layout", "pp2"], "dp2-sp4"),
+    "layout for other devices": (["--layout", "tp4", "--host-devices", "8"], "dp2-sp4"),
+    "unknown scheduler": (["--scheduler", "dpm"], "unipc"),
+    "unknown attention": (["--attention", "flash9"], "splash"),
+    "unknown VAE": (["--vae", "torch"], "maxdiffusion"),
+    "unknown dtype": (["--dtype", "int8"], "bfloat16"),
+    "no steps": (["--steps", "0"], "at least 1"),
+    "negative seed": (["--seed", "-1"], "seed"),
+    "unknown suffix": (["-o", "out.avi"], ".mp4"),
+    "guidance that is no number": (["--guidance-scale", "nan"], "guidance_scale"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(run, tmp_path, case):
+    arguments, expected = USAGE[case]
+    done = run("generate", PROMPT, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_prompt(run):
+    done = run("generate", "  ")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "prompt is empty" in done.stderr
+
+
+def test_prompt_of_too_many_tokens_is_cut_with_a_warning(run):
+    prompt = PROMPT + " blue" * 600
+    done = run("generate", prompt, "--steps", "1", "-o", "out.npy")
+    assert done.returncode == 0, done.stderr
+    assert "more than the 512" in done.stderr
+
+
+def test_output_folder_missing(run):
+    done = run("generate", PROMPT, "-o", "nowhere/out.mp4")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "there is no folder nowhere" in done.stderr
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    from wan_tpu.checkpoints.models import open_model
+
+    folder = open_model("wan-tiny").folder
+    assert folder is not None
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    return copy
+
+
+def test_truncated_weights(run, damaged):
+    path = next((damaged / "transformer").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+    done = run("generate", PROMPT, "--model", str(damaged))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert path.name in done.stderr
+
+
+def test_renamed_tensor_is_named(run, damaged):
+    from safetensors.torch import load_file, save_file
+
+    path = next((damaged / "transformer").glob("*.safetensors"))
+    tensors = load_file(path)
+    tensors["proj_in.weight"] = tensors.pop("proj_out.weight")
+    save_file(tensors, path)
+    done = run("generate", PROMPT, "--model", str(damaged))
+    assert done.returncode == 1
+    assert "missing proj_out.weight" in done.stderr
+    assert "unexpected proj_in.weight" in done.stderr
+
+
+def test_not_a_model_folder(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run("generate", PROMPT, "--model", str(tmp_path / "empty"))
+    assert done.returncode == 1
+    assert "model_index.json is missing" in done.stderr
+
+
+@pytest.mark.parametrize("after", ["step", "start"])
+def test_ctrl_c_leaves_no_file(environment, tmp_path, after):
+    """In the middle of the steps, and while the program still loads or compiles."""
+    process = subprocess.Popen(
+        [*COMMAND, "generate", PROMPT, "--steps", "1000", "-o", "out.mp4"],
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    seen = b""
+    mark = b"denoise" if after == "step" else b"load"
+    while mark not in seen:
+        seen += os.read(process.stderr.fileno(), 4096)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, rest
+    assert b"Traceback" not in rest
+    assert rest.decode().rstrip().endswith("wan-tpu: interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+class TestInspect:
+    """`wan-tpu inspect`."""
+
+    @pytest.mark.parametrize(
+        ("model", "gib"), [("wan2.1-t2v-1.3b", 2.64), ("wan2.1-t2v-14b", 26.6)]
+    )
+    def test_known_models_offline(self, run, model, gib):
+        done = run("inspect", model, "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["components"]["transformer"]["bytes"] / 2**30 == pytest.approx(gib, rel=0.05)
+        assert report["components"]["text_encoder"]["bytes"] / 2**30 == pytest.approx(
+            10.6, rel=0.05
+        )
+        rows = {row["pattern"]: row for row in report["weights"]}
+        assert rows["blocks.*.attn1.to_q.weight"]["count"] in (30, 40)
+
+    def test_layout_shows_split_and_bytes_per_device(self, run):
+        done = run("inspect", "wan2.1-t2v-14b", "--layout", "dp2-sp4", "--json")
+        report = json.loads(done.stdout)
+        sizes = report["components"]["transformer"]
+        assert sizes["bytes_per_device"] == pytest.approx(sizes["bytes"] / 8, rel=0.02)
+        replicated = run(
+            "inspect", "wan2.1-t2v-14b", "--layout", "dp2-sp4", "--weights", "replicated", "--json"
+        )
+        sizes = json.loads(replicated.stdout)["components"]["transformer"]
+        assert sizes["bytes_per_device"] == sizes["bytes"]
+
+    def test_table(self, run):
+        done = run("inspect", "wan-tiny", "--layout", "tp8")
+        assert done.returncode == 0, done.stderr
+        assert "blocks.*.attn1.to_q.weight" in done.stdout
+        assert "per device" in done.stdout
+
+    def test_unknown_model(self, run):
+        done = run("inspect", "wan-huge")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)

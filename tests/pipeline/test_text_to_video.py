@@ -1,0 +1,171 @@
+"""The whole pipeline against diffusers' `WanPipeline`, and what a caller can rely on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from tests.checkpoint_factory import PROMPT, make_random_checkpoint
+from tests.tolerances import psnr
+from wan_tpu.checkpoints.models import open_model
+from wan_tpu.errors import Cancelled, GeometryError, LayoutError, UnknownNameError
+from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import parse_layout
+
+PARITY_PSNR = 50.0
+"""dB; a difference of one level in every pixel is 48."""
+
+
+@pytest.fixture(scope="module")
+def random_checkpoint(tmp_path_factory):
+    return str(make_random_checkpoint(tmp_path_factory.mktemp("random-wan")))
+
+
+def generate_original(folder, request: VideoRequest):
+    """diffusers' frames, uint8, in float32 on the CPU."""
+    pipeline = WanPipeline.from_pretrained(folder)
+    pipeline.scheduler.register_to_config(flow_shift=request.flow_shift)
+    pipeline.set_progress_bar_config(disable=True)
+    video = pipeline(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="np",
+    ).frames[0]
+    return (np.asarray(video) * 255).round().astype(np.uint8)
+
+
+def make_request(name, **kwargs):
+    return VideoRequest(prompt=PROMPT, **kwargs).resolved(open_model(name).defaults)
+
+
+@pytest.mark.parametrize("layout", ["single", "dp2-sp2-tp2"])
+def test_wan_tiny_equals_diffusers(layout, devices):
+    request = make_request("wan-tiny", seed=3)
+    folder = open_model("wan-tiny").folder
+    layout = parse_layout(layout)
+    pipeline = TextToVideo.from_pretrained(
+        "wan-tiny", layout=layout, devices=devices[: layout.num_devices], dtype="float32"
+    )
+    ours = pipeline(request)
+    assert ours.frames.shape == (17, 64, 64, 3)
+    assert psnr(ours.frames, generate_original(folder, request)) >= PARITY_PSNR
+
+
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_random_checkpoint_equals_diffusers(random_checkpoint, guidance_scale, devices):
+    """Sizes that divide by nothing; with guidance and without."""
+    request = make_request(
+        random_checkpoint,
+        width=80,
+        height=48,
+        num_frames=9,
+        num_inference_steps=5,
+        guidance_scale=guidance_scale,
+        flow_shift=3.0,
+        negative_prompt="moving left",
+        seed=11,
+    )
+    pipeline = TextToVideo.from_pretrained(random_checkpoint, devices=devices[:1], dtype="float32")
+    ours = pipeline(request).frames
+    expected = generate_original(random_checkpoint, request)
+    assert expected.std() > 5, "a flat picture would prove nothing"
+    assert psnr(ours, expected) >= PARITY_PSNR
+
+
+class TestCalling:
+    """One pipeline, many calls."""
+
+    @pytest.fixture(scope="class")
+    def pipeline(self, devices):
+        return TextToVideo.from_pretrained(
+            "wan-tiny", layout=parse_layout("dp2"), devices=devices[:2]
+        )
+
+    def test_same_seed_same_video_another_seed_another(self, pipeline):
+        first = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
+        again = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
+        other = pipeline(VideoRequest(prompt=PROMPT, seed=2, num_inference_steps=2)).frames
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).any()
+
+    def test_steps_guidance_and_shift_need_no_new_program(self, pipeline):
+        pipeline(VideoRequest(prompt=PROMPT, num_inference_steps=2))
+        seen = []
+        pipeline(
+            VideoRequest(
+                prompt="a blue square", num_inference_steps=3, guidance_scale=2.0, flow_shift=2.0
+            ),
+            on_progress=lambda p: seen.append(p.stage),
+        )
+        assert not [stage for stage in seen if stage.startswith("compile")]
+
+    def test_progress_frames_and_metadata(self, pipeline):
+        reports, chunks = [], []
+        result = pipeline(
+            VideoRequest(prompt=PROMPT, seed=5, num_inference_steps=3),
+            on_progress=reports.append,
+            on_frames=chunks.append,
+        )
+        steps = [p.done for p in reports if p.stage == "denoise"]
+        assert steps == [0, 1, 2, 3]
+        assert [p.done for p in reports if p.stage == "decode"][-1] == 17
+        assert [len(c) for c in chunks] == [1, 4, 4, 4, 4]
+        np.testing.assert_array_equal(np.concatenate(chunks), result.frames)
+        data = json.loads(json.dumps(result.metadata))
+        assert data["request"]["prompt"] == PROMPT
+        assert data["request"]["num_inference_steps"] == 3
+        assert (data["layout"], data["attention"], data["vae"]) == ("dp2", "chunked", "flax")
+        assert {"text", "denoise", "decode"} <= data["seconds"].keys()
+        assert data["versions"]["jax"] == jax.__version__
+
+    def test_cancel_between_steps_leaves_the_next_request_whole(self, pipeline):
+        request = VideoRequest(prompt=PROMPT, seed=7, num_inference_steps=6)
+        expected = pipeline(request).frames
+        done = []
+
+        def note(progress):
+            if progress.stage == "denoise":
+                done.append(progress.done)
+
+        with pytest.raises(Cancelled):
+            pipeline(request, on_progress=note, should_cancel=lambda: bool(done and done[-1] >= 2))
+        assert done[-1] == 2
+        np.testing.assert_array_equal(pipeline(request).frames, expected)
+
+    def test_wrong_geometry_is_refused_before_compiling(self, pipeline):
+        with pytest.raises(GeometryError, match="13 or 17"):
+            pipeline(VideoRequest(prompt=PROMPT, num_frames=16))
+
+    def test_equal_prompts_are_encoded_once(self, pipeline):
+        seen = []
+        pipeline(
+            VideoRequest(prompt=PROMPT, negative_prompt=PROMPT, num_inference_steps=1),
+            on_progress=lambda p: seen.append((p.stage, p.total)),
+        )
+        assert ("text", 1) in seen
+
+    def test_other_sizes_and_one_frame(self, pipeline):
+        result = pipeline(
+            VideoRequest(prompt=PROMPT, width=80, height=48, num_frames=1, num_inference_steps=1)
+        )
+        assert result.frames.shape == (1, 48, 80, 3)
+
+
+def test_unknown_model_names_what_exists():
+    with pytest.raises(UnknownNameError, match=r"wan-tiny.*wan2\.1-t2v-14b"):
+        TextToVideo.from_pretrained("wan-huge")
+
+
+def test_layout_of_other_size_than_the_devices(devices):
+    with pytest.raises(LayoutError, match=r"needs 4 devices, 8 are here.*dp2-sp4"):
+        TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("tp4"))

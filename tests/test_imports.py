@@ -1,0 +1,74 @@
+"""Holds the house's floors: who may import whom."""
+
+import ast
+import pathlib
+
+import wan_tpu
+
+ROOT = pathlib.Path(wan_tpu.__file__).parent
+
+FLOORS = [
+    {"errors", "geometry", "request"},
+    {"sharding", "torch_compat", "runtime"},
+    {"stage", "torch_bridge", "checkpoints"},
+    {"attention"},
+    {"text", "transformer", "vae", "schedulers"},
+    {"pipeline"},
+    {"demo"},
+    {"cli"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+SAME_FLOOR_OK = [FLOORS[0], FLOORS[2]]
+TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "transformer"}
+
+
+def rooms_and_imports():
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield path, parts[0], [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield path, parts[0], names
+
+
+def test_every_room_stands_on_a_floor():
+    rooms = {p.relative_to(ROOT).with_suffix("").parts[0] for p in ROOT.rglob("*.py")} - {
+        "__init__"
+    }
+    assert rooms <= FLOOR.keys(), rooms - FLOOR.keys()
+
+
+def test_nobody_imports_upward_or_sideways():
+    """Red when, for example, `text` imports `transformer`, or `checkpoints` imports `pipeline`."""
+    wrong = []
+    for path, room, names in rooms_and_imports():
+        for name in names:
+            if not name.startswith("wan_tpu."):
+                continue
+            other = name.split(".")[1]
+            if other == room or other not in FLOOR:
+                continue
+            below = FLOOR[other] < FLOOR[room]
+            friends = any({room, other} <= floor for floor in SAME_FLOOR_OK)
+            if not (below or friends):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_only_some_rooms_know_torchax():
+    wrong = {
+        f"{path.relative_to(ROOT)}"
+        for path, room, names in rooms_and_imports()
+        if room not in TORCHAX_ROOMS and any(n.split(".")[0] == "torchax" for n in names)
+    }
+    assert not wrong, wrong
+
+
+def test_the_bottom_floor_needs_no_jax():
+    for path, room, names in rooms_and_imports():
+        if room in FLOORS[0]:
+            assert not any(n.split(".")[0] in ("jax", "torch", "flax") for n in names), path

@@ -1,0 +1,158 @@
+"""Requests: ranges, defaults, and that every error says which field and what would do."""
+
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+
+from wan_tpu.errors import GeometryError, InputError, PromptError, UnknownNameError
+from wan_tpu.geometry import WAN_COMPRESSION
+from wan_tpu.request import MAX_SEED, GenerationDefaults, VideoRequest, VideoResult
+
+WAN = GenerationDefaults()
+
+
+def request_with(**fields: Any) -> VideoRequest:
+    """A request that says a prompt and these fields, of whatever type."""
+    all_fields: dict[str, Any] = {"prompt": "a fox"} | fields
+    return VideoRequest(**all_fields)
+
+
+def test_defaults_are_those_of_diffusers():
+    parameters = inspect.signature(WanPipeline.__call__).parameters
+    names = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
+    assert {name: getattr(WAN, name) for name in names} == {
+        name: parameters[name].default for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shift"),
+    [
+        (1280, 720, 5.0),
+        (720, 1280, 5.0),
+        (1920, 1080, 5.0),
+        (1280, 704, 3.0),
+        (832, 480, 3.0),
+        (480, 832, 3.0),
+        (64, 64, 3.0),
+    ],
+)
+def test_the_shift_follows_the_shorter_side(width, height, shift):
+    assert WAN.flow_shift(width, height) == shift
+    request = VideoRequest(prompt="a fox", width=width, height=height).resolved(WAN)
+    assert request.flow_shift == shift
+
+
+def test_resolving_fills_every_open_field():
+    request = VideoRequest(prompt="a fox").resolved(WAN)
+    assert dataclasses.asdict(request) == {
+        "prompt": "a fox",
+        "negative_prompt": "",
+        "width": 832,
+        "height": 480,
+        "num_frames": 81,
+        "fps": 16,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "flow_shift": 3.0,
+        "scheduler": "unipc",
+        "seed": 0,
+    }
+    assert request.resolved(GenerationDefaults(width=64, height=64)) == request
+    assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
+
+
+def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
+    said = {
+        "prompt": "a fox",
+        "negative_prompt": "",
+        "width": 64,
+        "height": 48,
+        "num_frames": 1,
+        "fps": 1,
+        "num_inference_steps": 1,
+        "guidance_scale": 0,
+        "flow_shift": 12.0,
+        "scheduler": "euler",
+        "seed": 0,
+    }
+    defaults = GenerationDefaults(negative_prompt="blurred")
+    assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t", "\u3000"])
+def test_an_empty_prompt_is_refused(prompt):
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        VideoRequest(prompt=prompt)
+
+
+def test_an_unknown_scheduler_is_refused_by_name():
+    with pytest.raises(UnknownNameError, match="unknown scheduler 'ddim'; known: unipc, euler"):
+        VideoRequest(prompt="a fox", scheduler="ddim")
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high", "beyond"),
+    [
+        ("fps", 1, 240, (0, 241)),
+        ("num_inference_steps", 1, 1000, (0, 1001)),
+        ("guidance_scale", 0, 100, (-0.1, 100.1)),
+        ("flow_shift", 0.001, 100, (0, 101)),
+        ("seed", 0, MAX_SEED, (-1, MAX_SEED + 1, 10**400)),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(field, low, high, beyond):
+    for value in (low, high):
+        assert getattr(request_with(**{field: value}), field) == value
+    for value in (*beyond, float("nan"), float("inf")):
+        with pytest.raises(InputError) as caught:
+            request_with(**{field: value})
+        assert str(caught.value) == f"{field} must lie between {low} and {high}, got {value}"
+
+
+@pytest.mark.parametrize(
+    "field", ["width", "height", "num_frames", "fps", "num_inference_steps", "seed"]
+)
+def test_whole_numbers_are_whole(field):
+    with pytest.raises(InputError, match=rf"{field} must be a whole number, got 2\.5"):
+        request_with(**{field: 2.5})
+
+
+def test_geometry_is_checked_against_the_model():
+    request = VideoRequest(prompt="a fox", width=1280, height=720, num_frames=81).resolved(WAN)
+    assert request.geometry(WAN_COMPRESSION).num_tokens == 75_600
+    odd = dataclasses.replace(request, width=1288)
+    with pytest.raises(GeometryError, match="nearest: 1280 or 1296"):
+        odd.geometry(WAN_COMPRESSION)
+
+
+@pytest.mark.parametrize("field", ["width", "height", "num_frames"])
+def test_a_size_of_nothing_is_refused_like_any_other(field):
+    """Zero is the user's mistake; only a size left open is ours."""
+    request = request_with(**{field: 0}).resolved(WAN)
+    with pytest.raises(GeometryError, match="got 0; nearest: "):
+        request.geometry(WAN_COMPRESSION)
+
+
+def test_an_unresolved_request_has_no_geometry():
+    with pytest.raises(AssertionError, match="resolve the request first"):
+        VideoRequest(prompt="a fox").geometry(WAN_COMPRESSION)
+
+
+@pytest.mark.parametrize(("scale", "uses"), [(0, False), (1, False), (1.01, True), (5.0, True)])
+def test_guidance_is_used_above_one(scale, uses):
+    assert VideoRequest(prompt="a fox", guidance_scale=scale).uses_guidance is uses
+
+
+def test_requests_and_results_cannot_be_changed():
+    request = VideoRequest(prompt="a fox")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+    result = VideoResult(frames=np.zeros((1, 2, 2, 3), np.uint8), metadata={})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.metadata = {}  # pyright: ignore[reportAttributeAccessIssue]

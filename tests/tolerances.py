@@ -1,0 +1,27 @@
+"""Tolerances in one place, and how errors are measured.
+
+float32: 1e-5 on one device is about a hundred roundings deep; a layout reorders sums over devices,
+which costs another digit at most (1e-4). bfloat16 keeps 8 bits: 2^-8 = 4e-3 per rounding, and a
+chain of roundings adds up to a few per cent.
+"""
+
+import numpy as np
+
+PARITY = 1e-5
+"""Ours against the original, float32, one device."""
+
+LAYOUT = 1e-4
+"""A layout against one device, or against the original, float32."""
+
+
+def relative_error(actual, expected) -> float:
+    """Largest absolute difference over the largest absolute expected value; NaN never passes."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def psnr(actual, expected) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite when equal."""
+    error = np.mean((np.asarray(actual, np.float64) - np.asarray(expected, np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -1,0 +1,1 @@
+"""The command line: `wan-tpu generate | inspect`. Data go to stdout, talk to stderr."""

@@ -1,0 +1,107 @@
+"""show what a model weighs, and how a layout splits it"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from wan_tpu.cli.options import add_layout_arguments, read_layout
+
+GIB, MIB = 2**30, 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `wan-tpu inspect`."""
+    parser.add_argument(
+        "model",
+        help="wan-tiny, wan2.1-t2v-1.3b, wan2.1-t2v-14b (offline), a folder or a hub id",
+    )
+    add_layout_arguments(parser)
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints the inventory; reads configurations only, never weights."""
+    layout = read_layout(parsed)
+
+    from wan_tpu.checkpoints.inventory import tensor_rows, weight_rows
+    from wan_tpu.checkpoints.models import describe_model
+    from wan_tpu.pipeline.model import make_video_model, parse_dtype
+    from wan_tpu.sharding.layout import AXES, Layout
+    from wan_tpu.sharding.mesh import abstract_mesh
+    from wan_tpu.vae.weights import expected_tensors
+
+    dtype = parse_dtype(parsed.dtype)
+    chosen = layout or Layout()
+    mesh_shape: dict[str, int] | None = None
+    if layout is not None:
+        mesh_shape = dict(zip(AXES, layout.shape, strict=True))
+    model = make_video_model(
+        describe_model(parsed.model),
+        abstract_mesh(chosen),
+        chosen,
+        dtype=dtype,
+        attention="reference",
+    )
+    rows = weight_rows("text_encoder", model.text_encoder.weights(), mesh_shape)
+    rows += weight_rows("transformer", model.denoiser.weights(), mesh_shape)
+    rows += tensor_rows("vae", expected_tensors(model.vae), dtype, with_split=layout is not None)
+    report = _summary(parsed.model, parsed.dtype, layout, rows)
+    if parsed.json:
+        json.dump(report | {"weights": [row.to_json() for row in rows]}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(_table(report, rows))
+    return 0
+
+
+def _summary(name: str, dtype: str, layout: Any, rows: list[Any]) -> dict[str, Any]:
+    """Bytes per component and in all."""
+    components = {}
+    for component in ("text_encoder", "transformer", "vae"):
+        mine = [row for row in rows if row.component == component]
+        components[component] = {"bytes": sum(row.num_bytes for row in mine)}
+        if layout is not None:
+            components[component]["bytes_per_device"] = sum(row.bytes_per_device for row in mine)
+    return {
+        "model": name,
+        "dtype": dtype,
+        "layout": None if layout is None else str(layout),
+        "components": components,
+    }
+
+
+def _table(report: dict[str, Any], rows: list[Any]) -> str:
+    """The report as text, a line per row."""
+    layout = report["layout"]
+    lines = [f"{report['model']}, {report['dtype']}" + (f", layout {layout}" if layout else "")]
+    for component, sizes in report["components"].items():
+        each = f"  {_size(sizes['bytes_per_device'])} per device" if layout else ""
+        lines.append(f"  {component:<14}{_size(sizes['bytes'])}{each}")
+    header = f"{'weight':<72}{'count':>6}  {'shape':<22}{'dtype':<10}{'bytes':>12}"
+    lines += ["", header + (f"  {'split':<18}{'per device':>12}" if layout else "")]
+    component = ""
+    for row in rows:
+        if row.component != component:
+            component = row.component
+            lines.append(f"{component}:")
+        shape = "x".join(str(size) for size in row.shape)
+        line = (
+            f"  {row.pattern:<70}{row.count:>6}  {shape:<22}{row.dtype:<10}{_size(row.num_bytes)}"
+        )
+        if layout:
+            line += f"  {row.split or 'whole':<18}{_size(row.bytes_per_device)}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _size(num_bytes: int) -> str:
+    """Bytes in the unit that suits them, 12 characters wide."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:8.2f} GiB"
+    if num_bytes >= MIB:
+        return f"{num_bytes / MIB:8.2f} MiB"
+    return f"{num_bytes / 1024:8.2f} KiB"

@@ -1,0 +1,63 @@
+"""Reads the command line, runs a command, turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 130 Ctrl-C. Commands
+import what they need themselves, so that `--help` and wrong usage answer at once.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from wan_tpu import __version__
+from wan_tpu.cli import generate, inspect
+from wan_tpu.errors import Cancelled, InputError, WanTpuError
+
+COMMANDS = {"generate": generate, "inspect": inspect}
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _make_parser()
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if parsed.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return COMMANDS[parsed.command].run(parsed)
+    except (KeyboardInterrupt, Cancelled):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except InputError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except WanTpuError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing more can be said to it
+        return EXIT_FAILED
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wan-tpu", description="Text to video with the Wan diffusion models on TPU slices."
+    )
+    parser.add_argument("--version", action="version", version=f"wan-tpu {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").split("\n", 1)[0]
+        command = subparsers.add_parser(name, help=summary, description=summary)
+        command.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+        module.add_arguments(command)
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"wan-tpu: {' '.join(message.split())}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

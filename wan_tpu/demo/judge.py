@@ -1,0 +1,110 @@
+"""Says how well wan-tiny obeys: `python -m wan_tpu.demo.judge`.
+
+It makes videos, judges their pixels and prints a table.
+
+With files as arguments it judges those instead: each needs its caption in its name, words joined by
+dashes, as the command itself names them (`a-red-circle-moving-right-on-a-black-background.mp4`, any
+number may follow).
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wan_tpu.demo import data
+from wan_tpu.demo.recognition import WORDS, Verdict, judge_file
+
+logger = logging.getLogger(__name__)
+
+# What the recipe must reach, per word of the caption.
+TARGETS = {"color": 0.90, "shape": 0.80, "direction": 0.90, "background": 0.90}
+
+
+def choose_scenes(count: int, rng: np.random.Generator) -> list[data.Scene]:
+    """Distinct scenes (up to all 216) at random, the same for the same generator."""
+    scenes = data.all_scenes()
+    return [scenes[index] for index in rng.permutation(len(scenes))[:count]]
+
+
+def file_name(scene: data.Scene, seed: int) -> str:
+    """The name under which a scene's video is kept."""
+    return f"{scene.prompt.replace(' ', '-')}-{seed}.mp4"
+
+
+def scene_of_file(path: Path) -> data.Scene:
+    """The scene that a file's name promises.
+
+    Raises:
+        ValueError: the name is not a caption.
+    """
+    return data.parse_prompt(re.sub(r"-\d+$", "", path.stem).replace("-", " "))
+
+
+def generate_videos(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
+    """Makes one MP4 per prompt with wan-tiny and the library's own pipeline."""
+    from wan_tpu.pipeline.text_to_video import TextToVideo  # JAX only when videos are made
+    from wan_tpu.pipeline.video_file import VideoWriter
+    from wan_tpu.request import VideoRequest
+
+    pipeline = TextToVideo.from_pretrained("wan-tiny")
+    size = data.CLIP_SIZE
+    for prompt, seed, path in zip(prompts, seeds, paths, strict=True):
+        frames = pipeline(VideoRequest(prompt=prompt, seed=seed)).frames
+        with VideoWriter(path, fps=data.CLIP_FPS, width=size, height=size) as writer:
+            writer.write(frames)
+        logger.info("wrote %s", path)
+
+
+def make_table(scenes: Sequence[data.Scene], verdicts: Sequence[Verdict]) -> str:
+    """The right answers per word, and a line for every video that missed one."""
+    right = [verdict.right_words(scene) for scene, verdict in zip(scenes, verdicts, strict=True)]
+    lines = [f"{'word':<12}{'right':>9}{'share':>8}{'target':>8}"]
+    for word in WORDS:
+        count = sum(answer[word] for answer in right)
+        share = count / len(scenes)
+        lines.append(f"{word:<12}{f'{count}/{len(scenes)}':>9}{share:>8.2f}{TARGETS[word]:>8.2f}")
+    for scene, verdict, answer in zip(scenes, verdicts, right, strict=True):
+        wrong = [f"{word} is {getattr(verdict, word)}" for word in WORDS if not answer[word]]
+        if wrong:
+            lines.append(f"{scene.prompt}: {', '.join(wrong)}")
+    return "\n".join(lines)
+
+
+def obeys(scenes: Sequence[data.Scene], verdicts: Sequence[Verdict]) -> bool:
+    """Whether every word reaches its target."""
+    right = [verdict.right_words(scene) for scene, verdict in zip(scenes, verdicts, strict=True)]
+    return all(np.mean([answer[word] for answer in right]) >= TARGETS[word] for word in WORDS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit status 0 when every word reaches its target, 1 when one does not."""
+    parser = argparse.ArgumentParser(prog="python -m wan_tpu.demo.judge", description=__doc__)
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="MP4 files to judge instead of new ones"
+    )
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
+    parser.add_argument("--out", type=Path, default=Path("wan-tiny-judged"))
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    if options.files:
+        paths, scenes = options.files, [scene_of_file(path) for path in options.files]
+    else:
+        rng = np.random.default_rng(options.seed)
+        scenes = choose_scenes(options.prompts, rng)
+        seeds = [int(seed) for seed in rng.integers(2**31, size=len(scenes))]
+        options.out.mkdir(parents=True, exist_ok=True)
+        paths = [options.out / file_name(*pair) for pair in zip(scenes, seeds, strict=True)]
+        generate_videos([scene.prompt for scene in scenes], seeds, paths)
+    verdicts = [judge_file(path) for path in paths]
+    sys.stdout.write(make_table(scenes, verdicts) + "\n")
+    return 0 if obeys(scenes, verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""A model on a mesh without its weights: every program of the pipeline as a stage.
+
+The pipeline adds weights and runs the stages; the planner compiles the very same ones for a slice
+that is not there.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.checkpoints.weights import abstract_weights
+from wan_tpu.errors import GeometryError, UnknownNameError
+from wan_tpu.geometry import TEXT_TOKENS, Compression, Geometry
+from wan_tpu.request import VideoRequest
+from wan_tpu.schedulers.base import Schedule
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import named, platform_of
+from wan_tpu.stage import Stage, abstract
+from wan_tpu.text.encoder import TextConfig, TextEncoder
+from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.denoiser import CONTEXT_SPEC, Denoiser, latent_tokens_sharding, unpatchify
+from wan_tpu.transformer.processors import AttentionSetting
+from wan_tpu.vae.config import VaeConfig
+
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VideoModel:
+    """The components of a model for one mesh, layout, dtype and attention.
+
+    Attributes:
+        description: names, configurations, defaults.
+        text_encoder: prompts to embeddings.
+        denoiser: the transformer.
+        vae: sizes of the autoencoder.
+    """
+
+    description: ModelDescription
+    text_encoder: TextEncoder
+    denoiser: Denoiser
+    vae: VaeConfig
+
+    @property
+    def mesh(self) -> Any:
+        """The devices."""
+        return self.denoiser.setting.mesh
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is split over them."""
+        return self.denoiser.setting.layout
+
+    @property
+    def dtype(self) -> Any:
+        """Of weights and activations."""
+        return self.denoiser.dtype
+
+    def text_stage(self, num_prompts: int) -> Stage:
+        """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`."""
+        tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, named(self.mesh))
+        weights = abstract_weights(self.text_encoder.weights(), self.mesh)
+        return self._stage("text", self.text_encoder.encode, (weights, tokens, tokens))
+
+    def context_stage(self, num_prompts: int, batch: int) -> Stage:
+        """(parameters, embeddings) -> keys and values of cross-attention for the whole batch.
+
+        Args:
+            num_prompts: different prompts that were encoded.
+            batch: 2 with guidance, 1 without; entry i uses prompt `min(i, num_prompts - 1)`.
+        """
+        padded = self.denoiser.padded_batch(batch)
+        order = [min(i % batch, num_prompts - 1) for i in range(padded)]
+
+        def context(params: Any, text: jax.Array) -> Any:
+            return self.denoiser.text_context(params, text[jnp.asarray(order)])
+
+        shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
+        text = abstract(shape, self.dtype, named(self.mesh))
+        weights = abstract_weights(self.denoiser.context_weights(), self.mesh)
+        return self._stage("context", context, (weights, text))
+
+    def step_stage(self, geometry: Geometry, schedule: Schedule, batch: int) -> Stage:
+        """(parameters, context, state, coefficients, timestep, guidance scale) -> state.
+
+        One program for all steps of all requests of this geometry and scheduler.
+        """
+        denoiser = self.denoiser
+
+        def step(
+            params: Any,
+            context: Any,
+            state: Any,
+            coefficients: Any,
+            timestep: Any,
+            guidance_scale: Any,
+        ) -> Any:
+            velocity = denoiser.predict(params, state.sample, timestep, context, geometry)
+            if batch == 2:
+                positive, negative = velocity[0:1], velocity[1:2]
+                velocity = negative + guidance_scale * (positive - negative)
+            else:
+                velocity = velocity[0:1]
+            return schedule.update(state, velocity, coefficients)
+
+        context = abstract(
+            denoiser.context_shape(denoiser.padded_batch(batch)),
+            self.dtype,
+            named(self.mesh, *CONTEXT_SPEC),
+        )
+        scalar = abstract((), jnp.float32, named(self.mesh))
+        coefficients = jax.tree.map(
+            lambda x: abstract(x.shape, x.dtype, named(self.mesh)), schedule.coefficients(0)
+        )
+        state = self.abstract_state(geometry, schedule)
+        return self._stage(
+            "step",
+            step,
+            (
+                abstract_weights(denoiser.step_weights(), self.mesh),
+                (context, context),
+                state,
+                coefficients,
+                scalar,
+                scalar,
+            ),
+            donate=(2,),
+            out_shardings=jax.tree.map(lambda x: x.sharding, state),
+        )
+
+    def latents_stage(self, geometry: Geometry) -> Stage:
+        """(tokens) -> latents `[1, frames, height, width, channels]`, as the VAE takes them."""
+
+        def latents(tokens: jax.Array) -> jax.Array:
+            return unpatchify(tokens, geometry)
+
+        return self._stage(
+            "latents", latents, (self.abstract_tokens(geometry),), out_shardings=named(self.mesh)
+        )
+
+    def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
+        """Latents in token form, as the denoising loop holds them."""
+        shape = (1, self.denoiser.padded_tokens(geometry), self.denoiser.config.token_channels)
+        return abstract(shape, jnp.float32, latent_tokens_sharding(self.denoiser.setting))
+
+    def abstract_state(self, geometry: Geometry, schedule: Schedule) -> Any:
+        """The scheduler's state for a video, split like the tokens."""
+        tokens = self.abstract_tokens(geometry)
+        state = jax.eval_shape(schedule.init_state, tokens)
+        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, tokens.sharding), state)
+
+    def _stage(self, name: str, function: Any, arguments: tuple[Any, ...], **kwargs: Any) -> Stage:
+        exact = self.dtype == jnp.float32
+        return Stage(
+            name=name,
+            function=function,
+            arguments=arguments,
+            mesh=self.mesh,
+            matmul_precision="highest" if exact else None,
+            **kwargs,
+        )
+
+
+def make_video_model(
+    description: ModelDescription,
+    mesh: Mesh | AbstractMesh,
+    layout: Layout,
+    *,
+    dtype: Any,
+    attention: str = "auto",
+) -> VideoModel:
+    """The components of a described model on a mesh.
+
+    Raises:
+        UnknownNameError: there is no such attention.
+        CheckpointError: the configuration is of a model that is not implemented.
+    """
+    configs = description.configs
+    transformer = TransformerConfig.from_json(configs["transformer"])
+    implementation = resolve_implementation(
+        attention,
+        platform_of(mesh),
+        dtype=dtype,
+        head_dim=transformer.attention_head_dim,
+    )
+    setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
+    return VideoModel(
+        description=description,
+        text_encoder=TextEncoder(
+            config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=dtype
+        ),
+        denoiser=Denoiser(config=transformer, setting=setting, dtype=dtype),
+        vae=VaeConfig.from_json(configs["vae"]),
+    )
+
+
+def check_request(
+    description: ModelDescription, request: VideoRequest
+) -> tuple[VideoRequest, Geometry]:
+    """Fills a request in from the model's defaults and checks it against the model.
+
+    Raises:
+        GeometryError: the model cannot make this size or length.
+    """
+    vae = VaeConfig.from_json(description.configs["vae"])
+    transformer = TransformerConfig.from_json(description.configs["transformer"])
+    compression = Compression(
+        spatial=vae.spatial_compression,
+        temporal=vae.temporal_compression,
+        patch=transformer.patch_size,
+    )
+    request = request.resolved(description.defaults)
+    geometry = request.geometry(compression)
+    if max(geometry.grid) > transformer.rope_max_seq_len:
+        raise GeometryError(
+            f"{geometry.width}x{geometry.height} with {geometry.num_frames} frames gives a token "
+            f"grid of {geometry.grid}; the model knows {transformer.rope_max_seq_len} positions"
+        )
+    return request, geometry
+
+
+def parse_dtype(name: str) -> Any:
+    """The JAX dtype called `name`.
+
+    Raises:
+        UnknownNameError: it is not one of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UnknownNameError("dtype", name, DTYPES)
+    return jnp.dtype(name)

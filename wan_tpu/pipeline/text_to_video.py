@@ -1,0 +1,308 @@
+"""From a request to a video, top to bottom: the one place that knows the order of the stages."""
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.sharding import NamedSharding
+
+from wan_tpu.checkpoints.models import ModelDescription, open_model
+from wan_tpu.checkpoints.source import SafetensorsSource
+from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.geometry import Geometry
+from wan_tpu.pipeline.denoise import denoise
+from wan_tpu.pipeline.model import VideoModel, check_request, make_video_model
+from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.request import VideoRequest, VideoResult
+from wan_tpu.schedulers.api import make_schedule
+from wan_tpu.schedulers.base import Schedule
+from wan_tpu.sharding.layout import Layout, default_layout
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.stage import Stage
+from wan_tpu.text.encoder import ALIASES
+from wan_tpu.text.prompt import tokenize
+from wan_tpu.transformer.denoiser import patchify
+from wan_tpu.vae.backends import VaeBackend, load_vae
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("wan_tpu", "torch", "torchax", "jax", "jaxlib", "flax", "diffusers", "transformers")
+
+
+class TextToVideo:
+    """A loaded model that makes videos; one generation at a time.
+
+    Attributes:
+        model: what runs: components, mesh, layout, attention.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        *,
+        tokenizer: Any,
+        text_params: dict[str, jax.Array],
+        denoiser_params: dict[str, jax.Array],
+        vae: VaeBackend,
+    ):
+        self.model = model
+        self._tokenizer = tokenizer
+        self._text_params = text_params
+        self._denoiser_params = denoiser_params
+        self._vae = vae
+        self._programs: dict[Any, Callable[..., Any]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "wan-tiny",
+        *,
+        layout: Layout | None = None,
+        devices: Sequence[Any] | None = None,
+        dtype: Any = None,
+        attention: str = "auto",
+        vae: str = "flax",
+    ) -> "TextToVideo":
+        """Loads a model onto devices.
+
+        Args:
+            name: `wan-tiny`, a folder in diffusers format, a hub id or a known model's name.
+            layout: how it is split; chosen for the number of devices when not given.
+            devices: those to use; all of all processes when not given.
+            dtype: of weights and activations; bfloat16, on a CPU float32, when not given.
+            attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+            vae: `flax`, or `maxdiffusion` where that package is installed.
+
+        Raises:
+            InputError: a name or layout that does not exist or does not fit.
+            CheckpointError: files are missing, damaged or not those of the model.
+            MissingPackageError: the VAE's package is not installed.
+        """
+        devices = list(devices if devices is not None else jax.devices())
+        if layout is not None:
+            layout.require_devices(len(devices))  # before gigabytes are downloaded
+        description = open_model(name)
+        dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
+        if layout is None:
+            heads = description.configs["transformer"].get("num_attention_heads", 40)
+            layout = default_layout(len(devices), heads)
+        mesh = make_mesh(layout, devices)
+        model = make_video_model(description, mesh, layout, dtype=dtype, attention=attention)
+        backend = load_vae(
+            vae, model.vae, description.component_folder("vae"), mesh=mesh, dtype=dtype
+        )
+        logger.info(
+            "%s: layout %s (%s, weights %s), attention %s, VAE %s, %s, %d x %s",
+            name,
+            layout,
+            layout.sequence_parallel,
+            layout.weights,
+            model.denoiser.setting.implementation,
+            backend.name,
+            dtype,
+            len(devices),
+            devices[0].device_kind,
+        )
+        return cls(
+            model,
+            tokenizer=_load_tokenizer(description),
+            text_params=load_weights(
+                "text encoder",
+                model.text_encoder.weights(),
+                SafetensorsSource(description.component_folder("text_encoder"), aliases=ALIASES),
+                mesh,
+            ),
+            denoiser_params=load_weights(
+                "transformer",
+                model.denoiser.weights(),
+                SafetensorsSource(description.component_folder("transformer")),
+                mesh,
+            ),
+            vae=backend,
+        )
+
+    def __call__(
+        self,
+        request: VideoRequest,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+        on_frames: Callable[[np.ndarray], None] | None = None,
+    ) -> VideoResult:
+        """Makes one video.
+
+        Args:
+            request: what to make; open fields take the model's defaults.
+            on_progress: called at every step, with what is done so far.
+            should_cancel: asked between steps; true ends the generation.
+            on_frames: called with frames `[n, height, width, 3]`, uint8, as soon as they are
+                decoded, in order, while later ones still decode.
+
+        Raises:
+            InputError: the request cannot be carried out; nothing was compiled.
+            Cancelled: `should_cancel` said so.
+        """
+        request, geometry = check_request(self.model.description, request)
+        assert request.guidance_scale is not None
+        schedule = self._schedule(request)
+        watch = Watch(on_progress, should_cancel)
+
+        batch = 2 if request.uses_guidance else 1
+        context = self._encode_text(request, batch, watch)
+        state = self._initial_state(request, geometry, schedule)
+        step = self._program(self.model.step_stage(geometry, schedule, batch), watch, request)
+        state = denoise(
+            step,
+            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
+            context,
+            state,
+            schedule,
+            guidance_scale=request.guidance_scale,
+            mesh=self.model.mesh,
+            watch=watch,
+        )
+        latents = self._program(self.model.latents_stage(geometry), watch, request)(state.sample)
+        chunks = []
+        for frames in self._decode(latents, geometry, watch):
+            chunks.append(frames)
+            if on_frames is not None:
+                on_frames(frames)
+        return VideoResult(
+            frames=np.concatenate(chunks), metadata=self._metadata(request, geometry, watch)
+        )
+
+    def warm_up(
+        self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Compiles every program that a request like this one runs."""
+        request, geometry = check_request(self.model.description, request)
+        schedule = self._schedule(request)
+        watch = Watch(on_progress)
+        batch = 2 if request.uses_guidance else 1
+        stages = [
+            self.model.text_stage(batch),
+            self.model.context_stage(batch, batch),
+            self.model.step_stage(geometry, schedule, batch),
+            self.model.latents_stage(geometry),
+        ]
+        for stage in stages:
+            self._program(stage, watch, request)
+        self._vae.warm_up(geometry.latent_height, geometry.latent_width)
+
+    def _schedule(self, request: VideoRequest) -> Schedule:
+        assert request.num_inference_steps is not None
+        assert request.flow_shift is not None
+        return make_schedule(
+            request.scheduler,
+            num_inference_steps=request.num_inference_steps,
+            flow_shift=request.flow_shift,
+            config=self.model.description.configs["scheduler"],
+        )
+
+    def _encode_text(self, request: VideoRequest, batch: int, watch: Watch) -> Any:
+        """Cross-attention's keys and values for the prompt and, with guidance, the negative one."""
+        prompts = [request.prompt, request.negative_prompt or ""][:batch]
+        ids, mask = tokenize(self._tokenizer, prompts)
+        if batch == 2 and np.array_equal(ids[0], ids[1]):
+            ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
+        text_stage = self.model.text_stage(len(ids))
+        encode = self._program(text_stage, watch, request)
+        contextualise = self._program(self.model.context_stage(len(ids), batch), watch, request)
+        with watch.stage("text", len(ids)) as report:
+            tokens = [
+                place(x, argument.sharding)
+                for x, argument in zip((ids, mask), text_stage.arguments[1:], strict=True)
+            ]
+            embeddings = encode(self._text_params, *tokens)
+            weights = _subset(self._denoiser_params, self.model.denoiser.context_weights())
+            context = jax.block_until_ready(contextualise(weights, embeddings))
+            report(len(ids))
+        return context
+
+    def _initial_state(self, request: VideoRequest, geometry: Geometry, schedule: Schedule) -> Any:
+        """The noise of the request's seed, in token form on the mesh."""
+        noise = make_noise(request.seed, geometry, self.model.vae.z_dim)
+        tokens = patchify(noise, geometry.compression.patch)  # [1, tokens, token channels]
+        target = self.model.abstract_tokens(geometry)
+        padding = target.shape[1] - tokens.shape[1]
+        tokens = np.pad(tokens, ((0, 0), (0, padding), (0, 0)))
+        state = self.model.abstract_state(geometry, schedule)
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        return jax.jit(schedule.init_state, out_shardings=shardings)(place(tokens, target.sharding))
+
+    def _decode(self, latents: jax.Array, geometry: Geometry, watch: Watch) -> Iterator[np.ndarray]:
+        """Frames in order, uint8 `[n, height, width, 3]`, while later ones decode."""
+        if self._vae.warm_up(geometry.latent_height, geometry.latent_width):
+            watch.check()
+        with watch.stage("decode", geometry.num_frames) as report:
+            done = 0
+            for frames in self._vae.frames(latents):
+                done += len(frames)
+                yield frames
+                report(done)
+
+    def _program(self, stage: Stage, watch: Watch, request: VideoRequest) -> Callable[..., Any]:
+        """The compiled stage, compiled on first use."""
+        key = (stage.name, request.scheduler, jax.tree.structure(stage.arguments))
+        key += tuple((x.shape, x.dtype) for x in jax.tree.leaves(stage.arguments))
+        if key not in self._programs:
+            with watch.stage(f"compile {stage.name}", 1) as report:
+                self._programs[key] = stage.compile()
+                report(1)
+        return self._programs[key]
+
+    def _metadata(self, request: VideoRequest, geometry: Geometry, watch: Watch) -> dict[str, Any]:
+        """Everything needed to make the same video again, and how long each stage took."""
+        model, setting = self.model, self.model.denoiser.setting
+        devices = model.mesh.devices
+        return {
+            "model": model.description.name,
+            "request": dataclasses.asdict(request),
+            "seed": request.seed,
+            "tokens": geometry.num_tokens,
+            "layout": str(model.layout),
+            "sequence_parallel": model.layout.sequence_parallel,
+            "weights": model.layout.weights,
+            "attention": setting.implementation,
+            "vae": self._vae.name,
+            "dtype": str(jnp.dtype(model.dtype)),
+            "device_kind": devices.flat[0].device_kind,
+            "num_devices": int(devices.size),
+            "num_processes": jax.process_count(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
+        }
+
+
+def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:
+    """The noise that diffusers' pipeline draws for this seed: torch's CPU generator, float32.
+
+    Returns:
+        `[1, channels, latent frames, latent height, latent width]`.
+    """
+    shape = (1, channels, geometry.latent_frames, geometry.latent_height, geometry.latent_width)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds onto the mesh."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _load_tokenizer(description: ModelDescription) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        description.component_folder("tokenizer"), local_files_only=True
+    )
+
+
+def _subset(params: dict[str, jax.Array], weights: list[Weight]) -> dict[str, jax.Array]:
+    return {weight.name: params[weight.name] for weight in weights}

@@ -1,0 +1,238 @@
+"""Compiles stages for a slice that is not there, with the real TPU compiler, and keeps what it read.
+
+No weights and no TPU: libtpu alone compiles. What is kept of a program is `StageFacts`, a JSON file
+in the user's cache folder under a key of everything that decides the program, so that the second
+plan of the same thing compiles and even traces nothing.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import wan_tpu
+from wan_tpu.errors import MissingPackageError
+from wan_tpu.planner.hardware import Slice
+from wan_tpu.planner.program import ProgramCosts, read_program
+from wan_tpu.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("libtpu", "jax", "jaxlib", "torch", "torchax", "diffusers", "transformers", "flax")
+"""Packages that have a say in a program."""
+
+FORMAT = 1
+"""Of the kept JSON; raise it when `StageFacts` or the reading rules change."""
+
+COMPILE_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask on an ordinary machine
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compile-only processes may share libtpu
+}
+
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageFacts:
+    """What the compiler says about one stage; bytes are per device.
+
+    Attributes:
+        name: of the stage.
+        argument_bytes: weights and whatever else it takes.
+        output_bytes: what it returns, donated arguments included.
+        temporary_bytes: its own working memory.
+        peak_bytes: most bytes at once, arguments included.
+        costs: every operation; None when it did not compile.
+        compile_seconds: how long lowering and compiling took.
+        failure: the compiler's own words when the program does not fit; else empty.
+    """
+
+    name: str
+    argument_bytes: int = 0
+    output_bytes: int = 0
+    temporary_bytes: int = 0
+    peak_bytes: int = 0
+    costs: ProgramCosts | None = None
+    compile_seconds: float = 0.0
+    failure: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as a JSON object."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | {"costs": None if self.costs is None else self.costs.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StageFacts":
+        """The facts that `to_json` wrote."""
+        costs = None if value["costs"] is None else ProgramCosts.from_json(value["costs"])
+        return cls(**(dict(value) | {"costs": costs}))
+
+
+def slice_devices(where: Slice) -> list[Any]:
+    """The JAX devices of a slice that is not there, in the order of its chips.
+
+    Raises:
+        MissingPackageError: libtpu is not installed.
+    """
+    require_libtpu()
+    for name, value in COMPILE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    with quiet_stderr():
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.topology_name, chips_per_host_bounds=where.host_bounds
+        )
+    return list(topology.devices)
+
+
+def require_libtpu() -> str:
+    """libtpu's version.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingPackageError(
+            "planning compiles with the TPU compiler, which is in the package libtpu "
+            "(Linux x86-64; no TPU is needed): pip install 'libtpu>=0.0.42,<0.0.43'"
+        ) from None
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what libtpu's C++ writes to stderr while it loads; all of it if something fails."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def compile_stage(stage: Stage) -> StageFacts:
+    """Compiles a stage and reads its program; a program that does not fit is a fact, too."""
+    import jax
+
+    started = time.monotonic()
+    try:
+        compiled = stage.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if _OUT_OF_MEMORY not in str(error):
+            raise
+        return StageFacts(
+            name=stage.name, failure=_first_words(str(error)), compile_seconds=time.monotonic() - started
+        )
+    seconds = time.monotonic() - started
+    memory = compiled.memory_analysis()
+    return StageFacts(
+        name=stage.name,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        costs=read_program(compiled.as_text()),
+        compile_seconds=seconds,
+    )
+
+
+def _first_words(message: str) -> str:
+    """The first paragraph of an error, on one line."""
+    paragraph = message.strip().split("\n\n", 1)[0]
+    return " ".join(paragraph.split())[:600]
+
+
+class FactsCache:
+    """Facts by key, one JSON file each.
+
+    Args:
+        folder: where they lie; None keeps nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path | None):
+        self._folder = folder
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], StageFacts]) -> tuple[StageFacts, bool]:
+        """The facts of a key, made when they are not there yet, and whether they were there."""
+        if self._folder is None:
+            return make(), False
+        path = self._folder / f"{digest(key)}.json"
+        kept = self._read(path)
+        if kept is not None:
+            return kept, True
+        facts = make()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts.to_json()})
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return facts, False
+
+    def _read(self, path: pathlib.Path) -> StageFacts | None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return StageFacts.from_json(content["facts"]) if content["format"] == FORMAT else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): compiling anew", path, error)
+            return None
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """A short name for a key: equal for equal keys, whatever their order."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a program, and the flags libtpu reads when it loads."""
+    found = {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+STAGE_ROOMS = ("text", "transformer", "schedulers", "vae")
+"""Rooms that a stage may not depend on; every other room has a say in every program."""
+
+_WITHOUT_A_SAY = ("cli", "demo", "runtime.py", "errors.py", "__init__.py")
+_READING = ("__init__.py", "hlo.py", "loops.py", "costs.py", "program.py")
+
+
+@functools.cache
+def source_digest(*rooms: str) -> str:
+    """A digest of our sources that decide a program of these rooms, and of how it is read.
+
+    Args:
+        *rooms: those of `STAGE_ROOMS` that the stage is made of.
+    """
+    root = pathlib.Path(wan_tpu.__file__).parent
+    result = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        room, *rest = path.relative_to(root).parts
+        if room in _WITHOUT_A_SAY or (room in STAGE_ROOMS and room not in rooms):
+            continue
+        if (room == "planner" and rest[-1] not in _READING) or (room == "pipeline" and rest[-1] != "model.py"):
+            continue
+        result.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return result.hexdigest()

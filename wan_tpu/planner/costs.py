@@ -1,0 +1,329 @@
+"""What one operation of a compiled program costs a chip: FLOPs, HBM bytes, bytes over the links.
+
+HBM bytes come by two rules. Both look at operations outside fusions only (what a fusion computes on
+its way stays in registers and VMEM) and at arrays in HBM only.
+
+* plain: every operand and every result, whole. FACTS section 2 and the targets of issue 3 use it.
+* sliced: what really moves. Arrays count as they lie in memory, filled up to whole tiles. A
+  `dynamic-slice`, `slice` or `gather` moves its result, not the array it takes from; a
+  `dynamic-update-slice` moves its update, for the compiler does it in place; both also as the first
+  or last operation of a fusion, where most of them are: a scanned layer's weights are one slice of
+  a stacked array that the plain rule counts whole in every turn. XLA's own `HloCostAnalysis` counts
+  so, too ("operand utilization").
+
+Bytes over the links are what each chip of a group of g sends: all-gather and reduce-scatter
+(g - 1)/g of the whole array, all-reduce twice that, all-to-all (g - 1)/g of its operand, permute
+its operand. Starting halves of asynchronous operations carry the cost, done halves none.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+from wan_tpu.planner.hlo import HBM, Array, Computation, Instruction, ProgramText, Type, leaves
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+    "collective-broadcast", "ragged-all-to-all",
+)  # fmt: skip
+
+_FREE = (
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional",
+    "partition-id", "replica-id", "after-all", "opt-barrier", "optimization-barrier",
+    "add-dependency", "get-dimension-size",
+)  # fmt: skip
+_FREE_CUSTOM_CALLS = ("ConcatBitcast", "SliceBitcast", "AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound")
+_THROUGH = ("bitcast", "convert", "reshape", "transpose", "copy")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+KERNEL_TARGET = "tpu_custom_call"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A transfer between chips: kind, chips of a group, bytes each sends, whether it may overlap."""
+
+    kind: str
+    group_size: int
+    link_bytes: int
+    asynchronous: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Shapes of an attention kernel on one chip, as it is called: padding included."""
+
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+
+    @property
+    def flops(self) -> int:
+        """Of both products."""
+        return 4 * self.heads * self.queries * self.keys * self.head_dim
+
+
+class CostReader:
+    """Costs of the operations of one program."""
+
+    def __init__(self, program: ProgramText):
+        self._program = program
+        self._computation_flops = functools.cache(self._sum_flops)
+
+    def is_free(self, instruction: Instruction) -> bool:
+        """Whether it moves and computes nothing itself."""
+        if instruction.opcode.endswith(("-done", "-update")) or instruction.opcode in _FREE:
+            return True
+        target = (instruction.attribute("custom_call_target") or "").strip('"')
+        return instruction.opcode == "custom-call" and target in _FREE_CUSTOM_CALLS
+
+    def flops(self, computation: Computation, instruction: Instruction) -> int:
+        """Of the products and convolutions in it, what it calls included; other arithmetic is not counted."""
+        if instruction.opcode == "dot":
+            return _dot_flops(computation, instruction)
+        if instruction.opcode == "convolution":
+            return _convolution_flops(computation, instruction)
+        called = instruction.called("calls")
+        return self._computation_flops(called) if called in self._program.computations else 0
+
+    def _sum_flops(self, name: str) -> int:
+        computation = self._program.computations[name]
+        return sum(self.flops(computation, i) for i in computation.instructions.values())
+
+    def plain_bytes(self, computation: Computation, instruction: Instruction) -> int:
+        """HBM bytes by the plain rule."""
+        kinds = [*computation.operand_kinds(instruction), result_kind(computation, instruction)]
+        return sum(array.num_bytes for kind in kinds for array in leaves(kind) if array.space == HBM)
+
+    def sliced_bytes(self, computation: Computation, instruction: Instruction) -> int:
+        """HBM bytes by the sliced rule."""
+        operands = computation.operand_kinds(instruction)
+        result = result_kind(computation, instruction)
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in _SLICES:
+            return _in_hbm(result) + _moved(operands[0], _elements(result))
+        if opcode == "dynamic-update-slice":
+            return _in_hbm(operands[1]) + _moved(result, _elements(operands[1]))
+        if opcode == "fusion":
+            return self._fusion_bytes(computation, instruction, result)
+        return sum(_in_hbm(kind) for kind in (*operands, result))
+
+    def _fusion_bytes(self, computation: Computation, fusion: Instruction, result: Type) -> int:
+        inner = self._program.computations[fusion.called("calls") or ""]
+        kinds = computation.operand_kinds(fusion)
+        total = 0
+        for parameter, kind in zip(inner.parameters, kinds, strict=True):
+            used = self._used_elements(inner, parameter.name)
+            total += _in_hbm(kind) if used is None else _moved(kind, used)
+        root = inner.root
+        roots = [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
+        results = list(leaves(result))
+        if len(roots) != len(results):
+            return total + _in_hbm(result)
+        for source, array in zip(roots, results, strict=True):
+            updated = self._updated_elements(inner, source)
+            total += _in_hbm(array) if updated is None else _moved(array, updated)
+        return total
+
+    def _used_elements(self, computation: Computation, name: str) -> int | None:
+        """Elements that a fusion reads of a parameter it only slices; None when it reads it all."""
+        total = 0
+        for user in computation.users(name):
+            if user.opcode in _SLICES and user.operands[0] == name and name not in user.operands[1:]:
+                total += _elements(user.kind)
+            elif user.opcode == "dynamic-update-slice" and user.operands.index(name) == 0:
+                continue  # in place: what is not updated is not touched
+            elif user.opcode in _THROUGH or user.opcode == "fusion":
+                inner = self._through(computation, user, name)
+                if inner is None:
+                    return None
+                total += inner
+            else:
+                return None
+        return total
+
+    def _through(self, computation: Computation, user: Instruction, name: str) -> int | None:
+        if user.opcode != "fusion":
+            return None if user is computation.root else self._used_elements(computation, user.name)
+        inner = self._program.computations[user.called("calls") or ""]
+        parts = [
+            self._used_elements(inner, inner.parameters[number].name)
+            for number, operand in enumerate(user.operands)
+            if operand == name
+        ]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+    def _updated_elements(self, computation: Computation, source: Instruction) -> int | None:
+        """Elements written by a fusion's result that is an update in place of a parameter."""
+        while source.opcode in _THROUGH:
+            source = computation.instructions[source.operands[0]]
+        if source.opcode != "dynamic-update-slice":
+            return None
+        target = computation.instructions[source.operands[0]]
+        while target.opcode in _THROUGH:
+            target = computation.instructions[target.operands[0]]
+        if target.opcode != "parameter":
+            return None
+        return _elements(computation.instructions[source.operands[1]].kind)
+
+    def collectives(self, computation: Computation, instruction: Instruction) -> list[Collective]:
+        """Transfers between chips in it, those inside a fusion included."""
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            return [self._collective(computation, instruction, kind)]
+        called = instruction.called("calls")
+        if called not in self._program.computations:
+            return []
+        inner = self._program.computations[called]
+        return [c for i in inner.instructions.values() if not self.is_free(i) for c in self.collectives(inner, i)]
+
+    def _collective(self, computation: Computation, instruction: Instruction, kind: str) -> Collective:
+        operand = sum(a.num_bytes for k in computation.operand_kinds(instruction) for a in leaves(k))
+        result = sum(a.num_bytes for a in leaves(result_kind(computation, instruction)))
+        size = _group_size(instruction, self._program.num_devices)
+        share = (size - 1) / size
+        sent = {
+            "all-gather": result * share,
+            "all-reduce": 2 * operand * share,
+            "reduce-scatter": operand * share,
+            "all-to-all": operand * share,
+            "ragged-all-to-all": operand * share,
+        }.get(kind, operand)
+        return Collective(
+            kind=kind,
+            group_size=size,
+            link_bytes=round(sent),
+            asynchronous=instruction.opcode.endswith("-start"),
+        )
+
+    def attention(self, computation: Computation, instruction: Instruction) -> Attention | None:
+        """The shapes of a kernel that takes queries, keys and values; None for any other operation."""
+        target = (instruction.attribute("custom_call_target") or "").strip('"')
+        if instruction.opcode != "custom-call" or target != KERNEL_TARGET:
+            return None
+        kinds = [a for k in computation.operand_kinds(instruction) for a in leaves(k)]
+        operands = [a.dims for a in kinds if _may_be_tokens(a)]
+        if len(operands) < 3:
+            return None
+        query, key, value = operands[:3]
+        if query[:-2] != key[:-2] or key[:-1] != value[:-1]:
+            return None
+        return Attention(
+            heads=math.prod(query[:-2]), queries=query[-2], keys=key[-2], head_dim=value[-1]
+        )
+
+
+def result_kind(computation: Computation, instruction: Instruction) -> Type:
+    """What an operation returns; of an asynchronous one, what its done half returns."""
+    if not instruction.opcode.endswith("-start"):
+        return instruction.kind
+    done = [u for u in computation.users(instruction.name) if u.opcode.endswith("-done")]
+    return done[0].kind if done else instruction.kind
+
+
+def compiler_cycles(instruction: Instruction) -> int:
+    """The compiler's own estimate of an operation's cycles, 0 where it writes none."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    return int(found[1]) if found else 0
+
+
+def _may_be_tokens(array: Array) -> bool:
+    """Whether it may be queries, keys or values; int8 arrays of few columns are splash's masks."""
+    width = 64 if array.dtype == "s8" else 8
+    known = array.dtype in ("bf16", "f16", "f32", "s8") and len(array.dims) in (3, 4)
+    return known and array.dims[-1] % width == 0
+
+
+def _in_hbm(kind: Type) -> int:
+    return sum(array.padded_bytes for array in leaves(kind) if array.space == HBM)
+
+
+def _elements(kind: Type) -> int:
+    return sum(array.elements for array in leaves(kind))
+
+
+def _moved(kind: Type, elements: int) -> int:
+    """Bytes of so many elements of an array, at most all of it; 0 outside HBM."""
+    whole = _in_hbm(kind)
+    arrays = list(leaves(kind))
+    if not whole or len(arrays) != 1 or not arrays[0].elements:
+        return whole
+    return min(whole, round(arrays[0].num_bytes * elements / arrays[0].elements))
+
+
+def _dot_flops(computation: Computation, dot: Instruction) -> int:
+    left = computation.instructions[dot.operands[0]].array
+    contracted = re.findall(r"\d+", dot.attribute("lhs_contracting_dims") or "")
+    return 2 * dot.array.elements * math.prod(left.dims[int(dim)] for dim in contracted)
+
+
+def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
+    """As XLA's HloCostAnalysis: products with padding and with holes of a dilation do not count.
+
+    The TPU compiler writes every matrix product as a convolution, batch dimensions as windows.
+    """
+    left, right = (computation.instructions[name].array for name in convolution.operands[:2])
+    labels = convolution.attribute("dim_labels") or ""
+    found = re.fullmatch(r"(\w+)_(\w+)->(\w+)", labels.strip())
+    assert found is not None, f"{convolution.name} has no dim_labels"
+    inputs, kernel, outputs = found.groups()
+    window = _window(convolution.attributes, len([letter for letter in kernel if letter.isdigit()]))
+    positions = 1
+    for number, dimension in enumerate(window):
+        label = str(number)
+        positions *= _valid_positions(
+            input_size=left.dims[inputs.index(label)],
+            output_size=convolution.array.dims[outputs.index(label)],
+            **dimension,
+        )
+    groups = int(convolution.attribute("batch_group_count") or 1)
+    products = left.dims[inputs.index("b")] // groups
+    products *= right.dims[kernel.index("i")] * right.dims[kernel.index("o")]
+    return 2 * products * positions
+
+
+def _window(attributes: str, dims: int) -> list[dict[str, int]]:
+    """Size, stride, padding and dilations of each spatial dimension."""
+    text = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in text[1].split()) if text else {}
+
+    def numbers(name: str, default: int) -> list[int]:
+        return [int(n) for n in fields[name].split("x")] if name in fields else [default] * dims
+
+    pads = [p.split("_")[0] for p in fields["pad"].split("x")] if "pad" in fields else ["0"] * dims
+    names = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
+    columns = {name: numbers(name, default) for name, default in names.items()}
+    return [
+        {"pad": int(pads[d])} | {name: column[d] for name, column in columns.items()} for d in range(dims)
+    ]
+
+
+def _valid_positions(
+    *, input_size: int, output_size: int, size: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int
+) -> int:
+    """Pairs of a window element and an output for which there is an input."""
+    window, output = np.arange(size), np.arange(output_size)
+    position = output[:, None] * stride + window[None] * rhs_dilate - pad
+    inside = (position >= 0) & (position < (input_size - 1) * lhs_dilate + 1)
+    return int((inside & (position % lhs_dilate == 0)).sum())
+
+
+def _group_size(instruction: Instruction, num_devices: int) -> int:
+    """Devices of one group, in any of the forms that XLA writes."""
+    groups = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", instruction.attributes)
+    text = groups[1] if groups else ""
+    if found := re.match(r"mesh\[(.*?)\]\s*\{(.*?)\}", text):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
+    if found := re.match(r"\[(\d+),(\d+)\]<=", text):
+        return int(found[2])
+    if found := re.match(r"\{\{([\d,]*)\}", text):
+        return len(found[1].split(","))
+    if "source_target_pairs" in instruction.attributes:
+        return 2
+    return num_devices
+

@@ -1,0 +1,194 @@
+"""What a compiled program does on each chip: every operation with its costs and how often it runs.
+
+`read_program` takes the text of an optimised program and multiplies loops out. The rules are in
+`costs.py`; `Operation` rows are JSON-ready, so that a cached program can be estimated anew.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from wan_tpu.planner.costs import Attention, Collective, CostReader, compiler_cycles
+from wan_tpu.planner.hlo import Computation, Instruction, ProgramText, parse_program
+from wan_tpu.planner.loops import Scalars, Value, loop_invariants, trip_count
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation outside fusions; costs are of one run of it, on one chip.
+
+    Attributes:
+        name: in the program.
+        kind: `matmul` for fusions with a product, `kernel` for Pallas, a collective's name, else
+            XLA's opcode.
+        source: where JAX says it comes from.
+        times: how often it runs, loops multiplied out.
+        flops: of products; of an attention kernel, of its two.
+        plain_bytes: HBM bytes by the plain rule.
+        hbm_bytes: HBM bytes by the sliced rule.
+        compiler_cycles: the compiler's own estimate; 0 where it has none.
+        collectives: transfers between chips.
+        attention: shapes, of an attention kernel.
+    """
+
+    name: str
+    kind: str
+    source: str = ""
+    times: int = 1
+    flops: int = 0
+    plain_bytes: int = 0
+    hbm_bytes: int = 0
+    compiler_cycles: int = 0
+    collectives: tuple[Collective, ...] = ()
+    attention: Attention | None = None
+
+    @property
+    def link_bytes(self) -> int:
+        """Bytes that the chip sends in one run."""
+        return sum(c.link_bytes for c in self.collectives)
+
+    def to_json(self) -> dict[str, Any]:
+        """The operation as a JSON object; what is zero or absent is left out."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Operation":
+        """The operation that `to_json` wrote."""
+        collectives = tuple(Collective(**c) for c in value.get("collectives", ()))
+        attention = Attention(**value["attention"]) if "attention" in value else None
+        return cls(**(value | {"collectives": collectives, "attention": attention}))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramCosts:
+    """All operations of a program.
+
+    Attributes:
+        operations: those that cost something, in the order of the text.
+        unknown_loops: loops whose trip count the text does not say; their bodies count once.
+    """
+
+    operations: tuple[Operation, ...]
+    unknown_loops: tuple[str, ...] = ()
+
+    def total(self, name: str) -> int:
+        """The sum over all operations of a cost, times how often each runs."""
+        return sum(o.times * getattr(o, name) for o in self.operations)
+
+    def collectives_by_kind(self) -> dict[str, dict[str, int]]:
+        """Runs and bytes sent per chip, by kind of collective."""
+        kinds: dict[str, dict[str, int]] = {}
+        for operation in self.operations:
+            for collective in operation.collectives:
+                entry = kinds.setdefault(collective.kind, {"runs": 0, "link_bytes": 0})
+                entry["runs"] += operation.times
+                entry["link_bytes"] += operation.times * collective.link_bytes
+        return kinds
+
+    def breakdown(self, key: str = "kind") -> list[dict[str, Any]]:
+        """Bytes, FLOPs and runs by `kind` or by `source`, most HBM bytes first."""
+        groups: dict[str, dict[str, Any]] = {}
+        for operation in self.operations:
+            label = getattr(operation, key) or operation.name
+            group = groups.setdefault(
+                label, {key: label, "runs": 0, "flops": 0, "hbm_bytes": 0, "plain_bytes": 0, "link_bytes": 0}
+            )
+            group["runs"] += operation.times
+            for cost in ("flops", "hbm_bytes", "plain_bytes", "link_bytes"):
+                group[cost] += operation.times * getattr(operation, cost)
+        return sorted(groups.values(), key=lambda g: -g["hbm_bytes"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The costs as a JSON object."""
+        return {
+            "operations": [o.to_json() for o in self.operations],
+            "unknown_loops": list(self.unknown_loops),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ProgramCosts":
+        """The costs that `to_json` wrote."""
+        return cls(
+            operations=tuple(Operation.from_json(o) for o in value["operations"]),
+            unknown_loops=tuple(value["unknown_loops"]),
+        )
+
+
+def read_program(text: str) -> ProgramCosts:
+    """Reads an optimised program's text (`jax.stages.Compiled.as_text()`).
+
+    Raises:
+        ProgramTextError: the text is not in the form that this jaxlib writes.
+    """
+    walk = _Walk(parse_program(text))
+    walk.run()
+    return ProgramCosts(operations=tuple(walk.operations), unknown_loops=tuple(walk.unknown_loops))
+
+
+class _Walk:
+    """Goes through what runs, from the entry down."""
+
+    def __init__(self, program: ProgramText):
+        self._program = program
+        self._costs = CostReader(program)
+        self.operations: list[Operation] = []
+        self.unknown_loops: list[str] = []
+
+    def run(self) -> None:
+        self._computation(self._program.computations[self._program.entry], 1, ())
+
+    def _computation(self, computation: Computation, times: int, arguments: tuple[Value, ...]) -> None:
+        scalars = Scalars(self._program, computation, arguments)
+        for instruction in computation.instructions.values():
+            if instruction.opcode == "while":
+                self._loop(instruction, times, scalars.value(instruction.operands[0]))
+            elif instruction.opcode in ("call", "async-start", "conditional"):
+                for name in self._callees(instruction):
+                    values = tuple(scalars.value(operand) for operand in instruction.operands)
+                    self._computation(self._program.computations[name], times, values)
+            elif not self._costs.is_free(instruction):
+                self._operation(computation, instruction, times)
+
+    def _callees(self, instruction: Instruction) -> Iterable[str]:
+        """What an operation runs; of a conditional every branch, for the text does not say which."""
+        if instruction.opcode == "conditional":
+            branches = instruction.attribute("branch_computations")
+            if branches:
+                return [name.strip().lstrip("%") for name in branches.strip("{}").split(",")]
+            both = (instruction.called("true_computation"), instruction.called("false_computation"))
+            return [name for name in both if name]
+        name = instruction.called("to_apply") or instruction.called("calls")
+        return [name] if name else []
+
+    def _loop(self, loop: Instruction, times: int, start: Value) -> None:
+        turns = trip_count(self._program, loop, start)
+        if turns is None:
+            self.unknown_loops.append(loop.name)
+        inside = loop_invariants(self._program, loop, start)
+        body = self._program.computations[loop.called("body") or ""]
+        self._computation(body, times * (1 if turns is None else turns), (inside,))
+
+    def _operation(self, computation: Computation, instruction: Instruction, times: int) -> None:
+        costs = self._costs
+        attention = costs.attention(computation, instruction)
+        flops = attention.flops if attention else costs.flops(computation, instruction)
+        operation = Operation(
+            name=instruction.name,
+            kind=_kind(instruction, flops),
+            source=instruction.op_name,
+            times=times,
+            flops=flops,
+            plain_bytes=costs.plain_bytes(computation, instruction),
+            hbm_bytes=costs.sliced_bytes(computation, instruction),
+            compiler_cycles=compiler_cycles(instruction),
+            collectives=tuple(costs.collectives(computation, instruction)),
+            attention=attention,
+        )
+        if times and (operation.hbm_bytes or operation.plain_bytes or operation.flops or operation.link_bytes):
+            self.operations.append(operation)
+
+
+def _kind(instruction: Instruction, flops: int) -> str:
+    if instruction.opcode == "custom-call":
+        return "kernel"
+    return "matmul" if flops else instruction.opcode.removesuffix("-start")

@@ -1,0 +1,49 @@
+"""Starts JAX for an entry point: platform, virtual devices, compilation cache.
+
+Call `start` once, before anything asks JAX for its devices. The library itself never does.
+"""
+
+import logging
+import os
+import pathlib
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+"""Device files of TPUs (old and new driver), NVIDIA and AMD GPUs."""
+
+
+def start(*, host_devices: int | None = None, cache_folder: pathlib.Path | None = None) -> None:
+    """Prepares JAX; the devices themselves start when they are first asked for.
+
+    Args:
+        host_devices: this many virtual CPU devices, and no accelerator.
+        cache_folder: where compiled programs are kept between runs; None keeps none.
+    """
+    if host_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", host_devices)
+    elif not os.environ.get("JAX_PLATFORMS") and not _accelerator_present():
+        # With libtpu installed and no TPU, looking for one prints pages of errors.
+        jax.config.update("jax_platforms", "cpu")
+    if cache_folder is not None:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder))
+        # JAX's own thresholds skip most programs.
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        # Without this, XLA's GPU caches put the folder into each key.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def default_cache_folder() -> pathlib.Path:
+    """Where the command line keeps compiled programs: the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "wan-tpu" / "compiled"
+
+
+def _accelerator_present() -> bool:
+    root = pathlib.Path("/")
+    return any(any(root.glob(pattern.lstrip("/"))) for pattern in ACCELERATOR_FILES)

@@ -1,0 +1,116 @@
+"""Splits pictures over a mesh: which axes cut height and width, and what neighbours exchange.
+
+A convolution at the border of a device's part needs a column (or a row) of its neighbour's. The
+exchange is written out, per device under `shard_map`: what a device at the picture's edge receives
+from nobody is zero, and that is the convolution's own padding.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+ROWS, COLUMNS, CHANNELS = -3, -2, -1
+"""Dimensions of `[..., height, width, channels]`."""
+
+Axes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SpatialSplit:
+    """How pictures are cut; the default is not at all. Hashable, so modules may hold it.
+
+    Attributes:
+        height_axes: mesh axes that cut the height, outermost first.
+        width_axes: mesh axes that cut the width.
+        height_ways: number of parts of the height.
+        width_ways: number of parts of the width.
+    """
+
+    height_axes: Axes = ()
+    width_axes: Axes = ()
+    height_ways: int = 1
+    width_ways: int = 1
+
+    def spec(self, rank: int) -> PartitionSpec:
+        """Of an array `[..., height, width, channels]` with `rank` dimensions."""
+        return PartitionSpec(
+            *[None] * (rank - 3), self.height_axes or None, self.width_axes or None, None
+        )
+
+    def pad_rows(self, x: jax.Array, above: int, below: int) -> jax.Array:
+        """Puts the neighbours' rows, or zeros at the picture's edge, around `x` (per device)."""
+        return _with_neighbours(x, ROWS, self.height_axes, self.height_ways, above, below)
+
+    def pad_columns(self, x: jax.Array, left: int, right: int) -> jax.Array:
+        """Puts the neighbours' columns, or zeros at the picture's edge, beside `x` (per device)."""
+        return _with_neighbours(x, COLUMNS, self.width_axes, self.width_ways, left, right)
+
+    def gather(self, x: jax.Array, dim: int) -> jax.Array:
+        """All devices' parts of `x` one after another along `dim` (per device)."""
+        axes = self.height_axes + self.width_axes
+        return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+
+
+def split_for(mesh: Mesh, latent_height: int, latent_width: int) -> PartitionSpec:
+    """How `[batch, frames, height, width, channels]` is cut over all of a mesh that fits.
+
+    Cuts into as many equal parts as the sizes allow, the width first; axes that fit neither
+    dimension repeat the work.
+
+    Args:
+        mesh: any axes.
+        latent_height: rows of the latent video; pixels are cut the same way.
+        latent_width: columns of the latent video.
+    """
+    return spatial_split(mesh, latent_height, latent_width).spec(5)
+
+
+def spatial_split(mesh: Mesh, latent_height: int, latent_width: int) -> SpatialSplit:
+    """The split behind `split_for`."""
+    best = SpatialSplit()
+    for choice in itertools.product("wh-", repeat=len(mesh.axis_names)):
+        axes = {
+            side: tuple(
+                name
+                for name, where in zip(mesh.axis_names, choice, strict=True)
+                if where == side and mesh.shape[name] > 1
+            )
+            for side in "wh"
+        }
+        ways = {side: math.prod(mesh.shape[name] for name in axes[side]) for side in "wh"}
+        if latent_width % ways["w"] or latent_height % ways["h"]:
+            continue
+        if (ways["w"] * ways["h"], ways["w"]) > (
+            best.width_ways * best.height_ways,
+            best.width_ways,
+        ):
+            best = SpatialSplit(
+                height_axes=axes["h"],
+                width_axes=axes["w"],
+                height_ways=ways["h"],
+                width_ways=ways["w"],
+            )
+    return best
+
+
+def _with_neighbours(
+    x: jax.Array, dim: int, axes: Axes, ways: int, before: int, after: int
+) -> jax.Array:
+    """`x` with `before` and `after` more entries along `dim`."""
+    if ways == 1:
+        padding = [(0, 0)] * x.ndim
+        padding[dim] = (before, after)
+        return jnp.pad(x, padding) if before or after else x
+    size = x.shape[dim]
+    parts = [x]
+    if before:
+        last = jax.lax.slice_in_dim(x, size - before, size, axis=dim % x.ndim)
+        parts.insert(0, jax.lax.ppermute(last, axes, [(i, i + 1) for i in range(ways - 1)]))
+    if after:
+        first = jax.lax.slice_in_dim(x, 0, after, axis=dim % x.ndim)
+        parts.append(jax.lax.ppermute(first, axes, [(i + 1, i) for i in range(ways - 1)]))
+    return jnp.concatenate(parts, axis=dim)
