@@ -14,7 +14,7 @@ FLOORS = [
     {"attention"},
     {"text", "transformer", "vae", "schedulers"},
     {"pipeline"},
-    {"demo"},
+    {"planner", "demo"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

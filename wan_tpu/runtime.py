@@ -25,7 +25,7 @@ def start(*, host_devices: int | None = None, cache_folder: pathlib.Path | None 
     if host_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", host_devices)
-    elif not os.environ.get("JAX_PLATFORMS") and not _accelerator_present():
+    elif not os.environ.get("JAX_PLATFORMS") and not accelerator_present():
         # With libtpu installed and no TPU, looking for one prints pages of errors.
         jax.config.update("jax_platforms", "cpu")
     if cache_folder is not None:
@@ -44,6 +44,7 @@ def default_cache_folder() -> pathlib.Path:
     return pathlib.Path(base) / "wan-tpu" / "compiled"
 
 
-def _accelerator_present() -> bool:
+def accelerator_present() -> bool:
+    """Whether this machine has a TPU or a GPU, by its device files."""
     root = pathlib.Path("/")
     return any(any(root.glob(pattern.lstrip("/"))) for pattern in ACCELERATOR_FILES)

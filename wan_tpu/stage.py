@@ -5,7 +5,7 @@ slice that is not there, tests compare it between layouts: what is planned is wh
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ class Stage:
     Attributes:
         name: what logs, progress and the planner call it.
         function: pure and jittable; closes over configurations only, never over arrays.
+        closes_over: everything the function's program depends on besides its arguments' shapes.
         arguments: pytrees of `jax.ShapeDtypeStruct` with shardings, one per positional argument.
         mesh: the devices it runs on; Pallas kernels ask it which chip they are for.
         donate: positions of the arguments whose memory the result may take.
@@ -34,10 +35,18 @@ class Stage:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     mesh: Mesh
+    closes_over: Hashable = ()
     donate: tuple[int, ...] = ()
     out_shardings: Any = None
     matmul_precision: str | None = None
     tpu_compiler_options: Mapping[str, str] | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for stages whose programs are the same, on one mesh."""
+        leaves, structure = jax.tree.flatten(self.arguments)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        return (self.name, self.closes_over, structure, shapes)
 
     def lower(self) -> jax.stages.Lowered:
         """Traces and lowers for the platform of the mesh, which need not be this machine's."""

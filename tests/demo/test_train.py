@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from wan_tpu.demo.tokenizer import LONGEST_PROMPT, TEXT_LENGTH, make_tokenizer
 
 
 @pytest.fixture(scope="module")
-def vae():
+def vae() -> Any:
     return train_vae.make_vae(seed=3).eval()
 
 
@@ -40,7 +41,7 @@ def test_single_frames_equal_the_three_dimensional_convolutions(vae):
 
 @torch.no_grad()
 def test_forgetting_the_past_makes_every_frame_stand_alone(vae):
-    fresh = train_vae.make_vae(seed=3)
+    fresh: Any = train_vae.make_vae(seed=3)
     train_vae.forget_the_past(fresh)
     video = train_vae.random_batch(np.random.default_rng(0), batch=1, num_frames=9)
     latents = fresh.encode(video).latent_dist.mode()
@@ -58,7 +59,8 @@ def test_eleven_text_positions_equal_five_hundred_and_twelve():
     latents = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([100.0, 900.0])
     expected = transformer(latents, timestep, full, return_dict=False)[0]
-    transformer.set_attn_processor(train_denoiser.CompactAttention())
+    processor: Any = train_denoiser.CompactAttention()
+    transformer.set_attn_processor(processor)
     actual = transformer(latents, timestep, compact, return_dict=False)[0]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -67,8 +69,7 @@ def test_tokenizer_takes_any_text_and_ends_it():
     tokenizer = make_tokenizer()
     tokens = tokenizer(["", "a Red circle.", "日本 zebra"], padding="max_length", max_length=5)
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
-    red, circle = tokenizer.convert_tokens_to_ids(["red", "circle"])
-    a = tokenizer.convert_tokens_to_ids("a")
+    a, red, circle = (tokenizer.get_vocab()[word] for word in ("a", "red", "circle"))
     assert tokens.input_ids == [[1, 0, 0, 0, 0], [a, red, circle, 1, 0], [2, 2, 1, 0, 0]]
 
 
@@ -104,11 +105,11 @@ def test_the_whole_recipe_ends_in_a_folder_that_diffusers_loads(tmp_path: Path):
         denoiser=train_denoiser.DenoiserRecipe(
             phase=Phase(name="denoiser", steps=2, batch=2, learning_rate=1e-3), num_clips=2
         ),
-        psnr_clips=1,
+        psnr_clips=0,
     )
     run = Run(work=tmp_path / "work", compile=False, progress=False)
     train.train_wan_tiny(recipe, run, tmp_path / "model")
-    pipeline = WanPipeline.from_pretrained(tmp_path / "model")
+    pipeline: Any = WanPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     defaults = json.loads((tmp_path / "model" / "generation_defaults.json").read_text())
     video = pipeline(

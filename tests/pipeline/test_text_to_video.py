@@ -82,83 +82,86 @@ def test_random_checkpoint_equals_diffusers(random_checkpoint, guidance_scale, d
     assert psnr(ours, expected) >= PARITY_PSNR
 
 
-class TestCalling:
+@pytest.fixture(scope="module")
+def pipeline(devices):
     """One pipeline, many calls."""
+    return TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("dp2"), devices=devices[:2])
 
-    @pytest.fixture(scope="class")
-    def pipeline(self, devices):
-        return TextToVideo.from_pretrained(
-            "wan-tiny", layout=parse_layout("dp2"), devices=devices[:2]
-        )
 
-    def test_same_seed_same_video_another_seed_another(self, pipeline):
-        first = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
-        again = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
-        other = pipeline(VideoRequest(prompt=PROMPT, seed=2, num_inference_steps=2)).frames
-        np.testing.assert_array_equal(first, again)
-        assert (first != other).any()
+def test_same_seed_same_video_another_seed_another(pipeline):
+    first = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
+    again = pipeline(VideoRequest(prompt=PROMPT, seed=1, num_inference_steps=2)).frames
+    other = pipeline(VideoRequest(prompt=PROMPT, seed=2, num_inference_steps=2)).frames
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
-    def test_steps_guidance_and_shift_need_no_new_program(self, pipeline):
-        pipeline(VideoRequest(prompt=PROMPT, num_inference_steps=2))
-        seen = []
-        pipeline(
-            VideoRequest(
-                prompt="a blue square", num_inference_steps=3, guidance_scale=2.0, flow_shift=2.0
-            ),
-            on_progress=lambda p: seen.append(p.stage),
-        )
-        assert not [stage for stage in seen if stage.startswith("compile")]
 
-    def test_progress_frames_and_metadata(self, pipeline):
-        reports, chunks = [], []
-        result = pipeline(
-            VideoRequest(prompt=PROMPT, seed=5, num_inference_steps=3),
-            on_progress=reports.append,
-            on_frames=chunks.append,
-        )
-        steps = [p.done for p in reports if p.stage == "denoise"]
-        assert steps == [0, 1, 2, 3]
-        assert [p.done for p in reports if p.stage == "decode"][-1] == 17
-        assert [len(c) for c in chunks] == [1, 4, 4, 4, 4]
-        np.testing.assert_array_equal(np.concatenate(chunks), result.frames)
-        data = json.loads(json.dumps(result.metadata))
-        assert data["request"]["prompt"] == PROMPT
-        assert data["request"]["num_inference_steps"] == 3
-        assert (data["layout"], data["attention"], data["vae"]) == ("dp2", "chunked", "flax")
-        assert {"text", "denoise", "decode"} <= data["seconds"].keys()
-        assert data["versions"]["jax"] == jax.__version__
+def test_steps_guidance_and_shift_need_no_new_program(pipeline):
+    pipeline(VideoRequest(prompt=PROMPT, num_inference_steps=2))
+    seen = []
+    pipeline(
+        VideoRequest(
+            prompt="a blue square", num_inference_steps=3, guidance_scale=2.0, flow_shift=2.0
+        ),
+        on_progress=lambda p: seen.append(p.stage),
+    )
+    assert not [stage for stage in seen if stage.startswith("compile")]
 
-    def test_cancel_between_steps_leaves_the_next_request_whole(self, pipeline):
-        request = VideoRequest(prompt=PROMPT, seed=7, num_inference_steps=6)
-        expected = pipeline(request).frames
-        done = []
 
-        def note(progress):
-            if progress.stage == "denoise":
-                done.append(progress.done)
+def test_progress_frames_and_metadata(pipeline):
+    reports, chunks = [], []
+    result = pipeline(
+        VideoRequest(prompt=PROMPT, seed=5, num_inference_steps=3),
+        on_progress=reports.append,
+        on_frames=chunks.append,
+    )
+    steps = [p.done for p in reports if p.stage == "denoise"]
+    assert steps == [0, 1, 2, 3]
+    assert [p.done for p in reports if p.stage == "decode"][-1] == 17
+    assert [len(c) for c in chunks] == [1, 4, 4, 4, 4]
+    np.testing.assert_array_equal(np.concatenate(chunks), result.frames)
+    data = json.loads(json.dumps(result.metadata))
+    assert data["request"]["prompt"] == PROMPT
+    assert data["request"]["num_inference_steps"] == 3
+    assert (data["layout"], data["attention"], data["vae"]) == ("dp2", "chunked", "flax")
+    assert {"text", "denoise", "decode"} <= data["seconds"].keys()
+    assert data["versions"]["jax"] == jax.__version__
 
-        with pytest.raises(Cancelled):
-            pipeline(request, on_progress=note, should_cancel=lambda: bool(done and done[-1] >= 2))
-        assert done[-1] == 2
-        np.testing.assert_array_equal(pipeline(request).frames, expected)
 
-    def test_wrong_geometry_is_refused_before_compiling(self, pipeline):
-        with pytest.raises(GeometryError, match="13 or 17"):
-            pipeline(VideoRequest(prompt=PROMPT, num_frames=16))
+def test_cancel_between_steps_leaves_the_next_request_whole(pipeline):
+    request = VideoRequest(prompt=PROMPT, seed=7, num_inference_steps=6)
+    expected = pipeline(request).frames
+    done = []
 
-    def test_equal_prompts_are_encoded_once(self, pipeline):
-        seen = []
-        pipeline(
-            VideoRequest(prompt=PROMPT, negative_prompt=PROMPT, num_inference_steps=1),
-            on_progress=lambda p: seen.append((p.stage, p.total)),
-        )
-        assert ("text", 1) in seen
+    def note(progress):
+        if progress.stage == "denoise":
+            done.append(progress.done)
 
-    def test_other_sizes_and_one_frame(self, pipeline):
-        result = pipeline(
-            VideoRequest(prompt=PROMPT, width=80, height=48, num_frames=1, num_inference_steps=1)
-        )
-        assert result.frames.shape == (1, 48, 80, 3)
+    with pytest.raises(Cancelled):
+        pipeline(request, on_progress=note, should_cancel=lambda: bool(done and done[-1] >= 2))
+    assert done[-1] == 2
+    np.testing.assert_array_equal(pipeline(request).frames, expected)
+
+
+def test_wrong_geometry_is_refused_before_compiling(pipeline):
+    with pytest.raises(GeometryError, match="13 or 17"):
+        pipeline(VideoRequest(prompt=PROMPT, num_frames=16))
+
+
+def test_equal_prompts_are_encoded_once(pipeline):
+    seen = []
+    pipeline(
+        VideoRequest(prompt=PROMPT, negative_prompt=PROMPT, num_inference_steps=1),
+        on_progress=lambda p: seen.append((p.stage, p.total)),
+    )
+    assert ("text", 1) in seen
+
+
+def test_other_sizes_and_one_frame(pipeline):
+    result = pipeline(
+        VideoRequest(prompt=PROMPT, width=80, height=48, num_frames=1, num_inference_steps=1)
+    )
+    assert result.frames.shape == (1, 48, 80, 3)
 
 
 def test_unknown_model_names_what_exists():
@@ -169,3 +172,16 @@ def test_unknown_model_names_what_exists():
 def test_layout_of_other_size_than_the_devices(devices):
     with pytest.raises(LayoutError, match=r"needs 4 devices, 8 are here.*dp2-sp4"):
         TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("tp4"))
+
+
+def test_programs_of_other_sizes_are_not_mixed_up(pipeline):
+    """Red when a program is found again by its arguments' shapes alone: tall and wide videos have
+    equally many tokens, and equal prompts make one row with guidance and without."""
+    common = {"prompt": PROMPT, "num_frames": 1, "num_inference_steps": 1}
+    for width, height in ((48, 80), (80, 48)):
+        frames = pipeline(VideoRequest(**common, width=width, height=height)).frames
+        assert frames.shape == (1, height, width, 3)
+    small = common | {"width": 48, "height": 80}
+    equal = pipeline(VideoRequest(**small, negative_prompt=PROMPT, guidance_scale=3.0)).frames
+    alone = pipeline(VideoRequest(**small, guidance_scale=1.0)).frames
+    assert np.abs(equal.astype(int) - alone.astype(int)).max() <= 1

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
+from tests.tolerances import PARITY
 from wan_tpu.errors import CheckpointError
 from wan_tpu.schedulers import make_schedule
 from wan_tpu.schedulers.unipc import SOLVER_ORDERS
-
-RELATIVE_TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("disable_corrector", [[], [0], [1, 3]])
@@ -21,7 +20,7 @@ def test_orders_and_correctors_equal_diffusers(
     ours, theirs = make_pair("unipc", steps, 3.0, **fields)
     got = run_ours(ours, model, noise)[-1]
     expected = run_diffusers(theirs, model, noise)[-1]
-    assert np.abs(got - expected).max() / np.ptp(expected) <= RELATIVE_TOLERANCE
+    assert np.abs(got - expected).max() / np.ptp(expected) <= PARITY
 
 
 @pytest.mark.parametrize("disabled", [True, False])

@@ -4,6 +4,8 @@ Works on what one device holds (or on unsharded arrays): `sequence_parallel` spl
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,7 +23,11 @@ _CUDNN_MAX_HEAD_DIM = 128  # of every card; Hopper alone takes 256
 
 
 def resolve_implementation(
-    name: str, platform: str, *, dtype: jax.typing.DTypeLike | None = None, head_dim: int | None = None
+    name: str,
+    platform: str,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    head_dim: int | None = None,
 ) -> str:
     """The concrete implementation that `name` means on a platform; never `auto`.
 
@@ -58,7 +64,7 @@ def attend(
     implementation: str,
     num_keys: int | None = None,
     interpret: bool | None = None,
-    device: jax.Device | None = None,
+    device: Any = None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
@@ -72,8 +78,9 @@ def attend(
         num_keys: keys at this position and later are padding: whatever they hold, NaN included,
             is never attended. All are real when not given.
         interpret: run Pallas kernels in the interpreter; when not given, off a TPU only.
-        device: one like those that will run it, which need not be this process's own (programs are
-            also compiled for a slice that is not there); the default device when not given.
+        device: a `jax.Device` like those that will run it, which need not be this process's own
+            (programs are also compiled for a slice that is not there); the default device when not
+            given.
 
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
@@ -81,16 +88,21 @@ def attend(
     Raises:
         UnknownNameError: there is no such implementation.
     """
-    assert query.ndim == key.ndim == 4 and key.shape == value.shape, (query.shape, key.shape, value.shape)
-    assert query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3], (query.shape, key.shape)
-    assert num_keys is None or 1 <= num_keys <= key.shape[1], (num_keys, key.shape)
+    _check(query, key, value, num_keys)
     device = device or jax.devices()[0]
-    name = resolve_implementation(implementation, device.platform, dtype=query.dtype, head_dim=query.shape[3])
+    name = resolve_implementation(
+        implementation, device.platform, dtype=query.dtype, head_dim=query.shape[3]
+    )
     num_keys = num_keys or key.shape[1]
     if name == "splash":
-        interpret = device.platform != "tpu" if interpret is None else interpret
-        tiles = tiles_for(device.device_kind)
-        return splash_attention(query, key, value, num_keys=num_keys, tiles=tiles, interpret=interpret)
+        return splash_attention(
+            query,
+            key,
+            value,
+            num_keys=num_keys,
+            tiles=tiles_for(device.device_kind),
+            interpret=bool(device.platform != "tpu" if interpret is None else interpret),
+        )
     # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
     # cannot come back as 0 x NaN.
     key, value = key[:, :num_keys], value[:, :num_keys]
@@ -101,12 +113,26 @@ def attend(
     return _dot_product_attention(query, key, value, device.platform)
 
 
-def _dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array, platform: str) -> jax.Array:
+def _dot_product_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, platform: str
+) -> jax.Array:
     """`jax.nn.dot_product_attention`: cuDNN where it can, else XLA with the whole score matrix."""
     cudnn = platform in GPU_PLATFORMS and _cudnn_takes(query.dtype, query.shape[3])
     # JAX's own default is XLA even on a GPU, so cuDNN must be named.
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn" if cudnn else "xla"
+    )
+
+
+def _check(query: jax.Array, key: jax.Array, value: jax.Array, num_keys: int | None) -> None:
+    """Holds callers to their part of `attend`."""
+    batch, keys, heads, head_dim = key.shape
+    assert value.shape == key.shape, (key.shape, value.shape)
+    assert query.shape == (batch, query.shape[1], heads, head_dim), (query.shape, key.shape)
+    assert num_keys is None or 1 <= num_keys <= keys, (num_keys, key.shape)
 
 
 def _cudnn_takes(dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
-    return jnp.dtype(dtype) in _CUDNN_DTYPES and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
+    return (
+        jnp.dtype(dtype) in _CUDNN_DTYPES and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
+    )

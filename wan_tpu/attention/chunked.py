@@ -45,7 +45,9 @@ def empty_state(query: jax.Array) -> SoftmaxState:
     )
 
 
-def attend_further(state: SoftmaxState, query: jax.Array, key: jax.Array, value: jax.Array) -> SoftmaxState:
+def attend_further(
+    state: SoftmaxState, query: jax.Array, key: jax.Array, value: jax.Array
+) -> SoftmaxState:
     """Takes more keys into the softmax.
 
     Args:
@@ -111,7 +113,9 @@ def chunked_attention(
     return out[:, :num_queries]
 
 
-def _over_key_chunks(query: jax.Array, key: jax.Array, value: jax.Array, key_chunk: int) -> SoftmaxState:
+def _over_key_chunks(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_chunk: int
+) -> SoftmaxState:
     """The softmax of scaled queries [batch, heads, queries, head_dim] over all keys.
 
     Whole chunks in a scan, then the keys that are left: no key is padded, so none needs a mask.
@@ -119,7 +123,9 @@ def _over_key_chunks(query: jax.Array, key: jax.Array, value: jax.Array, key_chu
     whole, left = divmod(key.shape[2], key_chunk)
 
     def step(state: SoftmaxState, index: jax.Array) -> tuple[SoftmaxState, None]:
-        chunk = [jax.lax.dynamic_slice_in_dim(x, index * key_chunk, key_chunk, 2) for x in (key, value)]
+        chunk = [
+            jax.lax.dynamic_slice_in_dim(x, index * key_chunk, key_chunk, 2) for x in (key, value)
+        ]
         return attend_further(state, query, *chunk), None
 
     state, _ = jax.lax.scan(step, empty_state(query), jnp.arange(whole))

@@ -21,6 +21,8 @@ def reference_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> j
     dtype = query.dtype
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     # "highest": the TPU's default for float32 products is one bfloat16 pass.
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision="highest") * query.shape[-1] ** -0.5
+    scores = (
+        jnp.einsum("bqhd,bkhd->bhqk", query, key, precision="highest") * query.shape[-1] ** -0.5
+    )
     weights = jax.nn.softmax(scores, axis=-1)  # [batch, heads, queries, keys]
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest").astype(dtype)

@@ -10,12 +10,13 @@ The platform always comes from the mesh: programs are also compiled for a slice 
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from wan_tpu.attention.api import attend
+from wan_tpu.attention.splash import padded_length, tiles_for
+from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 
 TOKENS_SPLIT = PartitionSpec(DP, SP, TP, None)
@@ -25,12 +26,38 @@ TOKENS_WHOLE = PartitionSpec(DP, None, TP, None)
 """How `cross_attend` splits the keys: every sp shard holds all of them."""
 
 
-class LocalAttend(Protocol):
-    """`attend` with everything chosen but the arrays and the number of real keys."""
+LocalAttend = Callable[..., jax.Array]
+"""`attend` with everything chosen but the arrays and `num_keys`."""
 
-    def __call__(
-        self, query: jax.Array, key: jax.Array, value: jax.Array, *, num_keys: int | None = None
-    ) -> jax.Array: ...
+
+MOST_PADDING = 0.01
+"""Share of tokens that `padded_tokens` may add for the kernel: they cost everywhere else."""
+
+
+def padded_tokens(
+    num_tokens: int, multiple: int, *, mesh: Mesh, layout: Layout, implementation: str
+) -> int:
+    """The length to pad tokens to once, so that attention does not pad them in every layer.
+
+    A multiple of `multiple`, and of splash's tiles where that adds at most 1%. Not needed for right
+    results, only for speed: 14B at 720p on v6e-8 (75,600 -> 75,776 tokens, +0.2%) moves 4.0 instead
+    of 6.5 GB through memory per layer and chip around the kernel for tp8, and 5.3 instead of 7.2 GB
+    for dp2-sp4; at 1640 GB/s that is 1.5 and 1.2 ms per layer, of about 87.
+
+    Args:
+        num_tokens: real tokens.
+        multiple: what the length must divide by whatever else, at least `layout.sp`.
+        mesh: decides the chip.
+        layout: what the mesh was made for.
+        implementation: concrete, of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+    """
+    assert multiple % layout.sp == 0, (multiple, str(layout))
+    least = ceil_to_multiple(num_tokens, multiple)
+    if implementation != "splash":
+        return least
+    tiled = padded_length(num_tokens, tiles_for(mesh.devices.flat[0].device_kind))
+    tiled = ceil_to_multiple(tiled, multiple)
+    return tiled if tiled - num_tokens <= MOST_PADDING * num_tokens else least
 
 
 def sharded_attend(
@@ -75,7 +102,13 @@ def sharded_attend(
 
 
 def cross_attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, mesh: Mesh, layout: Layout, implementation: str
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mesh: Mesh,
+    layout: Layout,
+    implementation: str,
 ) -> jax.Array:
     """Attention of tokens, split over sp, to text that every sp shard holds whole; global view.
 
@@ -96,8 +129,12 @@ def cross_attend(
         UnknownNameError: there is no such implementation.
     """
     _check(query, mesh, layout)
-    per_device = functools.partial(_alone, attend=_local_attend(mesh, implementation), num_keys=None)
-    return _shard_map(per_device, mesh, (TOKENS_SPLIT, TOKENS_WHOLE, TOKENS_WHOLE))(query, key, value)
+    per_device = functools.partial(
+        _alone, attend=_local_attend(mesh, implementation), num_keys=None
+    )
+    return _shard_map(per_device, mesh, (TOKENS_SPLIT, TOKENS_WHOLE, TOKENS_WHOLE))(
+        query, key, value
+    )
 
 
 def _alone(
@@ -137,7 +174,7 @@ def _tokens_for_heads(x: jax.Array) -> jax.Array:
 
 
 def _heads_for_tokens(x: jax.Array) -> jax.Array:
-    """Per device: [batch, tokens, heads / sp, head_dim] -> [batch, tokens / sp, heads, head_dim]."""
+    """Per device: `_tokens_for_heads` undone."""
     batch, tokens, heads, head_dim = x.shape
     ways = jax.lax.axis_size(SP)
     x = x.reshape(batch, ways, tokens // ways, heads, head_dim).transpose(1, 0, 3, 2, 4)
@@ -158,7 +195,10 @@ def _allgather(
     return attend(query, key, value, num_keys=num_keys)
 
 
-_SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {"ulysses": _ulysses, "allgather": _allgather}
+_SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {
+    "ulysses": _ulysses,
+    "allgather": _allgather,
+}
 """By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 
 
@@ -168,14 +208,21 @@ def _local_attend(mesh: Mesh, implementation: str) -> LocalAttend:
     return functools.partial(attend, implementation=implementation, device=device)
 
 
-def _shard_map(per_device: Callable[..., jax.Array], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]):
+def _shard_map(
+    per_device: Callable[..., jax.Array], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]
+):
     # check_vma: Pallas calls do not say over which axes their results vary.
-    return jax.shard_map(per_device, mesh=mesh, in_specs=in_specs, out_specs=TOKENS_SPLIT, check_vma=False)
+    return jax.shard_map(
+        per_device, mesh=mesh, in_specs=in_specs, out_specs=TOKENS_SPLIT, check_vma=False
+    )
 
 
 def _check(query: jax.Array, mesh: Mesh, layout: Layout) -> None:
     """Holds callers to their part; shapes were padded and layouts checked long before."""
-    assert dict(mesh.shape) == {DP: layout.dp, SP: layout.sp, TP: layout.tp}, (mesh.shape, str(layout))
+    assert dict(mesh.shape) == {DP: layout.dp, SP: layout.sp, TP: layout.tp}, (
+        mesh.shape,
+        str(layout),
+    )
     batch, tokens, heads, _ = query.shape
     split = (batch % layout.dp, tokens % layout.sp, heads % layout.tp)
     assert split == (0, 0, 0), f"{query.shape} does not divide over {layout}"

@@ -1,9 +1,9 @@
 """JAX's Pallas splash attention for TPU, with tiles chosen for the length and exact padding.
 
 The kernel wants lengths that are multiples of its tiles, and 75,600 tokens (720p, 81 frames) are a
-multiple of none that it takes. So lengths are padded and the padding keys are kept out, by whichever
-way costs the chip least. Cycles of one tile's body at head_dim 128, read from the compiler's own
-schedule (one bundle is one cycle; 2026-11-21, jax 0.10.2, libtpu 0.0.42.1), with the tiles below:
+multiple of none that it takes. So lengths are padded and the padding keys are kept out, by the way
+that costs the chip least. Cycles of one tile's body at head_dim 128, read from the compiler's own
+schedule (one bundle is one cycle; 2026-11-21, jax 0.10.2, libtpu 0.0.42.1), queries/keys/compute:
 
 | way of keeping padding out | v6e 2048/2048/1024 | v5e 2048/1024/256 |
 |---|---|---|
@@ -17,7 +17,8 @@ The feature instead is 1 in queries and -1e30 in padding keys, so that the produ
 scores out of reach: a 256 wide matrix unit has that room free at head_dim 128, a 128 wide one pays
 a second pass. (v5p is like v5e; tpu7x counts 10,555 with the feature, 12,038 comparing.)
 
-Around the kernel, lengths that are not padded yet cost passes over memory: see `padded_length`.
+Around the kernel, lengths that are not padded yet cost passes over memory: see
+`wan_tpu.attention.sequence_parallel.padded_tokens`.
 """
 
 import dataclasses
@@ -26,7 +27,9 @@ import enum
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from wan_tpu.geometry import ceil_to_multiple
@@ -38,7 +41,7 @@ PADDING_SCORE = -1e30
 """Score of a padding key: exp of it is 0, and sums with it stay finite in float32 and bfloat16."""
 
 _TILE_OVERHEAD_ROWS = 70
-"""What a tile costs beside its rows, in rows of queries: 344 cycles, and 4.99 a row (v6e, 2048 keys)."""
+"""A tile's cost besides its rows, counted in rows: 344 cycles, at 4.99 a row (v6e, 2048 keys)."""
 
 
 class Padding(enum.Enum):
@@ -111,8 +114,8 @@ NARROW_TILES = ChipTiles(
     ),
     padding=Padding.COMPARE,
 )
-"""Matrix units of 128 x 128 and 16 MiB of VMEM a kernel (v4, v5e, v5p), counted on v5e. These compile
-for every chip, so an unknown one gets them too."""
+"""Matrix units of 128 x 128 and 16 MiB of VMEM a kernel (v4, v5e, v5p), counted on v5e; an unknown
+chip gets these, which compile for every one."""
 
 _WIDE_CHIPS = ("TPU v6 lite", "TPU7x")
 
@@ -128,7 +131,9 @@ def choose_tiling(num_queries: int, num_keys: int, tiles: ChipTiles) -> Tiling:
         range(LANES, tiles.max_query_block + 1, LANES),
         key=lambda block: -(-num_queries // block) * (block + _TILE_OVERHEAD_ROWS),
     )
-    key_tile = min(tiles.key_tiles, key=lambda tile: ceil_to_multiple(num_keys, tile.block) * tile.cost)
+    key_tile = min(
+        tiles.key_tiles, key=lambda tile: ceil_to_multiple(num_keys, tile.block) * tile.cost
+    )
     return Tiling(
         query_block=query_block,
         key_tile=key_tile,
@@ -138,18 +143,19 @@ def choose_tiling(num_queries: int, num_keys: int, tiles: ChipTiles) -> Tiling:
 
 
 def padded_length(num_tokens: int, tiles: ChipTiles) -> int:
-    """The length of self-attention at which nothing is left for `splash_attention` to pad.
-
-    Tokens padded to it once, before the transformer, save padding queries, keys and values in every
-    layer: for 14B at 720p on v6e-8 (75,600 -> 75,776 tokens, +0.2%) that is 6.5 -> 4.0 GB of memory
-    traffic per layer and chip for tp8 and 7.2 -> 5.3 GB for dp2-sp4, 1.5 and 1.2 ms of about 87.
-    """
+    """The length of self-attention at which `splash_attention` has least left to pad."""
     tiling = choose_tiling(num_tokens, num_tokens, tiles)
     return max(tiling.padded_queries, tiling.padded_keys)
 
 
 def splash_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, num_keys: int, tiles: ChipTiles, interpret: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    num_keys: int,
+    tiles: ChipTiles,
+    interpret: bool,
 ) -> jax.Array:
     """Attention by JAX's splash kernel.
 
@@ -171,7 +177,8 @@ def splash_attention(
     # it is padded, and which is short in cross-attention.
     key = (key.astype(jnp.float32) * head_dim**-0.5).astype(key.dtype)
     key, value = (_only_real(x, num_keys, tiling.padded_keys) for x in (key, value))
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [batch, heads, length, head_dim]
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    # each [batch, heads, length, head_dim]
 
     padded = tiling.padded_keys > num_keys
     if padded and tiles.padding is Padding.FEATURE:
@@ -187,6 +194,7 @@ def splash_attention(
     query, key, value = (x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
     compared = num_keys if padded and tiles.padding is Padding.COMPARE else None
     out = _kernel(batch * heads, tiling, compared, interpret)(query, key, value)
+    assert isinstance(out, jax.Array)  # a tuple only when residuals are asked for
     out = out.reshape(batch, heads, tiling.padded_queries, head_dim)[:, :, :num_queries]
     return out.swapaxes(1, 2)  # [batch, queries, heads, head_dim]
 
@@ -298,7 +306,10 @@ class _FirstKeys(splash_mask.Mask):
 
 @dataclasses.dataclass(frozen=True)
 class _KeysBefore:
-    """Of the positions of a tile, [rows, keys] int32, those before `num_keys`; equal ones are one program."""
+    """Tells which positions of a tile, [rows, keys] int32, are before `num_keys`.
+
+    A value and not a closure, so that equal ones are traced once.
+    """
 
     num_keys: int
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import pathlib
+import signal
 import sys
 import threading
 from typing import Any
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--model", default="wan-tiny",
-        help="wan-tiny (embedded), a folder in diffusers format, or a hub id (default: %(default)s)",
+        help="wan-tiny (embedded), a diffusers folder, or a hub id (default: %(default)s)",
     )  # fmt: skip
     video = parser.add_argument_group("the video (defaults are the model's)")
     video.add_argument("--size", metavar="WxH", help="pixels, for example 1280x720")
@@ -110,6 +111,7 @@ class _Generation:
 
     def run(self) -> None:
         """Waits for the end; raises what the generation raised, KeyboardInterrupt on Ctrl-C."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no half file
         thread = threading.Thread(target=self._work, name="generate", daemon=True)
         thread.start()
         try:

@@ -10,10 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import generate, inspect
+from wan_tpu.cli import consistency, generate, inspect, plan
 from wan_tpu.errors import Cancelled, InputError, WanTpuError
 
-COMMANDS = {"generate": generate, "inspect": inspect}
+COMMANDS = {
+    "generate": generate,
+    "inspect": inspect,
+    "consistency": consistency,
+    "plan": plan,
+}
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

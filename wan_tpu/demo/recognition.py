@@ -128,8 +128,8 @@ def _direction(masks: np.ndarray) -> str:
 
 def _shape(masks: np.ndarray) -> str:
     """The shape that at least six in ten of the frames show which hold it whole."""
-    votes = Counter(_shape_of_mask(masks[frame]) for frame in _sizable(masks))
-    votes.pop(None, None)  # cut off by the picture's edge
+    shapes = (_shape_of_mask(masks[frame]) for frame in _sizable(masks))
+    votes = Counter(shape for shape in shapes if shape is not None)  # None: at the picture's edge
     if votes.total() < len(masks) / 3:
         return UNSEEN
     shape, count = votes.most_common(1)[0]

@@ -1,4 +1,4 @@
-"""Makes wan-tiny from nothing: `python -m wan_tpu.demo.train`, about two hours on two cores.
+"""Makes wan-tiny from nothing: `python -m wan_tpu.demo.train`, about an hour on two cores.
 
 Autoencoder on single frames, then on clips; the data set's latents; transformer and text encoder
 together. Each phase leaves checkpoints in `--work`, and a run that was stopped goes on from there.
@@ -12,9 +12,11 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from wan_tpu.demo import WAN_TINY_PATH, data
 from wan_tpu.demo.phases import Run
@@ -62,12 +64,21 @@ def train_wan_tiny(recipe: Recipe, run: Run, out: Path) -> None:
     train_vae(vae, recipe.vae, run)
     vae.eval()
     round_to_bfloat16(vae)
-    for (color, background), decibels in psnr_by_pair(vae, run.seed, recipe.psnr_clips).items():
+    quality = psnr_by_pair(vae, run.seed, recipe.psnr_clips) if recipe.psnr_clips else {}
+    for (color, background), decibels in quality.items():
         logger.info("autoencoder: %s on %s: %.1f dB", color, background, decibels)
-    latents, scene_of_clip = encode_clips(vae, recipe.denoiser.num_clips, run)
-    latents = normalise(vae, latents)
+    latents = normalise(vae, _latents(vae, recipe.denoiser.num_clips, run))
+    scene_of_clip = np.arange(len(latents)) % len(data.all_scenes())
     text_encoder, transformer = train_denoiser(latents, scene_of_clip, recipe.denoiser, run)
     save_model(out, vae=vae, text_encoder=text_encoder, transformer=transformer)
+
+
+def _latents(vae: AutoencoderKLWan, num_clips: int, run: Run) -> torch.Tensor:
+    """The data set's latents, from the run's folder if they are there."""
+    path = run.work / "latents.pt"
+    if not path.exists():
+        torch.save(encode_clips(vae, num_clips, run), path)
+    return torch.load(path, weights_only=True)
 
 
 def save_model(out: Path, *, vae, text_encoder, transformer) -> None:
@@ -80,11 +91,11 @@ def save_model(out: Path, *, vae, text_encoder, transformer) -> None:
         solver_type="bh2",
     )
     pipeline = WanPipeline(
-        tokenizer=make_tokenizer(),
+        tokenizer=cast(Any, make_tokenizer()),
         text_encoder=text_encoder.bfloat16(),
         transformer=transformer.bfloat16(),
         vae=vae.bfloat16(),
-        scheduler=scheduler,
+        scheduler=cast(Any, scheduler),
     )
     pipeline.save_pretrained(out, safe_serialization=True)
     _write_json(out / "generation_defaults.json", GENERATION_DEFAULTS)
@@ -108,7 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, default=Path("wan-tiny-work"), help="checkpoints; a second run resumes"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="1 where other work runs: waiting threads cost tenfold",
+    )
     parser.add_argument(
         "--no-compile",
         action="store_true",

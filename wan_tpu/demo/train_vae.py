@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,13 @@ from wan_tpu.demo.phases import Phase, Run, normal, run_phase
 logger = logging.getLogger(__name__)
 
 # 2.05 M parameters, 4.1 MB in bfloat16: half of the 8 MB that the model folder may take.
-VAE_CONFIG = {"base_dim": 16, "z_dim": 16, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}
+Z_DIM = 16
+VAE_CONFIG: dict[str, Any] = {
+    "base_dim": 16,
+    "z_dim": Z_DIM,
+    "dim_mult": [1, 2, 2, 4],
+    "num_res_blocks": 1,
+}
 
 # The posterior's standard deviation is fixed rather than learned: what the denoiser leaves of noise
 # must not show.
@@ -100,9 +107,10 @@ def make_vae(seed: int) -> AutoencoderKLWan:
     """A fresh autoencoder whose posterior has the fixed standard deviation `LATENT_NOISE`."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(**VAE_CONFIG)
+    posterior: Any = vae.quant_conv
     with torch.no_grad():
-        vae.quant_conv.weight[vae.config.z_dim :] = 0
-        vae.quant_conv.bias[vae.config.z_dim :] = 2 * math.log(LATENT_NOISE)
+        posterior.weight[Z_DIM:] = 0
+        posterior.bias[Z_DIM:] = 2 * math.log(LATENT_NOISE)
     return vae
 
 
@@ -162,7 +170,7 @@ def _loss_of_step(vae: AutoencoderKLWan, phase: Phase, run: Run, num_frames: int
     def loss_of_step(step: int) -> torch.Tensor:
         rng = phase.rng(run.seed, step)
         video = random_batch(rng, phase.batch, num_frames)
-        noise = normal(rng, (phase.batch, vae.config.z_dim, latents, size, size))
+        noise = normal(rng, (phase.batch, Z_DIM, latents, size, size))
         with torch.autocast("cpu", torch.bfloat16):
             return loss_of_batch(vae, video, noise)
 
@@ -181,13 +189,12 @@ def forget_the_past(vae: AutoencoderKLWan) -> None:
             module.weight[:, :, :2] = 0
     for module in vae.modules():
         if isinstance(module, WanResample) and hasattr(module, "time_conv"):
-            convolution = module.time_conv
+            convolution: Any = module.time_conv
             copies = convolution.out_channels // convolution.in_channels
             convolution.weight.zero_()
             convolution.bias.zero_()
-            convolution.weight[:, :, -1, 0, 0] = torch.eye(convolution.in_channels).repeat(
-                copies, 1
-            )
+            identity = torch.eye(convolution.in_channels).repeat(copies, 1)
+            convolution.weight[:, :, -1, 0, 0] = identity
 
 
 def round_to_bfloat16(module: torch.nn.Module) -> None:
@@ -198,33 +205,30 @@ def round_to_bfloat16(module: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def encode_clips(
-    vae: AutoencoderKLWan, num_clips: int, run: Run, batch: int = 24
-) -> tuple[torch.Tensor, np.ndarray]:
+def encode_clips(vae: AutoencoderKLWan, num_clips: int, run: Run, batch: int = 24) -> torch.Tensor:
     """The training set of the denoiser: clips of all scenes in turn, as unnormalised latents.
 
     Returns:
-        [clips, z_dim, latent_frames, latent_height, latent_width] float32, and [clips] index into
-        `all_scenes()`.
+        [num_clips, z_dim, latent_frames, latent_height, latent_width], float32; clip i shows scene
+        i modulo 216 of `data.all_scenes()`.
     """
     scenes = data.all_scenes()
-    scene_of_clip = np.arange(num_clips) % len(scenes)
     encode = torch.compile(_encode) if run.compile else _encode
     latents = []
     with whole_clips():
-        starts = range(0, len(scene_of_clip), batch)
+        starts = range(0, num_clips, batch)
         for start in tqdm(starts, "encoding", disable=not run.progress):
             clips = [
-                data.make_clip(scenes[scene_of_clip[i]], np.random.default_rng((run.seed, 2, i)))
+                data.make_clip(scenes[i % len(scenes)], np.random.default_rng((run.seed, 2, i)))
                 for i in range(start, min(start + batch, num_clips))
             ]
             with torch.autocast("cpu", torch.bfloat16):
                 latents.append(encode(vae, to_video(np.stack(clips))).float())
-    return torch.cat(latents), scene_of_clip
+    return torch.cat(latents)
 
 
 def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    return vae.quant_conv(vae.encoder(video))[:, : vae.config.z_dim]
+    return vae.quant_conv(vae.encoder(video))[:, :Z_DIM]
 
 
 def normalise(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:

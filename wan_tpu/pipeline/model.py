@@ -83,7 +83,18 @@ class VideoModel:
         shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
         text = abstract(shape, self.dtype, named(self.mesh))
         weights = abstract_weights(self.denoiser.context_weights(), self.mesh)
-        return self._stage("context", context, (weights, text))
+        return self._stage("context", context, (weights, text), closes_over=batch)
+
+    def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
+        """(noise in token form) -> the scheduler's state before the first step."""
+        state = self.abstract_state(geometry, schedule)
+        return self._stage(
+            "start",
+            schedule.init_state,
+            (self.abstract_tokens(geometry),),
+            closes_over=jax.tree.structure(state),
+            out_shardings=jax.tree.map(lambda x: x.sharding, state),
+        )
 
     def step_stage(self, geometry: Geometry, schedule: Schedule, batch: int) -> Stage:
         """(parameters, context, state, coefficients, timestep, guidance scale) -> state.
@@ -108,11 +119,6 @@ class VideoModel:
                 velocity = velocity[0:1]
             return schedule.update(state, velocity, coefficients)
 
-        context = abstract(
-            denoiser.context_shape(denoiser.padded_batch(batch)),
-            self.dtype,
-            named(self.mesh, *CONTEXT_SPEC),
-        )
         scalar = abstract((), jnp.float32, named(self.mesh))
         coefficients = jax.tree.map(
             lambda x: abstract(x.shape, x.dtype, named(self.mesh)), schedule.coefficients(0)
@@ -123,14 +129,40 @@ class VideoModel:
             step,
             (
                 abstract_weights(denoiser.step_weights(), self.mesh),
-                (context, context),
+                self.abstract_context(batch),
                 state,
                 coefficients,
                 scalar,
                 scalar,
             ),
+            closes_over=(geometry, batch),
             donate=(2,),
             out_shardings=jax.tree.map(lambda x: x.sharding, state),
+        )
+
+    def velocity_stage(self, geometry: Geometry, batch: int) -> Stage:
+        """(parameters, context, tokens, timestep) -> what the transformer alone predicts.
+
+        Velocities `[batch, frames, height, width, channels]`, padding dropped, for comparing
+        layouts; making a video does not run it.
+        """
+        denoiser = self.denoiser
+
+        def velocity(params: Any, context: Any, tokens: jax.Array, timestep: jax.Array) -> jax.Array:
+            predicted = denoiser.predict(params, tokens, timestep, context, geometry)
+            return unpatchify(predicted[:batch], geometry)
+
+        return self._stage(
+            "velocity",
+            velocity,
+            (
+                abstract_weights(denoiser.step_weights(), self.mesh),
+                self.abstract_context(batch),
+                self.abstract_tokens(geometry),
+                abstract((), jnp.float32, named(self.mesh)),
+            ),
+            closes_over=(geometry, batch),
+            out_shardings=named(self.mesh),
         )
 
     def latents_stage(self, geometry: Geometry) -> Stage:
@@ -140,8 +172,18 @@ class VideoModel:
             return unpatchify(tokens, geometry)
 
         return self._stage(
-            "latents", latents, (self.abstract_tokens(geometry),), out_shardings=named(self.mesh)
+            "latents",
+            latents,
+            (self.abstract_tokens(geometry),),
+            closes_over=geometry,
+            out_shardings=named(self.mesh),
         )
+
+    def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
+        shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
+        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT_SPEC))
+        return context, context
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
         """Latents in token form, as the denoising loop holds them."""

@@ -23,7 +23,7 @@ from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout, default_layout
-from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
 from wan_tpu.text.encoder import ALIASES
 from wan_tpu.text.prompt import tokenize
@@ -149,25 +149,9 @@ class TextToVideo:
             Cancelled: `should_cancel` said so.
         """
         request, geometry = check_request(self.model.description, request)
-        assert request.guidance_scale is not None
-        schedule = self._schedule(request)
         watch = Watch(on_progress, should_cancel)
-
-        batch = 2 if request.uses_guidance else 1
-        context = self._encode_text(request, batch, watch)
-        state = self._initial_state(request, geometry, schedule)
-        step = self._program(self.model.step_stage(geometry, schedule, batch), watch, request)
-        state = denoise(
-            step,
-            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
-            context,
-            state,
-            schedule,
-            guidance_scale=request.guidance_scale,
-            mesh=self.model.mesh,
-            watch=watch,
-        )
-        latents = self._program(self.model.latents_stage(geometry), watch, request)(state.sample)
+        context = self._encode_text(request, watch)
+        latents = self._denoise(request, geometry, context, self._noise(request, geometry), watch)
         chunks = []
         for frames in self._decode(latents, geometry, watch):
             chunks.append(frames)
@@ -177,6 +161,34 @@ class TextToVideo:
             frames=np.concatenate(chunks), metadata=self._metadata(request, geometry, watch)
         )
 
+    def intermediate(self, request: VideoRequest) -> dict[str, np.ndarray]:
+        """What each part makes of a request, for comparing layouts.
+
+        Returns:
+            velocity: of the transformer alone at the first step, `[batch, latent frames, latent
+            height, latent width, channels]`; latents: after the whole run, `[1, ...]`; frames:
+            as `VideoResult.frames`.
+        """
+        request, geometry = check_request(self.model.description, request)
+        watch = Watch()
+        context = self._encode_text(request, watch)
+        noise = self._noise(request, geometry)
+        stage = self.model.velocity_stage(geometry, _batch(request))
+        timestep = np.asarray(self._schedule(request).timesteps[0], np.float32)
+        velocity = self._program(stage, watch)(
+            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
+            context,
+            noise,
+            place(timestep, named(self.model.mesh)),
+        )
+        latents = self._denoise(request, geometry, context, noise, watch)
+        frames = np.concatenate(list(self._decode(latents, geometry, watch)))
+        return {
+            "velocity": np.asarray(velocity),
+            "latents": np.asarray(latents),
+            "frames": frames,
+        }
+
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
     ) -> None:
@@ -184,16 +196,17 @@ class TextToVideo:
         request, geometry = check_request(self.model.description, request)
         schedule = self._schedule(request)
         watch = Watch(on_progress)
-        batch = 2 if request.uses_guidance else 1
+        batch = _batch(request)
         stages = [
             self.model.text_stage(batch),
             self.model.context_stage(batch, batch),
+            self.model.start_stage(geometry, schedule),
             self.model.step_stage(geometry, schedule, batch),
             self.model.latents_stage(geometry),
+            *self._vae.stages(geometry.latent_height, geometry.latent_width),
         ]
         for stage in stages:
-            self._program(stage, watch, request)
-        self._vae.warm_up(geometry.latent_height, geometry.latent_width)
+            self._program(stage, watch)
 
     def _schedule(self, request: VideoRequest) -> Schedule:
         assert request.num_inference_steps is not None
@@ -205,15 +218,16 @@ class TextToVideo:
             config=self.model.description.configs["scheduler"],
         )
 
-    def _encode_text(self, request: VideoRequest, batch: int, watch: Watch) -> Any:
+    def _encode_text(self, request: VideoRequest, watch: Watch) -> Any:
         """Cross-attention's keys and values for the prompt and, with guidance, the negative one."""
+        batch = _batch(request)
         prompts = [request.prompt, request.negative_prompt or ""][:batch]
         ids, mask = tokenize(self._tokenizer, prompts)
         if batch == 2 and np.array_equal(ids[0], ids[1]):
             ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
         text_stage = self.model.text_stage(len(ids))
-        encode = self._program(text_stage, watch, request)
-        contextualise = self._program(self.model.context_stage(len(ids), batch), watch, request)
+        encode = self._program(text_stage, watch)
+        contextualise = self._program(self.model.context_stage(len(ids), batch), watch)
         with watch.stage("text", len(ids)) as report:
             tokens = [
                 place(x, argument.sharding)
@@ -225,37 +239,57 @@ class TextToVideo:
             report(len(ids))
         return context
 
-    def _initial_state(self, request: VideoRequest, geometry: Geometry, schedule: Schedule) -> Any:
-        """The noise of the request's seed, in token form on the mesh."""
+    def _denoise(
+        self,
+        request: VideoRequest,
+        geometry: Geometry,
+        context: Any,
+        noise: jax.Array,
+        watch: Watch,
+    ) -> jax.Array:
+        """Latents `[1, frames, height, width, channels]` of noise in token form."""
+        assert request.guidance_scale is not None
+        schedule, batch = self._schedule(request), _batch(request)
+        start = self._program(self.model.start_stage(geometry, schedule), watch)
+        step = self._program(self.model.step_stage(geometry, schedule, batch), watch)
+        state = denoise(
+            step,
+            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
+            context,
+            start(noise),
+            schedule,
+            guidance_scale=request.guidance_scale,
+            mesh=self.model.mesh,
+            watch=watch,
+        )
+        return self._program(self.model.latents_stage(geometry), watch)(state.sample)
+
+    def _noise(self, request: VideoRequest, geometry: Geometry) -> jax.Array:
+        """The noise of the request's seed, in token form on the mesh; padding tokens are zero."""
         noise = make_noise(request.seed, geometry, self.model.vae.z_dim)
         tokens = patchify(noise, geometry.compression.patch)  # [1, tokens, token channels]
         target = self.model.abstract_tokens(geometry)
         padding = target.shape[1] - tokens.shape[1]
-        tokens = np.pad(tokens, ((0, 0), (0, padding), (0, 0)))
-        state = self.model.abstract_state(geometry, schedule)
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        return jax.jit(schedule.init_state, out_shardings=shardings)(place(tokens, target.sharding))
+        return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)
 
     def _decode(self, latents: jax.Array, geometry: Geometry, watch: Watch) -> Iterator[np.ndarray]:
         """Frames in order, uint8 `[n, height, width, 3]`, while later ones decode."""
-        if self._vae.warm_up(geometry.latent_height, geometry.latent_width):
-            watch.check()
+        stages = self._vae.stages(geometry.latent_height, geometry.latent_width)
+        programs = [self._program(stage, watch) for stage in stages]
         with watch.stage("decode", geometry.num_frames) as report:
             done = 0
-            for frames in self._vae.frames(latents):
+            for frames in self._vae.frames(latents, programs):
                 done += len(frames)
                 yield frames
                 report(done)
 
-    def _program(self, stage: Stage, watch: Watch, request: VideoRequest) -> Callable[..., Any]:
+    def _program(self, stage: Stage, watch: Watch) -> Callable[..., Any]:
         """The compiled stage, compiled on first use."""
-        key = (stage.name, request.scheduler, jax.tree.structure(stage.arguments))
-        key += tuple((x.shape, x.dtype) for x in jax.tree.leaves(stage.arguments))
-        if key not in self._programs:
+        if stage.key not in self._programs:
             with watch.stage(f"compile {stage.name}", 1) as report:
-                self._programs[key] = stage.compile()
+                self._programs[stage.key] = stage.compile()
                 report(1)
-        return self._programs[key]
+        return self._programs[stage.key]
 
     def _metadata(self, request: VideoRequest, geometry: Geometry, watch: Watch) -> dict[str, Any]:
         """Everything needed to make the same video again, and how long each stage took."""
@@ -294,6 +328,11 @@ def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process holds onto the mesh."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _batch(request: VideoRequest) -> int:
+    """Entries of the transformer's batch: guidance needs the prompt and the negative one."""
+    return 2 if request.uses_guidance else 1
 
 
 def _load_tokenizer(description: ModelDescription) -> Any:

@@ -1,10 +1,11 @@
-"""Compiles stages for a slice that is not there, with the real TPU compiler, and keeps what it read.
+"""Compiles stages for a slice that is not there, with the real TPU compiler, and keeps the facts.
 
 No weights and no TPU: libtpu alone compiles. What is kept of a program is `StageFacts`, a JSON file
 in the user's cache folder under a key of everything that decides the program, so that the second
 plan of the same thing compiles and even traces nothing.
 """
 
+import base64
 import contextlib
 import dataclasses
 import functools
@@ -16,13 +17,14 @@ import os
 import pathlib
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import wan_tpu
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.planner.hardware import Slice
-from wan_tpu.planner.program import ProgramCosts, read_program
+from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ PACKAGES = ("libtpu", "jax", "jaxlib", "torch", "torchax", "diffusers", "transfo
 """Packages that have a say in a program."""
 
 FORMAT = 1
-"""Of the kept JSON; raise it when `StageFacts` or the reading rules change."""
+"""Of the kept JSON; raise it when what is kept changes its form."""
 
 COMPILE_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask on an ordinary machine
@@ -73,8 +75,10 @@ class StageFacts:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StageFacts":
         """The facts that `to_json` wrote."""
-        costs = None if value["costs"] is None else ProgramCosts.from_json(value["costs"])
-        return cls(**(dict(value) | {"costs": costs}))
+        fields: dict[str, Any] = dict(value)
+        if fields["costs"] is not None:
+            fields["costs"] = ProgramCosts.from_json(fields["costs"])
+        return cls(**fields)
 
 
 def slice_devices(where: Slice) -> list[Any]:
@@ -90,7 +94,9 @@ def slice_devices(where: Slice) -> list[Any]:
 
     with quiet_stderr():
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=where.topology_name, chips_per_host_bounds=where.host_bounds
+            platform="tpu",
+            topology_name=where.topology_name,
+            chips_per_host_bounds=where.host_bounds,
         )
     return list(topology.devices)
 
@@ -112,7 +118,7 @@ def require_libtpu() -> str:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Holds back what libtpu's C++ writes to stderr while it loads; all of it if something fails."""
+    """Holds back what libtpu writes to stderr while it loads; shows it if something fails."""
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
@@ -127,8 +133,12 @@ def quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-def compile_stage(stage: Stage) -> StageFacts:
-    """Compiles a stage and reads its program; a program that does not fit is a fact, too."""
+def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
+    """Compiles a stage; a program that does not fit is a fact, too.
+
+    Returns:
+        the facts without the costs, and the program's text, empty when it does not fit.
+    """
     import jax
 
     started = time.monotonic()
@@ -137,20 +147,31 @@ def compile_stage(stage: Stage) -> StageFacts:
     except jax.errors.JaxRuntimeError as error:
         if _OUT_OF_MEMORY not in str(error):
             raise
-        return StageFacts(
-            name=stage.name, failure=_first_words(str(error)), compile_seconds=time.monotonic() - started
-        )
+        seconds, words = time.monotonic() - started, _first_words(str(error))
+        return StageFacts(name=stage.name, failure=words, compile_seconds=seconds), ""
     seconds = time.monotonic() - started
-    memory = compiled.memory_analysis()
-    return StageFacts(
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None, "the TPU compiler says what a program needs"
+    assert text is not None, "the TPU compiler gives the program's text"
+    facts = StageFacts(
         name=stage.name,
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        costs=read_program(compiled.as_text()),
         compile_seconds=seconds,
     )
+    return facts, text
+
+
+def pack_text(text: str) -> str:
+    """A program's text for JSON: a tenth of its size."""
+    return base64.b85encode(zlib.compress(text.encode())).decode()
+
+
+def unpack_text(packed: str) -> str:
+    """What `pack_text` packed."""
+    return zlib.decompress(base64.b85decode(packed)).decode()
 
 
 def _first_words(message: str) -> str:
@@ -160,7 +181,7 @@ def _first_words(message: str) -> str:
 
 
 class FactsCache:
-    """Facts by key, one JSON file each.
+    """JSON objects by key, one file each.
 
     Args:
         folder: where they lie; None keeps nothing.
@@ -169,30 +190,30 @@ class FactsCache:
     def __init__(self, folder: pathlib.Path | None):
         self._folder = folder
 
-    def get(self, key: Mapping[str, Any], make: Callable[[], StageFacts]) -> tuple[StageFacts, bool]:
-        """The facts of a key, made when they are not there yet, and whether they were there."""
+    def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The object of a key, made when it is not there yet."""
         if self._folder is None:
-            return make(), False
+            return make()
         path = self._folder / f"{digest(key)}.json"
         kept = self._read(path)
         if kept is not None:
-            return kept, True
+            return kept
         facts = make()
         self._folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts.to_json()})
         partial = path.with_suffix(f".{os.getpid()}.partial")
+        text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts}, default=str)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
-        return facts, False
+        return facts
 
-    def _read(self, path: pathlib.Path) -> StageFacts | None:
+    def _read(self, path: pathlib.Path) -> dict[str, Any] | None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return StageFacts.from_json(content["facts"]) if content["format"] == FORMAT else None
+            return content["facts"] if content["format"] == FORMAT else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s): compiling anew", path, error)
+            logger.warning("%s is damaged (%s): making it anew", path, error)
             return None
 
 
@@ -216,12 +237,12 @@ STAGE_ROOMS = ("text", "transformer", "schedulers", "vae")
 """Rooms that a stage may not depend on; every other room has a say in every program."""
 
 _WITHOUT_A_SAY = ("cli", "demo", "runtime.py", "errors.py", "__init__.py")
-_READING = ("__init__.py", "hlo.py", "loops.py", "costs.py", "program.py")
+_READERS = ("hlo.py", "loops.py", "costs.py", "program.py")
 
 
 @functools.cache
 def source_digest(*rooms: str) -> str:
-    """A digest of our sources that decide a program of these rooms, and of how it is read.
+    """A digest of our sources that decide a program of these rooms.
 
     Args:
         *rooms: those of `STAGE_ROOMS` that the stage is made of.
@@ -232,7 +253,14 @@ def source_digest(*rooms: str) -> str:
         room, *rest = path.relative_to(root).parts
         if room in _WITHOUT_A_SAY or (room in STAGE_ROOMS and room not in rooms):
             continue
-        if (room == "planner" and rest[-1] not in _READING) or (room == "pipeline" and rest[-1] != "model.py"):
+        if room == "planner" or (room == "pipeline" and rest[-1] != "model.py"):
             continue
         result.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return result.hexdigest()
+
+
+@functools.cache
+def reader_digest() -> str:
+    """A digest of what reads programs: facts read by other rules are read anew, not compiled."""
+    folder = pathlib.Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _READERS)).hexdigest()

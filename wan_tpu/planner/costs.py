@@ -31,11 +31,17 @@ COLLECTIVES = (
 )  # fmt: skip
 
 _FREE = (
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional",
-    "partition-id", "replica-id", "after-all", "opt-barrier", "optimization-barrier",
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call",
+    "conditional", "partition-id", "replica-id", "after-all", "opt-barrier", "optimization-barrier",
     "add-dependency", "get-dimension-size",
 )  # fmt: skip
-_FREE_CUSTOM_CALLS = ("ConcatBitcast", "SliceBitcast", "AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound")
+_FREE_CUSTOM_CALLS = (
+    "ConcatBitcast",
+    "SliceBitcast",
+    "AllocateBuffer",
+    "Sharding",
+    "AssumeGatherIndicesInBound",
+)
 _THROUGH = ("bitcast", "convert", "reshape", "transpose", "copy")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -44,7 +50,7 @@ KERNEL_TARGET = "tpu_custom_call"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """A transfer between chips: kind, chips of a group, bytes each sends, whether it may overlap."""
+    """A transfer between chips: kind, chips of a group, bytes each sends, whether it overlaps."""
 
     kind: str
     group_size: int
@@ -82,13 +88,14 @@ class CostReader:
         return instruction.opcode == "custom-call" and target in _FREE_CUSTOM_CALLS
 
     def flops(self, computation: Computation, instruction: Instruction) -> int:
-        """Of the products and convolutions in it, what it calls included; other arithmetic is not counted."""
+        """Of the products and convolutions in it and in what it calls; other arithmetic is free."""
         if instruction.opcode == "dot":
             return _dot_flops(computation, instruction)
         if instruction.opcode == "convolution":
             return _convolution_flops(computation, instruction)
         called = instruction.called("calls")
-        return self._computation_flops(called) if called in self._program.computations else 0
+        known = called is not None and called in self._program.computations
+        return self._computation_flops(called) if known else 0
 
     def _sum_flops(self, name: str) -> int:
         computation = self._program.computations[name]
@@ -97,7 +104,9 @@ class CostReader:
     def plain_bytes(self, computation: Computation, instruction: Instruction) -> int:
         """HBM bytes by the plain rule."""
         kinds = [*computation.operand_kinds(instruction), result_kind(computation, instruction)]
-        return sum(array.num_bytes for kind in kinds for array in leaves(kind) if array.space == HBM)
+        return sum(
+            array.num_bytes for kind in kinds for array in leaves(kind) if array.space == HBM
+        )
 
     def sliced_bytes(self, computation: Computation, instruction: Instruction) -> int:
         """HBM bytes by the sliced rule."""
@@ -133,7 +142,11 @@ class CostReader:
         """Elements that a fusion reads of a parameter it only slices; None when it reads it all."""
         total = 0
         for user in computation.users(name):
-            if user.opcode in _SLICES and user.operands[0] == name and name not in user.operands[1:]:
+            if (
+                user.opcode in _SLICES
+                and user.operands[0] == name
+                and name not in user.operands[1:]
+            ):
                 total += _elements(user.kind)
             elif user.opcode == "dynamic-update-slice" and user.operands.index(name) == 0:
                 continue  # in place: what is not updated is not touched
@@ -176,13 +189,22 @@ class CostReader:
         if kind in COLLECTIVES:
             return [self._collective(computation, instruction, kind)]
         called = instruction.called("calls")
-        if called not in self._program.computations:
+        if called is None or called not in self._program.computations:
             return []
         inner = self._program.computations[called]
-        return [c for i in inner.instructions.values() if not self.is_free(i) for c in self.collectives(inner, i)]
+        return [
+            c
+            for i in inner.instructions.values()
+            if not self.is_free(i)
+            for c in self.collectives(inner, i)
+        ]
 
-    def _collective(self, computation: Computation, instruction: Instruction, kind: str) -> Collective:
-        operand = sum(a.num_bytes for k in computation.operand_kinds(instruction) for a in leaves(k))
+    def _collective(
+        self, computation: Computation, instruction: Instruction, kind: str
+    ) -> Collective:
+        operand = sum(
+            a.num_bytes for k in computation.operand_kinds(instruction) for a in leaves(k)
+        )
         result = sum(a.num_bytes for a in leaves(result_kind(computation, instruction)))
         size = _group_size(instruction, self._program.num_devices)
         share = (size - 1) / size
@@ -201,7 +223,7 @@ class CostReader:
         )
 
     def attention(self, computation: Computation, instruction: Instruction) -> Attention | None:
-        """The shapes of a kernel that takes queries, keys and values; None for any other operation."""
+        """The shapes of a kernel that takes queries, keys and values; None for others."""
         target = (instruction.attribute("custom_call_target") or "").strip('"')
         if instruction.opcode != "custom-call" or target != KERNEL_TARGET:
             return None
@@ -298,12 +320,20 @@ def _window(attributes: str, dims: int) -> list[dict[str, int]]:
     names = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
     columns = {name: numbers(name, default) for name, default in names.items()}
     return [
-        {"pad": int(pads[d])} | {name: column[d] for name, column in columns.items()} for d in range(dims)
+        {"pad": int(pads[d])} | {name: column[d] for name, column in columns.items()}
+        for d in range(dims)
     ]
 
 
 def _valid_positions(
-    *, input_size: int, output_size: int, size: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int
+    *,
+    input_size: int,
+    output_size: int,
+    size: int,
+    stride: int,
+    pad: int,
+    lhs_dilate: int,
+    rhs_dilate: int,
 ) -> int:
     """Pairs of a window element and an output for which there is an input."""
     window, output = np.arange(size), np.arange(output_size)
@@ -326,4 +356,3 @@ def _group_size(instruction: Instruction, num_devices: int) -> int:
     if "source_target_pairs" in instruction.attributes:
         return 2
     return num_devices
-

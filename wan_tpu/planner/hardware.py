@@ -9,8 +9,8 @@ Sources, as read in November 2026:
 * S3 The compiler of libtpu 0.0.42.1 itself: "exceeds available HBM (31.25G)" is the HBM that a
   program may use, less than the data sheet by what the runtime keeps for itself; found by compiling
   a program that is too large for each chip.
-* S4 Clock: bf16 peak / (matrix units x FLOPs of each per cycle); for v6e 918e12 / (2 x 2 x 256 x 256
-  x 2) = 1.75 GHz, which FACTS section 3 checks against a published run.
+* S4 Clock: bf16 peak / (matrix units x FLOPs of each per cycle); for v6e 918e12 / (2 x 2 x 256 x
+  256 x 2) = 1.75 GHz, which FACTS section 3 checks against a published run.
 
 v4 is left out: libtpu describes it core by core, while it runs as one device per chip.
 """
@@ -35,7 +35,7 @@ class Chip:
         libtpu_name: as topology names write it.
         device_kind: as `jax.Device.device_kind` says it.
         devices_per_chip: JAX devices on a chip.
-        cores_per_device: TensorCores that share a device's work; a kernel's grid is split over them.
+        cores_per_device: TensorCores of a device; a kernel's grid is split over them.
         bf16_flops: peak bfloat16 FLOP/s (S1).
         int8_ops: peak int8 operations/s; 0 where the chip has no faster int8 (S1).
         hbm_bytes: HBM that programs may use (S3).
@@ -129,10 +129,27 @@ V7X = Chip(
 )
 CHIPS = {chip.name: chip for chip in (V6E, V5E, V5P, V7X)}
 
-_FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+_FLAT = {
+    1: (1, 1),
+    4: (2, 2),
+    8: (2, 4),
+    16: (4, 4),
+    32: (4, 8),
+    64: (8, 8),
+    128: (8, 16),
+    256: (16, 16),
+}
 """Slice shapes of the two-dimensional chips by number of chips (S1)."""
 
-_CUBIC = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8)}
+_CUBIC = {
+    4: (2, 2, 1),
+    8: (2, 2, 2),
+    16: (2, 2, 4),
+    32: (2, 4, 4),
+    64: (4, 4, 4),
+    128: (4, 4, 8),
+    256: (4, 8, 8),
+}
 """Slice shapes of the three-dimensional chips by number of chips (S1)."""
 
 _SHAPES = {"v6e": _FLAT, "v5e": _FLAT, "v5p": _CUBIC, "v7x": _CUBIC}

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from wan_tpu.errors import WanTpuError
 
 BITS = {
-    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32,
-    "u32": 32, "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64,
-    "c128": 128, "token": 0, "opaque": 0,
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
+    "s32": 32, "u32": 32, "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64,
+    "c64": 64, "c128": 128, "token": 0, "opaque": 0,
 }  # fmt: skip
 """Bits of an element; every `f8...` is 8 and `f4...` 4."""
 
@@ -182,7 +182,9 @@ def parse_program(text: str) -> ProgramText:
             body[-1] += " " + line  # an attribute with a line break in it
     if not entry:
         raise ProgramTextError("the program's text has no entry computation")
-    devices = math.prod(int(n) for n in re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:100_000]))
+    devices = math.prod(
+        int(n) for n in re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:100_000])
+    )
     return ProgramText(computations=computations, entry=entry, num_devices=devices)
 
 

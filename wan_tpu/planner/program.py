@@ -49,7 +49,10 @@ class Operation:
 
     def to_json(self) -> dict[str, Any]:
         """The operation as a JSON object; what is zero or absent is left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+        fields = dataclasses.asdict(self) | {
+            "collectives": [dataclasses.asdict(c) for c in self.collectives]
+        }
+        return {name: value for name, value in fields.items() if value}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Operation":
@@ -91,7 +94,15 @@ class ProgramCosts:
         for operation in self.operations:
             label = getattr(operation, key) or operation.name
             group = groups.setdefault(
-                label, {key: label, "runs": 0, "flops": 0, "hbm_bytes": 0, "plain_bytes": 0, "link_bytes": 0}
+                label,
+                {
+                    key: label,
+                    "runs": 0,
+                    "flops": 0,
+                    "hbm_bytes": 0,
+                    "plain_bytes": 0,
+                    "link_bytes": 0,
+                },
             )
             group["runs"] += operation.times
             for cost in ("flops", "hbm_bytes", "plain_bytes", "link_bytes"):
@@ -137,7 +148,9 @@ class _Walk:
     def run(self) -> None:
         self._computation(self._program.computations[self._program.entry], 1, ())
 
-    def _computation(self, computation: Computation, times: int, arguments: tuple[Value, ...]) -> None:
+    def _computation(
+        self, computation: Computation, times: int, arguments: tuple[Value, ...]
+    ) -> None:
         scalars = Scalars(self._program, computation, arguments)
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
@@ -150,7 +163,7 @@ class _Walk:
                 self._operation(computation, instruction, times)
 
     def _callees(self, instruction: Instruction) -> Iterable[str]:
-        """What an operation runs; of a conditional every branch, for the text does not say which."""
+        """What an operation runs; of a conditional every branch: the text does not say which."""
         if instruction.opcode == "conditional":
             branches = instruction.attribute("branch_computations")
             if branches:
@@ -184,7 +197,9 @@ class _Walk:
             collectives=tuple(costs.collectives(computation, instruction)),
             attention=attention,
         )
-        if times and (operation.hbm_bytes or operation.plain_bytes or operation.flops or operation.link_bytes):
+        if times and (
+            operation.hbm_bytes or operation.plain_bytes or operation.flops or operation.link_bytes
+        ):
             self.operations.append(operation)
 
 

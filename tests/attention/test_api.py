@@ -1,0 +1,134 @@
+"""Every implementation behind `attend` gives what the reference means."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tolerances import PARITY, relative_error
+from wan_tpu.attention import api
+from wan_tpu.attention.api import IMPLEMENTATIONS, attend, resolve_implementation
+from wan_tpu.errors import UnknownNameError
+
+BFLOAT16 = 2e-2
+"""bfloat16: weights and results rounded to 8 bits, 2^-8 = 4e-3 each, and splash's scaled keys."""
+
+OTHERS = [name for name in IMPLEMENTATIONS if name not in ("auto", "reference")]
+
+
+def test_reference_is_the_definition(make_qkv, exact):
+    """Red without the scale, or with the softmax over queries."""
+    arrays = make_qkv(2, 5, 7, 3, 16)
+    run = jax.jit(lambda *x: attend(*x, implementation="reference"))
+    assert relative_error(run(*arrays), exact(*arrays)) < PARITY
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "auto"])
+def test_every_implementation_is_exact(name, make_qkv, exact):
+    """Red without the scale in `chunked` or in `splash`."""
+    arrays = make_qkv(2, 40, 72, 3, 16)
+    run = jax.jit(lambda *x: attend(*x, implementation=name))
+    assert relative_error(run(*arrays), exact(*arrays)) < PARITY
+
+
+@pytest.mark.parametrize("what", [1e4, 3e38, np.nan], ids=str)
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_padding_is_never_attended(name, what, make_qkv, spoil, exact):
+    """Whatever the padding holds, the answer is that of the real keys alone.
+
+    Red when `attend` does not cut `key`, or, for NaN, when it only masks the scores.
+    """
+    query, key, value = make_qkv(1, 40, 72, 2, 16)
+    real = exact(query, key[:, :61], value[:, :61])
+    _, key, value = spoil((query, key, value), 61, what)
+    padded = jax.jit(lambda *x: attend(*x, implementation=name, num_keys=61))(query, key, value)
+    assert relative_error(padded, real) < PARITY
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_bfloat16_in_bfloat16_out_float32_between(name, make_qkv, exact):
+    """Red when sums are bfloat16: 1,024 equal weights then stop adding at 256."""
+    query, key, value = make_qkv(1, 8, 1024, 2, 16, dtype=jnp.bfloat16)
+    query = query * 0  # every key weighs the same, so the sum of weights is 1,024
+    value = value + 1  # and the mean is about 1
+    out = jax.jit(lambda *x: attend(*x, implementation=name))(query, key, value)
+    assert out.dtype == jnp.bfloat16
+    assert relative_error(out, exact(query, key, value)) < BFLOAT16
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_large_scores_do_not_overflow(name, make_qkv, exact):
+    """Scores of some 3,000: red when an exponential is taken before the maximum is subtracted."""
+    query, key, value = make_qkv(1, 16, 40, 2, 16)
+    query = query * 1000
+    out = jax.jit(lambda *x: attend(*x, implementation=name))(query, key, value)
+    assert relative_error(out, exact(query, key, value)) < 1e-3  # scores of 3,000 to 7 digits
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "head_dim", "expected"),
+    [
+        ("tpu", None, None, "splash"),
+        ("cpu", None, None, "chunked"),
+        ("gpu", None, None, "dot_product"),
+        ("cuda", jnp.bfloat16, 128, "dot_product"),
+        ("gpu", jnp.float32, 128, "chunked"),  # cuDNN takes 16-bit types only
+        ("gpu", jnp.bfloat16, 12, "chunked"),  # and head sizes that are multiples of 8
+    ],
+)
+def test_auto_is_what_keeps_memory_flat(platform, dtype, head_dim, expected):
+    """Red when a GPU gets `dot_product` in float32, where XLA holds the score matrix."""
+    assert resolve_implementation("auto", platform, dtype=dtype, head_dim=head_dim) == expected
+    for name in IMPLEMENTATIONS[1:]:
+        assert resolve_implementation(name, platform, dtype=dtype, head_dim=head_dim) == name
+
+
+def test_unknown_name_names_those_that_exist(make_qkv):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown attention 'flash'; known: auto, reference"
+    ):
+        attend(*make_qkv(1, 4, 4, 1, 8), implementation="flash")
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "expected"),
+    [
+        ("gpu", jnp.bfloat16, "cudnn"),
+        ("gpu", jnp.float32, "xla"),
+        ("cpu", jnp.bfloat16, "xla"),
+    ],
+)
+def test_dot_product_asks_for_cudnn_by_name(platform, dtype, expected, make_qkv, monkeypatch):
+    """JAX's default is XLA even on a GPU. Red when `implementation` is left to it."""
+    asked = []
+
+    def record(query, key, value, *, implementation):
+        asked.append(implementation)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    device = types.SimpleNamespace(platform=platform, device_kind="a card")
+    arrays = make_qkv(1, 4, 4, 1, 8, dtype=dtype)
+    attend(*arrays, implementation="dot_product", device=device)
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    ("platform", "interpret", "expected"),
+    [("tpu", None, False), ("cpu", None, True), ("tpu", True, True), ("cpu", False, False)],
+)
+def test_kernels_are_interpreted_off_a_tpu(platform, interpret, expected, make_qkv, monkeypatch):
+    """The device decides, not this process's backend. Red when `jax.default_backend()` does."""
+    asked = []
+
+    def record(query, key, value, *, num_keys, tiles, interpret):
+        asked.append(interpret)
+        return query
+
+    monkeypatch.setattr(api, "splash_attention", record)
+    device = types.SimpleNamespace(platform=platform, device_kind="a chip")
+    arrays = make_qkv(1, 4, 4, 1, 8)
+    attend(*arrays, implementation="splash", interpret=interpret, device=device)
+    assert asked == [expected]

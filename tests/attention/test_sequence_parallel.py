@@ -1,0 +1,173 @@
+"""Every layout gives what one device gives, padding never enters, and collectives are as few."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tolerances import PARITY, relative_error
+from wan_tpu.attention import sequence_parallel
+from wan_tpu.attention.sequence_parallel import cross_attend, padded_tokens, sharded_attend
+from wan_tpu.errors import UnknownNameError
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.sharding.mesh import make_mesh, named
+
+COLLECTIVES = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
+LAYOUTS = ["dp2", "sp8", "tp8", "dp2-sp2-tp2", "sp4-tp2", "dp2-sp4"]
+WAYS = pytest.mark.parametrize("way", ["ulysses", "allgather"])
+
+
+def make(text, way, devices):
+    layout = parse_layout(text, sequence_parallel=way)
+    return layout, make_mesh(layout, devices[: layout.num_devices])
+
+
+def place(arrays, mesh, *spec):
+    return [jax.device_put(x, named(mesh, *spec)) for x in arrays]
+
+
+def split_self(arrays, layout, mesh, implementation, num_keys):
+    """Self-attention of arrays placed on the mesh, as (result, compiled program's text)."""
+    arrays = place(arrays, mesh, "dp", "sp", "tp")
+
+    def attention(query, key, value):
+        return sharded_attend(
+            query,
+            key,
+            value,
+            mesh=mesh,
+            layout=layout,
+            implementation=implementation,
+            num_keys=num_keys,
+        )
+
+    compiled = jax.jit(attention).lower(*arrays).compile()
+    return compiled(*arrays), compiled.as_text()
+
+
+def collectives(program):
+    return {name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", program)}
+
+
+@WAYS
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exact):
+    """88 tokens of which 83 are real; the rest, of queries too, holds garbage.
+
+    Red when heads come back in another order (`transpose(2, 0, 3, 1, 4)` to `(2, 0, 1, 3, 4)` with
+    the shapes mended, or ways and heads swapped), when tokens do, or when `num_keys` is dropped.
+    """
+    layout, mesh = make(text, way, devices)
+    arrays = spoil(make_qkv(2, 88, 88, 8, 16), 83, 1e4)
+    expected = exact(*(x[:, :83] for x in arrays))
+    out, program = split_self(arrays, layout, mesh, "chunked", 83)
+    assert out.sharding.is_equivalent_to(named(mesh, "dp", "sp", "tp"), 4)
+    assert relative_error(out[:, :83], expected) < PARITY
+    exchanged = {"ulysses": {"all-to-all"}, "allgather": {"all-gather"}}[way]
+    assert collectives(program) == (exchanged if layout.sp > 1 else set())
+
+
+@WAYS
+def test_heads_keep_their_order(way, devices, make_qkv):
+    """Each head's values are its number, so each head's result is: red for any wrong order."""
+    layout, mesh = make("sp4-tp2", way, devices)
+    query, key, value = make_qkv(1, 16, 16, 16, 8)
+    value = np.broadcast_to(np.arange(16, dtype=np.float32)[:, None], value.shape)
+    out, _ = split_self((query, key, value), layout, mesh, "reference", None)
+    np.testing.assert_allclose(out, value, rtol=1e-6)
+
+
+@WAYS
+def test_tokens_keep_their_order(way, devices, make_qkv):
+    """Each query finds the key of its own position: red when shards come back in another order."""
+    layout, mesh = make("sp8", way, devices)
+    _, _, value = make_qkv(1, 16, 16, 8, 16)
+    own = np.broadcast_to(1000 * np.eye(16, dtype=np.float32)[:, None], value.shape)
+    out, _ = split_self((own, own, value), layout, mesh, "reference", None)
+    np.testing.assert_allclose(out, value, rtol=1e-6)
+
+
+def test_allgather_takes_any_number_of_heads(devices, make_qkv, exact):
+    """Three heads over eight token shards."""
+    layout, mesh = make("sp8", "allgather", devices)
+    arrays = make_qkv(1, 24, 24, 3, 16)
+    expected = exact(*arrays)
+    out, _ = split_self(arrays, layout, mesh, "chunked", None)
+    assert relative_error(out, expected) < PARITY
+
+
+def test_ulysses_with_heads_that_were_not_padded_is_our_mistake(devices, make_qkv):
+    layout, mesh = make("sp8", "ulysses", devices)
+    with pytest.raises(AssertionError):
+        split_self(make_qkv(1, 24, 24, 3, 16), layout, mesh, "chunked", None)
+
+
+@WAYS
+def test_the_kernel_inside_shard_map(way, devices, make_qkv, spoil, exact):
+    """Splash, interpreted because the mesh is of CPUs; bfloat16 as on a TPU.
+
+    2e-2: scaled keys, weights and results are each rounded to 8 bits.
+    """
+    layout, mesh = make("dp2-sp2-tp2", way, devices)
+    arrays = spoil(make_qkv(2, 304, 304, 4, 16, dtype=jnp.bfloat16), 299, np.nan)
+    expected = exact(*(x[:, :299] for x in arrays))
+    out, _ = split_self(arrays, layout, mesh, "splash", 299)
+    assert out.dtype == jnp.bfloat16
+    assert relative_error(out[:, :299], expected) < 2e-2
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "splash"])
+@pytest.mark.parametrize("text", ["dp2-sp2-tp2", "sp8"])
+def test_cross_attention_speaks_to_nobody(text, implementation, devices, make_qkv, exact):
+    """Red when the text is split over sp, which shows as all-gathers and wrong answers."""
+    layout, mesh = make(text, "ulysses", devices)
+    query, key, value = make_qkv(2, 88, 21, 8, 16)
+    expected = exact(query, key, value)
+    arrays = place([query], mesh, "dp", "sp", "tp") + place([key, value], mesh, "dp", None, "tp")
+
+    def attention(query, key, value):
+        return cross_attend(
+            query, key, value, mesh=mesh, layout=layout, implementation=implementation
+        )
+
+    compiled = jax.jit(attention).lower(*arrays).compile()
+    assert relative_error(compiled(*arrays), expected) < PARITY
+    assert collectives(compiled.as_text()) == set()
+
+
+def test_a_mesh_of_another_layout_is_our_mistake(devices, make_qkv):
+    layout, _ = make("sp8", "ulysses", devices)
+    _, mesh = make("tp8", "ulysses", devices)
+    with pytest.raises(AssertionError):
+        split_self(make_qkv(1, 8, 8, 8, 8), layout, mesh, "chunked", None)
+
+
+def test_unknown_name(devices, make_qkv):
+    layout, mesh = make("sp8", "ulysses", devices)
+    with pytest.raises(UnknownNameError, match="flash"):
+        split_self(make_qkv(1, 8, 8, 8, 8), layout, mesh, "flash", None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "implementation", "expected"),
+    [
+        (75_600, "chunked", 75_600),
+        (75_600, "splash", 75_776),  # a multiple of the tile, 2,048
+        (80, "splash", 80),  # the tile, 128, would add 60%
+        (83, "splash", 88),
+    ],
+)
+def test_padded_tokens(tokens, implementation, expected, devices):
+    """Red when short videos are padded to a tile."""
+    layout, mesh = make("sp8", "ulysses", devices)
+    found = padded_tokens(tokens, 8, mesh=mesh, layout=layout, implementation=implementation)
+    assert found == expected
+
+
+def test_every_way_of_a_layout_is_implemented():
+    """Red when a sequence-parallel name is added to layouts alone."""
+    from wan_tpu.sharding.layout import SEQUENCE_PARALLEL
+
+    assert set(sequence_parallel._SELF_ATTENTION) == set(SEQUENCE_PARALLEL)

@@ -1,0 +1,135 @@
+"""The Pallas kernel, interpreted, is exact, for lengths of every kind."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tolerances import PARITY, relative_error
+from wan_tpu.attention import splash
+from wan_tpu.attention.splash import (
+    NARROW_TILES,
+    WIDE_TILES,
+    choose_tiling,
+    padded_length,
+    splash_attention,
+    tiles_for,
+)
+
+TILES = pytest.mark.parametrize("tiles", [WIDE_TILES, NARROW_TILES], ids=["wide", "narrow"])
+
+
+def run(tiles, num_keys, *arrays):
+    """The kernel under jit, interpreted."""
+
+    @jax.jit
+    def attention(query, key, value):
+        return splash_attention(query, key, value, num_keys=num_keys, tiles=tiles, interpret=True)
+
+    return attention(*arrays)
+
+
+@TILES
+@pytest.mark.parametrize(
+    ("queries", "keys", "num_keys"),
+    [
+        (80, 80, 80),  # wan-tiny: less than any tile
+        (256, 256, 256),  # nothing to pad
+        (129, 700, 700),  # keys cut off and padded
+        (200, 768, 641),  # padding that reaches the tile: overwritten in place
+        (1, 1, 1),
+    ],
+)
+def test_is_exact(queries, keys, num_keys, tiles, make_qkv, spoil, exact):
+    """The padding holds NaN.
+
+    Red when `PADDING_SCORE` is 0, when `_KeysBefore` compares with `<=`, when `_only_real` keeps
+    what stands in the padding, or when the key is not scaled.
+    """
+    query, key, value = make_qkv(2, queries, keys, 2, 16)
+    _, key, value = spoil((query, key, value), num_keys, np.nan)
+    expected = exact(query, key[:, :num_keys], value[:, :num_keys])
+    assert relative_error(run(tiles, num_keys, query, key, value), expected) < PARITY
+
+
+@TILES
+def test_padding_is_not_attended_when_every_score_is_low(tiles, make_qkv, exact):
+    """Scores of -1,000 and less: padding at 0 would take the whole softmax.
+
+    Red when padding keys are only zeros, as they are before `_set_feature`.
+    """
+    query, key, value = make_qkv(1, 40, 130, 2, 16)
+    query, key = np.abs(query) + 40, -np.abs(key) - 10
+    expected = exact(query, key, value)
+    assert relative_error(run(tiles, 130, query, key, value), expected) < 1e-3  # scores to 7 digits
+
+
+@TILES
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_head_sizes(head_dim, tiles, make_qkv, exact):
+    """128 leaves no room in a register for the padding feature: red when it takes the last one."""
+    query, key, value = make_qkv(1, 130, 140, 1, head_dim)
+    expected = exact(query, key, value)
+    assert relative_error(run(tiles, 140, query, key, value), expected) < PARITY
+
+
+def test_tiles_are_those_measured_for_720p():
+    wide, narrow = (choose_tiling(75_600, 75_600, tiles) for tiles in (WIDE_TILES, NARROW_TILES))
+    assert (wide.query_block, wide.key_tile.block, wide.key_tile.compute) == (2048, 2048, 1024)
+    assert (narrow.query_block, narrow.key_tile.block, narrow.key_tile.compute) == (2048, 1024, 256)
+    assert wide.padded_queries == wide.padded_keys == narrow.padded_keys == 75_776
+
+
+@TILES
+@pytest.mark.parametrize("length", [1, 80, 127, 512, 1560, 2049, 18_900, 32_760, 75_600, 151_200])
+def test_tiles_fit_and_waste_little(length, tiles):
+    """Red when a tile is not a multiple of the register width or a long length is padded by 15%."""
+    tiling = choose_tiling(length, length, tiles)
+    assert tiling.query_block % 128 == tiling.key_tile.block % tiling.key_tile.compute == 0
+    for padded, block in (
+        (tiling.padded_queries, tiling.query_block),
+        (tiling.padded_keys, tiling.key_tile.block),
+    ):
+        assert padded % block == 0
+        assert length <= padded < length + block
+        assert padded <= max(1.15 * length, 2048)
+
+
+@TILES
+@pytest.mark.parametrize("length", [80, 1560, 7800, 20_280, 32_760, 75_600, 151_200])
+def test_a_padded_length_is_padded_no_further(length, tiles):
+    padded = padded_length(length, tiles)
+    tiling = choose_tiling(padded, length, tiles)
+    assert tiling.padded_queries == tiling.padded_keys == padded
+
+
+def test_chips():
+    assert tiles_for("TPU v6 lite") is WIDE_TILES
+    for kind in ("TPU v5 lite", "TPU v5", "TPU v4", "cpu"):
+        assert tiles_for(kind) is NARROW_TILES
+
+
+@TILES
+def test_masks_are_cheap_to_make(tiles):
+    """151,200 tokens: splash's FullMask makes 23 GB of tiles, in 4 s; its tables go to SMEM.
+
+    Red when `_AllKeys` answers whole tiles.
+    """
+    tiling = choose_tiling(151_200, 151_200, tiles)
+    start = time.perf_counter()
+    kernel = splash._kernel(40, tiling, 151_200, interpret=False)
+    assert time.perf_counter() - start < 2.0
+    tables = kernel.fwd_mask_info
+    assert tables.block_mask is not None
+    assert tables.data_next is not None
+    assert tables.block_mask.nbytes + tables.data_next.nbytes < 100_000
+    assert tables.partial_mask_blocks is None
+
+
+def test_equal_kernels_are_traced_once():
+    """The blocks of a model share one program. Red when `_KeysBefore` is a closure."""
+    tiling = choose_tiling(300, 300, NARROW_TILES)
+    first, second = (splash._kernel(2, tiling, 300, interpret=True) for _ in range(2))
+    assert first.kwargs == second.kwargs
+    assert hash(first.kwargs["mask_function"]) == hash(second.kwargs["mask_function"])

@@ -1,0 +1,175 @@
+"""What is kept, what does not fit, what is not installed."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from wan_tpu.errors import MissingPackageError
+from wan_tpu.planner import compile as planner_compile
+from wan_tpu.planner.compile import (
+    FactsCache,
+    StageFacts,
+    compile_stage,
+    digest,
+    pack_text,
+    reader_digest,
+    slice_devices,
+    source_digest,
+    unpack_text,
+)
+from wan_tpu.planner.hardware import find_slice
+from wan_tpu.planner.kernel_cycles import KernelCountError, grid_of, read_schedule
+from wan_tpu.planner.program import read_program
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import named
+from wan_tpu.stage import Stage
+
+GIB = 2**30
+
+
+def make_stage(mesh, function, shape, dtype=jnp.float32):
+    argument = jax.ShapeDtypeStruct(shape, dtype, sharding=named(mesh))
+    return Stage(name="test", function=function, arguments=(argument,), mesh=mesh)
+
+
+def test_facts_of_a_program(tpu_mesh):
+    mesh = tpu_mesh("v6e-1", Layout())
+    facts, text = compile_stage(make_stage(mesh, lambda x: x @ x, (2048, 2048)))
+    assert facts.failure == ""
+    assert facts.argument_bytes == facts.output_bytes == 2048 * 2048 * 4
+    assert facts.peak_bytes >= 2 * 2048 * 2048 * 4
+    assert facts.compile_seconds > 0
+    assert unpack_text(pack_text(text)) == text
+    assert StageFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert read_program(text).total("flops") == 2 * 2048**3
+
+
+def test_a_program_too_large_for_hbm_is_a_fact(tpu_mesh):
+    mesh = tpu_mesh("v6e-1", Layout())
+    facts, text = compile_stage(make_stage(mesh, lambda x: x + 1, (40, 1024, 1024, 256)))
+    assert text == ""
+    assert "31.25G" in facts.failure, facts.failure
+
+
+def test_a_kernel_too_large_for_vmem_is_a_fact(tpu_mesh):
+    mesh = tpu_mesh("v6e-1", Layout())
+    whole = jax.sharding.PartitionSpec()
+
+    def kernel(x, out, _):
+        out[...] = x[...]
+
+    def f(x):
+        call = pl.pallas_call(
+            kernel,
+            out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            scratch_shapes=[pltpu.VMEM((200 * 2**20 // 512, 128), jnp.float32)],
+        )
+        return jax.shard_map(call, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)(x)
+
+    facts, _ = compile_stage(make_stage(mesh, f, (8, 128)))
+    assert "vmem" in facts.failure.lower(), facts.failure
+
+
+def test_other_errors_of_the_compiler_are_not_swallowed(tpu_mesh):
+    class Broken(Stage):
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    mesh = tpu_mesh("v6e-1", Layout())
+    stage = Broken(name="test", function=abs, arguments=(), mesh=mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        compile_stage(stage)
+
+
+def test_the_cache_makes_once_and_survives_damage(tmp_path, caplog):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"n": len(made)}
+
+    cache = FactsCache(tmp_path / "plans")
+    assert cache.get({"a": 1, "b": [2]}, make) == {"n": 1}
+    assert cache.get({"b": [2], "a": 1}, make) == {"n": 1}, "the order of a key says nothing"
+    assert cache.get({"a": 2, "b": [2]}, make) == {"n": 2}
+    (file,) = (tmp_path / "plans").glob(f"{digest({'a': 1, 'b': [2]})}.json")
+    file.write_text("{half")
+    assert cache.get({"a": 1, "b": [2]}, make) == {"n": 3}
+    assert "damaged" in caplog.text
+    assert len(list((tmp_path / "plans").iterdir())) == 2, "no partial files are left"
+
+
+def test_no_folder_keeps_nothing():
+    made = []
+    cache = FactsCache(None)
+    for _ in range(2):
+        cache.get({}, lambda: {"n": made.append(1)})
+    assert len(made) == 2
+
+
+def test_an_interrupted_compilation_leaves_nothing(tmp_path):
+    def make():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FactsCache(tmp_path).get({}, make)
+    assert not list(tmp_path.iterdir())
+
+
+def test_digests_see_the_sources_of_their_rooms():
+    assert source_digest("vae") != source_digest("text")
+    assert source_digest("vae") == source_digest.__wrapped__("vae")
+    assert len(reader_digest()) == 64
+
+
+def test_libtpu_missing_says_how(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(planner_compile.importlib.metadata, "version", version)
+    with pytest.raises(MissingPackageError, match="pip install 'libtpu"):
+        slice_devices(find_slice("v6e-8"))
+
+
+def test_the_schedule_s_body_is_what_holds_most_of_a_step(tmp_path):
+    lines = ["0x0 { Start region 1", "0x9 { Start region 2 ; Start region 3", "0x12 End region 3"]
+    lines += [
+        "0x13 { Start region 4",
+        "0x76 { End region 4",
+        "0x80 { End region 2",
+        "0x81 End region 1",
+    ]
+    (tmp_path / "1-k-1-final_bundles.txt").write_text("\n".join(f" {line}" for line in lines))
+    step, body = read_schedule(tmp_path)
+    assert (step, body) == (0x81 + 1, 0x76 - 0x13 + 1)
+
+
+def test_no_schedule_is_an_error(tmp_path):
+    with pytest.raises(KernelCountError, match="no schedule"):
+        read_schedule(tmp_path)
+
+
+def test_the_grid_of_a_kernel_that_is_not_there():
+    with pytest.raises(KernelCountError, match="expected one Pallas kernel"):
+        grid_of(jax.make_jaxpr(lambda x: x + 1)(1.0))
+
+
+def test_counting_a_kernel_in_its_own_process():
+    """A tile of 256 x 256: the kernel's cycles are far above the matrix unit's floor, not below."""
+    command = [sys.executable, "-m", "wan_tpu.planner.kernel_cycles"]
+    done = subprocess.run(
+        [*command, "v6e", "splash", "256", "512", "512", "128", "bfloat16"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    count = json.loads(done.stdout)
+    pairs = 256 * 512
+    per_head = count["body_bundles"] * count["steps"] + count["row_bundles"] * count["rows"]
+    assert 1.46e-3 * pairs < per_head < 10e-3 * pairs

@@ -1,0 +1,234 @@
+"""Rows, the table and the command, for wan-tiny on a v6e-4: compiled once for all tests here."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from wan_tpu.checkpoints.models import describe_model
+from wan_tpu.cli.main import main
+from wan_tpu.errors import LayoutError, UnknownNameError
+from wan_tpu.planner import plan as planning
+from wan_tpu.planner.compile import FactsCache, StageFacts
+from wan_tpu.planner.hardware import find_slice
+from wan_tpu.planner.plan import Planner, make_job, served_bytes
+from wan_tpu.planner.table import format_table, to_json
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import Layout, parse_layout
+
+STAGES = ("text", "context", "step", "latents")
+LAYOUTS = [Layout(dp=2, sp=2), Layout(tp=4)]
+
+
+def job_of(**choices):
+    choices = {"stages": STAGES} | choices
+    return make_job(
+        describe_model("wan-tiny"), VideoRequest(prompt="p"), find_slice("v6e-4"), **choices
+    )
+
+
+def no_report(_):
+    return None
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plans")
+
+
+@pytest.fixture(scope="module")
+def rows(cache_folder):
+    return Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
+
+
+def test_a_row_for_each_layout_best_first(rows):
+    assert {row.layout for row in rows} == set(LAYOUTS)
+    seconds = [row.video_seconds for row in rows]
+    assert seconds == sorted(seconds)
+    assert all(0 < s < 1 for s in seconds)
+    assert not any(row.misfits for row in rows)
+
+
+def test_what_is_resident_is_in_every_stage_s_peak(rows):
+    for row in rows:
+        weights = row.resident.weights
+        assert weights > 5e6 / 4
+        for name, plan in row.stages.items():
+            assert plan.served_bytes >= max(weights, plan.facts.peak_bytes), name
+        assert row.stages["step"].served_bytes > weights + row.resident.context
+
+
+def test_the_video_is_the_sum_of_its_stages(rows):
+    row = rows[0]
+    steps = job_of().request.num_inference_steps
+    assert row.stages["step"].runs == steps
+    by_hand = sum(p.runs * p.seconds.total for p in row.stages.values())
+    assert row.video_seconds == pytest.approx(by_hand)
+
+
+def test_layouts_agree_on_the_work(rows):
+    """The FLOPs of a step on all devices are those of the model, whatever the split."""
+    flops = [row.stages["step"].facts.costs.total("flops") for row in rows]
+    assert flops[0] == pytest.approx(flops[1], rel=0.35), "tokens and heads are padded differently"
+
+
+def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("nothing may be made again")
+
+    for name in (
+        "compile_stage",
+        "make_video_model",
+        "slice_devices",
+        "count_cycles",
+        "read_program",
+    ):
+        monkeypatch.setattr(planning, name, refuse)
+    again = Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
+    assert again == rows
+
+
+def test_another_video_is_another_program(cache_folder, monkeypatch):
+    made = []
+
+    def compile_stage(stage):
+        made.append(stage.name)
+        return StageFacts(name=stage.name, failure="not now"), ""
+
+    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    request = VideoRequest(prompt="p", num_frames=21)
+    job = make_job(describe_model("wan-tiny"), request, find_slice("v6e-4"), stages=("step",))
+    (row,) = Planner(job, FactsCache(None), no_report).plan(LAYOUTS[:1])
+    assert made == ["step"]
+    assert row.misfits == ["step"]
+    assert math.isinf(row.video_seconds)
+    assert "not now" in format_table(job, [row])
+    assert "none of these layouts fits" in format_table(job, [row])
+    assert to_json(job, [row])["layouts"][0]["stages"]["step"]["failure"] == "not now"
+
+
+def test_arguments_count_once_among_what_is_resident():
+    facts = StageFacts(name="s", argument_bytes=10, peak_bytes=16)
+    assert served_bytes(facts, 25) == 31
+    assert served_bytes(facts, 0) == 16
+
+
+def test_layouts_for_other_devices_are_refused_before_anything(monkeypatch):
+    monkeypatch.setattr(planning, "compile_stage", None)
+    with pytest.raises(LayoutError, match="dp2-sp2"):
+        Planner(job_of(), FactsCache(None), no_report).plan([Layout(tp=8)])
+
+
+def test_unknown_stage():
+    with pytest.raises(UnknownNameError, match="decode-first"):
+        job_of(stages=("encode",))
+
+
+def test_table_and_json_say_the_same(rows):
+    job = job_of()
+    table, report = format_table(job, rows, explain=3), to_json(job, rows, operations=True)
+    assert table.splitlines()[-1] == f"use: {report['best']}"
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for row, entry in zip(rows, report["layouts"], strict=True):
+        assert str(row.layout) in table
+        step = entry["stages"]["step"]
+        total = sum(o.get("flops", 0) * o.get("times", 1) for o in step["operations"])
+        assert total == step["flops"] > 0
+        parts = step["compute_seconds"] + step["memory_seconds"] + step["link_seconds"]
+        assert parts == pytest.approx(step["seconds"])
+    assert "by source" in table
+
+
+class TestCommand:
+    """`wan-tpu plan`, in this process."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        # The command starts JAX for itself; this process has eight devices for its other tests.
+        monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
+
+    def plan(self, *arguments):
+        return main(["plan", "--model", "wan-tiny", "--topology", "v6e-4", *arguments])
+
+    def test_twice_compiles_once(self, capsys, tmp_path):
+        arguments = ("--layouts", "dp2-sp2", "--stages", "step", "--json", "plan.json")
+        assert self.plan(*arguments) == 0
+        first = capsys.readouterr()
+        assert "compiling dp2-sp2" in first.err
+        assert first.out.splitlines()[-1] == "use: dp2-sp2"
+        report = json.loads((tmp_path / "plan.json").read_text())
+        assert report["layouts"][0]["stages"]["step"]["compile_seconds"] > 0
+        assert self.plan(*arguments) == 0
+        second = capsys.readouterr()
+        assert second.err == ""
+        assert second.out == first.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--topology", "v6e-7"), "v6e-4, v6e-8"),
+            (("--topology", "h100-8"), "v6e-1"),
+            (("--layouts", "dp3"), "dp2-sp2"),
+            (("--layouts", "pp2"), "unknown layout"),
+            (("--size", "100x64"), "96 or 112"),
+            (("--frames", "16"), "13 or 17"),
+            (("--model", "wan-huge"), "wan-tiny"),
+            (("--stages", "all,encode"), "decode"),
+            (("--attention", "flash9"), "splash"),
+            (("--dtype", "int8"), "bfloat16"),
+        ],
+    )
+    def test_wrong_input_is_one_line(self, capsys, arguments, words):
+        assert self.plan(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert words in error
+
+    def test_output_without_a_folder_is_said_before_compiling(self, capsys):
+        assert self.plan("--json", "nowhere/plan.json") == 1
+        assert "there is no folder nowhere" in capsys.readouterr().err
+
+    def test_libtpu_missing(self, capsys, monkeypatch):
+        import importlib.metadata
+
+        real = importlib.metadata.version
+
+        def version(name):
+            if name == "libtpu":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        assert self.plan("--layouts", "dp2-sp2", "--stages", "step", "--no-cache") == 1
+        assert "pip install 'libtpu" in capsys.readouterr().err
+
+    def test_a_plot_without_matplotlib_says_how(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert self.plan("--plot", "plan.png") == 1
+        assert "wan_tpu[plot]" in capsys.readouterr().err
+
+
+def test_the_plot_is_a_png(rows, tmp_path):
+    pytest.importorskip("matplotlib")
+    from wan_tpu.planner.plot import write_plot
+
+    write_plot(tmp_path / "plan.png", job_of(), rows)
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.png"]
+
+
+def test_layouts_of_the_command():
+    import argparse
+
+    from wan_tpu.cli.plan import read_layouts
+
+    parsed = argparse.Namespace(layouts="all", sequence_parallel="ulysses", weights="sharded")
+    assert len(read_layouts(parsed, 8)) == 10
+    parsed.sequence_parallel = "all"
+    layouts = read_layouts(parsed, 8)
+    assert len(layouts) == len(set(layouts)) > 10
+    assert parse_layout("tp8") in layouts
+    assert Layout(tp=8, sequence_parallel="allgather") not in layouts

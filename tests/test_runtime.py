@@ -1,0 +1,47 @@
+"""How an entry point starts JAX, in processes of their own."""
+
+import os
+import subprocess
+import sys
+
+
+def run(code: str, **environment: str) -> str:
+    keep = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=keep | environment,
+        check=True,
+    )
+    return done.stdout.strip() + done.stderr
+
+
+def test_virtual_devices():
+    code = """
+from wan_tpu import runtime
+runtime.start(host_devices=3)
+import jax
+print(len(jax.devices()), jax.devices()[0].platform)"""
+    assert run(code) == "3 cpu"
+
+
+def test_without_an_accelerator_libtpu_stays_quiet():
+    """Red when JAX looks for a TPU: libtpu, a test dependency, then prints errors."""
+    code = """
+from wan_tpu import runtime
+runtime.start()
+import jax
+print(jax.devices()[0].platform)"""
+    assert run(code) == "cpu"
+
+
+def test_programs_are_kept(tmp_path):
+    code = f"""
+import pathlib
+from wan_tpu import runtime
+runtime.start(cache_folder=pathlib.Path({str(tmp_path)!r}) / "new")
+import jax
+jax.jit(lambda x: x + 1)(1.0)"""
+    run(code)
+    assert list((tmp_path / "new").iterdir())

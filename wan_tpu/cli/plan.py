@@ -1,0 +1,195 @@
+"""say what each layout costs on a slice that is not here
+
+Compiles the stages of a video with the TPU compiler for the named slice, without weights and
+without a TPU, and prints a row per layout, best first; the last line is the layout to use.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from typing import Any
+
+from wan_tpu.cli.options import positive_int
+from wan_tpu.geometry import parse_size
+from wan_tpu.request import SCHEDULERS, VideoRequest
+from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, factorisations, parse_layout
+
+MODES_ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `wan-tpu plan`."""
+    add_plan_arguments(parser, topology_required=True)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bool) -> None:
+    """The same, for `python -m benchmarks layouts`, too, which can do without a topology."""
+    parser.add_argument(
+        "--model", default="wan2.1-t2v-14b",
+        help="a known model's name, wan-tiny, a folder or a hub id (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--topology", required=topology_required, metavar="TYPE",
+        help="Google's accelerator type: v6e-8, v5e-16, v5p-8 (cores), v7x-8 (cores), ...",
+    )  # fmt: skip
+    parser.add_argument("--size", metavar="WxH", help="pixels; default: the model's")
+    parser.add_argument("--frames", type=positive_int, help="4n + 1; default: the model's")
+    parser.add_argument("--steps", type=positive_int, help="denoising steps; default: the model's")
+    parser.add_argument("--guidance-scale", type=float, help="1 or less plans without guidance")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default="unipc")
+    add_layouts_arguments(parser)
+    parser.add_argument(
+        "--attention", default="auto", help="auto, splash, ... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stages", default="all",
+        help="what to compile: all, or text, step, decode joined by ',' (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--explain", type=positive_int, metavar="N", default=0,
+        help="also where the best layout's HBM traffic goes, N lines by kind and by source",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write everything there, too")
+    parser.add_argument(
+        "--operations", action="store_true", help="with every operation in the JSON"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw time and memory per layout as a PNG")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compile everything anew, keep nothing"
+    )
+
+
+def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--layouts`, `--sequence-parallel`, `--weights`, for several layouts at once."""
+    parser.add_argument(
+        "--layouts", default="all",
+        help="all, or layouts joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, MODES_ALL), default="ulysses",
+        help="how attention sees the tokens of other devices, or all ways (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="sharded",
+        help="each weight over all devices, or a copy per dp and sp index (default: %(default)s)",
+    )  # fmt: skip
+
+
+def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
+    """The layouts that the options name, each once.
+
+    Raises:
+        LayoutError: a text is not a layout.
+    """
+    modes = (
+        SEQUENCE_PARALLEL if parsed.sequence_parallel == MODES_ALL else (parsed.sequence_parallel,)
+    )
+    if parsed.layouts == "all":
+        texts = [str(layout) for layout in factorisations(num_devices)]
+    else:
+        texts = [text.strip() for text in parsed.layouts.split(",")]
+    layouts = {}
+    for text in texts:
+        for mode in modes:
+            layout = parse_layout(text, sequence_parallel=mode, weights=parsed.weights)
+            if layout.sp == 1:  # no other shard to see: every way is the same program
+                layout = parse_layout(text, weights=parsed.weights)
+            layouts[layout] = None
+    return list(layouts)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints the table; compiles what was not compiled before."""
+    from wan_tpu.planner.hardware import find_slice
+
+    where = find_slice(parsed.topology)
+    layouts = read_layouts(parsed, where.num_devices)
+    for layout in layouts:
+        layout.require_devices(where.num_devices)
+    request = _read_request(parsed)
+    plot = None if parsed.plot is None else _output(parsed.plot)
+    json_file = None if parsed.json is None else _output(parsed.json)
+
+    from wan_tpu import runtime
+
+    runtime.start(host_devices=1)  # nothing runs here; a TPU of this machine stays untouched
+    from wan_tpu.pipeline.video_file import write_json_atomically
+    from wan_tpu.planner import plot as plotting
+    from wan_tpu.planner.compile import FactsCache
+    from wan_tpu.planner.plan import Planner
+    from wan_tpu.planner.table import format_table, to_json
+
+    if plot is not None:
+        plotting.require_matplotlib()
+    job = _make_job(parsed, request, where)
+    cache = FactsCache(None if parsed.no_cache else runtime.default_cache_folder().parent / "plans")
+    rows = Planner(job, cache, _Progress().show).plan(layouts)
+    if json_file is not None:
+        write_json_atomically(json_file, to_json(job, rows, operations=parsed.operations))
+    if plot is not None:
+        plotting.write_plot(plot, job, rows)
+    sys.stdout.write(format_table(job, rows, explain=parsed.explain))
+    return 0
+
+
+def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: Any) -> Any:
+    from wan_tpu.attention.api import IMPLEMENTATIONS
+    from wan_tpu.checkpoints.models import describe_model
+    from wan_tpu.errors import UnknownNameError
+    from wan_tpu.pipeline.model import parse_dtype
+    from wan_tpu.planner.plan import STAGE_GROUPS, make_job
+
+    if parsed.attention not in IMPLEMENTATIONS:
+        raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
+    stages: list[str] = []
+    for name in parsed.stages.split(","):
+        if name.strip() not in STAGE_GROUPS:
+            raise UnknownNameError("stage", name, tuple(STAGE_GROUPS))
+        stages += STAGE_GROUPS[name.strip()]
+    return make_job(
+        describe_model(parsed.model),
+        request,
+        where,
+        dtype=str(parse_dtype(parsed.dtype)),
+        attention=parsed.attention,
+        stages=tuple(dict.fromkeys(stages)),
+    )
+
+
+def _read_request(parsed: argparse.Namespace) -> VideoRequest:
+    width, height = parse_size(parsed.size) if parsed.size else (None, None)
+    return VideoRequest(
+        prompt="planned",
+        width=width,
+        height=height,
+        num_frames=parsed.frames,
+        num_inference_steps=parsed.steps,
+        guidance_scale=parsed.guidance_scale,
+        scheduler=parsed.scheduler,
+    )
+
+
+def _output(text: str) -> pathlib.Path:
+    """A file to write, whose folder must be there before anything compiles."""
+    from wan_tpu.errors import OutputError
+
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    return path
+
+
+class _Progress:
+    """Lines on stderr with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def show(self, line: str) -> None:
+        """Writes one line."""
+        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {line}\n")
+        sys.stderr.flush()

@@ -1,0 +1,112 @@
+"""From a program's costs to seconds: arithmetic that a reader can redo with a calculator.
+
+Of each operation outside fusions, one run on one device:
+
+* compute seconds = FLOPs / bf16 peak. An attention kernel: cycles by static count / clock, where
+  there is a count, else FLOPs / peak.
+* memory seconds = HBM bytes by the sliced rule (`costs.py`) / HBM bandwidth.
+* the operation takes the larger of the two, and that is the one it is booked on: fetching the next
+  tile overlaps with computing this one inside an operation, and operations follow one another.
+* link seconds, per collective, are added when the program waits for it; those of asynchronous ones
+  are added only so far as all of them together exceed all compute and memory seconds.
+
+Link seconds of a group of g devices, with b the bytes that each sends (`costs.py`) and w the
+bytes/s of one link in one direction: the devices lie on a line, so all-gather, reduce-scatter,
+all-reduce and permute take b / w. A group that is the whole slice, or an axis long enough to close,
+is a ring and takes half. All-to-all crosses the middle of the line with g/4 of its operand:
+b x g^2 / (4 (g - 1) w), on a ring half.
+
+No constant is fitted: peaks, bandwidths and clocks are those of `hardware.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from wan_tpu.planner.costs import Attention, Collective
+from wan_tpu.planner.hardware import Chip, Slice
+from wan_tpu.planner.program import Operation, ProgramCosts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Where the time of one run of a program goes.
+
+    Attributes:
+        compute: of operations that the matrix units bound; attention included.
+        memory: of operations that HBM bounds.
+        links: waiting for other chips.
+        attention: the part of `compute` that is attention kernels.
+        compiler: all operations but attention by the compiler's own `estimated_cycles`; not part
+            of the total, for comparison.
+    """
+
+    compute: float = 0.0
+    memory: float = 0.0
+    links: float = 0.0
+    attention: float = 0.0
+    compiler: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of one run."""
+        return self.compute + self.memory + self.links
+
+
+CyclesPerHead = Mapping[Attention, int]
+"""Cycles for one head on one core, by the shape of the kernel."""
+
+
+def estimate(costs: ProgramCosts, where: Slice, cycles: CyclesPerHead) -> Seconds:
+    """Seconds of one run of a program on a slice.
+
+    Args:
+        costs: of the program.
+        where: the slice it was compiled for.
+        cycles: static counts of its attention kernels; a kernel without one goes by its FLOPs.
+    """
+    compute = memory = links = waiting = attention = compiler = 0.0
+    for operation in costs.operations:
+        at_compute = operation.times * compute_seconds(operation, where.chip, cycles)
+        at_memory = operation.times * operation.hbm_bytes / where.chip.hbm_bandwidth
+        compiler += operation.times * operation.compiler_cycles / where.chip.clock_hz
+        if operation.attention is not None:
+            attention += at_compute
+        for collective in operation.collectives:
+            seconds = operation.times * link_seconds(collective, where)
+            if collective.asynchronous:
+                waiting += seconds
+            else:
+                links += seconds
+        if not operation.flops and any(not c.asynchronous for c in operation.collectives):
+            at_memory = 0.0  # the chip's side of a transfer is faster than its links
+        if at_compute >= at_memory:
+            compute += at_compute
+        else:
+            memory += at_memory
+    links += max(0.0, waiting - compute - memory)
+    return Seconds(
+        compute=compute, memory=memory, links=links, attention=attention, compiler=compiler
+    )
+
+
+def compute_seconds(operation: Operation, chip: Chip, cycles: CyclesPerHead) -> float:
+    """Matrix unit seconds of one run of an operation."""
+    shape = operation.attention
+    if shape is not None and shape in cycles:
+        return cycles[shape] * shape.heads / chip.cores_per_device / chip.clock_hz
+    return operation.flops / chip.bf16_flops
+
+
+def link_seconds(collective: Collective, where: Slice) -> float:
+    """Seconds of one transfer."""
+    size = collective.group_size
+    ring = size >= 4 and (size == where.num_devices or size >= where.chip.torus_size)
+    bandwidth = where.chip.link_bandwidth * (2 if ring else 1)
+    if collective.kind in ("all-to-all", "ragged-all-to-all") and size > 1:
+        return collective.link_bytes * size**2 / (4 * (size - 1)) / bandwidth
+    return collective.link_bytes / bandwidth
+
+
+def share_of_peak(costs: ProgramCosts, seconds: Seconds, chip: Chip) -> float:
+    """FLOPs of products and attention over what the chip could do in that time."""
+    return costs.total("flops") / (seconds.total * chip.bf16_flops) if seconds.total else 0.0

@@ -1,0 +1,432 @@
+"""A row per layout: what each stage of a video needs and takes on a slice that is not there.
+
+The stages are those the pipeline runs (`pipeline/model.py`, `vae/streaming.py`). Everything that a
+row needs is cached, so a second plan neither traces nor compiles.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.errors import UnknownNameError
+from wan_tpu.geometry import TEXT_TOKENS, Geometry
+from wan_tpu.pipeline.model import VideoModel, check_request, make_video_model
+from wan_tpu.planner.compile import (
+    FactsCache,
+    StageFacts,
+    compile_stage,
+    digest,
+    pack_text,
+    reader_digest,
+    slice_devices,
+    source_digest,
+    unpack_text,
+    versions,
+)
+from wan_tpu.planner.costs import Attention
+from wan_tpu.planner.estimate import Seconds, estimate, share_of_peak
+from wan_tpu.planner.hardware import Slice
+from wan_tpu.planner.kernel_cycles import KernelCycles, KernelShape, count_cycles
+from wan_tpu.planner.program import read_program
+from wan_tpu.request import VideoRequest
+from wan_tpu.schedulers.api import make_schedule
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
+from wan_tpu.stage import Stage
+from wan_tpu.vae.spatial import spatial_split
+from wan_tpu.vae.streaming import abstract_params, make_decode_stages
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("text", "context", "step", "latents", "decode-first", "decode-next")
+"""In the order they run."""
+
+STAGE_GROUPS = {
+    "text": ("text", "context"),
+    "step": ("step",),
+    "decode": ("latents", "decode-first", "decode-next"),
+    "all": STAGES,
+}
+"""What `--stages` may name."""
+
+_ROOMS = {
+    "text": ("text",),
+    "context": ("text", "transformer"),
+    "step": ("transformer", "schedulers"),
+    "latents": ("transformer",),
+    "decode-first": ("vae",),
+    "decode-next": ("vae",),
+}
+_ALL_ROOMS = ("text", "transformer", "schedulers", "vae")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is planned: a model, a video, a slice.
+
+    Attributes:
+        description: the model.
+        request: the video, complete.
+        geometry: its sizes.
+        where: the slice.
+        dtype: of weights and activations.
+        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        stages: those of `STAGES` to look at.
+    """
+
+    description: ModelDescription
+    request: VideoRequest
+    geometry: Geometry
+    where: Slice
+    dtype: str = "bfloat16"
+    attention: str = "auto"
+    stages: tuple[str, ...] = STAGES
+
+    @property
+    def batch(self) -> int:
+        """2 with guidance, 1 without."""
+        return 2 if self.request.uses_guidance else 1
+
+    def runs(self, stage: str) -> int:
+        """How often a video runs a stage."""
+        steps = self.request.num_inference_steps
+        assert steps is not None, "the request is complete"
+        return {"step": steps, "decode-next": self.geometry.latent_frames - 1}.get(stage, 1)
+
+
+def make_job(
+    description: ModelDescription, request: VideoRequest, where: Slice, **choices: Any
+) -> Job:
+    """A job, checked against the model.
+
+    Raises:
+        InputError: the model cannot make this video, or there is no such stage.
+    """
+    request, geometry = check_request(description, request)
+    job = Job(description=description, request=request, geometry=geometry, where=where, **choices)
+    for stage in job.stages:
+        if stage not in STAGES:
+            raise UnknownNameError("stage", stage, STAGES)
+    return job
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """Bytes per device that stay while a model serves.
+
+    Attributes:
+        text_encoder: its weights.
+        transformer: its weights.
+        vae: its weights.
+        context: keys and values of the text, while a video is made.
+        state: the scheduler's state, while a video is made.
+    """
+
+    text_encoder: int
+    transformer: int
+    vae: int
+    context: int
+    state: int
+
+    @property
+    def weights(self) -> int:
+        """All weights."""
+        return self.text_encoder + self.transformer + self.vae
+
+    def during(self, stage: str) -> int:
+        """Everything that lives while a stage runs, its own arguments included."""
+        video = {"text": 0, "context": 0}.get(stage, self.context + self.state)
+        return self.weights + video
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage of a row.
+
+    Attributes:
+        facts: what the compiler says.
+        runs: how often a video runs it.
+        served_bytes: peak per device with everything resident that is resident when serving.
+        seconds: of one run; None when it does not compile.
+        share_of_peak: of one run.
+    """
+
+    facts: StageFacts
+    runs: int
+    served_bytes: int
+    seconds: Seconds | None
+    share_of_peak: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutPlan:
+    """One row: a layout on the slice.
+
+    Attributes:
+        layout: the split.
+        stages: by name, in the order they run.
+        resident: bytes that stay.
+        limit_bytes: what a device has.
+        kernels: static counts, by shape.
+    """
+
+    layout: Layout
+    stages: Mapping[str, StagePlan]
+    resident: Resident
+    limit_bytes: int
+    kernels: Mapping[Attention, KernelCycles]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of any stage, per device."""
+        return max(plan.served_bytes for plan in self.stages.values())
+
+    @property
+    def misfits(self) -> list[str]:
+        """Stages that do not fit, in the order they run."""
+        return [
+            name
+            for name, plan in self.stages.items()
+            if plan.facts.failure or plan.served_bytes > self.limit_bytes
+        ]
+
+    @property
+    def step_seconds(self) -> float:
+        """Of one denoising step; infinite when it does not compile or was not looked at."""
+        plan = self.stages.get("step")
+        return plan.seconds.total if plan is not None and plan.seconds is not None else math.inf
+
+    @property
+    def video_seconds(self) -> float:
+        """Of all stages that were looked at, as often as a video runs them."""
+        if any(plan.seconds is None for plan in self.stages.values()):
+            return math.inf
+        return sum(p.runs * p.seconds.total for p in self.stages.values() if p.seconds is not None)
+
+
+class Planner:
+    """Makes rows for one job.
+
+    Args:
+        job: what is planned.
+        cache: where facts are kept.
+        report: told what is being done, one short line at a time.
+    """
+
+    def __init__(self, job: Job, cache: FactsCache, report: Callable[[str], None]):
+        self._job = job
+        self._cache = cache
+        self._report = report
+        self._models: dict[Layout, VideoModel] = {}
+        self._devices: list[Any] | None = None
+
+    def plan(self, layouts: Sequence[Layout]) -> list[LayoutPlan]:
+        """A row for each layout: those that fit first, then by seconds of a video.
+
+        Raises:
+            LayoutError: a layout is not for the slice's number of devices; nothing was compiled.
+            MissingPackageError: libtpu is needed and not installed.
+        """
+        for layout in layouts:
+            layout.require_devices(self._job.where.num_devices)
+        rows = [self._row(layout) for layout in layouts]
+        return sorted(rows, key=lambda row: (bool(row.misfits), row.video_seconds, str(row.layout)))
+
+    def _row(self, layout: Layout) -> LayoutPlan:
+        job = self._job
+        facts = {name: self._facts(name, layout) for name in job.stages}
+        resident = self._resident(layout)
+        kernels = self._kernels(facts)
+        cycles = {shape: count.per_head for shape, count in kernels.items()}
+        stages = {}
+        for name, fact in facts.items():
+            seconds = None if fact.costs is None else estimate(fact.costs, job.where, cycles)
+            share = 0.0
+            if fact.costs is not None and seconds is not None:
+                share = share_of_peak(fact.costs, seconds, job.where.chip)
+            stages[name] = StagePlan(
+                facts=fact,
+                runs=job.runs(name),
+                served_bytes=served_bytes(fact, resident.during(name)),
+                seconds=seconds,
+                share_of_peak=share,
+            )
+        return LayoutPlan(
+            layout=layout,
+            stages=stages,
+            resident=resident,
+            limit_bytes=job.where.chip.hbm_bytes,
+            kernels=kernels,
+        )
+
+    def _facts(self, name: str, layout: Layout) -> StageFacts:
+        """The facts of a stage, from the cache or from the compiler."""
+        label = f"{layout} ({layout.sequence_parallel}, weights {layout.weights}): {name}"
+
+        def compiled() -> dict[str, Any]:
+            self._report(f"compiling {label}")
+            facts, text = compile_stage(self._stage(name, layout))
+            self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
+            return {"facts": facts.to_json(), "text": pack_text(text)}
+
+        def read() -> dict[str, Any]:
+            program = self._cache.get(key, compiled)
+            text = unpack_text(program["text"])
+            costs = read_program(text).to_json() if text else None
+            return program["facts"] | {"costs": costs}
+
+        key = {"what": name, "split": self._split(name, layout), **self._base_key(*_ROOMS[name])}
+        facts = self._cache.get({"program": digest(key), "reader": reader_digest()}, read)
+        return StageFacts.from_json(facts)
+
+    def _split(self, name: str, layout: Layout) -> Any:
+        """What of a layout decides a stage's program: decoding knows how the picture is cut."""
+        if not name.startswith("decode"):
+            return dataclasses.asdict(layout)
+        geometry = self._job.geometry
+        mesh: Any = abstract_mesh(layout)
+        split = spatial_split(mesh, geometry.latent_height, geometry.latent_width)
+        return [split.height_ways, split.width_ways]
+
+    def _base_key(self, *rooms: str) -> dict[str, Any]:
+        job = self._job
+        geometry = job.geometry
+        return {
+            "configs": {name: dict(config) for name, config in job.description.configs.items()},
+            "video": [geometry.width, geometry.height, geometry.num_frames],
+            "scheduler": job.request.scheduler,
+            "batch": job.batch,
+            "slice": [job.where.topology_name, *job.where.host_bounds],
+            "dtype": job.dtype,
+            "attention": job.attention,
+            "versions": versions(),
+            "source": source_digest(*rooms),
+        }
+
+    def _model(self, layout: Layout) -> VideoModel:
+        if layout not in self._models:
+            if self._devices is None:
+                self._devices = slice_devices(self._job.where)
+            self._models[layout] = make_video_model(
+                self._job.description,
+                make_mesh(layout, self._devices),
+                layout,
+                dtype=jnp.dtype(self._job.dtype),
+                attention=self._job.attention,
+            )
+        return self._models[layout]
+
+    def _stage(self, name: str, layout: Layout) -> Stage:
+        """The very stage that the pipeline runs."""
+        job, model = self._job, self._model(layout)
+        if name == "text":
+            return model.text_stage(job.batch)
+        if name == "context":
+            return model.context_stage(job.batch, job.batch)
+        if name == "latents":
+            return model.latents_stage(job.geometry)
+        if name == "step":
+            return model.step_stage(job.geometry, _schedule(job), job.batch)
+        first, following = make_decode_stages(
+            model.vae,
+            model.mesh,
+            job.geometry.latent_height,
+            job.geometry.latent_width,
+            model.dtype,
+            abstract_params(model.vae, model.dtype, mesh=model.mesh),
+        )
+        return first if name == "decode-first" else following
+
+    def _resident(self, layout: Layout) -> Resident:
+        key = {
+            "what": "resident",
+            "split": dataclasses.asdict(layout),
+            **self._base_key(*_ALL_ROOMS),
+        }
+
+        def make() -> dict[str, Any]:
+            job, model = self._job, self._model(layout)
+            axes = dict(model.mesh.shape)
+            step = model.step_stage(job.geometry, _schedule(job), job.batch)
+            return {
+                "text_encoder": sum(w.bytes_per_device(axes) for w in model.text_encoder.weights()),
+                "transformer": sum(w.bytes_per_device(axes) for w in model.denoiser.weights()),
+                "vae": _tree_bytes(abstract_params(model.vae, model.dtype, mesh=model.mesh)),
+                "context": _tree_bytes(step.arguments[1]),
+                "state": _tree_bytes(step.arguments[2]),
+            }
+
+        return Resident(**self._cache.get(key, make))
+
+    def _kernels(self, facts: Mapping[str, StageFacts]) -> dict[Attention, KernelCycles]:
+        """Static counts of every attention kernel in the stages."""
+        costs = [fact.costs for fact in facts.values() if fact.costs is not None]
+        shapes = {o.attention for c in costs for o in c.operations if o.attention is not None}
+        return {shape: self._kernel(shape) for shape in sorted(shapes, key=dataclasses.astuple)}
+
+    def _kernel(self, attention: Attention) -> KernelCycles:
+        tokens = self._job.geometry.num_tokens
+        padded = attention.keys > tokens and attention.keys != TEXT_TOKENS
+        shape = KernelShape(
+            chip=self._job.where.chip.name,
+            implementation=resolve_implementation(
+                self._job.attention, "tpu", dtype=self._job.dtype, head_dim=attention.head_dim
+            ),
+            queries=attention.queries,
+            keys=attention.keys,
+            num_keys=tokens if padded else attention.keys,
+            head_dim=attention.head_dim,
+            dtype=self._job.dtype,
+        )
+        key = {
+            "what": "kernel",
+            **dataclasses.asdict(shape),
+            "versions": versions(),
+            "source": source_digest(),
+        }
+
+        def make() -> dict[str, Any]:
+            self._report(
+                f"counting the cycles of attention, {shape.queries} x {shape.num_keys} tokens"
+            )
+            return dataclasses.asdict(count_cycles(shape))
+
+        return KernelCycles(**self._cache.get(key, make))
+
+
+def served_bytes(facts: StageFacts, resident_bytes: int) -> int:
+    """Peak of a stage while everything that serving keeps is there.
+
+    Its own arguments are part of what is resident: they count once. A stage that does not compile
+    has no peak of its own.
+    """
+    own = max(facts.peak_bytes - facts.argument_bytes, 0)
+    return max(facts.peak_bytes, own + resident_bytes)
+
+
+def _schedule(job: Job) -> Any:
+    request = job.request
+    assert request.num_inference_steps is not None
+    assert request.flow_shift is not None
+    return make_schedule(
+        request.scheduler,
+        num_inference_steps=request.num_inference_steps,
+        flow_shift=request.flow_shift,
+        config=job.description.configs["scheduler"],
+    )
+
+
+def _tree_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of abstract arrays."""
+    import jax
+
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,274 @@
+"""Rows as text for people and as JSON for programs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wan_tpu.planner.hardware import GIB
+from wan_tpu.planner.plan import Job, LayoutPlan, StagePlan
+
+_COLUMNS = (
+    ("layout", "<22"), ("peak GiB", ">9"), ("step GiB", ">9"), ("fits", "<16"), ("PFLOP", ">7"),
+    ("HBM GB", ">8"), ("plain GB", ">9"), ("link GB", ">8"), ("attn Gcyc", ">10"), ("step s", ">8"),
+    ("compute", ">8"), ("memory", ">8"), ("links", ">7"), ("peak %", ">7"), ("video s", ">9"),
+)  # fmt: skip
+
+
+def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> str:
+    """The table: a line per layout, best first; collectives, what does not fit, the choice.
+
+    Args:
+        job: what was planned.
+        rows: sorted, as `Planner.plan` returns them.
+        explain: this many kinds of operation and sources per stage of the best row.
+    """
+    lines = [_title(job), "", "  ".join(f"{name:{form}}" for name, form in _COLUMNS)]
+    lines += [_line(row) for row in rows]
+    lines += ["", *_legend(job), *_collectives(rows), *_failures(rows)]
+    if explain and rows:
+        lines += _explain(rows[0], explain)
+    lines.append(_choice(rows))
+    return "\n".join(lines) + "\n"
+
+
+def layout_name(row: LayoutPlan) -> str:
+    """A layout with those of its choices that are not the default."""
+    layout = row.layout
+    choices = (
+        []
+        if layout.sequence_parallel == "ulysses" or layout.sp == 1
+        else [layout.sequence_parallel]
+    )
+    choices += [] if layout.weights == "sharded" else [layout.weights]
+    return " ".join([str(layout), *choices])
+
+
+def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -> dict[str, Any]:
+    """Everything that the table says and what it was computed from.
+
+    Args:
+        job: what was planned.
+        rows: sorted.
+        operations: also every operation of every program, megabytes of them.
+    """
+    chip = job.where.chip
+    return {
+        "model": job.description.name,
+        "topology": job.where.name,
+        "libtpu_topology": job.where.topology_name,
+        "devices": job.where.num_devices,
+        "hosts": job.where.num_hosts,
+        "width": job.geometry.width,
+        "height": job.geometry.height,
+        "num_frames": job.geometry.num_frames,
+        "tokens": job.geometry.num_tokens,
+        "num_inference_steps": job.request.num_inference_steps,
+        "dtype": job.dtype,
+        "attention": job.attention,
+        "chip": {
+            "name": chip.name,
+            "bf16_flops": chip.bf16_flops,
+            "hbm_bytes": chip.hbm_bytes,
+            "hbm_bandwidth": chip.hbm_bandwidth,
+            "link_bandwidth": chip.link_bandwidth,
+            "clock_hz": chip.clock_hz,
+        },
+        "layouts": [_row_json(row, operations) for row in rows],
+        "best": next((layout_name(row) for row in rows if not row.misfits), None),
+    }
+
+
+def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
+    return {
+        "layout": str(row.layout),
+        "sequence_parallel": row.layout.sequence_parallel,
+        "weights": row.layout.weights,
+        "fits": not row.misfits,
+        "misfits": row.misfits,
+        "peak_bytes": row.peak_bytes,
+        "limit_bytes": row.limit_bytes,
+        "step_seconds": _finite(row.step_seconds),
+        "video_seconds": _finite(row.video_seconds),
+        "resident_bytes": {
+            name: getattr(row.resident, name)
+            for name in ("text_encoder", "transformer", "vae", "context", "state")
+        },
+        "kernels": [
+            {
+                "heads": shape.heads,
+                "queries": shape.queries,
+                "keys": shape.keys,
+                "head_dim": shape.head_dim,
+                "body_bundles": count.body_bundles,
+                "row_bundles": count.row_bundles,
+                "cycles_per_head": count.per_head,
+            }
+            for shape, count in row.kernels.items()
+        ],
+        "stages": {name: _stage_json(plan, operations) for name, plan in row.stages.items()},
+    }
+
+
+def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
+    facts = plan.facts
+    result: dict[str, Any] = {
+        "runs_per_video": plan.runs,
+        "argument_bytes": facts.argument_bytes,
+        "output_bytes": facts.output_bytes,
+        "temporary_bytes": facts.temporary_bytes,
+        "peak_bytes": facts.peak_bytes,
+        "served_bytes": plan.served_bytes,
+        "compile_seconds": round(facts.compile_seconds, 2),
+        "failure": facts.failure or None,
+    }
+    if facts.costs is None or plan.seconds is None:
+        return result
+    seconds = plan.seconds
+    result |= {
+        "flops": facts.costs.total("flops"),
+        "hbm_bytes": facts.costs.total("hbm_bytes"),
+        "hbm_bytes_plain_rule": facts.costs.total("plain_bytes"),
+        "link_bytes": facts.costs.total("link_bytes"),
+        "collectives": facts.costs.collectives_by_kind(),
+        "unknown_loops": list(facts.costs.unknown_loops),
+        "seconds": seconds.total,
+        "compute_seconds": seconds.compute,
+        "attention_seconds": seconds.attention,
+        "memory_seconds": seconds.memory,
+        "link_seconds": seconds.links,
+        "compiler_seconds_without_attention": seconds.compiler,
+        "share_of_peak": plan.share_of_peak,
+        "by_kind": facts.costs.breakdown("kind"),
+        "by_source": facts.costs.breakdown("source")[:40],
+    }
+    if operations:
+        result["operations"] = [operation.to_json() for operation in facts.costs.operations]
+    return result
+
+
+def _title(job: Job) -> str:
+    where, geometry = job.where, job.geometry
+    return (
+        f"{job.description.name}, {geometry.width}x{geometry.height}, {geometry.num_frames} frames "
+        f"({geometry.num_tokens} tokens), {job.request.num_inference_steps} steps, {job.dtype}, "
+        f"on {where.name}: {where.num_devices} x {where.chip.device_kind}, hosts: {where.num_hosts}"
+    )
+
+
+def _line(row: LayoutPlan) -> str:
+    values = [layout_name(row), f"{row.peak_bytes / GIB:.2f}", "-", _fits(row)]
+    step = row.stages.get("step")
+    if step is None or step.facts.costs is None or step.seconds is None:
+        values += ["-"] * 10
+    else:
+        values[2] = f"{step.facts.peak_bytes / GIB:.2f}"
+        costs, seconds = step.facts.costs, step.seconds
+        cycles = sum(
+            o.times * o.attention.heads * row.kernels[o.attention].per_head
+            for o in costs.operations
+            if o.attention is not None
+        )
+        values += [
+            _figure(costs.total("flops") / 1e15),
+            _figure(costs.total("hbm_bytes") / 1e9),
+            _figure(costs.total("plain_bytes") / 1e9),
+            _figure(costs.total("link_bytes") / 1e9),
+            _figure(cycles / 1e9),
+            _figure(seconds.total),
+            _figure(seconds.compute),
+            _figure(seconds.memory),
+            _figure(seconds.links),
+            f"{100 * step.share_of_peak:.0f}",
+        ]
+    values.append("-" if math.isinf(row.video_seconds) else _figure(row.video_seconds))
+    return "  ".join(
+        f"{value:{form}}" for value, (_, form) in zip(values, _COLUMNS, strict=True)
+    ).rstrip()
+
+
+def _fits(row: LayoutPlan) -> str:
+    return "yes" if not row.misfits else f"no: {row.misfits[0]}"
+
+
+def _legend(job: Job) -> list[str]:
+    chip = job.where.chip
+    return [
+        "per device: peak GiB of any stage with everything resident (all weights, context, state);",
+        "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
+        "HBM bytes (whole operands), bytes sent over links, cycles of attention",
+        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
+        f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
+        "direction; rules: wan_tpu/planner/estimate.py",
+        f"video s: the stages {', '.join(job.stages)}, as often as a video runs them",
+        "",
+    ]
+
+
+def _collectives(rows: Sequence[LayoutPlan]) -> list[str]:
+    lines = ["collectives of a step, runs and GB sent per device:"]
+    for row in rows:
+        step = row.stages.get("step")
+        if step is None or step.facts.costs is None:
+            continue
+        kinds: Mapping[str, Mapping[str, int]] = step.facts.costs.collectives_by_kind()
+        parts = [
+            f"{kind} {k['runs']} x, {k['link_bytes'] / 1e9:.2f}"
+            for kind, k in sorted(kinds.items())
+        ]
+        lines.append(f"  {layout_name(row):<22}{'; '.join(parts) or 'none'}")
+    return [*lines, ""] if len(lines) > 1 else []
+
+
+def _failures(rows: Sequence[LayoutPlan]) -> list[str]:
+    lines = []
+    for row in rows:
+        for name, plan in row.stages.items():
+            if plan.facts.failure:
+                lines.append(f"{layout_name(row)} {name} does not compile: {plan.facts.failure}")
+            elif name in row.misfits:
+                needed, there = plan.served_bytes / GIB, row.limit_bytes / GIB
+                lines.append(f"{layout_name(row)} {name} needs {needed:.2f} GiB of {there:.2f}")
+            if plan.facts.costs is not None and plan.facts.costs.unknown_loops:
+                loops = ", ".join(plan.facts.costs.unknown_loops)
+                lines.append(
+                    f"{layout_name(row)} {name}: loops counted once, length unknown: {loops}"
+                )
+    return [*lines, ""] if lines else []
+
+
+def _explain(row: LayoutPlan, count: int) -> list[str]:
+    lines = []
+    for name, plan in row.stages.items():
+        if plan.facts.costs is None:
+            continue
+        for key in ("kind", "source"):
+            lines.append(
+                f"{layout_name(row)} {name}, by {key}: GB of HBM (plain), TFLOP, GB of links, runs"
+            )
+            for group in plan.facts.costs.breakdown(key)[:count]:
+                sizes = (
+                    f"{group['hbm_bytes'] / 1e9:9.2f} ({group['plain_bytes'] / 1e9:.2f})",
+                    _figure(group["flops"] / 1e12),
+                    f"{group['link_bytes'] / 1e9:.2f}",
+                    f"{group['runs']}",
+                )
+                figures = f"{sizes[0]:>20} {sizes[1]:>9} {sizes[2]:>8} {sizes[3]:>7}"
+                lines.append(f"  {figures}  {group[key][-90:]}")
+            lines.append("")
+    return lines
+
+
+def _choice(rows: Sequence[LayoutPlan]) -> str:
+    best = next((row for row in rows if not row.misfits), None)
+    if best is None:
+        return "use: none of these layouts fits"
+    return f"use: {layout_name(best)}"
+
+
+def _figure(value: float) -> str:
+    """Three digits that say something, more before the point if there are more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _finite(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds
