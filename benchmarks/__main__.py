@@ -5,10 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from benchmarks import layouts
+from benchmarks import calibration, layouts
 from wan_tpu.errors import InputError, WanTpuError
 
-BENCHMARKS = {"layouts": layouts}
+BENCHMARKS = {"calibration": calibration, "layouts": layouts}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

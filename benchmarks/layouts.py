@@ -186,9 +186,8 @@ def format_table(parsed: argparse.Namespace, rows: Sequence[Measurement]) -> str
     lines = [title, "", "  ".join(f"{name:{form}}" for name, form in _COLUMNS)]
     for row in rows:
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / GIB:.2f}"
-        mode = (
-            "" if row.layout.sp == 1 or row.layout.sequence_parallel == "ulysses" else " allgather"
-        )
+        mode = row.layout.sequence_parallel
+        mode = "" if row.layout.sp == 1 or mode == "ulysses" else f" {mode}"
         values = [
             f"{row.layout}{mode}",
             memory,

@@ -49,7 +49,7 @@ def test_padding_is_never_attended(name, what, make_qkv, spoil, exact):
 
 @pytest.mark.parametrize("name", ["reference", *OTHERS])
 def test_bfloat16_in_bfloat16_out_float32_between(name, make_qkv, exact):
-    """Red when sums are bfloat16: 1,024 equal weights then stop adding at 256."""
+    """1,024 equal weights: a bfloat16 count stops at 256. Red when the result is not cast back."""
     query, key, value = make_qkv(1, 8, 1024, 2, 16, dtype=jnp.bfloat16)
     query = query * 0  # every key weighs the same, so the sum of weights is 1,024
     value = value + 1  # and the mean is about 1

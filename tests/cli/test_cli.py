@@ -169,7 +169,9 @@ def test_ctrl_c_leaves_no_file(environment, tmp_path, after):
     seen = b""
     mark = b"denoise" if after == "step" else b"load"
     while mark not in seen:
-        seen += os.read(process.stderr.fileno(), 4096)
+        chunk = os.read(process.stderr.fileno(), 4096)
+        assert chunk, f"ended before {mark!r}: {seen!r}"
+        seen += chunk
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     rest = process.communicate(timeout=60)[1]

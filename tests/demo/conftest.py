@@ -1,4 +1,4 @@
-"""One thread for torch: two that wait for each other are ten times slower beside other tests."""
+"""One thread for torch: beside other work two that wait for each other are far slower."""
 
 import pytest
 import torch

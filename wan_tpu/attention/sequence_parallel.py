@@ -25,10 +25,8 @@ TOKENS_SPLIT = PartitionSpec(DP, SP, TP, None)
 TOKENS_WHOLE = PartitionSpec(DP, None, TP, None)
 """How `cross_attend` splits the keys: every sp shard holds all of them."""
 
-
 LocalAttend = Callable[..., jax.Array]
 """`attend` with everything chosen but the arrays and `num_keys`."""
-
 
 MOST_PADDING = 0.01
 """Share of tokens that `padded_tokens` may add for the kernel: they cost everywhere else."""
@@ -39,18 +37,25 @@ def padded_tokens(
 ) -> int:
     """The length to pad tokens to once, so that attention does not pad them in every layer.
 
-    A multiple of `multiple`, and of splash's tiles where that adds at most 1%. Not needed for right
-    results, only for speed: 14B at 720p on v6e-8 (75,600 -> 75,776 tokens, +0.2%) moves 4.0 instead
-    of 6.5 GB through memory per layer and chip around the kernel for tp8, and 5.3 instead of 7.2 GB
-    for dp2-sp4; at 1640 GB/s that is 1.5 and 1.2 ms per layer, of about 87.
+    A multiple of `multiple`, and of splash's tiles where that adds at most 1%. For speed only, any
+    multiple of sp gives the same result: around the kernel, one layer of 14B at 720p on a v6e-8
+    moves through a chip's memory (2026-11-21, read from the compiled programs)
+
+    | tokens | tp8 | dp2-sp4 ulysses | dp2-sp4 allgather |
+    |---|---|---|---|
+    | 75,600 | 5.8 GB | 7.2 GB | 10.9 GB |
+    | 75,776 (+0.2%) | 4.0 GB | 5.3 GB | 8.2 GB |
+
+    so about 1.1 ms less per layer, beside 83 ms in the kernel.
 
     Args:
         num_tokens: real tokens.
         multiple: what the length must divide by whatever else, at least `layout.sp`.
         mesh: decides the chip.
         layout: what the mesh was made for.
-        implementation: concrete, of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        implementation: of `wan_tpu.attention.api.IMPLEMENTATIONS`, resolved (not `auto`).
     """
+    assert implementation != "auto"
     assert multiple % layout.sp == 0, (multiple, str(layout))
     least = ceil_to_multiple(num_tokens, multiple)
     if implementation != "splash":
@@ -162,8 +167,8 @@ def _tokens_for_heads(x: jax.Array) -> jax.Array:
     """Per device: [batch, tokens / sp, heads, head_dim] -> [batch, tokens, heads / sp, head_dim].
 
     What goes to (and comes from) one shard is made one block in memory, `[sp, batch, heads / sp,
-    tokens / sp, head_dim]`: all-to-all along `tokens` or `heads` where they stand makes the TPU
-    compiler copy more (5.3 GB against 6.1 GB per layer, 14B, 720p, dp2-sp4).
+    tokens / sp, head_dim]`: all-to-all along dimensions where they stand makes the TPU compiler
+    copy more (6.1 against 5.3 GB per layer; 14B, 720p, dp2-sp4).
     """
     batch, tokens, heads, head_dim = x.shape
     ways = jax.lax.axis_size(SP)

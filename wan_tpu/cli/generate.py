@@ -17,6 +17,7 @@ from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult
 
 logger = logging.getLogger(__name__)
 
+EXIT_INTERRUPTED = 130
 GRACE_SECONDS = 3.0
 """How long Ctrl-C waits for the running step; a compiling program cannot be asked to stop."""
 
@@ -110,7 +111,7 @@ class _Generation:
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Waits for the end; raises what the generation raised, KeyboardInterrupt on Ctrl-C."""
+        """Waits for the end; raises what the generation raised, leaves on Ctrl-C."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no half file
         thread = threading.Thread(target=self._work, name="generate", daemon=True)
         thread.start()
@@ -120,13 +121,13 @@ class _Generation:
         except KeyboardInterrupt:
             self._cancelled.set()
             thread.join(timeout=GRACE_SECONDS)
-            if thread.is_alive():  # in the middle of a compilation or of a very long step
-                if self._writer is not None:
-                    self._writer.abort()
-                sys.stderr.write("\nwan-tpu: interrupted\n")
-                sys.stderr.flush()
-                os._exit(130)
-            raise
+            if thread.is_alive() and self._writer is not None:
+                self._writer.abort()  # in the middle of a compilation or of a very long step
+            sys.stderr.write("\nwan-tpu: interrupted\n")
+            sys.stderr.flush()
+            # Not an orderly end of the interpreter: XLA's threads, stopped in the middle of their
+            # work, abort the process with a message about exceptions that were not rethrown.
+            os._exit(EXIT_INTERRUPTED)
         if self._error is not None:
             raise self._error
 

@@ -16,8 +16,8 @@ CLIP_SIZE = 64  # pixels, width and height
 CLIP_FRAMES = 17  # 4 * 4 + 1: five latent frames
 CLIP_FPS = 8
 
-# Saturated, and at least 140 apart (Euclidean, of 441) from each other and from every background:
-# the first palette tried had green on gray at 94, and the VAE never learned to see it.
+# Saturated, and at least 140 apart (Euclidean, of 441) from each other and from every background.
+# In the lab every miss of direction was green on gray, which that autoencoder did not see.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (235, 30, 30),
     "green": (0, 220, 60),
@@ -40,8 +40,8 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "down": (0, 1),
 }
 
-# Half the extent of a shape and the way it goes, in pixels. With ways under 32 px the direction
-# stayed at chance in the lab; 34-42 px takes the shape from one side of the picture to the other.
+# Half the extent of a shape and the way it goes, in pixels. With 20-32 px the direction stayed
+# at chance in the lab; 34-42 px takes the shape from one side of the picture to the other.
 SIZE_RANGE = (11.0, 13.0)
 TRAVEL_RANGE = (34.0, 42.0)
 CENTER_JITTER = 4.0  # across the way; along it a quarter of that, which keeps the shape inside

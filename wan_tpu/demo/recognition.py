@@ -23,13 +23,9 @@ WORDS = ("color", "shape", "direction", "background")
 # Euclidean RGB distances (of 441). The palette's members are at least 140 apart, so 70 is never
 # nearer to another.
 COLOR_TOLERANCE = 70.0
-FOREGROUND_DISTANCE = (
-    70.0  # from the background; H.264's chroma subsampling smears less than this beyond the edge
-)
-MIN_AREA, MAX_AREA = (
-    100,
-    1200,
-)  # pixels; the drawn shapes have 240 (triangle) to 680 (circle of radius 13: 530)
+FOREGROUND_DISTANCE = 70.0  # from the background; half of the least contrast of the palette
+# Pixels; the drawn shapes have 240 (small triangle) to 570 (large square).
+MIN_AREA, MAX_AREA = 100, 1200
 MIN_WAY = 16.0  # pixels the centroid must go; the clips go 34 to 42
 
 

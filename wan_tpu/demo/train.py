@@ -40,7 +40,7 @@ GENERATION_DEFAULTS = {
     "height": data.CLIP_SIZE,
     "num_frames": data.CLIP_FRAMES,
     "fps": data.CLIP_FPS,
-    "num_inference_steps": 16,
+    "num_inference_steps": 12,
     "guidance_scale": 1.5,
     "flow_shift": 5.0,
     "negative_prompt": "",
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads",
         type=int,
         default=2,
-        help="1 where other work runs: waiting threads cost tenfold",
+        help="1 where other work runs: beside it two threads took 3.7 s a step, not 0.2",
     )
     parser.add_argument(
         "--no-compile",

@@ -43,7 +43,7 @@ LATENT_PENALTY = 1e-3
 
 
 FRAMES_PHASE = Phase(name="vae-frames", steps=3000, batch=32, learning_rate=2e-3)
-# 1e-3 diverges here.
+# 1e-3 diverges here (lab). Whole clips, because the encoder looks back over all of one.
 CLIPS_PHASE = Phase(name="vae-clips", steps=500, batch=4, learning_rate=3e-4)
 
 

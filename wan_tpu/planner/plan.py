@@ -41,15 +41,16 @@ from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
 from wan_tpu.stage import Stage
 from wan_tpu.vae.spatial import spatial_split
 from wan_tpu.vae.streaming import abstract_params, make_decode_stages
+from wan_tpu.vae.weights import DECODER
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("text", "context", "step", "latents", "decode-first", "decode-next")
+STAGES = ("text", "context", "start", "step", "latents", "decode-first", "decode-next")
 """In the order they run."""
 
 STAGE_GROUPS = {
     "text": ("text", "context"),
-    "step": ("step",),
+    "step": ("start", "step"),
     "decode": ("latents", "decode-first", "decode-next"),
     "all": STAGES,
 }
@@ -58,6 +59,7 @@ STAGE_GROUPS = {
 _ROOMS = {
     "text": ("text",),
     "context": ("text", "transformer"),
+    "start": ("transformer", "schedulers"),
     "step": ("transformer", "schedulers"),
     "latents": ("transformer",),
     "decode-first": ("vae",),
@@ -331,6 +333,8 @@ class Planner:
             return model.context_stage(job.batch, job.batch)
         if name == "latents":
             return model.latents_stage(job.geometry)
+        if name == "start":
+            return model.start_stage(job.geometry, _schedule(job))
         if name == "step":
             return model.step_stage(job.geometry, _schedule(job), job.batch)
         first, following = make_decode_stages(
@@ -339,7 +343,7 @@ class Planner:
             job.geometry.latent_height,
             job.geometry.latent_width,
             model.dtype,
-            abstract_params(model.vae, model.dtype, mesh=model.mesh),
+            _vae_weights(model),
         )
         return first if name == "decode-first" else following
 
@@ -357,7 +361,7 @@ class Planner:
             return {
                 "text_encoder": sum(w.bytes_per_device(axes) for w in model.text_encoder.weights()),
                 "transformer": sum(w.bytes_per_device(axes) for w in model.denoiser.weights()),
-                "vae": _tree_bytes(abstract_params(model.vae, model.dtype, mesh=model.mesh)),
+                "vae": _tree_bytes(_vae_weights(model)),
                 "context": _tree_bytes(step.arguments[1]),
                 "state": _tree_bytes(step.arguments[2]),
             }
@@ -420,6 +424,11 @@ def _schedule(job: Job) -> Any:
         flow_shift=request.flow_shift,
         config=job.description.configs["scheduler"],
     )
+
+
+def _vae_weights(model: VideoModel) -> Any:
+    """What stands for the decoder's weights: a pipeline loads no others."""
+    return abstract_params(model.vae, model.dtype, mesh=model.mesh, parts=(DECODER,))
 
 
 def _tree_bytes(tree: Any) -> int:

@@ -152,7 +152,7 @@ class NormConvolution(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """`[frames, height, width, in_channels]` and a past to `[..., out_channels]` and the next."""
+        """`[frames, height, width, in_channels]` to `[..., out_channels]`, and the next past."""
         return self.conv.causal(jax.nn.silu(self.norm(x)).astype(x.dtype), past)
 
 
@@ -270,12 +270,14 @@ class Downsample(nnx.Module):
     """
 
     def __init__(self, plan: Resampling, *, split: SpatialSplit, rngs: nnx.Rngs):
-        make = functools.partial(Convolution, plan.in_channels, plan.channels, split=split, rngs=rngs)
+        make = functools.partial(
+            Convolution, plan.in_channels, plan.channels, split=split, rngs=rngs
+        )
         self.conv = make(size=3, stride=2)
         self.time_conv = make(frames=3, frame_stride=2) if plan.temporal else None
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """`[frames, height, width, channels]` to `[new frames, height / 2, width / 2, channels]`."""
+        """`[frames, height, width, channels]` to `[new frames, height/2, width/2, channels]`."""
         x = self.conv(x)
         if self.time_conv is None:
             return x, None
@@ -304,7 +306,9 @@ class Coder(nnx.Module):
         self.conv_in = Convolution(
             plan.in_channels, plan.first_channels, frames=3, size=3, split=split, rngs=rngs
         )
-        self.layers = nnx.List([_make_layer(layer, split=split, rngs=rngs) for layer in plan.layers])
+        self.layers = nnx.List(
+            [_make_layer(layer, split=split, rngs=rngs) for layer in plan.layers]
+        )
         self.head = NormConvolution(plan.last_channels, plan.out_channels, split=split, rngs=rngs)
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:

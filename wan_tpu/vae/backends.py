@@ -1,24 +1,25 @@
 """Whole decoders behind one interface: our own Flax autoencoder, and maxdiffusion's.
 
 A back end is loaded once for a mesh and hands out finished frames, a chunk at a time, while the
-next chunk is already being decoded.
+next chunk is already being decoded. Both have two programs, whatever the number of frames.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
 from wan_tpu.errors import MissingPackageError, UnknownNameError
 from wan_tpu.sharding.mesh import named
-from wan_tpu.stage import Stage
+from wan_tpu.stage import Stage, abstract_like
+from wan_tpu.vae import maxdiffusion
 from wan_tpu.vae.config import VaeConfig
-from wan_tpu.vae.streaming import abstract_params, make_decode_stages
+from wan_tpu.vae.streaming import make_decode_stages
 from wan_tpu.vae.weights import DECODER, expected_tensors, vae_parameters
 
 Programs = Sequence[Callable[..., Any]]
@@ -31,14 +32,19 @@ class VaeBackend(Protocol):
     name: str
 
     def stages(self, latent_height: int, latent_width: int) -> tuple[Stage, ...]:
-        """The programs that decode latents of this size."""
+        """The programs that decode latents of this size.
+
+        Raises:
+            GeometryError: the back end cannot decode this size on this mesh.
+        """
         ...
 
-    def frames(self, latents: jax.Array, programs: Programs) -> Iterator[np.ndarray]:
+    def frames(self, latents: jax.Array | np.ndarray, programs: Programs) -> Iterator[np.ndarray]:
         """Decodes a video.
 
         Args:
-            latents: `[1, latent frames, latent height, latent width, z_dim]`, float32, normalised.
+            latents: `[1, latent frames, latent height, latent width, z_dim]`, float32, normalised,
+                whole on every process.
             programs: the compiled `stages` of this size, in their order.
 
         Yields:
@@ -47,65 +53,71 @@ class VaeBackend(Protocol):
         ...
 
 
-class FlaxVae:
-    """Our own streaming decoder: two programs for any number of frames."""
+class _StreamingBackend:
+    """A `VaeBackend` of two programs: `(params, latents)`, and `(params, latents, cache)`."""
 
-    name = "flax"
-
-    def __init__(self, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any):
-        """Reads the decoder's weights; every device holds them whole.
-
-        Raises:
-            CheckpointError: tensors are missing, unexpected or misshapen.
-        """
-        self._config, self._mesh, self._dtype = config, mesh, dtype
-        source = SafetensorsSource(folder)
-        check_tensors("VAE", expected_tensors(config), source)
-        self._params = {}
-        for parameter in vae_parameters(config):
-            if parameter.name.startswith(DECODER):
-                array = parameter.convert({n: source.read(n) for n in parameter.tensors}, dtype)
-                self._params[parameter.name] = _place(array, mesh)
+    def __init__(
+        self,
+        name: str,
+        params: Mapping[str, jax.Array],
+        make_stages: Callable[[int, int, Any], tuple[Stage, Stage]],
+    ):
+        """Arguments of `make_stages`: latent height, latent width, abstract parameters."""
+        self.name = name
+        self._params = params
+        self._make_stages = make_stages
 
     def stages(self, latent_height: int, latent_width: int) -> tuple[Stage, Stage]:
         """See `VaeBackend.stages`."""
-        params = abstract_params(self._config, self._dtype, mesh=self._mesh, parts=(DECODER,))
-        return make_decode_stages(
-            self._config, self._mesh, latent_height, latent_width, self._dtype, params
-        )
+        return self._make_stages(latent_height, latent_width, abstract_like(self._params))
 
-    def frames(self, latents: jax.Array, programs: Programs) -> Iterator[np.ndarray]:
+    def frames(self, latents: jax.Array | np.ndarray, programs: Programs) -> Iterator[np.ndarray]:
         """See `VaeBackend.frames`; a chunk is fetched while the next one decodes."""
         first, following = programs
-        sharding = self.stages(latents.shape[2], latents.shape[3])[0].arguments[1].sharding
-        decoded, cache = first(self._params, jax.device_put(latents[:, :1], sharding))
-        for index in range(1, latents.shape[1]):
-            chunk = jax.device_put(latents[:, index : index + 1], sharding)
-            coming, cache = following(self._params, chunk, cache)
+        sharding = self.stages(*latents.shape[2:4])[0].arguments[1].sharding
+        # Cut on the host: cutting a device array compiles a program for each position.
+        chunks = np.split(np.asarray(latents), latents.shape[1], axis=1)
+        decoded, cache = first(self._params, _place(chunks[0], sharding))
+        for chunk in chunks[1:]:
+            coming, cache = following(self._params, _place(chunk, sharding), cache)
             yield np.asarray(decoded)
             decoded = coming
         yield np.asarray(decoded)
 
 
-def _load_maxdiffusion(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
-    """maxdiffusion's decoder.
-
-    Raises:
-        MissingPackageError: the package is not importable.
-    """
-    if importlib.util.find_spec("maxdiffusion") is None:
-        raise MissingPackageError(
-            "the maxdiffusion VAE needs the package maxdiffusion, which is on no package index: clone "
-            "AI-Hypercomputer/maxdiffusion from GitHub, `pip install chex` and put its src folder on "
-            "PYTHONPATH (its own installation wants Python 3.12); or use --vae flax"
+def _load_flax(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
+    """Our own decoder; every device holds its parameters whole."""
+    source = _checked_source(config, folder)
+    params = {
+        parameter.name: _place(
+            parameter.convert({name: source.read(name) for name in parameter.tensors}, dtype),
+            named(mesh),
         )
-    from wan_tpu.vae.maxdiffusion import MaxdiffusionVae
+        for parameter in vae_parameters(config)
+        if parameter.name.startswith(DECODER)
+    }
 
-    return MaxdiffusionVae(config, folder, mesh=mesh, dtype=dtype)
+    def make_stages(height: int, width: int, params_abstract: Any) -> tuple[Stage, Stage]:
+        return make_decode_stages(config, mesh, height, width, dtype, params_abstract)
+
+    return _StreamingBackend("flax", params, make_stages)
+
+
+def _load_maxdiffusion(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
+    """maxdiffusion's decoder; every device holds its parameters whole."""
+    if importlib.util.find_spec("maxdiffusion") is None:
+        raise MissingPackageError(maxdiffusion.INSTALL)
+    vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
+    source = _checked_source(config, folder)
+    params = {
+        name: _place(maxdiffusion.convert(source.read(tensor), dtype), named(vae.mesh))
+        for name, tensor in vae.tensor_names().items()
+    }
+    return _StreamingBackend("maxdiffusion", params, vae.decode_stages)
 
 
 BACKENDS: dict[str, Callable[..., VaeBackend]] = {
-    "flax": FlaxVae,
+    "flax": _load_flax,
     "maxdiffusion": _load_maxdiffusion,
 }
 """By name: what loads a decoder from a checkpoint's folder onto a mesh."""
@@ -131,5 +143,13 @@ def load_vae(name: str, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: A
     return BACKENDS[name](config, folder, mesh=mesh, dtype=dtype)
 
 
-def _place(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, named(mesh), lambda index: array[index])
+def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
+    """The checkpoint, whose tensors are exactly the model's."""
+    source = SafetensorsSource(folder)
+    check_tensors("VAE", expected_tensors(config), source)
+    return source
+
+
+def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole onto the devices, each its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -67,7 +67,8 @@ class VaeConfig:
         ):
             if len(values) != self.z_dim:
                 raise CheckpointError(
-                    f"{name} of the autoencoder has {len(values)} values, expected z_dim = {self.z_dim}"
+                    f"{name} of the autoencoder has {len(values)} values, "
+                    f"expected z_dim = {self.z_dim}"
                 )
 
     @classmethod

@@ -20,7 +20,7 @@ from wan_tpu.stage import Stage, abstract
 from wan_tpu.vae.autoencoder import Decoder, Encoder, Past
 from wan_tpu.vae.config import FRAMES_PER_CHUNK, VaeConfig
 from wan_tpu.vae.spatial import SpatialSplit, spatial_split
-from wan_tpu.vae.weights import DECODER, ENCODER, VaeParameter, vae_parameters
+from wan_tpu.vae.weights import DECODER, ENCODER, vae_parameters
 
 Params = Mapping[str, jax.Array]
 """Parameters by name, as `weights.vae_state_from_tensors` gives them."""
@@ -28,21 +28,9 @@ Params = Mapping[str, jax.Array]
 Cache = Any
 """A pytree of `[..., frames, height, width, channels]`, split as the picture is."""
 
-_COMPILER_OPTIONS = {"tpu": {"xla_tpu_scoped_vmem_limit_kib": "8192"}}
+TPU_COMPILER_OPTIONS = {"xla_tpu_scoped_vmem_limit_kib": "8192"}
 """XLA makes a convolution's window as large as this memory allows and writes it out instruction by
-instruction: at the default the 720p chunk takes minutes to compile (docs/decisions/0002)."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VaeStage(Stage):
-    """A stage with the compiler options of its platform."""
-
-    def compile(self) -> jax.stages.Compiled:
-        """See `Stage.compile`."""
-        options = _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform)
-        lowered = self.lower()
-        with jax.set_mesh(self.mesh):
-            return lowered.compile(compiler_options=options)
+instruction: by default the 720p chunk takes minutes to compile (docs/decisions/0002)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +78,9 @@ class StreamingVae:
         split = self._split(*latents.shape[2:4])
 
         def body(params: Params, latents: jax.Array) -> jax.Array:
-            frames, _ = self._decoder(params, split)(self._denormalised(latents[0]), None)
+            frames, _ = self._decoder(params, split)(
+                denormalised(self.config, latents[0]).astype(self.dtype), None
+            )
             return jnp.clip(frames.astype(jnp.float32), -1, 1)[None]
 
         return self._per_device(split, body, out_specs=split.spec(5))(
@@ -149,15 +139,21 @@ class StreamingVae:
         # Every process of a slice may read the frames, so every device gets all of them.
         frames = NamedSharding(self.mesh, PartitionSpec())
         out_shardings = (frames, jax.tree.map(lambda x: x.sharding, cache))
-        make = functools.partial(VaeStage, mesh=self.mesh, out_shardings=out_shardings)
+        make = functools.partial(
+            Stage,
+            mesh=self.mesh,
+            closes_over=(self.config, str(jnp.dtype(self.dtype))),
+            out_shardings=out_shardings,
+            tpu_compiler_options=TPU_COMPILER_OPTIONS,
+        )
         return (
             make(
-                name="vae decode, first frame",
+                name="decode-first",
                 function=self.decode_first,
                 arguments=(params_abstract, latents),
             ),
             make(
-                name="vae decode, next frames",
+                name="decode-next",
                 function=self.decode_next,
                 arguments=(params_abstract, latents, cache),
                 donate=(2,),
@@ -172,11 +168,16 @@ class StreamingVae:
         specs = jax.tree.map(lambda x: split.spec(x.ndim), self._cache_shapes(height, width))
 
         def body(params: Params, latents: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-            frames, past = self._decoder(params, split)(self._denormalised(latents[0]), past)
+            frames, past = self._decoder(params, split)(
+                denormalised(self.config, latents[0]).astype(self.dtype), past
+            )
             return to_uint8(frames), past
 
         decode = self._per_device(
-            split, body, in_specs=(None if cache is None else specs,), out_specs=(split.spec(4), specs)
+            split,
+            body,
+            in_specs=(None if cache is None else specs,),
+            out_specs=(split.spec(4), specs),
         )
         return decode(_part(params, DECODER), latents, cache)
 
@@ -192,13 +193,6 @@ class StreamingVae:
             check_vma=False,  # axes that cut nothing repeat the work
         )
 
-    def _denormalised(self, latents: jax.Array) -> jax.Array:
-        mean, std = (
-            jnp.asarray(values, jnp.float32)
-            for values in (self.config.latents_mean, self.config.latents_std)
-        )
-        return (latents.astype(jnp.float32) * std + mean).astype(self.dtype)
-
     def _split(self, latent_height: int, latent_width: int) -> SpatialSplit:
         return spatial_split(self.mesh, latent_height, latent_width)
 
@@ -207,8 +201,8 @@ class StreamingVae:
         factor = self.config.spatial_compression
         if (frames - 1) % FRAMES_PER_CHUNK or height % factor or width % factor:
             raise GeometryError(
-                f"a video to encode must have {FRAMES_PER_CHUNK}n + 1 frames and a height and width "
-                f"that are multiples of {factor}, got {frames} frames of {width}x{height}"
+                f"a video to encode must have {FRAMES_PER_CHUNK}n + 1 frames and a height and "
+                f"width that are multiples of {factor}, got {frames} frames of {width}x{height}"
             )
         return height // factor, width // factor
 
@@ -273,8 +267,15 @@ def abstract_params(
     }
 
 
+def denormalised(config: VaeConfig, latents: jax.Array) -> jax.Array:
+    """`[..., z_dim]` as the transformer works on them to what the decoder takes, float32."""
+    mean = jnp.asarray(config.latents_mean, jnp.float32)
+    std = jnp.asarray(config.latents_std, jnp.float32)
+    return latents.astype(jnp.float32) * std + mean
+
+
 def to_uint8(frames: jax.Array) -> jax.Array:
-    """[-1, 1] to bytes, by the rule of diffusers' `VaeImageProcessor`: clip, then round half even."""
+    """[-1, 1] to bytes as diffusers' `VaeImageProcessor` does: clipped, rounded half to even."""
     scaled = jnp.clip(frames.astype(jnp.float32) * 0.5 + 0.5, 0, 1) * 255
     return jnp.round(scaled).astype(jnp.uint8)
 
@@ -282,15 +283,16 @@ def to_uint8(frames: jax.Array) -> jax.Array:
 def _part(params: Params, prefix: str) -> Params:
     """The parameters of one part, named within it."""
     return {
-        name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)
+        name.removeprefix(prefix): value
+        for name, value in params.items()
+        if name.startswith(prefix)
     }
 
 
 def _module(make: Callable, config: VaeConfig, split: SpatialSplit, params: Params) -> Any:
     """An encoder or decoder with these parameters."""
-    empty = nnx.eval_shape(lambda: make(config, split=split, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(empty)
-    by_name = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
-    assert by_name.keys() == params.keys(), by_name.keys() ^ params.keys()
-    flat = [(path, variable.replace(params[name])) for (name, path), (_, variable) in zip(by_name.items(), nnx.to_flat_state(state))]
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(config, split=split, rngs=nnx.Rngs(0))))
+    paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
+    assert paths.keys() == params.keys(), paths.keys() ^ params.keys()
+    flat = [(path, nnx.Param(params[name])) for name, path in paths.items()]
     return nnx.merge(graph, nnx.from_flat_state(flat))

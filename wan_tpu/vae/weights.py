@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wan_tpu.errors import CheckpointError
+from wan_tpu.checkpoints.source import ArraySource, check_tensors
 from wan_tpu.vae.config import (
     FrameAttention,
+    Layer,
     Plan,
     Resampling,
     ResidualBlocks,
@@ -99,40 +100,19 @@ def vae_state_from_tensors(
 
     Args:
         config: sizes of the model.
-        tensors: by the checkpoint's names, in torch's layout.
+        tensors: all of the checkpoint, by its names and in torch's layout.
         dtype: of the result.
-        parts: which parameters are wanted; `(DECODER,)` is enough for text to video, and
-            tensors of the other part may then be absent.
+        parts: which parameters are wanted; `(DECODER,)` is enough for text to video.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or misshapen; names them.
     """
-    parameters = [p for p in vae_parameters(config) if p.name.startswith(parts)]
-    _check(tensors, {t: p.tensor_shape for p in parameters for t in p.tensors}, expected_tensors(config))
-    return {parameter.name: parameter.convert(tensors, dtype) for parameter in parameters}
-
-
-def _check(
-    tensors: Mapping[str, np.ndarray],
-    wanted: Mapping[str, tuple[int, ...]],
-    known: Mapping[str, tuple[int, ...]],
-) -> None:
-    problems = {
-        "missing": sorted(wanted.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - known.keys()),
-        "misshapen": [
-            f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
-            for name, shape in wanted.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
-        ],
+    check_tensors("VAE", expected_tensors(config), ArraySource(tensors))
+    return {
+        parameter.name: parameter.convert(tensors, dtype)
+        for parameter in vae_parameters(config)
+        if parameter.name.startswith(parts)
     }
-    found = [
-        f"{kind} {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        for kind, names in problems.items()
-        if names
-    ]
-    if found:
-        raise CheckpointError(f"tensors of the autoencoder: {'; '.join(found)}")
 
 
 def _coder(plan: Plan) -> Iterator[VaeParameter]:
@@ -149,12 +129,14 @@ def _coder(plan: Plan) -> Iterator[VaeParameter]:
     )
 
 
-def _layer(path: str, layer: ResidualBlocks | FrameAttention | Resampling) -> Iterator[VaeParameter]:
+def _layer(path: str, layer: Layer) -> Iterator[VaeParameter]:
     match layer:
         case FrameAttention(name=name, channels=channels):
             yield from _norm(f"{path}.norm", [f"{name}.norm"], channels, trailing=2)
-            yield from _convolution(f"{path}.to_qkv", [f"{name}.to_qkv"], channels, 3 * channels, (1, 1))
-            yield from _convolution(f"{path}.proj", [f"{name}.proj"], channels, channels, (1, 1))
+            for conv, outputs in (("to_qkv", 3 * channels), ("proj", channels)):
+                yield from _convolution(
+                    f"{path}.{conv}", [f"{name}.{conv}"], channels, outputs, (1, 1)
+                )
         case Resampling(name=name, in_channels=before, channels=after):
             yield from _convolution(f"{path}.conv", [f"{name}.resample.1"], before, after, (3, 3))
             if layer.temporal:
