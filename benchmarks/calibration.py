@@ -1,8 +1,8 @@
 """the planner's step seconds beside published runs, as the table of docs/calibration.md
 
 Compiles the step of each run's layout (cached like every plan) and prints predicted beside
-measured, the error, and the rank correlation. The runs are those of FACTS section 5: Wan 2.1 14B (and 2.2
-A14B, whose two experts have the same step), 1280x720, 81 frames, guidance on.
+measured, the error, and the rank correlation. The runs are those of FACTS section 5: Wan 2.1 14B
+(and 2.2 A14B, whose two experts have the same step), 1280x720, 81 frames, guidance on.
 """
 
 import argparse

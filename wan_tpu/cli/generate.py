@@ -107,6 +107,7 @@ class _Generation:
         self._load = load
         self._output = output
         self._cancelled = threading.Event()
+        self._ended = threading.Event()
         self._writer: VideoWriter | None = None
         self._error: BaseException | None = None
 
@@ -116,12 +117,12 @@ class _Generation:
         thread = threading.Thread(target=self._work, name="generate", daemon=True)
         thread.start()
         try:
-            while thread.is_alive():
-                thread.join(timeout=0.2)
+            # An event, not join: a join that Ctrl-C interrupts can take a live thread for ended.
+            while not self._ended.wait(timeout=0.2):
+                pass
         except KeyboardInterrupt:
             self._cancelled.set()
-            thread.join(timeout=GRACE_SECONDS)
-            if thread.is_alive() and self._writer is not None:
+            if not self._ended.wait(timeout=GRACE_SECONDS) and self._writer is not None:
                 self._writer.abort()  # in the middle of a compilation or of a very long step
             sys.stderr.write("\nwan-tpu: interrupted\n")
             sys.stderr.flush()
@@ -136,6 +137,8 @@ class _Generation:
             self._generate()
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, raised there
             self._error = error
+        finally:
+            self._ended.set()
 
     def _generate(self) -> None:
         from wan_tpu.cli.progress import ProgressBars

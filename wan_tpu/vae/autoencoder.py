@@ -6,8 +6,8 @@ convolution sees two frames back, and what it saw last, its *past*, goes from ch
 module takes its past and returns the next one; `None` stands for the start of a video, before
 which there is nothing (diffusers' empty `feat_cache`).
 
-Two things are here for the compiler's sake (docs/decisions/0002-own-flax-vae.md has the figures):
-equal residual blocks are one scanned convolution, and rows are folded into channels.
+Equal residual blocks are one scanned convolution for the compiler's sake: it takes seconds for each
+convolution that it sees (docs/decisions/0002-own-flax-vae.md).
 """
 
 import functools
@@ -27,7 +27,8 @@ from wan_tpu.vae.config import (
     decoder_plan,
     encoder_plan,
 )
-from wan_tpu.vae.spatial import CHANNELS, SpatialSplit
+from wan_tpu.vae.convolution import CHANNELS, CONVOLUTIONS
+from wan_tpu.vae.spatial import SpatialSplit
 
 Past = Any
 """A pytree of frames seen before; None at the start of a video."""
@@ -88,36 +89,11 @@ class Convolution(nnx.Module):
         return self._apply(joined[3 - taps :], self.kernel[-taps:]), joined[-2:]
 
     def _apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = self.split.pad_columns(x, *self.padding) if kernel.shape[1] > 1 else x
-        x = _fold_rows(self.split.pad_rows(x, *self.padding), kernel.shape[2], self.stride)
-        frames, columns = kernel.shape[:2]
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel.reshape(frames, columns, -1, kernel.shape[-1]),
-            window_strides=(self.frame_stride, self.stride),
-            padding="VALID",
-            # Rows are the batch: frames and columns are what the kernel moves over.
-            dimension_numbers=("HNWC", "HWIO", "HNWC"),
-            precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
-        )
-        return x + self.bias[...]
-
-
-def _fold_rows(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """Puts each row's `size` rows from itself on into its channels.
-
-    Args:
-        x: `[frames, height + padding, width, channels]`.
-
-    Returns:
-        `[frames, height // stride, width, size * channels]`.
-    """
-    if size == 1:
-        return x
-    height = x.shape[1] - size + 1
-    folded = jnp.concatenate([x[:, row : row + height : stride] for row in range(size)], CHANNELS)
-    # Without the barrier XLA takes the folding apart into one convolution per row again.
-    return jax.lax.optimization_barrier(folded)
+        _, columns, rows, _, _ = kernel.shape
+        x = self.split.pad_columns(x, *self.padding) if columns > 1 else x
+        x = self.split.pad_rows(x, *self.padding) if rows > 1 else x
+        convolve = CONVOLUTIONS[self.split.convolution]
+        return convolve(x, kernel, self.frame_stride, self.stride) + self.bias[...]
 
 
 class RmsNorm(nnx.Module):

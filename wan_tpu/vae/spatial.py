@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-ROWS, COLUMNS, CHANNELS = -3, -2, -1
+ROWS, COLUMNS = -3, -2
 """Dimensions of `[..., height, width, channels]`."""
 
 Axes = tuple[str, ...]
@@ -28,12 +28,14 @@ class SpatialSplit:
         width_axes: mesh axes that cut the width.
         height_ways: number of parts of the height.
         width_ways: number of parts of the width.
+        convolution: which of `convolution.CONVOLUTIONS` each device uses on its part.
     """
 
     height_axes: Axes = ()
     width_axes: Axes = ()
     height_ways: int = 1
     width_ways: int = 1
+    convolution: str = "by_frame"
 
     def spec(self, rank: int) -> PartitionSpec:
         """Of an array `[..., height, width, channels]` with `rank` dimensions."""
@@ -69,9 +71,11 @@ def split_for(mesh: Mesh, latent_height: int, latent_width: int) -> PartitionSpe
     return spatial_split(mesh, latent_height, latent_width).spec(5)
 
 
-def spatial_split(mesh: Mesh, latent_height: int, latent_width: int) -> SpatialSplit:
-    """The split behind `split_for`."""
-    best = SpatialSplit()
+def spatial_split(
+    mesh: Mesh, latent_height: int, latent_width: int, *, convolution: str = "by_frame"
+) -> SpatialSplit:
+    """The split behind `split_for`, with what a device does with its part."""
+    best = SpatialSplit(convolution=convolution)
     for choice in itertools.product("wh-", repeat=len(mesh.axis_names)):
         axes = {
             side: tuple(
@@ -93,6 +97,7 @@ def spatial_split(mesh: Mesh, latent_height: int, latent_width: int) -> SpatialS
                 width_axes=axes["w"],
                 height_ways=ways["h"],
                 width_ways=ways["w"],
+                convolution=convolution,
             )
     return best
 

@@ -16,9 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wan_tpu.errors import GeometryError
+from wan_tpu.sharding.mesh import platform_of
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.vae.autoencoder import Decoder, Encoder, Past
 from wan_tpu.vae.config import FRAMES_PER_CHUNK, VaeConfig
+from wan_tpu.vae.convolution import convolution_for
 from wan_tpu.vae.spatial import SpatialSplit, spatial_split
 from wan_tpu.vae.weights import DECODER, ENCODER, vae_parameters
 
@@ -41,11 +43,13 @@ class StreamingVae:
         config: sizes of the model.
         mesh: the picture is split over all of it that fits, whatever the layout.
         dtype: of activations; parameters come in it.
+        convolution: one of `convolution.CONVOLUTIONS`; the platform's own when not given.
     """
 
     config: VaeConfig
     mesh: Mesh
     dtype: Any
+    convolution: str | None = None
 
     def decode_first(self, params: Params, latents: jax.Array) -> tuple[jax.Array, Cache]:
         """Decodes the first latent frame.
@@ -194,7 +198,8 @@ class StreamingVae:
         )
 
     def _split(self, latent_height: int, latent_width: int) -> SpatialSplit:
-        return spatial_split(self.mesh, latent_height, latent_width)
+        convolution = self.convolution or convolution_for(platform_of(self.mesh))
+        return spatial_split(self.mesh, latent_height, latent_width, convolution=convolution)
 
     def _latent_size(self, video: jax.Array) -> tuple[int, int]:
         _, frames, height, width, _ = video.shape

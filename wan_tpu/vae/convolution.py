@@ -1,0 +1,80 @@
+"""The autoencoder's convolution, written twice: as the TPU's compiler wants it, and as others do.
+
+Both take frames that are already padded, in time and in space, and give the same numbers up to
+rounding. What each costs is in docs/decisions/0002-own-flax-vae.md.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+CHANNELS = -1
+
+
+def folded(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) -> jax.Array:
+    """For TPUs: rows are folded into channels and otherwise form the batch.
+
+    The matrix unit sums over 256 channels at once, of which 96 alone would use a third, and it
+    wants a long batch: with few frames XLA would cut the picture into strips and copy them around
+    every convolution.
+
+    Args:
+        x: `[frames, height, width, in_channels]`, padded.
+        kernel: `[kernel frames, columns, rows, in_channels, out_channels]`.
+        frame_stride: of the frames.
+        stride: of rows and columns.
+
+    Returns:
+        `[frames out, height out, width out, out_channels]`.
+    """
+    frames, columns, rows, _, out_channels = kernel.shape
+    if rows > 1:
+        height = x.shape[1] - rows + 1
+        x = jnp.concatenate([x[:, row : row + height : stride] for row in range(rows)], CHANNELS)
+        # Without the barrier XLA takes the folding apart into one convolution per row again.
+        x = jax.lax.optimization_barrier(x)  # [frames, height out, width, rows * in_channels]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.reshape(frames, columns, -1, out_channels),
+        window_strides=(frame_stride, stride),
+        padding="VALID",
+        dimension_numbers=("HNWC", "HWIO", "HNWC"),
+        precision=_precision(x),
+    )
+
+
+def by_frame(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) -> jax.Array:
+    """For CPUs and GPUs: a sum of convolutions of pictures, which their libraries do well.
+
+    Arguments and result as those of `folded`.
+    """
+    frames = len(x) - len(kernel) + 1
+    return sum(
+        jax.lax.conv_general_dilated(
+            x[frame : frame + frames : frame_stride],
+            jnp.swapaxes(tap, 0, 1),  # [rows, columns, in_channels, out_channels]
+            window_strides=(stride, stride),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=_precision(x),
+        )
+        for frame, tap in enumerate(kernel)
+    )
+
+
+CONVOLUTIONS: dict[str, Callable[[jax.Array, jax.Array, int, int], jax.Array]] = {
+    "folded": folded,
+    "by_frame": by_frame,
+}
+"""By name."""
+
+
+def convolution_for(platform: str) -> str:
+    """The name of the one to use on a platform."""
+    return "folded" if platform == "tpu" else "by_frame"
+
+
+def _precision(x: jax.Array) -> jax.lax.Precision | None:
+    """float32 means float32, on TPUs too, whose default is bfloat16 passes."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
