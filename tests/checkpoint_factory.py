@@ -1,6 +1,7 @@
 """Random checkpoints in diffusers format, of sizes that wan-tiny does not have."""
 
 import pathlib
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,7 +20,10 @@ PROMPT = "a red circle moving right on a black background"
 def make_random_checkpoint(folder: pathlib.Path) -> pathlib.Path:
     """Three heads, a feed-forward width that divides by nothing, a VAE of three levels."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
+    tokenizer: Any = make_tokenizer()
+    scheduler: Any = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
     pipeline = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=UMT5EncoderModel(
@@ -46,9 +50,7 @@ def make_random_checkpoint(folder: pathlib.Path) -> pathlib.Path:
             latents_mean=[0.1 * n for n in range(6)],
             latents_std=[1.0 + 0.2 * n for n in range(6)],
         ),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=scheduler,
     )
     for component in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
         for name, parameter in component.named_parameters():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wan_tpu.checkpoints.source import ArraySource
@@ -47,7 +48,7 @@ def test_stacked_rows_ordered_and_padded_under_any_split(spec, devices):
     whole = np.stack(list(arrays.values()))
     expected = np.where((order == ZERO)[None, :, None], 0, whole[:, order])
     np.testing.assert_array_equal(placed, expected)
-    assert placed.sharding.spec == spec
+    assert placed.sharding == NamedSharding(mesh, spec)
     shard = placed.addressable_shards[0].data.nbytes
     assert shard == weight.bytes_per_device(dict(mesh.shape))
 

@@ -1,6 +1,7 @@
 """The whole pipeline against diffusers' `WanPipeline`, and what a caller can rely on."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ def random_checkpoint(tmp_path_factory):
 
 def generate_original(folder, request: VideoRequest):
     """diffusers' frames, uint8, in float32 on the CPU."""
-    pipeline = WanPipeline.from_pretrained(folder)
+    pipeline: Any = WanPipeline.from_pretrained(folder)
     pipeline.scheduler.register_to_config(flow_shift=request.flow_shift)
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
@@ -177,11 +178,11 @@ def test_layout_of_other_size_than_the_devices(devices):
 def test_programs_of_other_sizes_are_not_mixed_up(pipeline):
     """Red when a program is found again by its arguments' shapes alone: tall and wide videos have
     equally many tokens, and equal prompts make one row with guidance and without."""
-    common = {"prompt": PROMPT, "num_frames": 1, "num_inference_steps": 1}
+    common: dict[str, Any] = {"prompt": PROMPT, "num_frames": 1, "num_inference_steps": 1}
     for width, height in ((48, 80), (80, 48)):
         frames = pipeline(VideoRequest(**common, width=width, height=height)).frames
         assert frames.shape == (1, height, width, 3)
-    small = common | {"width": 48, "height": 80}
+    small: dict[str, Any] = common | {"width": 48, "height": 80}
     equal = pipeline(VideoRequest(**small, negative_prompt=PROMPT, guidance_scale=3.0)).frames
     alone = pipeline(VideoRequest(**small, guidance_scale=1.0)).frames
     assert np.abs(equal.astype(int) - alone.astype(int)).max() <= 1

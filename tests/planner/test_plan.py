@@ -12,7 +12,7 @@ from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.planner import plan as planning
 from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.hardware import find_slice
-from wan_tpu.planner.plan import Planner, make_job, served_bytes
+from wan_tpu.planner.plan import Planner, make_job, same_program, served_bytes
 from wan_tpu.planner.table import format_table, to_json
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout, parse_layout
@@ -106,6 +106,15 @@ def test_another_video_is_another_program(cache_folder, monkeypatch):
     assert "not now" in format_table(job, [row])
     assert "none of these layouts fits" in format_table(job, [row])
     assert to_json(job, [row])["layouts"][0]["stages"]["step"]["failure"] == "not now"
+
+
+def test_choices_that_change_nothing_share_a_key():
+    alone = Layout(tp=4, sequence_parallel="allgather", weights="replicated")
+    assert same_program(alone) == Layout(tp=4)
+    paired = Layout(dp=2, tp=2, sequence_parallel="allgather", weights="replicated")
+    assert same_program(paired) == Layout(dp=2, tp=2, weights="replicated")
+    split = Layout(sp=4, sequence_parallel="allgather", weights="replicated")
+    assert same_program(split) == split
 
 
 def test_arguments_count_once_among_what_is_resident():

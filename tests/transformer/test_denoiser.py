@@ -161,4 +161,6 @@ def test_patchify_is_undone_by_unpatchify():
     latents = np.random.default_rng(0).normal(size=shape)
     tokens = patchify(latents, (1, 2, 2))
     assert tokens.shape == (1, geometry.num_tokens, 12)
-    np.testing.assert_array_equal(np.moveaxis(unpatchify(tokens, geometry), -1, 1), latents)
+    np.testing.assert_array_equal(
+        np.moveaxis(np.asarray(unpatchify(tokens, geometry)), -1, 1), latents
+    )

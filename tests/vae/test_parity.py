@@ -1,5 +1,7 @@
 """Our autoencoder against diffusers' own: decode and encode, whole and streamed, split and not."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,9 +141,10 @@ def test_encode_equals_diffusers(name, devices):
     rng = np.random.default_rng(2)
     video = rng.uniform(-1, 1, (1, 9, 4 * factor, 3 * factor, 3)).astype(np.float32)
     with torch.no_grad():
-        posterior = model.encode(torch.tensor(np.moveaxis(video, -1, 1))).latent_dist
+        encoded: Any = model.encode(torch.tensor(np.moveaxis(video, -1, 1)))
     with jax.set_mesh(vae.mesh):
         mean, log_variance = jax.jit(vae.encode)(params, video)
+    posterior = encoded.latent_dist
     for ours, expected in ((mean, posterior.mean), (log_variance, posterior.logvar)):
         expected = np.moveaxis(expected.numpy(), 1, -1)
         assert np.abs(np.asarray(ours) - expected).max() <= RANGE_TOLERANCE * np.abs(expected).max()

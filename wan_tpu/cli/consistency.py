@@ -39,9 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     if parsed.attention not in IMPLEMENTATIONS:
         raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
-    request = VideoRequest(
-        prompt=parsed.prompt, seed=parsed.seed, num_inference_steps=parsed.steps
-    )
+    request = VideoRequest(prompt=parsed.prompt, seed=parsed.seed, num_inference_steps=parsed.steps)
     host_devices = None if runtime.accelerator_present() else parsed.devices
     runtime.start(host_devices=host_devices, cache_folder=runtime.default_cache_folder())
 

@@ -148,7 +148,9 @@ class VideoModel:
         """
         denoiser = self.denoiser
 
-        def velocity(params: Any, context: Any, tokens: jax.Array, timestep: jax.Array) -> jax.Array:
+        def velocity(
+            params: Any, context: Any, tokens: jax.Array, timestep: jax.Array
+        ) -> jax.Array:
             predicted = denoiser.predict(params, tokens, timestep, context, geometry)
             return unpatchify(predicted[:batch], geometry)
 

@@ -290,7 +290,7 @@ class Planner:
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program: decoding knows how the picture is cut."""
         if not name.startswith("decode"):
-            return dataclasses.asdict(layout)
+            return dataclasses.asdict(same_program(layout))
         geometry = self._job.geometry
         mesh: Any = abstract_mesh(layout)
         split = spatial_split(mesh, geometry.latent_height, geometry.latent_width)
@@ -350,7 +350,7 @@ class Planner:
     def _resident(self, layout: Layout) -> Resident:
         key = {
             "what": "resident",
-            "split": dataclasses.asdict(layout),
+            "split": dataclasses.asdict(same_program(layout)),
             **self._base_key(*_ALL_ROOMS),
         }
 
@@ -402,6 +402,16 @@ class Planner:
             return dataclasses.asdict(count_cycles(shape))
 
         return KernelCycles(**self._cache.get(key, make))
+
+
+def same_program(layout: Layout) -> Layout:
+    """The layout with the default for each choice that changes nothing: one program, one key."""
+    defaults: dict[str, Any] = {}
+    if layout.sp == 1:
+        defaults["sequence_parallel"] = Layout().sequence_parallel
+    if layout.dp * layout.sp == 1:
+        defaults["weights"] = Layout().weights
+    return dataclasses.replace(layout, **defaults)
 
 
 def served_bytes(facts: StageFacts, resident_bytes: int) -> int:

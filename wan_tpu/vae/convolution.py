@@ -4,6 +4,7 @@ Both take frames that are already padded, in time and in space, and give the sam
 rounding. What each costs is in docs/decisions/0002-own-flax-vae.md.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -50,7 +51,7 @@ def by_frame(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) ->
     Arguments and result as those of `folded`.
     """
     frames = len(x) - len(kernel) + 1
-    return sum(
+    parts = [
         jax.lax.conv_general_dilated(
             x[frame : frame + frames : frame_stride],
             jnp.swapaxes(tap, 0, 1),  # [rows, columns, in_channels, out_channels]
@@ -60,7 +61,8 @@ def by_frame(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) ->
             precision=_precision(x),
         )
         for frame, tap in enumerate(kernel)
-    )
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
 CONVOLUTIONS: dict[str, Callable[[jax.Array, jax.Array, int, int], jax.Array]] = {
