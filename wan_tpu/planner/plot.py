@@ -42,12 +42,12 @@ def write_plot(path: pathlib.Path, job: Job, rows: Sequence[LayoutPlan]) -> None
         times.barh(names, widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     times.set_xlabel("seconds per denoising step")
-    times.legend(loc="lower right")
+    times.legend(loc="upper right")
     colours = ["#b03a2e" if row.misfits else "#5b8c5a" for row in shown]
     memory.barh(names, [row.peak_bytes / GIB for row in shown], color=colours)
     memory.axvline(job.where.chip.hbm_bytes / GIB, color="black", linestyle="--", label="limit")
     memory.set_xlabel("peak GiB per device, everything resident")
-    memory.legend(loc="lower right")
+    memory.legend(loc="upper right")
     size = f"{job.geometry.width}x{job.geometry.height}, {job.geometry.num_frames} frames"
     figure.suptitle(f"{job.description.name} on {job.where.name}, {size}")
     partial = path.with_name(f".{path.name}.partial")

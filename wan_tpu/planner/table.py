@@ -195,7 +195,8 @@ def _legend(job: Job) -> list[str]:
     return [
         "per device: peak GiB of any stage with everything resident (all weights, context, state);",
         "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
-        "HBM bytes (whole operands), bytes sent over links, cycles of attention",
+        "HBM bytes (whole operands), bytes sent over links, cycles of attention; peak % is of all",
+        "that is computed, padding and repeated branches too",
         f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
         "direction; rules: wan_tpu/planner/estimate.py",

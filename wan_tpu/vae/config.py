@@ -91,7 +91,8 @@ class VaeConfig:
                 for field in dataclasses.fields(cls)
                 if data.get(field.name) is not None
             }
-            values.setdefault("decoder_base_dim", values.get("base_dim", cls.base_dim))
+            if "base_dim" in values:
+                values.setdefault("decoder_base_dim", values["base_dim"])
             return cls(**values)
         except TypeError as error:
             raise CheckpointError(
