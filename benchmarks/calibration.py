@@ -1,7 +1,7 @@
 """the planner's step seconds beside published runs, as the table of docs/calibration.md
 
 Compiles the step of each run's layout (cached like every plan) and prints predicted beside
-measured, the error, and the rank correlation. The runs are those of FACTS section 5: Wan 2.1 14B
+measured, the error, and the rank correlation. The runs are public ones: Wan 2.1 14B
 (and 2.2 A14B, whose two experts have the same step), 1280x720, 81 frames, guidance on.
 """
 
@@ -20,7 +20,7 @@ OTHER_SECONDS = 28.0
 418 s, 50 steps of 7.80 s each (held to be the same for its other runs)."""
 
 FIXED_M_BUNDLES = 1.537e-3
-"""Cycles per (query, key) pair of maxdiffusion's fixed-m kernel, counted (FACTS section 3)."""
+"""Cycles per (query, key) pair of maxdiffusion's fixed-m kernel, counted the same way as ours."""
 
 SPLASH, FLASH, FIXED_M = "splash", "flash", "fixed-m"
 

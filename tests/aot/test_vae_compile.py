@@ -38,7 +38,8 @@ def compile_decode(config, latent_height, latent_width, layout="dp2-sp2-tp2"):
 
 def collectives(program):
     """Names of the exchanges between devices, with the shape of each one's result."""
-    pattern = r"= \(?(\w+\[[\d,]*\])\S* .*?\b(all-\w+|collective-permute|reduce-scatter)(?:-start)?\("
+    kinds = "all-\\w+|collective-permute|reduce-scatter"
+    pattern = rf"= \(?(\w+\[[\d,]*\])\S* .*?\b({kinds})(?:-start)?\("
     return [(kind, shape) for shape, kind in re.findall(pattern, program)]
 
 

@@ -3,7 +3,7 @@
 HBM bytes come by two rules. Both look at operations outside fusions only (what a fusion computes on
 its way stays in registers and VMEM) and at arrays in HBM only.
 
-* plain: every operand and every result, whole. FACTS section 2 and the targets of issue 3 use it.
+* plain: every operand and every result, whole: the rule by which other implementations were read.
 * sliced: what really moves. Arrays count as they lie in memory, filled up to whole tiles. A
   `dynamic-slice`, `slice` or `gather` moves its result, not the array it takes from; a
   `dynamic-update-slice` moves its update, for the compiler does it in place; both also as the first

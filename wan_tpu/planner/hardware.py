@@ -10,7 +10,7 @@ Sources, as read in November 2026:
   program may use, less than the data sheet by what the runtime keeps for itself; found by compiling
   a program that is too large for each chip.
 * S4 Clock: bf16 peak / (matrix units x FLOPs of each per cycle); for v6e 918e12 / (2 x 2 x 256 x
-  256 x 2) = 1.75 GHz, which FACTS section 3 checks against a published run.
+  256 x 2) = 1.75 GHz, which docs/calibration.md checks against a published run.
 
 v4 is left out: libtpu describes it core by core, while it runs as one device per chip.
 """

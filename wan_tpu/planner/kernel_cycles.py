@@ -1,7 +1,7 @@
 """Counts the cycles of an attention kernel in the compiler's own schedule, without a TPU.
 
 libtpu can write the schedule of a program, bundle by bundle; one bundle is one cycle when nothing
-stalls (FACTS section 3; `labs/kernel_bundles.py`). The kernel's largest region is one step of its
+stalls (docs/calibration.md). The kernel's largest region is one step of its
 grid; the region inside it that holds most of it is the body, one tile of queries and keys. What is
 around the body starts and ends a row of tiles, that is, the grid's last dimension. So
 

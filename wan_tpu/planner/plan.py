@@ -288,7 +288,12 @@ class Planner:
         return StageFacts.from_json(facts)
 
     def _split(self, name: str, layout: Layout) -> Any:
-        """What of a layout decides a stage's program: decoding knows how the picture is cut."""
+        """What of a layout decides a stage's program.
+
+        Encoding text knows the number of devices only, decoding how the picture is cut.
+        """
+        if name == "text":
+            return layout.num_devices
         if not name.startswith("decode"):
             return dataclasses.asdict(same_program(layout))
         geometry = self._job.geometry
