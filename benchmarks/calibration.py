@@ -156,13 +156,15 @@ def _predict(published: PublishedRun) -> Prediction:
     request = VideoRequest(prompt="planned", width=1280, height=720, num_frames=81)
     job = make_job(describe_model("wan2.1-t2v-14b"), request, where, stages=("step",))
     cache = FactsCache(runtime.default_cache_folder().parent / "plans")
-    (row,) = Planner(job, cache, lambda line: sys.stderr.write(line + "\n") and None).plan(
-        [published.layout]
-    )
+    (row,) = Planner(job, cache, _report).plan([published.layout])
     seconds = row.step_seconds
     if published.kernel == FIXED_M:
         seconds += _kernel_difference(row, job)
     return Prediction(step_seconds=seconds, fits=not row.misfits, peak_gib=row.peak_bytes / GIB)
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _kernel_difference(row: Any, job: Any) -> float:

@@ -1,5 +1,7 @@
 """The 14B denoising step compiled for a v6e-8 by the real TPU compiler: what a chip needs."""
 
+import re
+
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
@@ -50,6 +52,6 @@ def test_exchanges_heads_and_gathers_weights_only(compiled_step):
     whole_sequence = [
         line
         for line in program.splitlines()
-        if " all-gather(" in line and "75600" in line.split("=")[1][:80]
+        if " all-gather(" in line and re.search(r"\[[\d,]*75(600|776)\b", line.split("=")[1][:80])
     ]
     assert not whole_sequence, whole_sequence[:3]

@@ -1,6 +1,7 @@
 """The VAE's decode programs compiled for a v6e-8 by the real TPU compiler: what a chip needs."""
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -27,7 +28,7 @@ SMALL = VaeConfig(
 )
 
 
-def compile_decode(config, latent_height, latent_width, layout="dp2-sp2-tp2"):
+def compile_decode(config, latent_height, latent_width, layout="dp2-sp2-tp2") -> list[Any]:
     """Both programs in bfloat16 for a v6e-8."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x4")
     mesh = make_mesh(parse_layout(layout), topology.devices)
@@ -38,7 +39,7 @@ def compile_decode(config, latent_height, latent_width, layout="dp2-sp2-tp2"):
 
 def collectives(program):
     """Names of the exchanges between devices, with the shape of each one's result."""
-    kinds = "all-\\w+|collective-permute|reduce-scatter"
+    kinds = r"all-\w+|collective-permute|reduce-scatter"
     pattern = rf"= \(?(\w+\[[\d,]*\])\S* .*?\b({kinds})(?:-start)?\("
     return [(kind, shape) for shape, kind in re.findall(pattern, program)]
 

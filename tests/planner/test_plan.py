@@ -12,7 +12,8 @@ from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.planner import plan as planning
 from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.hardware import find_slice
-from wan_tpu.planner.plan import Planner, make_job, same_program, served_bytes
+from wan_tpu.planner.plan import Planner, make_job, same_program
+from wan_tpu.planner.rows import served_bytes
 from wan_tpu.planner.table import format_table, to_json
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout, parse_layout
@@ -115,6 +116,20 @@ def test_choices_that_change_nothing_share_a_key():
     assert same_program(paired) == Layout(dp=2, tp=2, weights="replicated")
     split = Layout(sp=4, sequence_parallel="allgather", weights="replicated")
     assert same_program(split) == split
+
+
+def test_encoding_text_and_decoding_are_compiled_once_for_all_layouts(tmp_path, monkeypatch):
+    made = []
+
+    def compile_stage(stage):
+        made.append(stage.name)
+        return StageFacts(name=stage.name, failure="not now"), ""
+
+    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    job = job_of(stages=("text", "latents", "decode-next"))
+    Planner(job, FactsCache(tmp_path), no_report).plan([Layout(sp=4), Layout(tp=4)])
+    assert [name for name in made if name != "latents"] == ["text", "decode-next"]
+    assert made.count("latents") == 2
 
 
 def test_arguments_count_once_among_what_is_resident():

@@ -237,7 +237,7 @@ STAGE_ROOMS = ("text", "transformer", "schedulers", "vae")
 """Rooms that a stage may not depend on; every other room has a say in every program."""
 
 _WITHOUT_A_SAY = ("cli", "demo", "runtime.py", "errors.py", "__init__.py")
-_READERS = ("hlo.py", "loops.py", "costs.py", "program.py")
+_READERS = ("hlo.py", "loops.py", "products.py", "costs.py", "program.py")
 
 
 @functools.cache

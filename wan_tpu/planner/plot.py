@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.planner.hardware import GIB
-from wan_tpu.planner.plan import Job, LayoutPlan
+from wan_tpu.planner.rows import Job, LayoutPlan
 from wan_tpu.planner.table import layout_name
 
 _PARTS = (("compute", "#3b6ea5"), ("memory", "#d08c2c"), ("links", "#8a4f9e"))

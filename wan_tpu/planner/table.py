@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_tpu.planner.hardware import GIB
-from wan_tpu.planner.plan import Job, LayoutPlan, StagePlan
+from wan_tpu.planner.rows import Job, LayoutPlan, StagePlan
 
 _COLUMNS = (
     ("layout", "<22"), ("peak GiB", ">9"), ("step GiB", ">9"), ("fits", "<16"), ("PFLOP", ">7"),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.layout import DP, TP
@@ -74,8 +75,14 @@ class Denoiser:
 
     def padded_tokens(self, geometry: Geometry) -> int:
         """Length of the sequence on the mesh: every device holds the same number of tokens."""
-        layout = self.setting.layout
-        return ceil_to_multiple(geometry.num_tokens, layout.sp * layout.tp)
+        setting = self.setting
+        return padded_tokens(
+            geometry.num_tokens,
+            setting.layout.sp * setting.layout.tp,
+            mesh=setting.mesh,
+            layout=setting.layout,
+            implementation=setting.implementation,
+        )
 
     def padded_batch(self, batch: int) -> int:
         """Batch on the mesh; what dp adds repeats the first entries and is thrown away."""

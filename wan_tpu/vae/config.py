@@ -27,7 +27,6 @@ class VaeConfig:
         z_dim: channels of the latents.
         dim_mult: channels of each level over `base_dim`, full resolution first.
         num_res_blocks: residual blocks per level; the decoder has one more.
-        attn_scales: scales of the encoder that also have attention; 1.0 is full resolution.
         temperal_downsample: for each step between levels, whether it halves time too (the
             spelling is diffusers').
         latents_mean: per channel; the transformer works on (latents - mean) / std.
@@ -39,7 +38,6 @@ class VaeConfig:
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
-    attn_scales: tuple[float, ...] = ()
     temperal_downsample: tuple[bool, ...] = (False, True, True)
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
@@ -85,6 +83,11 @@ class VaeConfig:
                     f"the Wan 2.1 autoencoder ({name} = {expected!r}) can be used, which Wan 2.1 "
                     "and the Wan 2.2 A14B models share"
                 )
+        if data.get("attn_scales"):
+            raise CheckpointError(
+                f"the autoencoder has attn_scales = {data['attn_scales']!r}, with which diffusers' "
+                "own encoder does not run; expected []"
+            )
         try:
             values = {
                 field.name: _as_tuple(data[field.name])
@@ -181,7 +184,6 @@ def encoder_plan(config: VaeConfig) -> Plan:
     channels = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
     layers: list[Layer] = []
     number = 0  # of the layer within diffusers' flat list
-    scale = 1.0
 
     def name() -> str:
         nonlocal number
@@ -192,8 +194,6 @@ def encoder_plan(config: VaeConfig) -> Plan:
         for block in range(config.num_res_blocks):
             before = channels[level] if block == 0 else width
             layers.append(ResidualBlocks(names=(name(),), in_channels=before, channels=width))
-            if scale in config.attn_scales:
-                layers.append(FrameAttention(name=name(), channels=width))
         if level < len(config.temperal_downsample):
             temporal = config.temperal_downsample[level]
             layers.append(
@@ -201,7 +201,6 @@ def encoder_plan(config: VaeConfig) -> Plan:
                     name=name(), in_channels=width, channels=width, up=False, temporal=temporal
                 )
             )
-            scale /= 2
     layers += _middle("encoder", channels[-1])
     return Plan(
         name="encoder",

@@ -212,10 +212,10 @@ class StreamingVae:
         return height // factor, width // factor
 
     def _decoder(self, params: Params, split: SpatialSplit) -> Decoder:
-        return _module(Decoder, self.config, split, params)
+        return with_params(Decoder, self.config, split, params)
 
     def _encoder(self, params: Params, split: SpatialSplit) -> Encoder:
-        return _module(Encoder, self.config, split, params)
+        return with_params(Encoder, self.config, split, params)
 
     def _cache_shapes(self, latent_height: int, latent_width: int) -> Cache:
         """Shapes of the whole cache, all devices' parts together."""
@@ -294,8 +294,8 @@ def _part(params: Params, prefix: str) -> Params:
     }
 
 
-def _module(make: Callable, config: VaeConfig, split: SpatialSplit, params: Params) -> Any:
-    """An encoder or decoder with these parameters."""
+def with_params(make: Callable, config: VaeConfig, split: SpatialSplit, params: Params) -> Any:
+    """`Encoder` or `Decoder` with parameters, which are named within it."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(config, split=split, rngs=nnx.Rngs(0))))
     paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
     assert paths.keys() == params.keys(), paths.keys() ^ params.keys()

@@ -1,0 +1,116 @@
+"""The two decode programs: on every layout the same video, two compilations, no waiting."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vae.cases import assert_same_bytes, make_case, quick_jit, to_bytes
+from wan_tpu.errors import GeometryError
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.vae.streaming import StreamingVae, abstract_params, make_decode_stages
+from wan_tpu.vae.weights import DECODER
+
+TOLERANCE = 1e-4
+
+
+def make_vae(case, layout: str, convolution: str | None = None) -> StreamingVae:
+    split = parse_layout(layout)
+    mesh = make_mesh(split, jax.devices()[: split.num_devices])
+    return StreamingVae(config=case.config, mesh=mesh, dtype=jnp.float32, convolution=convolution)
+
+
+@pytest.mark.parametrize(
+    ("layout", "height", "width", "convolution"),
+    [
+        ("single", 4, 6, None),
+        ("tp8", 4, 8, "folded"),
+        ("dp2-sp2-tp2", 4, 6, None),
+        ("dp2-sp2-tp2", 5, 8, None),
+        ("sp8", 5, 7, None),
+    ],
+)
+def test_every_layout_decodes_what_diffusers_decodes(layout, height, width, convolution, devices):
+    """Sizes that divide by all, by some and by none of the devices."""
+    case = make_case("three levels", height, width)
+    vae = make_vae(case, layout, convolution)
+    first, following = quick_jit(vae.decode_first), quick_jit(vae.decode_next)
+    frames, cache = first(case.params, case.latents[:, :1])
+    chunks = [np.asarray(frames)]
+    for index in range(1, 3):
+        frames, cache = following(case.params, case.latents[:, index : index + 1], cache)
+        chunks.append(np.asarray(frames))
+    assert_same_bytes(np.concatenate(chunks), to_bytes(case.decoded[: case.frames(3)]))
+
+
+@pytest.mark.parametrize("layout", ["dp2-sp2-tp2", "dp2-sp4"])
+def test_every_layout_decodes_the_same_floats(layout, devices):
+    """Before bytes hide it: a column from the wrong neighbour is an error of order one."""
+    case = make_case("three levels", 4, 6)
+    frames = quick_jit(make_vae(case, layout).decode)(case.params, case.latents)
+    error = np.abs(np.asarray(frames)[0] - case.decoded).max()  # measured: 3e-6
+    assert error <= TOLERANCE * 2
+
+
+def test_every_layout_encodes_the_same(devices):
+    case = make_case("three levels")
+    factor = case.config.spatial_compression
+    video = np.random.default_rng(2).uniform(-1, 1, (1, 5, 4 * factor, 6 * factor, 3))
+    results = [
+        np.asarray(
+            quick_jit(make_vae(case, layout).encode)(case.params, video.astype(np.float32))[0]
+        )
+        for layout in ("single", "dp2-sp2-tp2")
+    ]
+    assert np.abs(results[0] - results[1]).max() <= TOLERANCE * np.ptp(results[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32, 32, 3), (1, 5, 33, 32, 3), (1, 5, 32, 30, 3)])
+def test_what_cannot_be_encoded_is_refused(shape):
+    case = make_case("three levels")
+    with pytest.raises(GeometryError, match=r"4n \+ 1 frames .* multiples of 4"):
+        make_vae(case, "single").encode(case.params, jnp.zeros(shape))
+
+
+def test_two_programs_compile(devices, caplog):
+    """Red when the second chunk differs from the third, or a chunk's position is compiled in."""
+    case = make_case("three levels")
+    vae = make_vae(case, "dp2-tp2")
+    params = abstract_params(case.config, jnp.float32, mesh=vae.mesh, parts=(DECODER,))
+    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+        stages = make_decode_stages(case.config, vae.mesh, 4, 6, jnp.float32, params)
+        first, following = (stage.compile() for stage in stages)
+        placed = {name: jax.device_put(case.params[name], params[name].sharding) for name in params}
+        where = stages[0].arguments[1].sharding
+        chunks = [jax.device_put(x, where) for x in np.split(case.latents, 5, axis=1)]
+        frames, cache = first(placed, chunks[0])
+        outputs = [frames]
+        for chunk in chunks[1:]:
+            frames, cache = following(placed, chunk, cache)
+            outputs.append(frames)
+    compiled = [
+        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
+    ]
+    assert len(compiled) == 2, compiled
+    assert all(frames.is_fully_replicated for frames in outputs), "every process can read them"
+    assert_same_bytes(np.concatenate(outputs), to_bytes(case.decoded))
+
+
+def test_cache_keeps_its_shape_and_split(devices):
+    """What `decode_next` returns can be given to it again, whatever the chunk's number."""
+    case = make_case("three levels")
+    vae = make_vae(case, "dp2-tp2")
+    params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(DECODER,))
+    first, following = make_decode_stages(case.config, vae.mesh, 4, 6, jnp.bfloat16, params)
+    _, started = jax.eval_shape(first.function, *first.arguments)
+    _, continued = jax.eval_shape(following.function, *following.arguments)
+    for leaf, after, argument in zip(
+        *map(jax.tree.leaves, (started, continued, following.arguments[2])), strict=True
+    ):
+        assert leaf.shape == after.shape == argument.shape
+        assert leaf.dtype == after.dtype == argument.dtype == jnp.bfloat16
+        assert argument.sharding.spec[-2] == ("dp", "tp")
+    assert following.donate == (2,)
