@@ -13,7 +13,6 @@ import importlib
 import types
 from collections.abc import Iterator
 
-import torch
 from torch._ops import OpOverloadPacket
 
 _NAMED_TENSOR_MARKS = ("dimname", "names")
@@ -47,8 +46,3 @@ def _missing_named_tensor_overloads_answered() -> Iterator[None]:
         yield
     finally:
         OpOverloadPacket.__getattr__ = original
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`, for example `bfloat16`."""
-    return getattr(torch, name)
