@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test; set before JAX starts."""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask on an ordinary machine
@@ -11,6 +12,10 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+
+# Started in the background, this process ignores Ctrl-C and its children inherit that; the tests of
+# Ctrl-C need what a terminal gives.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
@@ -38,7 +39,7 @@ def quick_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """diffusers' model, and what it makes of one video.
 
@@ -47,14 +48,22 @@ class Case:
         config: its configuration as ours.
         params: its weights as ours, float32.
         latents: normalised, `[1, 5, height, width, channels]`.
-        decoded: of the latents, `[frames, height, width, 3]` in [-1, 1].
     """
 
     model: AutoencoderKLWan
     config: VaeConfig
-    params: dict[str, np.ndarray]
+    params: dict[str, jax.Array]
     latents: np.ndarray
-    decoded: np.ndarray
+
+    @functools.cached_property
+    def decoded(self) -> np.ndarray:
+        """What diffusers makes of the latents, `[frames, height, width, 3]` in [-1, 1]."""
+        scale, shift = np.float32(self.config.latents_std), np.float32(self.config.latents_mean)
+        with torch.no_grad():
+            z = torch.tensor(np.moveaxis(self.latents * scale + shift, -1, 1))
+            decoded = self.model.decode(z, return_dict=False)[0][0].numpy()
+        assert decoded.std() > 0.05, "a flat picture would prove nothing"
+        return np.moveaxis(decoded, 0, -1)
 
     def frames(self, latent_frames: int) -> int:
         """Frames of the video that so many latent frames make."""
@@ -80,17 +89,14 @@ def make_case(name: str, height: int = 4, width: int = 6) -> Case:
     tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     rng = np.random.default_rng(1)
     latents = rng.normal(size=(1, LATENT_FRAMES, height, width, Z_DIM)).astype(np.float32)
-    scaled = latents * np.array(config.latents_std) + np.array(config.latents_mean)
-    with torch.no_grad():
-        z = torch.tensor(np.moveaxis(scaled, -1, 1), dtype=torch.float32)
-        decoded = np.moveaxis(model.decode(z, return_dict=False)[0][0].numpy(), 0, -1)
-    assert decoded.std() > 0.05, "a flat picture would prove nothing"
     return Case(
         model=model,
         config=config,
-        params=vae_state_from_tensors(config, tensors, np.float32),
+        params={
+            key: jnp.asarray(array)
+            for key, array in vae_state_from_tensors(config, tensors, np.float32).items()
+        },
         latents=latents,
-        decoded=decoded,
     )
 
 

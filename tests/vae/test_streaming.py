@@ -91,9 +91,8 @@ def test_two_programs_compile(devices, caplog):
         for chunk in chunks[1:]:
             frames, cache = following(placed, chunk, cache)
             outputs.append(frames)
-    compiled = [
-        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
-    ]
+    messages = [record.getMessage() for record in caplog.records]
+    compiled = [message for message in messages if "Finished XLA compilation" in message]
     assert len(compiled) == 2, compiled
     assert all(frames.is_fully_replicated for frames in outputs), "every process can read them"
     assert_same_bytes(np.concatenate(outputs), to_bytes(case.decoded))
@@ -104,7 +103,7 @@ def test_cache_keeps_its_shape_and_split(devices):
     case = make_case("three levels")
     vae = make_vae(case, "dp2-tp2")
     params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(DECODER,))
-    first, following = make_decode_stages(case.config, vae.mesh, 4, 6, jnp.bfloat16, params)
+    first, following = make_decode_stages(case.config, vae.mesh, 4, 8, jnp.bfloat16, params)
     _, started = jax.eval_shape(first.function, *first.arguments)
     _, continued = jax.eval_shape(following.function, *following.arguments)
     for leaf, after, argument in zip(

@@ -11,7 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 ROWS, COLUMNS = -3, -2
 """Dimensions of `[..., height, width, channels]`."""
@@ -57,7 +57,7 @@ class SpatialSplit:
         return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
 
 
-def split_for(mesh: Mesh, latent_height: int, latent_width: int) -> PartitionSpec:
+def split_for(mesh: Mesh | AbstractMesh, latent_height: int, latent_width: int) -> PartitionSpec:
     """How `[batch, frames, height, width, channels]` is cut over all of a mesh that fits.
 
     Cuts into as many equal parts as the sizes allow, the width first; axes that fit neither
@@ -72,7 +72,11 @@ def split_for(mesh: Mesh, latent_height: int, latent_width: int) -> PartitionSpe
 
 
 def spatial_split(
-    mesh: Mesh, latent_height: int, latent_width: int, *, convolution: str = "by_frame"
+    mesh: Mesh | AbstractMesh,
+    latent_height: int,
+    latent_width: int,
+    *,
+    convolution: str = "by_frame",
 ) -> SpatialSplit:
     """The split behind `split_for`, with what a device does with its part."""
     best = SpatialSplit(convolution=convolution)
