@@ -44,14 +44,13 @@ def small():
 
 def exchanges(program):
     """(kind, shape of the result) of every exchange between devices."""
-    pattern = (
-        r"= \(?(\w+\[[\d,]*\])\S* .*?\b(all-\w+|collective-permute|reduce-scatter)(?:-start)?\("
-    )
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    pattern = rf"= \(?(\w+\[[\d,]*\])\S* .*?\b({kinds})(?:-start)?\("
     return [(kind, shape) for shape, kind in re.findall(pattern, program)]
 
 
 def test_devices_exchange_border_columns_only(small):
-    """Red when a partitioner puts a picture together somewhere: a gather as large as the picture."""
+    """Red when a partitioner puts a picture together somewhere: a gather of its size."""
     for compiled, frames in zip(small, (1, 2), strict=True):
         found = exchanges(compiled.as_text())
         assert {kind for kind, _ in found} == {"collective-permute", "all-gather"}, found

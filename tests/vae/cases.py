@@ -58,7 +58,8 @@ class Case:
     @functools.cached_property
     def decoded(self) -> np.ndarray:
         """What diffusers makes of the latents, `[frames, height, width, 3]` in [-1, 1]."""
-        scale, shift = np.float32(self.config.latents_std), np.float32(self.config.latents_mean)
+        scale = np.asarray(self.config.latents_std, np.float32)
+        shift = np.asarray(self.config.latents_mean, np.float32)
         with torch.no_grad():
             z = torch.tensor(np.moveaxis(self.latents * scale + shift, -1, 1))
             decoded = self.model.decode(z, return_dict=False)[0][0].numpy()

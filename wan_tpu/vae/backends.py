@@ -66,10 +66,14 @@ class _StreamingBackend:
         self.name = name
         self._params = params
         self._make_stages = make_stages
+        self._stages: dict[tuple[int, int], tuple[Stage, Stage]] = {}
 
     def stages(self, latent_height: int, latent_width: int) -> tuple[Stage, Stage]:
         """See `VaeBackend.stages`."""
-        return self._make_stages(latent_height, latent_width, abstract_like(self._params))
+        size = (latent_height, latent_width)
+        if size not in self._stages:  # finding the cache's shapes traces the model
+            self._stages[size] = self._make_stages(*size, abstract_like(self._params))
+        return self._stages[size]
 
     def frames(self, latents: jax.Array | np.ndarray, programs: Programs) -> Iterator[np.ndarray]:
         """See `VaeBackend.frames`; a chunk is fetched while the next one decodes."""
