@@ -4,14 +4,14 @@ Works on what one device holds (or on unsharded arrays): `sequence_parallel` spl
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
-from wan_tpu.attention.chunked import chunked_attention
-from wan_tpu.attention.reference import reference_attention
-from wan_tpu.attention.splash import splash_attention, tiles_for
+from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
+from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
+from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp, tiles_for
 from wan_tpu.errors import UnknownNameError
 
 IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash")
@@ -56,6 +56,34 @@ def resolve_implementation(
     return "chunked"
 
 
+@overload
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: str,
+    num_keys: int | None = ...,
+    interpret: bool | None = ...,
+    device: Any = ...,
+    with_logsumexp: Literal[False] = ...,
+) -> jax.Array: ...
+
+
+@overload
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: str,
+    num_keys: int | None = ...,
+    interpret: bool | None = ...,
+    device: Any = ...,
+    with_logsumexp: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -65,7 +93,8 @@ def attend(
     num_keys: int | None = None,
     interpret: bool | None = None,
     device: Any = None,
-) -> jax.Array:
+    with_logsumexp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
     The scores, the softmax and its sums are float32 whatever the inputs are.
@@ -81,9 +110,13 @@ def attend(
         device: a `jax.Device` like those that will run it, which need not be this process's own
             (programs are also compiled for a slice that is not there); the default device when not
             given.
+        with_logsumexp: for merging with attention over further keys. `dot_product` is then the
+            chunked one: JAX gives its logsumexp rounded to the query's dtype, and eight bits of it
+            are a weight wrong by per cents.
 
     Returns:
-        [batch, queries, heads, head_dim] in the query's dtype.
+        [batch, queries, heads, head_dim] in the query's dtype; with the logsumexp of each query's
+        scores, [batch, heads, queries] float32, if it is asked for.
 
     Raises:
         UnknownNameError: there is no such implementation.
@@ -95,7 +128,8 @@ def attend(
     )
     num_keys = num_keys or key.shape[1]
     if name == "splash":
-        return splash_attention(
+        splash = splash_with_logsumexp if with_logsumexp else splash_attention
+        return splash(
             query,
             key,
             value,
@@ -106,6 +140,9 @@ def attend(
     # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
     # cannot come back as 0 x NaN.
     key, value = key[:, :num_keys], value[:, :num_keys]
+    if with_logsumexp:
+        exact = reference_with_logsumexp if name == "reference" else chunked_with_logsumexp
+        return exact(query, key, value)
     if name == "reference":
         return reference_attention(query, key, value)
     if name == "chunked":

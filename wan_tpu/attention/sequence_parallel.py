@@ -2,8 +2,8 @@
 
 Each device attends for its own batch items and heads; what differs is how its queries come to see
 the tokens of the other sp shards. Functions here take the global view and are called inside jit;
-`shard_map` gives the functions below them what one device holds. A further way (ring) is one more
-function in `_SELF_ATTENTION`.
+`shard_map` gives the functions below them what one device holds. A further way is one more function
+in `_SELF_ATTENTION`.
 
 The platform always comes from the mesh: programs are also compiled for a slice that is not there.
 """
@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from wan_tpu.attention.api import attend
+from wan_tpu.attention.ring import ring_attention
 from wan_tpu.attention.splash import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
@@ -203,6 +204,7 @@ def _allgather(
 _SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {
     "ulysses": _ulysses,
     "allgather": _allgather,
+    "ring": ring_attention,
 }
 """By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 
