@@ -22,7 +22,7 @@ from wan_tpu.sharding.mesh import make_mesh, named
 
 COLLECTIVES = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 LAYOUTS = ["dp2", "sp8", "tp8", "dp2-sp2-tp2", "sp4-tp2", "dp2-sp4"]
-WAYS = pytest.mark.parametrize("way", ["ulysses", "allgather"])
+WAYS = pytest.mark.parametrize("way", ["ulysses", "allgather", "ring"])
 
 
 def make(text, way, devices):
@@ -77,8 +77,8 @@ def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exa
     out, program = split_self(arrays, layout, mesh, "chunked", 83)
     assert out.sharding.is_equivalent_to(named(mesh, "dp", "sp", "tp"), 4)
     assert relative_error(out[:, :83], expected) < PARITY
-    exchanged = {"ulysses": {"all-to-all"}, "allgather": {"all-gather"}}[way]
-    assert collectives(program) == (exchanged if layout.sp > 1 else set())
+    exchanged = {"ulysses": "all-to-all", "allgather": "all-gather", "ring": "collective-permute"}
+    assert collectives(program) == ({exchanged[way]} if layout.sp > 1 else set())
 
 
 @WAYS
@@ -101,9 +101,10 @@ def test_tokens_keep_their_order(way, devices, make_qkv):
     np.testing.assert_allclose(out, value, rtol=1e-6)
 
 
-def test_allgather_takes_any_number_of_heads(devices, make_qkv, exact):
+@pytest.mark.parametrize("way", ["allgather", "ring"])
+def test_without_trading_heads_any_number_goes(way, devices, make_qkv, exact):
     """Three heads over eight token shards."""
-    layout, mesh = make("sp8", "allgather", devices)
+    layout, mesh = make("sp8", way, devices)
     arrays = make_qkv(1, 24, 24, 3, 16)
     expected = exact(*arrays)
     out, _ = split_self(arrays, layout, mesh, "chunked", None)

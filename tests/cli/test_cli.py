@@ -74,7 +74,7 @@ USAGE = {
     "size that is no size": (["--size", "big"], "832x480"),
     "unknown model": (["--model", "wan-huge"], "wan-tiny, wan2.1-t2v-1.3b"),
     "unknown layout": (["--layout", "pp2"], "dp2-sp4"),
-    "layout for other devices": (["--layout", "tp4", "--host-devices", "8"], "dp2-sp4"),
+    "layout for other devices": (["--layout", "tp4", "--host-devices", "8"], "dp2-tp4"),
     "unknown scheduler": (["--scheduler", "dpm"], "unipc"),
     "unknown attention": (["--attention", "flash9"], "splash"),
     "unknown VAE": (["--vae", "torch"], "maxdiffusion"),

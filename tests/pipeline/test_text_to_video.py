@@ -171,7 +171,7 @@ def test_unknown_model_names_what_exists():
 
 
 def test_layout_of_other_size_than_the_devices(devices):
-    with pytest.raises(LayoutError, match=r"needs 4 devices, 8 are here.*dp2-sp4"):
+    with pytest.raises(LayoutError, match=r"needs 4 devices, 8 are here.*dp2-tp4"):
         TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("tp4"))
 
 

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from wan_tpu.errors import InputError, LayoutError, UnknownNameError
 from wan_tpu.sharding.layout import (
+    MOST_PROPOSED,
     SEQUENCE_PARALLEL,
     WEIGHTS,
     Layout,
     default_layout,
     factorisations,
     parse_layout,
+    variants,
 )
 
 REPEATABLE = settings(database=None, deadline=None, derandomize=True)
@@ -90,7 +92,7 @@ def test_what_is_not_a_layout_is_refused_with_the_form(text):
 
 
 def test_choices_are_checked():
-    with pytest.raises(UnknownNameError, match="'rings'; known: ulysses, allgather"):
+    with pytest.raises(UnknownNameError, match="'rings'; known: ulysses, allgather, ring"):
         Layout(sequence_parallel="rings")
     with pytest.raises(UnknownNameError, match="'split'; known: sharded, replicated"):
         parse_layout("tp8", weights="split")
@@ -113,11 +115,55 @@ def test_a_layout_needs_exactly_its_devices():
         Layout(tp=8).require_devices(4)
     assert str(caught.value) == (
         "layout tp8 needs 8 devices, 4 are here; "
-        "layouts for 4: tp4, sp2-tp2, sp4, dp2-tp2, dp2-sp2, dp4"
+        "layouts for 4: tp4, sp2-tp2, dp2-tp2, sp4, dp2-sp2, dp4"
     )
     assert isinstance(caught.value, InputError)
     for text in str(caught.value).partition("layouts for 4: ")[2].split(", "):
         parse_layout(text).require_devices(4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "nearest"),
+    [
+        ("tp4", 8, "(nearest of 10): tp8, sp2-tp4, dp2-tp4, "),
+        ("dp2-sp4", 16, "(nearest of 15): dp2-sp4-tp2, dp2-sp8, dp4-sp4, "),
+        ("dp2-sp4", 256, "(nearest of 45): dp4-sp16-tp4, dp8-sp8-tp4, "),
+        ("dp2-sp4", 7, "layouts for 7: dp7, sp7, tp7"),
+    ],
+)
+def test_of_many_layouts_that_fit_the_nearest_are_proposed(layout, count, nearest):
+    """Red when they come in the order of `factorisations`, or all of them."""
+    with pytest.raises(LayoutError) as caught:
+        parse_layout(layout).require_devices(count)
+    assert nearest in str(caught.value)
+    proposed = str(caught.value).rpartition(": ")[2].split(", ")
+    assert len(proposed) <= MOST_PROPOSED
+    for text in proposed:
+        parse_layout(text).require_devices(count)
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("tp8", ["tp8"]),
+        ("dp2", ["dp2", "dp2 replicated"]),
+        (
+            "sp2",
+            [
+                *("sp2 ulysses", "sp2 ulysses replicated"),
+                *("sp2 allgather", "sp2 allgather replicated"),
+                *("sp2 ring", "sp2 ring replicated"),
+            ],
+        ),
+    ],
+)
+def test_variants_are_the_choices_that_make_a_difference(layout, names):
+    assert [variant.full_name for variant in variants(parse_layout(layout))] == names
+
+
+def test_variants_of_some_choices():
+    found = variants(Layout(sp=2), sequence_parallel=["ring"], weights=["replicated"])
+    assert found == [Layout(sp=2, sequence_parallel="ring", weights="replicated")]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +183,10 @@ def test_heads_are_padded_to_whole_heads_per_device(layout, num_heads, padded):
     assert parse_layout(layout).padded_heads(num_heads) == padded
 
 
-def test_gathering_keys_needs_no_heads_per_sp_shard():
-    assert parse_layout("sp8", sequence_parallel="allgather").padded_heads(12) == 12
-    assert parse_layout("sp2-tp8", sequence_parallel="allgather").padded_heads(12) == 16
+def test_gathering_keys_or_passing_them_round_needs_no_heads_per_sp_shard():
+    for way in ("allgather", "ring"):
+        assert parse_layout("sp8", sequence_parallel=way).padded_heads(12) == 12
+        assert parse_layout("sp2-tp8", sequence_parallel=way).padded_heads(12) == 16
 
 
 @given(

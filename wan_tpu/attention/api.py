@@ -4,15 +4,16 @@ Works on what one device holds (or on unsharded arrays): `sequence_parallel` spl
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
-from typing import Any
+import functools
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
-from wan_tpu.attention.chunked import chunked_attention
-from wan_tpu.attention.flash import LANES, flash_attention
-from wan_tpu.attention.reference import reference_attention
-from wan_tpu.attention.splash import WIDE_CHIPS, splash_attention, tiles_for
+from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
+from wan_tpu.attention.flash import LANES, flash_attention, flash_with_logsumexp
+from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
+from wan_tpu.attention.splash import WIDE_CHIPS, splash_attention, splash_with_logsumexp, tiles_for
 from wan_tpu.errors import UnknownNameError
 
 IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash", "flash")
@@ -61,6 +62,34 @@ def resolve_implementation(
     return "chunked"
 
 
+@overload
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: str,
+    num_keys: int | None = ...,
+    interpret: bool | None = ...,
+    device: Any = ...,
+    with_logsumexp: Literal[False] = ...,
+) -> jax.Array: ...
+
+
+@overload
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: str,
+    num_keys: int | None = ...,
+    interpret: bool | None = ...,
+    device: Any = ...,
+    with_logsumexp: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -70,7 +99,8 @@ def attend(
     num_keys: int | None = None,
     interpret: bool | None = None,
     device: Any = None,
-) -> jax.Array:
+    with_logsumexp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
     The scores, the softmax and its sums are float32 whatever the inputs are.
@@ -86,9 +116,13 @@ def attend(
         device: a `jax.Device` like those that will run it, which need not be this process's own
             (programs are also compiled for a slice that is not there); the default device when not
             given.
+        with_logsumexp: for merging with attention over further keys. `dot_product` is then the
+            chunked one: JAX gives its logsumexp rounded to the query's dtype, and eight bits of it
+            are a weight wrong by per cents.
 
     Returns:
-        [batch, queries, heads, head_dim] in the query's dtype.
+        [batch, queries, heads, head_dim] in the query's dtype; with the logsumexp of each query's
+        scores, [batch, heads, queries] float32, if it is asked for.
 
     Raises:
         UnknownNameError: there is no such implementation.
@@ -105,12 +139,17 @@ def attend(
     num_keys = num_keys or key.shape[1]
     interpret = bool(device.platform != "tpu" if interpret is None else interpret)
     if name == "flash":
-        flat = (x.reshape(1, *x.shape[:2], -1) for x in (query, key, value))
-        head_dim = query.shape[3]
-        out = flash_attention(*flat, head_dim=head_dim, num_keys=num_keys, interpret=interpret)
-        return out.reshape(query.shape)
+        out, logsumexp = flash_with_logsumexp(
+            *(x.reshape(1, *x.shape[:2], -1) for x in (query, key, value)),
+            head_dim=query.shape[3],
+            num_keys=num_keys,
+            interpret=interpret,
+        )
+        out = out.reshape(query.shape)
+        return (out, logsumexp) if with_logsumexp else out
     if name == "splash":
-        return splash_attention(
+        splash = splash_with_logsumexp if with_logsumexp else splash_attention
+        return splash(
             query,
             key,
             value,
@@ -121,6 +160,9 @@ def attend(
     # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
     # cannot come back as 0 x NaN.
     key, value = key[:, :num_keys], value[:, :num_keys]
+    if with_logsumexp:
+        exact = reference_with_logsumexp if name == "reference" else chunked_with_logsumexp
+        return exact(query, key, value)
     if name == "reference":
         return reference_attention(query, key, value)
     if name == "chunked":
@@ -137,7 +179,8 @@ def attend_chunks(
     implementation: str,
     num_keys: int | None = None,
     device: Any = None,
-) -> jax.Array:
+    with_logsumexp: bool = False,
+) -> Any:
     """`attend` over arrays as the devices exchange them: tokens in chunks, heads in the channels.
 
     Token t of chunk c is number `c * chunk + t`.
@@ -150,25 +193,39 @@ def attend_chunks(
         implementation: as in `attend`; `flash` takes the arrays as they are.
         num_keys: as in `attend`.
         device: as in `attend`.
+        with_logsumexp: as in `attend`.
 
     Returns:
-        Like `query`.
+        Like `query`; with the logsumexp of each query's scores, [batch, heads, chunks * chunk]
+        float32, if it is asked for.
     """
     device = device or jax.devices()[0]
-    num_keys = num_keys or key.shape[0] * key.shape[2]
-    if implementation == "flash":
-        interpret = device.platform != "tpu"
-        return flash_attention(
-            query, key, value, head_dim=head_dim, num_keys=num_keys, interpret=interpret
-        )
     chunks, batch, chunk, channels = query.shape
-    out = attend(
+    if implementation == "flash":
+        flash = flash_with_logsumexp if with_logsumexp else flash_attention
+        return flash(
+            query,
+            key,
+            value,
+            head_dim=head_dim,
+            num_keys=num_keys or key.shape[0] * key.shape[2],
+            interpret=device.platform != "tpu",
+        )
+    attend_joined = functools.partial(
+        attend,
         *(_join_chunks(x, head_dim) for x in (query, key, value)),
         implementation=implementation,
         num_keys=num_keys,
         device=device,
     )
-    return out.reshape(batch, chunks, chunk, channels).transpose(1, 0, 2, 3)
+
+    def in_chunks(out: jax.Array) -> jax.Array:
+        return out.reshape(batch, chunks, chunk, channels).transpose(1, 0, 2, 3)
+
+    if with_logsumexp:
+        out, logsumexp = attend_joined(with_logsumexp=True)
+        return in_chunks(out), logsumexp
+    return in_chunks(attend_joined())
 
 
 def _join_chunks(x: jax.Array, head_dim: int) -> jax.Array:

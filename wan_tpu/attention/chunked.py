@@ -34,6 +34,10 @@ class SoftmaxState(NamedTuple):
         """The attention over the keys seen, [batch, heads, queries, head_dim] float32."""
         return self.weighted / self.total[..., None]
 
+    def logsumexp(self) -> jax.Array:
+        """Of the scores of the keys seen, [batch, heads, queries] float32."""
+        return self.maximum + jnp.log(self.total)
+
 
 def empty_state(query: jax.Array) -> SoftmaxState:
     """The state before any key, for queries [batch, heads, queries, head_dim]."""
@@ -90,6 +94,24 @@ def chunked_attention(
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
     """
+    return chunked_with_logsumexp(
+        query, key, value, key_chunk=key_chunk, scores_limit=scores_limit
+    )[0]
+
+
+def chunked_with_logsumexp(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_chunk: int = KEY_CHUNK,
+    scores_limit: int = SCORES_LIMIT,
+) -> tuple[jax.Array, jax.Array]:
+    """`chunked_attention`, and the logsumexp of each query's scores.
+
+    Returns:
+        [batch, queries, heads, head_dim] in the query's dtype; [batch, heads, queries] float32.
+    """
     batch, num_queries, heads, head_dim = query.shape
     dtype = query.dtype
     key_chunk = _even_chunk(key.shape[1], key_chunk)
@@ -101,18 +123,20 @@ def chunked_attention(
     query, key, value = (x.astype(jnp.float32).swapaxes(1, 2) for x in (query, key, value))
     # query: [batch, heads, queries, head_dim]; key and value likewise
 
-    def attend_to_all(chunk: jax.Array) -> jax.Array:
+    def attend_to_all(chunk: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[batch, heads, query chunk, head_dim] over every key."""
-        return _over_key_chunks(chunk, key, value, key_chunk).normalised().astype(dtype)
+        state = _over_key_chunks(chunk, key, value, key_chunk)
+        return state.normalised().astype(dtype), state.logsumexp()
 
     num_chunks = -(-num_queries // query_chunk)
     padding = num_chunks * query_chunk - num_queries  # rows of zeros, dropped below
     query = jnp.pad(query, ((0, 0), (0, 0), (0, padding), (0, 0)))
     query = query.reshape(batch, heads, num_chunks, query_chunk, head_dim)
-    out = jax.lax.map(attend_to_all, jnp.moveaxis(query, 2, 0))
-    # [num_chunks, batch, heads, query_chunk, head_dim]
+    out, logsumexp = jax.lax.map(attend_to_all, jnp.moveaxis(query, 2, 0))
+    # [num_chunks, batch, heads, query_chunk, head_dim], and without head_dim
     out = jnp.moveaxis(out, (0, 3), (1, 2)).reshape(batch, -1, heads, head_dim)
-    return out[:, :num_queries]
+    logsumexp = jnp.moveaxis(logsumexp, 0, 2).reshape(batch, heads, -1)
+    return out[:, :num_queries], logsumexp[:, :, :num_queries]
 
 
 def _over_key_chunks(

@@ -130,6 +130,43 @@ def flash_attention(
     Returns:
         Like `query`.
     """
+    return _call(query, key, value, head_dim, num_keys, blocks, interpret, logsumexp=False)[0]
+
+
+def flash_with_logsumexp(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    head_dim: int,
+    num_keys: int,
+    interpret: bool,
+    blocks: Blocks | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`flash_attention`, and the logsumexp of each query's scores.
+
+    Returns:
+        like `query`, and [batch, heads, queries of all chunks] in float32.
+    """
+    out, logsumexp = _call(query, key, value, head_dim, num_keys, blocks, interpret, logsumexp=True)
+    chunks, batch, chunk, _ = query.shape
+    logsumexp = logsumexp[:, :, :, 0]  # [chunks, batch, heads, chunk]
+    logsumexp = jnp.moveaxis(logsumexp, 0, 2)
+    return out, logsumexp.reshape(batch, -1, chunks * chunk)
+
+
+def _call(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    head_dim: int,
+    num_keys: int,
+    blocks: Blocks | None,
+    interpret: bool,
+    *,
+    logsumexp: bool,
+) -> list[jax.Array]:
+    """The kernel's results: like `query`; [chunks, batch, heads, 1, chunk] if it is asked for."""
     query_chunks, batch, query_chunk, channels = query.shape
     key_chunks, _, key_chunk, _ = key.shape
     blocks = blocks or choose_blocks(query_chunk, key_chunk)
@@ -142,8 +179,13 @@ def flash_attention(
     def key_index(b, h, i, j):
         return (j // key_blocks, b, j % key_blocks, h)
 
+    def logsumexp_index(b, h, i, j):
+        return (i // query_blocks, b, h, 0, i % query_blocks)
+
     query_spec = pl.BlockSpec((None, None, blocks.queries, head_dim), query_index)
     key_spec = pl.BlockSpec((None, None, blocks.keys, head_dim), key_index)
+    logsumexp_shape = (query_chunks, batch, channels // head_dim, 1, query_chunk)
+    logsumexp_spec = pl.BlockSpec((None, None, None, 1, blocks.queries), logsumexp_index)
     per_query = functools.partial(pltpu.VMEM, dtype=jnp.float32)
     scratch = {
         "query_t": pltpu.VMEM((head_dim + LANES, blocks.queries), query.dtype),
@@ -163,8 +205,11 @@ def flash_attention(
         ),
         grid=grid,
         in_specs=[query_spec, key_spec, key_spec],
-        out_specs=query_spec,
-        out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        out_specs=[query_spec, logsumexp_spec][: 1 + logsumexp],
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct(logsumexp_shape, jnp.float32),
+        ][: 1 + logsumexp],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
@@ -176,15 +221,16 @@ def flash_attention(
 
 
 def _kernel(
-    query_ref, key_ref, value_ref, out_ref,
+    query_ref, key_ref, value_ref, out_ref, *logsumexp_ref,
     query_t, block_values, block_sums, values, sums, reference,
-    *, blocks: Blocks, num_keys: int, key_chunk: int, key_blocks: int,
+    blocks: Blocks, num_keys: int, key_chunk: int, key_blocks: int,
 ):  # fmt: skip
     """One block of queries against one block of keys.
 
     Args:
         query_ref: [queries, head_dim]; out_ref: likewise.
         key_ref: [keys, head_dim]; value_ref: likewise.
+        logsumexp_ref: [1, queries], float32; only where it is asked for.
         query_t: [head_dim + LANES, queries], scaled; row head_dim is minus the reference.
         block_values: [head_dim, queries], float32: sum of weights * value over this block.
         block_sums: [SUBLANES, queries], float32: sums of the weights, not yet over sublanes.
@@ -303,6 +349,8 @@ def _kernel(
     @pl.when(j == pl.num_programs(3) - 1)
     def _finish():
         out_ref[...] = (values[...] / sums[...]).T.astype(out_ref.dtype)
+        for ref in logsumexp_ref:
+            ref[...] = (reference[...] + jnp.log2(sums[...])) * math.log(2)
 
 
 def _tile(start: Any, index: Any, size: int) -> Any:

@@ -18,6 +18,17 @@ def reference_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> j
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
     """
+    return reference_with_logsumexp(query, key, value)[0]
+
+
+def reference_with_logsumexp(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`reference_attention`, and the logsumexp of each query's scores.
+
+    Returns:
+        [batch, queries, heads, head_dim] in the query's dtype; [batch, heads, queries] float32.
+    """
     dtype = query.dtype
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     # "highest": the TPU's default for float32 products is one bfloat16 pass.
@@ -25,4 +36,5 @@ def reference_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> j
         jnp.einsum("bqhd,bkhd->bhqk", query, key, precision="highest") * query.shape[-1] ** -0.5
     )
     weights = jax.nn.softmax(scores, axis=-1)  # [batch, heads, queries, keys]
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest").astype(dtype)
+    attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest")
+    return attended.astype(dtype), jax.nn.logsumexp(scores, axis=-1)

@@ -7,7 +7,8 @@ the tokens of the other sp shards. Functions here take the global view and are c
 Heads stay where the projections leave them, one after the other in the channels of a token:
 `[tokens, heads * head_dim]`. Splitting the two lays an array out anew in a TPU's memory. For
 Ulysses the heads come in as many groups as there are sp shards, each group one block in memory that
-goes to (or comes from) one shard; elsewhere there is one group.
+goes to (or comes from) one shard; elsewhere there is one group. A further way is one more function
+in `_SELF_ATTENTION`.
 
 The platform always comes from the mesh: programs are also compiled for a slice that is not there.
 """
@@ -19,6 +20,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from wan_tpu.attention.api import attend_chunks
+from wan_tpu.attention.ring import ring_attention
 from wan_tpu.attention.splash import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
@@ -227,6 +229,7 @@ def _allgather(
 _SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {
     "ulysses": _ulysses,
     "allgather": _allgather,
+    "ring": ring_attention,
 }
 """By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 

@@ -170,6 +170,47 @@ def splash_attention(
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
     """
+    out, _ = _attention(
+        query, key, value,
+        num_keys=num_keys, tiles=tiles, interpret=interpret, save_residuals=False,
+    )  # fmt: skip
+    return out
+
+
+def splash_with_logsumexp(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    num_keys: int,
+    tiles: ChipTiles,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """`splash_attention`, and the logsumexp of each query's scores.
+
+    Returns:
+        [batch, queries, heads, head_dim] in the query's dtype; [batch, heads, queries] float32.
+    """
+    out, residuals = _attention(
+        query, key, value,
+        num_keys=num_keys, tiles=tiles, interpret=interpret, save_residuals=True,
+    )  # fmt: skip
+    (logsumexp,) = residuals  # [batch * heads, padded queries]
+    batch, num_queries, heads, _ = query.shape
+    return out, logsumexp.reshape(batch, heads, -1)[:, :, :num_queries]
+
+
+def _attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    num_keys: int,
+    tiles: ChipTiles,
+    interpret: bool,
+    save_residuals: bool,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Around the kernel: attention, and what the kernel saves besides."""
     batch, num_queries, heads, head_dim = query.shape
     tiling = choose_tiling(num_queries, num_keys, tiles)
     # The kernel does not scale. Scaling scores would cost a vector operation per (query, key) pair,
@@ -193,10 +234,11 @@ def splash_attention(
     # Batch items are as good as heads to the kernel; a vmap would add a dimension to its grid.
     query, key, value = (x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
     compared = num_keys if padded and tiles.padding is Padding.COMPARE else None
-    out = _kernel(batch * heads, tiling, compared, interpret)(query, key, value)
-    assert isinstance(out, jax.Array)  # a tuple only when residuals are asked for
+    result = _kernel(batch * heads, tiling, compared, interpret, save_residuals)(query, key, value)
+    out, residuals = result if save_residuals else (result, ())
+    assert isinstance(out, jax.Array)
     out = out.reshape(batch, heads, tiling.padded_queries, head_dim)[:, :, :num_queries]
-    return out.swapaxes(1, 2)  # [batch, queries, heads, head_dim]
+    return out.swapaxes(1, 2), residuals  # [batch, queries, heads, head_dim]
 
 
 def _only_real(x: jax.Array, num_real: int, padded: int) -> jax.Array:
@@ -234,7 +276,11 @@ def _set_feature(key: jax.Array, num_keys: int, feature: int) -> jax.Array:
 
 
 def _kernel(
-    num_heads: int, tiling: Tiling, compared: int | None, interpret: bool
+    num_heads: int,
+    tiling: Tiling,
+    compared: int | None,
+    interpret: bool,
+    save_residuals: bool = False,
 ) -> splash_kernel.SplashAttentionKernel:
     """The kernel for [num_heads, padded length, features].
 
@@ -243,6 +289,7 @@ def _kernel(
         tiling: tiles and padded lengths.
         compared: attend to keys before this position by comparing positions; to all when None.
         interpret: run it in Pallas' interpreter.
+        save_residuals: give the logsumexp, too.
     """
     shape = (tiling.padded_queries, tiling.padded_keys)
     mask = _AllKeys(shape) if compared is None else _FirstKeys(shape, compared)
@@ -256,6 +303,7 @@ def _kernel(
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
+        save_residuals=save_residuals,
     )
 
 

@@ -4,16 +4,21 @@ Text form: `dp2-sp4`, `tp8`, `dp2-sp2-tp2`; ones are left out and `single` is on
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Sequence
 
 from wan_tpu.errors import LayoutError, UnknownNameError
 
-SEQUENCE_PARALLEL = ("ulysses", "allgather")
+SEQUENCE_PARALLEL = ("ulysses", "allgather", "ring")
 WEIGHTS = ("sharded", "replicated")
 
 DP, SP, TP = "dp", "sp", "tp"
 AXES = (DP, SP, TP)
 """Mesh axes, slowest first: dp exchanges least, tp most, so tp lies on neighbouring chips."""
+
+MOST_PROPOSED = 6
+"""Layouts that an error proposes; 256 devices have 45."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +30,7 @@ class Layout:
         sp: ways the tokens are split.
         tp: ways the heads and the feed-forward width are split.
         sequence_parallel: how attention sees all tokens: `ulysses` exchanges heads with two
-            all-to-alls, `allgather` gathers keys and values.
+            all-to-alls, `allgather` gathers keys and values, `ring` passes them round.
         weights: `sharded` keeps each weight over every device and gathers it layer by layer,
             `replicated` keeps a whole copy on each dp and sp index.
     """
@@ -50,6 +55,16 @@ class Layout:
         return "-".join(parts) or "single"
 
     @property
+    def full_name(self) -> str:
+        """The text form with the choices that make a difference to it: `dp2-sp4 ring replicated`.
+
+        Without sp there are no other tokens to see, without dp and sp no copies of weights to keep.
+        """
+        mode = [self.sequence_parallel] if self.sp > 1 else []
+        copies = [self.weights] if self.dp * self.sp > 1 and self.weights == "replicated" else []
+        return " ".join([str(self), *mode, *copies])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Sizes of the mesh axes (dp, sp, tp)."""
         return (self.dp, self.sp, self.tp)
@@ -71,14 +86,21 @@ class Layout:
         """Refuses the layout when it does not use exactly `count` devices.
 
         Raises:
-            LayoutError: names the layouts of the same kind that would.
+            LayoutError: names those that would, the nearest in shape first.
         """
         if self.num_devices != count:
-            fitting = ", ".join(str(layout) for layout in factorisations(count))
+            fitting = sorted(factorisations(count), key=self._distance)
+            nearest = ", ".join(str(layout) for layout in fitting[:MOST_PROPOSED])
+            more = "" if len(fitting) <= MOST_PROPOSED else f" (nearest of {len(fitting)})"
             raise LayoutError(
                 f"layout {self} needs {self.num_devices} devices, {count} are here; "
-                f"layouts for {count}: {fitting}"
+                f"layouts for {count}{more}: {nearest}"
             )
+
+    def _distance(self, other: "Layout") -> tuple[float, float]:
+        """How often axes must be doubled or halved to come to another shape; the same, one axis."""
+        doublings = [abs(math.log2(a / b)) for a, b in zip(self.shape, other.shape, strict=True)]
+        return sum(doublings), max(doublings)
 
 
 def parse_layout(
@@ -107,6 +129,22 @@ def factorisations(num_devices: int) -> list[Layout]:
         Layout(dp=dp, sp=sp, tp=num_devices // dp // sp)
         for dp in _divisors(num_devices)
         for sp in _divisors(num_devices // dp)
+    ]
+
+
+def variants(
+    layout: Layout,
+    *,
+    sequence_parallel: Sequence[str] = SEQUENCE_PARALLEL,
+    weights: Sequence[str] = WEIGHTS,
+) -> list[Layout]:
+    """A shape with each of the choices that make a difference to it (`Layout.full_name`)."""
+    modes = sequence_parallel if layout.sp > 1 else sequence_parallel[:1]
+    kinds = weights if layout.dp * layout.sp > 1 else weights[:1]
+    return [
+        dataclasses.replace(layout, sequence_parallel=mode, weights=kind)
+        for mode in modes
+        for kind in kinds
     ]
 
 
