@@ -65,7 +65,7 @@ def compared_runs(tmp_path_factory, devices):
 
 @pytest.fixture(autouse=True)
 def compiled_quickly():
-    """Compiling is nearly all of the time, and LLVM's late passes do not change which layout ran."""
+    """Compiling is nearly all of the time; LLVM's late passes change no layout."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
