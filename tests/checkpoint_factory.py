@@ -1,6 +1,7 @@
 """Random checkpoints in diffusers format, of sizes that wan-tiny does not have."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +15,40 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_tpu.demo.tokenizer import make_tokenizer
 
+TRANSFORMER = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 24,
+    "in_channels": 6,
+    "out_channels": 6,
+    "text_dim": 40,
+    "freq_dim": 64,
+    "ffn_dim": 100,
+    "num_layers": 3,
+}
+VAE = {
+    "base_dim": 8,
+    "z_dim": 6,
+    "dim_mult": [1, 2, 3, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+    "latents_mean": [0.1 * n for n in range(6)],
+    "latents_std": [1.0 + 0.2 * n for n in range(6)],
+}
 PROMPT = "a red circle moving right on a black background"
 
 
-def make_random_checkpoint(folder: pathlib.Path) -> pathlib.Path:
-    """Three heads, a feed-forward width that divides by nothing, a VAE of three levels."""
+def make_random_checkpoint(
+    folder: pathlib.Path,
+    transformer: Mapping[str, Any] = {},
+    vae: Mapping[str, Any] = {},
+) -> pathlib.Path:
+    """Three heads, a feed-forward width that divides by nothing, a VAE of three levels.
+
+    Args:
+        folder: where it is written.
+        transformer: sizes that differ.
+        vae: likewise.
+    """
     torch.manual_seed(0)
     tokenizer: Any = make_tokenizer()
     scheduler: Any = UniPCMultistepScheduler(
@@ -31,25 +61,8 @@ def make_random_checkpoint(folder: pathlib.Path) -> pathlib.Path:
                 vocab_size=len(tokenizer), d_model=40, d_kv=8, d_ff=72, num_layers=2, num_heads=4
             )
         ),
-        transformer=WanTransformer3DModel(
-            num_attention_heads=3,
-            attention_head_dim=24,
-            in_channels=6,
-            out_channels=6,
-            text_dim=40,
-            freq_dim=64,
-            ffn_dim=100,
-            num_layers=3,
-        ),
-        vae=AutoencoderKLWan(
-            base_dim=8,
-            z_dim=6,
-            dim_mult=[1, 2, 3, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.1 * n for n in range(6)],
-            latents_std=[1.0 + 0.2 * n for n in range(6)],
-        ),
+        transformer=WanTransformer3DModel(**{**TRANSFORMER, **transformer}),
+        vae=AutoencoderKLWan(**{**VAE, **vae}),
         scheduler=scheduler,
     )
     for component in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):

@@ -181,3 +181,14 @@ def test_json_round_trip(compile_for_tpu):
     )
     assert ProgramCosts.from_json(costs.to_json()) == costs
     assert costs.total("link_bytes") > 0
+
+
+def test_of_the_branches_of_a_conditional_the_dearest_counts(compile_for_tpu):
+    """Red when all of them do: ring attention has one with padding and one without."""
+
+    def f(which, x):
+        branches = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
+        return jax.lax.switch(which, branches, x)
+
+    costs, _ = compile_for_tpu(f, ((), jnp.int32, ()), ((512, 512), jnp.bfloat16, ()))
+    assert costs.total("flops") == 2 * 2 * 512**3

@@ -1,124 +1,211 @@
-"""compare layouts with one device: does splitting change the picture?"""
+"""compare layouts with one device: does splitting change the picture?
+
+Runs one request on one device and on every layout from the same weights, and compares what the
+transformer alone predicts, the latents after the whole run, and the decoded frames. Exit code 1
+when a layout differs by more than rounding explains.
+"""
 
 import argparse
-import json
+import pathlib
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from wan_tpu.cli.options import positive_int
-from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.errors import OutputError, UnknownNameError
+from wan_tpu.geometry import parse_size
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import (
+    SEQUENCE_PARALLEL,
+    WEIGHTS,
+    Layout,
+    factorisations,
+    parse_layout,
+    variants,
+)
 
 PROMPT = "a red circle moving right on a black background"
+ALL = "all"
+HOST_DEVICES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `wan-tpu consistency`."""
     parser.add_argument("--model", default="wan-tiny", help="as in generate (default: %(default)s)")
     parser.add_argument(
-        "--devices", type=positive_int, default=8, metavar="N",
-        help="virtual CPU devices where there is no accelerator (default: %(default)s)",
+        "--devices", type=positive_int, metavar="N",
+        help=f"how many to use at most (default: the accelerator's, or {HOST_DEVICES} virtual "
+        "devices of the CPU)",
+    )  # fmt: skip
+    split = parser.add_argument_group("layouts")
+    split.add_argument(
+        "--layouts", default=ALL,
+        help="all: every split of N devices, and of every number that divides N, over dp, sp and "
+        "tp; or names joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+    )  # fmt: skip
+    split.add_argument(
+        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
+        help="each layout that has sp with this, or with all in turn (default: %(default)s)",
+    )  # fmt: skip
+    split.add_argument(
+        "--weights", choices=(*WEIGHTS, ALL), default=ALL,
+        help="each layout that has dp or sp with this, or both ways (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--layouts", default="all",
-        help="all, or names joined by commas: dp2-sp4,tp8 (default: %(default)s)",
+        "--attention", default="auto",
+        help="auto, reference, splash, ...; of all, the one device too (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--attention", default="auto", help="auto, reference, splash, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--steps", type=positive_int, default=4, help="denoising steps")
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="the figures as JSON, too")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)"
+    )
+    video = parser.add_argument_group("the video")
+    video.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
+    video.add_argument(
+        "--size", metavar="WxH", default="80x48",
+        help="pixels; with 9 frames 45 tokens, which divide by nothing and so are padded on every "
+        "split (default: %(default)s)",
+    )  # fmt: skip
+    video.add_argument(
+        "--frames", type=positive_int, default=9, help="4n + 1 (default: %(default)s)"
+    )
+    video.add_argument(
+        "--steps", type=positive_int, default=4, help="denoising steps (default: %(default)s)"
+    )
+    video.add_argument("--guidance-scale", type=float, help="1 or less runs without guidance")
+    video.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Compares; exit code 1 when a layout is not consistent."""
+    request = _read_request(parsed)
+    output = None if parsed.json is None else pathlib.Path(parsed.json)
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {output.parent}")
+
     from wan_tpu import runtime
     from wan_tpu.attention.api import IMPLEMENTATIONS
-    from wan_tpu.pipeline.video_file import write_json_atomically
-    from wan_tpu.request import VideoRequest
+    from wan_tpu.checkpoints.models import open_model
 
     if parsed.attention not in IMPLEMENTATIONS:
         raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
-    request = VideoRequest(prompt=parsed.prompt, seed=parsed.seed, num_inference_steps=parsed.steps)
-    host_devices = None if runtime.accelerator_present() else parsed.devices
+    host_devices = None if runtime.accelerator_present() else parsed.devices or HOST_DEVICES
     runtime.start(host_devices=host_devices, cache_folder=runtime.default_cache_folder())
 
+    import jax
+
     from wan_tpu.pipeline.consistency import TOLERANCES, compare_layouts
+    from wan_tpu.pipeline.model import check_request
+    from wan_tpu.pipeline.video_file import write_json_atomically
 
     if parsed.dtype not in TOLERANCES:
         raise UnknownNameError("dtype", parsed.dtype, tuple(TOLERANCES))
-    layouts = _read_layouts(parsed.layouts, parsed.devices)
+    layouts = read_layouts(parsed, jax.device_count())
+    check_request(open_model(parsed.model), request)
     sys.stdout.write(_HEADER)
     comparisons = []
     for comparison in compare_layouts(
-        parsed.model, layouts, request, dtype=parsed.dtype, attention=parsed.attention
-    ):
+        parsed.model, layouts, request,
+        dtype=parsed.dtype, attention=parsed.attention, on_start=_Progress(len(layouts)).show,
+    ):  # fmt: skip
         comparisons.append(comparison)
         sys.stdout.write(_row(comparison))
         sys.stdout.flush()
-    wrong = [c for c in comparisons if not c.consistent]
-    if parsed.json:
+    consistent = all(comparison.consistent for comparison in comparisons)
+    if output is not None:
         report = {
             "model": parsed.model,
             "dtype": parsed.dtype,
-            "consistent": not wrong,
-            "layouts": [c.to_json() for c in comparisons],
+            "consistent": consistent,
+            "layouts": [comparison.to_json() for comparison in comparisons],
         }
-        write_json_atomically(parsed.json, json.loads(json.dumps(report)))
-    if wrong:
-        worst = "; ".join(f"{_name(c)} by {c.velocity.max_relative:.1e}" for c in wrong)
-        sys.stdout.write(f"not consistent: {worst}\n")
-        return 1
-    sys.stdout.write(f"consistent: {len(comparisons)} layouts give the one device's video\n")
-    return 0
+        write_json_atomically(output, report)
+    sys.stdout.write(_verdict(comparisons))
+    return 0 if consistent else 1
+
+
+def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
+    """The layouts that the options name, each choice that makes a difference once.
+
+    Raises:
+        LayoutError: a text is not a layout, or one needs more devices than there are.
+    """
+    most = min(parsed.devices or num_here, num_here)
+    if parsed.layouts == ALL:
+        counts = [n for n in range(2, most + 1) if most % n == 0]
+        shapes = [shape for count in counts for shape in factorisations(count)]
+    else:
+        shapes = [parse_layout(text.strip()) for text in parsed.layouts.split(",")]
+    for shape in shapes:
+        if shape.num_devices > most:
+            shape.require_devices(most)
+    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
+    weights = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    found = [v for s in shapes for v in variants(s, sequence_parallel=modes, weights=weights)]
+    return list(dict.fromkeys(found))
+
+
+def _read_request(parsed: argparse.Namespace) -> VideoRequest:
+    width, height = parse_size(parsed.size)
+    return VideoRequest(
+        prompt=parsed.prompt,
+        width=width,
+        height=height,
+        num_frames=parsed.frames,
+        num_inference_steps=parsed.steps,
+        guidance_scale=parsed.guidance_scale,
+        seed=parsed.seed,
+    )
+
+
+class _Progress:
+    """Says on stderr what is being done, with the seconds since the start."""
+
+    def __init__(self, num_layouts: int) -> None:
+        self._started = time.monotonic()
+        self._num_layouts = num_layouts
+        self._done = 0
+
+    def show(self, layout: Layout) -> None:
+        """The one device first, then layout after layout."""
+        what = f"{self._done} of {self._num_layouts}: {layout.full_name}"
+        if self._done == 0:
+            what = "one device, to compare with"
+        self._done += 1
+        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {what}\n")
+        sys.stderr.flush()
 
 
 _HEADER = (
-    f"{'layout':<32}{'attention':<11}{'transformer':>12}{'cosine':>10}"
-    f"{'latents':>12}{'frames':>12}\n"
+    f"{'':<42}{'transformer alone':^27}{'latents after the run':^27}{'frames':>10}\n"
+    f"{'layout':<31}{'attention':<11}"
+    + f"{'max abs':>9}{'rel':>9}{'cosine':>9}" * 2
+    + f"{'PSNR dB':>10}\n"
 )
-
-
-def _read_layouts(text: str, num_devices: int) -> list[Any]:
-    """The layouts to compare.
-
-    Raises:
-        InputError: a layout needs more devices than there are.
-    """
-    from wan_tpu.pipeline.consistency import all_layouts
-    from wan_tpu.sharding.layout import parse_layout
-
-    if text == "all":
-        return all_layouts(num_devices)
-    layouts = [parse_layout(name) for name in text.split(",")]
-    for layout in layouts:
-        if layout.num_devices > num_devices:
-            raise InputError(f"layout {layout} needs {layout.num_devices} devices: --devices")
-    names = {str(layout) for layout in layouts}
-    return [layout for layout in _variants(layouts, num_devices) if str(layout) in names]
-
-
-def _variants(layouts: list[Any], num_devices: int) -> list[Any]:
-    """Every choice of sequence parallelism and weights for the layouts that were named."""
-    from wan_tpu.pipeline.consistency import all_layouts
-
-    counts = {layout.num_devices for layout in layouts}
-    found = [variant for count in sorted(counts) for variant in all_layouts(count)]
-    return [v for v in dict.fromkeys(found) if v.num_devices <= num_devices]
-
-
-def _name(comparison: Any) -> str:
-    layout = comparison.layout
-    mode = f" {layout.sequence_parallel}" if layout.sp > 1 else ""
-    weights = " replicated" if layout.weights == "replicated" else ""
-    return f"{layout}{mode}{weights}"
 
 
 def _row(comparison: Any) -> str:
     """A line of the table."""
+    differences = "".join(
+        f"{d.max_absolute:>9.1e}{d.max_relative:>9.1e}{d.cosine:>9.6f}"
+        for d in (comparison.velocity, comparison.latents)
+    )
     mark = "" if comparison.consistent else "  <- not consistent"
     return (
-        f"{_name(comparison):<32}{comparison.attention:<11}"
-        f"{comparison.velocity.max_relative:>12.1e}{comparison.velocity.cosine:>10.6f}"
-        f"{comparison.latents.max_relative:>12.1e}{comparison.psnr:>9.1f} dB{mark}\n"
+        f"{comparison.layout.full_name:<31}{comparison.attention:<11}{differences}"
+        f"{comparison.psnr:>10.1f}{mark}\n"
     )
+
+
+def _verdict(comparisons: Sequence[Any]) -> str:
+    """The last line."""
+    wrong = [c for c in comparisons if not c.consistent]
+    if not wrong:
+        return f"consistent: {len(comparisons)} layouts give the one device's video\n"
+    amounts = (
+        f"{c.layout.full_name} by {c.velocity.max_relative:.1e} of the transformer's output, "
+        f"frames {c.psnr:.1f} dB"
+        for c in wrong
+    )
+    return f"not consistent, {len(wrong)} of {len(comparisons)}: {'; '.join(amounts)}\n"

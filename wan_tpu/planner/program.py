@@ -155,7 +155,9 @@ class _Walk:
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 self._loop(instruction, times, scalars.value(instruction.operands[0]))
-            elif instruction.opcode in ("call", "async-start", "conditional"):
+            elif instruction.opcode == "conditional":
+                self._dearest_branch(instruction, times)
+            elif instruction.opcode in ("call", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
                     self._computation(self._program.computations[name], times, values)
@@ -163,7 +165,7 @@ class _Walk:
                 self._operation(computation, instruction, times)
 
     def _callees(self, instruction: Instruction) -> Iterable[str]:
-        """What an operation runs; of a conditional every branch: the text does not say which."""
+        """The computations that an operation names; of a conditional every branch."""
         if instruction.opcode == "conditional":
             branches = instruction.attribute("branch_computations")
             if branches:
@@ -172,6 +174,16 @@ class _Walk:
             return [name for name in both if name]
         name = instruction.called("to_apply") or instruction.called("calls")
         return [name] if name else []
+
+    def _dearest_branch(self, conditional: Instruction, times: int) -> None:
+        """Counts one branch: one runs, the text does not say which, and the others wait for it."""
+        before, dearest = len(self.operations), []
+        for name in self._callees(conditional):
+            self._computation(self._program.computations[name], times, ())
+            branch = self.operations[before:]
+            del self.operations[before:]
+            dearest = max(dearest, branch, key=_flops_then_bytes)
+        self.operations += dearest
 
     def _loop(self, loop: Instruction, times: int, start: Value) -> None:
         turns = trip_count(self._program, loop, start)
@@ -201,6 +213,12 @@ class _Walk:
             operation.hbm_bytes or operation.plain_bytes or operation.flops or operation.link_bytes
         ):
             self.operations.append(operation)
+
+
+def _flops_then_bytes(operations: Iterable[Operation]) -> tuple[int, int]:
+    """What branches are compared by."""
+    flops = sum(o.times * o.flops for o in operations)
+    return flops, sum(o.times * o.hbm_bytes for o in operations)
 
 
 def _kind(instruction: Instruction, flops: int) -> str:

@@ -1,0 +1,71 @@
+"""The models that are compared, and what one device makes of them."""
+
+import dataclasses
+import functools
+
+import jax
+import pytest
+
+from tests.checkpoint_factory import PROMPT, make_random_checkpoint
+from tests.consistency.cases import Case
+from wan_tpu.pipeline.consistency import Run, run_layout
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import Layout
+
+SMALL_VAE = {"dim_mult": [1, 1], "temperal_downsample": [True]}
+"""Two levels: compiling a VAE is most of what a comparison takes."""
+
+TRANSFORMERS = {
+    "12 heads": {"num_attention_heads": 12, "attention_head_dim": 12, "num_layers": 2},
+    "5 heads": {"num_attention_heads": 5, "attention_head_dim": 24, "num_layers": 2},
+}
+
+GRID = (5, 7)
+"""Rows and columns of tokens: 35 for one latent frame, 175 for five. No split divides either; over
+eight shards one of 35 holds padding only; 175 are more than one tile of splash."""
+
+LATENT_FRAMES = {"one frame": 1, "many frames": 5}
+
+
+@pytest.fixture(scope="session")
+def compared_runs(tmp_path_factory, devices):
+    """Runs a case's request on its layout and on one device, whose run is kept."""
+    folders = {
+        name: str(make_random_checkpoint(tmp_path_factory.mktemp("model"), sizes, SMALL_VAE))
+        for name, sizes in TRANSFORMERS.items()
+    }
+
+    def run(case: Case) -> Run:
+        tiny = case.model == "8 heads"
+        spatial, temporal = (8, 4) if tiny else (2, 2)
+        request = VideoRequest(
+            prompt=PROMPT,
+            negative_prompt="",
+            height=GRID[0] * 2 * spatial,
+            width=GRID[1] * 2 * spatial,
+            num_frames=(LATENT_FRAMES[case.frames] - 1) * temporal + 1,
+            num_inference_steps=3,
+            guidance_scale=3.0 if case.guidance == "guided" else 1.0,
+            seed=1,
+        )
+        model = "wan-tiny" if tiny else folders[case.model]
+        return run_layout(model, case.layout, request, dtype="float32", attention=case.attention)
+
+    @functools.cache
+    def run_once(case: Case) -> Run:
+        return run(case)
+
+    def both(case: Case) -> tuple[Run, Run]:
+        """What the case's layout makes, and one device with the reference attention."""
+        alone = dataclasses.replace(case, layout=Layout(), attention="reference")
+        return run(case), run_once(alone)
+
+    return both
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly():
+    """Compiling is nearly all of the time; LLVM's late passes change no layout."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
