@@ -4,20 +4,20 @@ Liu, Zaharia and Abbeel 2023, arXiv:2310.01889. The softmax over all keys is put
 from the softmax over each shard's keys and its logsumexp. No heads are traded, so any number of
 them goes, and sp may be larger than it; a device holds two shards' keys and values, not all.
 
-What one layer of 14B costs a v6e-8's chip (720p, the guidance pair, 75,776 tokens of which 75,600
-are real; read from the compiled programs, 2026-11-21, jax 0.10.2, libtpu 0.0.42.1):
+What one step of 14B costs a v6e-8's chip with sp8 (720p, the guidance pair, 75,776 tokens of which
+75,600 are real; read from the compiled programs, 2026-11-21, jax 0.10.2, libtpu 0.0.42.1):
 
-| | peak MiB, sp8 | HBM GB, sp8 | links GB, sp8 | peak MiB, dp2-sp4 | HBM GB, dp2-sp4 |
-|---|---|---|---|---|---|
-| ulysses | 1,668 | 9.3 | 0.7 | 1,850 | 8.2 |
-| allgather | 8,140 | 30.7 | 2.7 | 3,700 | 12.8 |
-| ring | 3,393 | 64.0 | 2.7 | 3,393 | 31.7 |
+| | peak GiB | HBM GB |
+|---|---|---|
+| ulysses | 4.6 | 421 |
+| allgather | 7.1 | 576 |
+| ring | 6.4 | 2,514 |
 
-So the ring is for more shards than ulysses can give heads to. What costs it: splash writes its
-logsumexp over 128 lanes of float32 (twice the bytes of its result), every turn pads a shard's keys
-to tiles anew, and the merged result is read and written once a turn. The turns are a scan: written
-out they need 6,345 MiB, for the compiler keeps several shards' results until it merges them, and
-hold a kernel each. In the scan's body the transfers start before the kernel and end after it.
+So the ring is for more shards than ulysses can give heads to. What costs it: the merged result is
+read and written once a turn in float32, each head's weight spread over its channels in memory, and
+padding makes a second kernel. The turns are a scan: written out, the compiler keeps several shards'
+results until it merges them. In the scan's body the transfers start before the kernel and end after
+it.
 """
 
 from collections.abc import Callable
