@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import pytest
+import torch
 from diffusers import AutoencoderKLWan
 
 from tests.checkpoint_factory import PROMPT, VAE, make_random_checkpoint
@@ -37,6 +38,7 @@ def make_wan_tiny_with_small_vae(folder: pathlib.Path) -> pathlib.Path:
     original = open_model("wan-tiny").folder
     assert original is not None
     shutil.copytree(original, folder, ignore=shutil.ignore_patterns("vae"), dirs_exist_ok=True)
+    torch.manual_seed(0)
     channels = {"z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
     AutoencoderKLWan(**{**VAE, **SMALL_VAE, **channels}).save_pretrained(folder / "vae")
     return folder
