@@ -154,7 +154,8 @@ def _predict(published: PublishedRun) -> Prediction:
     assert published.layout is not None
     where = find_slice(published.slice_name)
     request = VideoRequest(prompt="planned", width=1280, height=720, num_frames=81)
-    job = make_job(describe_model("wan2.1-t2v-14b"), request, where, stages=("step",))
+    model = describe_model("wan2.1-t2v-14b")
+    job = make_job(model, request, where, stages=("step",), attention="splash")
     cache = FactsCache(runtime.default_cache_folder().parent / "plans")
     (row,) = Planner(job, cache, _report).plan([published.layout])
     seconds = row.step_seconds

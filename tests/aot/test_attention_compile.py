@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 
-from wan_tpu.attention.sequence_parallel import cross_attend, padded_tokens, sharded_attend
+from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.attention.sequence_parallel import (
+    cross_attend,
+    group_heads,
+    padded_tokens,
+    sharded_attend,
+    ungroup_heads,
+)
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage, abstract
@@ -30,13 +37,22 @@ def make(topology_name, text, way):
 def compile_self(topology_name, text, way, tokens):
     """One layer's self-attention for the guidance pair, or for one item where dp is 1 and sp 8."""
     layout, mesh = make(topology_name, text, way)
-    shape = (2 if text != "sp8" else 1, tokens, HEADS, HEAD_DIM)
+    shape = (2 if text != "sp8" else 1, tokens, HEADS * HEAD_DIM)
     array = abstract(shape, jnp.bfloat16, named(mesh, "dp", "sp", "tp"))
+    implementation = resolve_implementation(
+        "auto", "tpu", device_kind=mesh.devices.flat[0].device_kind
+    )
 
-    def attention(query, key, value):
-        return sharded_attend(
-            query, key, value, mesh=mesh, layout=layout, implementation="auto", num_keys=NUM_TOKENS
+    def attention(*arrays):
+        attended = sharded_attend(
+            *(group_heads(x, mesh=mesh, layout=layout) for x in arrays),
+            head_dim=HEAD_DIM,
+            mesh=mesh,
+            layout=layout,
+            implementation=implementation,
+            num_keys=NUM_TOKENS,
         )
+        return ungroup_heads(attended, mesh=mesh)
 
     return Stage(name="attention", function=attention, arguments=(array,) * 3, mesh=mesh).compile()
 
@@ -106,11 +122,15 @@ def test_padding_tokens_once_saves_copies():
 @pytest.mark.slow
 def test_cross_attention_on_v6e_8():
     layout, mesh = make("v6e:2x4", "dp2-sp4", "ulysses")
-    query = abstract((2, NUM_TOKENS, HEADS, HEAD_DIM), jnp.bfloat16, named(mesh, "dp", "sp", "tp"))
-    text = abstract((2, TEXT, HEADS, HEAD_DIM), jnp.bfloat16, named(mesh, "dp", None, "tp"))
+    channels = HEADS * HEAD_DIM
+    split = named(mesh, None, "dp", "sp", "tp")
+    query = abstract((1, 2, NUM_TOKENS, channels), jnp.bfloat16, split)
+    text = abstract((1, 2, TEXT, channels), jnp.bfloat16, named(mesh, None, "dp", None, "tp"))
 
-    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return cross_attend(query, key, value, mesh=mesh, layout=layout, implementation="auto")
+    def attention(*arrays: jax.Array) -> jax.Array:
+        return cross_attend(
+            *arrays, head_dim=HEAD_DIM, mesh=mesh, layout=layout, implementation="flash"
+        )
 
     compiled = Stage(
         name="attention", function=attention, arguments=(query, text, text), mesh=mesh

@@ -25,7 +25,7 @@ def compiled_step():
     layout = default_layout(8, 40)
     mesh = make_mesh(layout, topology.devices)
     model = make_video_model(description, mesh, layout, dtype=jnp.dtype("bfloat16"))
-    assert model.denoiser.setting.implementation == "splash"
+    assert model.denoiser.setting.implementation == "flash"
     request, geometry = check_request(description, VideoRequest(prompt="a fox"))
     assert geometry.num_tokens == 75_600
     schedule = make_schedule(

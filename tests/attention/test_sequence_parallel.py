@@ -9,7 +9,13 @@ import pytest
 
 from tests.tolerances import PARITY, relative_error
 from wan_tpu.attention import sequence_parallel
-from wan_tpu.attention.sequence_parallel import cross_attend, padded_tokens, sharded_attend
+from wan_tpu.attention.sequence_parallel import (
+    cross_attend,
+    group_heads,
+    padded_tokens,
+    sharded_attend,
+    ungroup_heads,
+)
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh, named
@@ -30,21 +36,27 @@ def place(arrays, mesh, *spec):
 
 def split_self(arrays, layout, mesh, implementation, num_keys):
     """Self-attention of arrays placed on the mesh, as (result, compiled program's text)."""
-    arrays = place(arrays, mesh, "dp", "sp", "tp")
+    shape = arrays[0].shape
+    arrays = place(map(merge_heads, arrays), mesh, "dp", "sp", "tp")
 
-    def attention(query, key, value):
-        return sharded_attend(
-            query,
-            key,
-            value,
+    def attention(*arrays):
+        attended = sharded_attend(
+            *(group_heads(x, mesh=mesh, layout=layout) for x in arrays),
+            head_dim=shape[-1],
             mesh=mesh,
             layout=layout,
             implementation=implementation,
             num_keys=num_keys,
         )
+        return ungroup_heads(attended, mesh=mesh).reshape(shape)
 
     compiled = jax.jit(attention).lower(*arrays).compile()
     return compiled(*arrays), compiled.as_text()
+
+
+def merge_heads(x):
+    """[batch, tokens, heads, head_dim] -> [batch, tokens, heads * head_dim]."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def collectives(program):
@@ -56,8 +68,8 @@ def collectives(program):
 def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exact):
     """88 tokens of which 83 are real; the rest, of queries too, holds garbage.
 
-    Red when heads come back in another order (`transpose(2, 0, 3, 1, 4)` to `(2, 0, 1, 3, 4)` with
-    the shapes mended, or ways and heads swapped), when tokens do, or when `num_keys` is dropped.
+    Red when heads come back in another order (`reshape(batch, tokens, channels // groups, groups)`
+    and its transpose in `group_heads`), when tokens do, or when `num_keys` is dropped.
     """
     layout, mesh = make(text, way, devices)
     arrays = spoil(make_qkv(2, 88, 88, 8, 16), 83, 1e4)
@@ -106,32 +118,36 @@ def test_ulysses_with_heads_that_were_not_padded_is_our_mistake(devices, make_qk
 
 
 @WAYS
-def test_the_kernel_inside_shard_map(way, devices, make_qkv, spoil, exact):
-    """Splash, interpreted because the mesh is of CPUs; bfloat16 as on a TPU.
+@pytest.mark.parametrize("kernel", ["splash", "flash"])
+def test_the_kernels_inside_shard_map(kernel, way, devices, make_qkv, spoil, exact):
+    """Interpreted, because the mesh is of CPUs; bfloat16 as on a TPU.
 
-    2e-2: scaled keys, weights and results are each rounded to 8 bits.
+    2e-2: scaled keys (or queries), weights and results are each rounded to 8 bits.
     """
     layout, mesh = make("dp2-sp2-tp2", way, devices)
     arrays = spoil(make_qkv(2, 304, 304, 4, 16, dtype=jnp.bfloat16), 299, np.nan)
     expected = exact(*(x[:, :299] for x in arrays))
-    out, _ = split_self(arrays, layout, mesh, "splash", 299)
+    out, _ = split_self(arrays, layout, mesh, kernel, 299)
     assert out.dtype == jnp.bfloat16
     assert relative_error(out[:, :299], expected) < 2e-2
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "splash"])
+@pytest.mark.parametrize("implementation", ["chunked", "splash", "flash"])
 @pytest.mark.parametrize("text", ["dp2-sp2-tp2", "sp8"])
 def test_cross_attention_speaks_to_nobody(text, implementation, devices, make_qkv, exact):
     """Red when the text is split over sp, which shows as all-gathers and wrong answers."""
     layout, mesh = make(text, "ulysses", devices)
     query, key, value = make_qkv(2, 88, 21, 8, 16)
     expected = exact(query, key, value)
-    arrays = place([query], mesh, "dp", "sp", "tp") + place([key, value], mesh, "dp", None, "tp")
+    shape = query.shape
+    query, key, value = (merge_heads(x)[None] for x in (query, key, value))
+    arrays = place([query], mesh, None, "dp", "sp", "tp")
+    arrays += place([key, value], mesh, None, "dp", None, "tp")
 
-    def attention(query, key, value):
+    def attention(*arrays):
         return cross_attend(
-            query, key, value, mesh=mesh, layout=layout, implementation=implementation
-        )
+            *arrays, head_dim=16, mesh=mesh, layout=layout, implementation=implementation
+        ).reshape(shape)
 
     compiled = jax.jit(attention).lower(*arrays).compile()
     assert relative_error(compiled(*arrays), expected) < PARITY
@@ -147,8 +163,8 @@ def test_a_mesh_of_another_layout_is_our_mistake(devices, make_qkv):
 
 def test_unknown_name(devices, make_qkv):
     layout, mesh = make("sp8", "ulysses", devices)
-    with pytest.raises(UnknownNameError, match="flash"):
-        split_self(make_qkv(1, 8, 8, 8, 8), layout, mesh, "flash", None)
+    with pytest.raises(UnknownNameError, match="flash9"):
+        split_self(make_qkv(1, 8, 8, 8, 8), layout, mesh, "flash9", None)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +172,8 @@ def test_unknown_name(devices, make_qkv):
     [
         (75_600, "chunked", 75_600),
         (75_600, "splash", 75_776),  # a multiple of the tile, 2,048
+        (75_600, "flash", 75_776),  # 37 x 256 on each of 8 shards
+        (80, "flash", 80),  # 2,048 would add too much
         (80, "splash", 80),  # the tile, 128, would add 60%
         (83, "splash", 88),
     ],

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,14 @@ from wan_tpu.planner.compile import (
     unpack_text,
 )
 from wan_tpu.planner.hardware import find_slice
-from wan_tpu.planner.kernel_cycles import KernelCountError, grid_of, read_schedule
+from wan_tpu.planner.kernel_cycles import (
+    KernelCountError,
+    KernelShape,
+    count_cycles,
+    grid_of,
+    read_schedule,
+    splash_parts,
+)
 from wan_tpu.planner.program import read_program
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named
@@ -138,7 +143,7 @@ def test_libtpu_missing_says_how(monkeypatch):
         slice_devices(find_slice("v6e-8"))
 
 
-def test_the_schedule_s_body_is_what_holds_most_of_a_step(tmp_path):
+def test_regions_of_a_schedule_nest(tmp_path):
     lines = ["0x0 { Start region 1", "0x9 { Start region 2 ; Start region 3", "0x12 End region 3"]
     lines += [
         "0x13 { Start region 4",
@@ -147,8 +152,14 @@ def test_the_schedule_s_body_is_what_holds_most_of_a_step(tmp_path):
         "0x81 End region 1",
     ]
     (tmp_path / "1-k-1-final_bundles.txt").write_text("\n".join(f" {line}" for line in lines))
-    step, body = read_schedule(tmp_path)
-    assert (step, body) == (0x81 + 1, 0x76 - 0x13 + 1)
+    step = read_schedule(tmp_path)
+    assert step.bundles == 0x82
+    (row,) = step.inside
+    assert [region.bundles for region in row.inside] == [0x12 - 0x9 + 1, 0x76 - 0x13 + 1]
+    assert splash_parts(step, (2, 3, 4)) == {
+        "tile": (0x76 - 0x13 + 1, 24),
+        "row": (0x82 - (0x76 - 0x13 + 1), 6),
+    }
 
 
 def test_no_schedule_is_an_error(tmp_path):
@@ -161,15 +172,24 @@ def test_the_grid_of_a_kernel_that_is_not_there():
         grid_of(jax.make_jaxpr(lambda x: x + 1)(1.0))
 
 
-def test_counting_a_kernel_in_its_own_process():
-    """A tile of 256 x 256: the kernel's cycles are far above the matrix unit's floor, not below."""
-    command = [sys.executable, "-m", "wan_tpu.planner.kernel_cycles"]
-    done = subprocess.run(
-        [*command, "v6e", "splash", "256", "512", "512", "128", "bfloat16"],
-        capture_output=True, text=True, timeout=120, check=False,
+@pytest.mark.parametrize(
+    ("implementation", "tokens", "chunks", "least", "most"),
+    [
+        ("splash", 512, 1, 1.46e-3, 10e-3),
+        # Two blocks of queries; keys in a whole tile, a small one and a partial one per chunk.
+        ("flash", 2 * 1400, 2, 1.46e-3, 4.5e-3),
+    ],
+)
+def test_counting_a_kernel_in_its_own_process(implementation, tokens, chunks, least, most):
+    """Cycles per pair are above the matrix unit's floor, and not far."""
+    shape = KernelShape(
+        chip="v6e", implementation=implementation, queries=tokens, keys=tokens, num_keys=tokens,
+        head_dim=128, query_chunks=chunks, key_chunks=chunks,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    count = json.loads(done.stdout)
-    pairs = 256 * 512
-    per_head = count["body_bundles"] * count["steps"] + count["row_bundles"] * count["rows"]
-    assert 1.46e-3 * pairs < per_head < 10e-3 * pairs
+    count = count_cycles(shape)
+    assert least * tokens**2 < count.per_head < most * tokens**2
+    if implementation == "flash":
+        times = {name: part[1] for name, part in count.parts.items()}
+        assert times["tile of 1024 keys"] == times["tile of 256 keys"] == 4
+        assert times["partial tile"] == times["block of keys"] == 4
+        assert times["block of queries"] == 2

@@ -4,17 +4,19 @@ Works on what one device holds (or on unsharded arrays): `sequence_parallel` spl
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
+import functools
 from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
 from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
+from wan_tpu.attention.flash import LANES, flash_attention, flash_with_logsumexp
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
-from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp, tiles_for
+from wan_tpu.attention.splash import WIDE_CHIPS, splash_attention, splash_with_logsumexp, tiles_for
 from wan_tpu.errors import UnknownNameError
 
-IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash")
+IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash", "flash")
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 
@@ -26,12 +28,14 @@ def resolve_implementation(
     name: str,
     platform: str,
     *,
+    device_kind: str = "",
     dtype: jax.typing.DTypeLike | None = None,
     head_dim: int | None = None,
 ) -> str:
     """The concrete implementation that `name` means on a platform; never `auto`.
 
-    `auto` is the one whose memory stays flat in the length: splash on a TPU, cuDNN's flash kernel
+    `auto` is the one whose memory stays flat in the length: on a TPU flash where it suits (matrix
+    units 256 wide, heads of whole registers), else splash; cuDNN's flash kernel
     behind `jax.nn.dot_product_attention` on a GPU, else the chunked one. cuDNN takes 16-bit types
     and head sizes that are multiples of 8 only; for others `dot_product` would hold the whole score
     matrix, so `auto` is chunked there too.
@@ -39,6 +43,7 @@ def resolve_implementation(
     Args:
         name: one of `IMPLEMENTATIONS`.
         platform: of the devices that will run it, as `jax.Device.platform` says.
+        device_kind: likewise; a v6e when not given.
         dtype: of the query; bfloat16 when not given.
         head_dim: of the query; 128, Wan's, when not given.
 
@@ -50,7 +55,8 @@ def resolve_implementation(
     if name != "auto":
         return name
     if platform == "tpu":
-        return "splash"
+        suits = device_kind in ("", *WIDE_CHIPS) and (head_dim or 128) % LANES == 0
+        return "flash" if suits else "splash"
     if platform in GPU_PLATFORMS and _cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
         return "dot_product"
     return "chunked"
@@ -124,9 +130,23 @@ def attend(
     _check(query, key, value, num_keys)
     device = device or jax.devices()[0]
     name = resolve_implementation(
-        implementation, device.platform, dtype=query.dtype, head_dim=query.shape[3]
+        implementation,
+        device.platform,
+        device_kind=device.device_kind,
+        dtype=query.dtype,
+        head_dim=query.shape[3],
     )
     num_keys = num_keys or key.shape[1]
+    interpret = bool(device.platform != "tpu" if interpret is None else interpret)
+    if name == "flash":
+        out, logsumexp = flash_with_logsumexp(
+            *(x.reshape(1, *x.shape[:2], -1) for x in (query, key, value)),
+            head_dim=query.shape[3],
+            num_keys=num_keys,
+            interpret=interpret,
+        )
+        out = out.reshape(query.shape)
+        return (out, logsumexp) if with_logsumexp else out
     if name == "splash":
         splash = splash_with_logsumexp if with_logsumexp else splash_attention
         return splash(
@@ -135,7 +155,7 @@ def attend(
             value,
             num_keys=num_keys,
             tiles=tiles_for(device.device_kind),
-            interpret=bool(device.platform != "tpu" if interpret is None else interpret),
+            interpret=interpret,
         )
     # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
     # cannot come back as 0 x NaN.
@@ -148,6 +168,71 @@ def attend(
     if name == "chunked":
         return chunked_attention(query, key, value)
     return _dot_product_attention(query, key, value, device.platform)
+
+
+def attend_chunks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    head_dim: int,
+    implementation: str,
+    num_keys: int | None = None,
+    device: Any = None,
+    with_logsumexp: bool = False,
+) -> Any:
+    """`attend` over arrays as the devices exchange them: tokens in chunks, heads in the channels.
+
+    Token t of chunk c is number `c * chunk + t`.
+
+    Args:
+        query: [chunks, batch, chunk, heads * head_dim].
+        key: likewise; its chunks may differ in number and length.
+        value: like `key`.
+        head_dim: features of a head.
+        implementation: as in `attend`; `flash` takes the arrays as they are.
+        num_keys: as in `attend`.
+        device: as in `attend`.
+        with_logsumexp: as in `attend`.
+
+    Returns:
+        Like `query`; with the logsumexp of each query's scores, [batch, heads, chunks * chunk]
+        float32, if it is asked for.
+    """
+    device = device or jax.devices()[0]
+    chunks, batch, chunk, channels = query.shape
+    if implementation == "flash":
+        flash = flash_with_logsumexp if with_logsumexp else flash_attention
+        return flash(
+            query,
+            key,
+            value,
+            head_dim=head_dim,
+            num_keys=num_keys or key.shape[0] * key.shape[2],
+            interpret=device.platform != "tpu",
+        )
+    attend_joined = functools.partial(
+        attend,
+        *(_join_chunks(x, head_dim) for x in (query, key, value)),
+        implementation=implementation,
+        num_keys=num_keys,
+        device=device,
+    )
+
+    def in_chunks(out: jax.Array) -> jax.Array:
+        return out.reshape(batch, chunks, chunk, channels).transpose(1, 0, 2, 3)
+
+    if with_logsumexp:
+        out, logsumexp = attend_joined(with_logsumexp=True)
+        return in_chunks(out), logsumexp
+    return in_chunks(attend_joined())
+
+
+def _join_chunks(x: jax.Array, head_dim: int) -> jax.Array:
+    """[chunks, batch, chunk, heads * head_dim] -> [batch, chunks * chunk, heads, head_dim]."""
+    chunks, batch, chunk, channels = x.shape
+    x = x.transpose(1, 0, 2, 3)  # [batch, chunks, chunk, heads * head_dim]
+    return x.reshape(batch, chunks * chunk, channels // head_dim, head_dim)
 
 
 def _dot_product_attention(

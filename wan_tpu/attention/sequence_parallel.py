@@ -2,7 +2,12 @@
 
 Each device attends for its own batch items and heads; what differs is how its queries come to see
 the tokens of the other sp shards. Functions here take the global view and are called inside jit;
-`shard_map` gives the functions below them what one device holds. A further way is one more function
+`shard_map` gives the functions below them what one device holds.
+
+Heads stay where the projections leave them, one after the other in the channels of a token:
+`[tokens, heads * head_dim]`. Splitting the two lays an array out anew in a TPU's memory. For
+Ulysses the heads come in as many groups as there are sp shards, each group one block in memory that
+goes to (or comes from) one shard; elsewhere there is one group. A further way is one more function
 in `_SELF_ATTENTION`.
 
 The platform always comes from the mesh: programs are also compiled for a slice that is not there.
@@ -14,23 +19,29 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from wan_tpu.attention.api import attend
+from wan_tpu.attention.api import attend_chunks
 from wan_tpu.attention.ring import ring_attention
 from wan_tpu.attention.splash import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 
-TOKENS_SPLIT = PartitionSpec(DP, SP, TP, None)
-"""How `sharded_attend` splits [batch, tokens, heads, head_dim]."""
+TOKENS_SPLIT = PartitionSpec(DP, SP, TP)
+"""How `[batch, tokens, heads * head_dim]` is split."""
 
-TOKENS_WHOLE = PartitionSpec(DP, None, TP, None)
+GROUPS_SPLIT = PartitionSpec(None, DP, SP, TP)
+"""How `[groups, batch, tokens, heads of a group * head_dim]` is split."""
+
+KEYS_WHOLE = PartitionSpec(None, DP, None, TP)
 """How `cross_attend` splits the keys: every sp shard holds all of them."""
 
 LocalAttend = Callable[..., jax.Array]
-"""`attend` with everything chosen but the arrays and `num_keys`."""
+"""`attend_chunks` with everything chosen but the arrays and `num_keys`."""
 
 MOST_PADDING = 0.01
 """Share of tokens that `padded_tokens` may add for the kernel: they cost everywhere else."""
+
+ROWS = 256
+"""Rows that suit flash's tiles and those of the products around it, per shard."""
 
 
 def padded_tokens(
@@ -42,7 +53,7 @@ def padded_tokens(
     multiple of sp gives the same result: around the kernel, one layer of 14B at 720p on a v6e-8
     moves through a chip's memory (2026-11-21, read from the compiled programs)
 
-    | tokens | tp8 | dp2-sp4 ulysses | dp2-sp4 allgather |
+    | tokens, splash | tp8 | dp2-sp4 ulysses | dp2-sp4 allgather |
     |---|---|---|---|
     | 75,600 | 5.8 GB | 7.2 GB | 10.9 GB |
     | 75,776 (+0.2%) | 4.0 GB | 5.3 GB | 8.2 GB |
@@ -59,11 +70,43 @@ def padded_tokens(
     assert implementation != "auto"
     assert multiple % layout.sp == 0, (multiple, str(layout))
     least = ceil_to_multiple(num_tokens, multiple)
-    if implementation != "splash":
+    if implementation == "flash":
+        tiled = ceil_to_multiple(num_tokens, multiple * ROWS)
+    elif implementation == "splash":
+        tiled = padded_length(num_tokens, tiles_for(mesh.devices.flat[0].device_kind))
+        tiled = ceil_to_multiple(tiled, multiple)
+    else:
         return least
-    tiled = padded_length(num_tokens, tiles_for(mesh.devices.flat[0].device_kind))
-    tiled = ceil_to_multiple(tiled, multiple)
     return tiled if tiled - num_tokens <= MOST_PADDING * num_tokens else least
+
+
+def head_groups(layout: Layout) -> int:
+    """Groups that the heads of queries, keys and values come in."""
+    return layout.sp if layout.sequence_parallel == "ulysses" else 1
+
+
+def group_heads(x: jax.Array, *, mesh: Mesh, layout: Layout) -> jax.Array:
+    """[batch, tokens, heads * head_dim] -> [groups, batch, tokens, heads of a group * head_dim].
+
+    Each tp shard groups the heads that it holds.
+    """
+
+    def per_device(x: jax.Array) -> jax.Array:
+        batch, tokens, channels = x.shape
+        groups = head_groups(layout)
+        return x.reshape(batch, tokens, groups, channels // groups).transpose(2, 0, 1, 3)
+
+    return _shard_map(per_device, mesh, (TOKENS_SPLIT,), GROUPS_SPLIT)(x)
+
+
+def ungroup_heads(x: jax.Array, *, mesh: Mesh) -> jax.Array:
+    """`group_heads` undone."""
+
+    def per_device(x: jax.Array) -> jax.Array:
+        groups, batch, tokens, channels = x.shape
+        return x.transpose(1, 2, 0, 3).reshape(batch, tokens, groups * channels)
+
+    return _shard_map(per_device, mesh, (GROUPS_SPLIT,), TOKENS_SPLIT)(x)
 
 
 def sharded_attend(
@@ -71,6 +114,7 @@ def sharded_attend(
     key: jax.Array,
     value: jax.Array,
     *,
+    head_dim: int,
     mesh: Mesh,
     layout: Layout,
     implementation: str,
@@ -79,10 +123,12 @@ def sharded_attend(
     """Self-attention over tokens that are split over sp; global view, inside jit.
 
     Args:
-        query: [batch, tokens, heads, head_dim]; tokens padded to a multiple of sp, heads to
-            `layout.padded_heads`, batch a multiple of dp.
+        query: [groups, batch, tokens, heads of a group * head_dim], as `group_heads` makes it;
+            tokens padded to a multiple of sp, heads to `layout.padded_heads`, batch a multiple of
+            dp.
         key: like `query`.
         value: like `query`.
+        head_dim: features of a head.
         mesh: with the axes dp, sp and tp of `layout`; decides the platform.
         layout: decides how shards see each other's tokens.
         implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
@@ -90,21 +136,20 @@ def sharded_attend(
             results mean nothing. All are real when not given.
 
     Returns:
-        [batch, tokens, heads, head_dim] in the query's dtype, split like `query`.
+        Like `query`, split like it.
 
     Raises:
         UnknownNameError: there is no such implementation.
     """
-    _check(query, mesh, layout)
+    _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
-    assert query.shape[2] == layout.padded_heads(query.shape[2]), (query.shape, str(layout))
+    assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
     per_device = functools.partial(
         _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else _alone,
-        attend=_local_attend(mesh, implementation),
+        attend=_local_attend(mesh, implementation, head_dim),
         num_keys=num_keys,
     )
-    specs = (TOKENS_SPLIT, TOKENS_SPLIT, TOKENS_SPLIT)
-    return _shard_map(per_device, mesh, specs)(query, key, value)
+    return _shard_map(per_device, mesh, (GROUPS_SPLIT,) * 3, GROUPS_SPLIT)(query, key, value)
 
 
 def cross_attend(
@@ -112,6 +157,7 @@ def cross_attend(
     key: jax.Array,
     value: jax.Array,
     *,
+    head_dim: int,
     mesh: Mesh,
     layout: Layout,
     implementation: str,
@@ -119,28 +165,27 @@ def cross_attend(
     """Attention of tokens, split over sp, to text that every sp shard holds whole; global view.
 
     Args:
-        query: [batch, tokens, heads, head_dim], as in `sharded_attend`.
-        key: [batch, text, heads, head_dim]; all attended, for Wan's zeros after the prompt are
-            real keys.
+        query: [1, batch, tokens, heads * head_dim]: one group, whatever the layout.
+        key: [1, batch, text, heads * head_dim]; all attended, for Wan's zeros after the prompt
+            are real keys.
         value: like `key`.
+        head_dim: features of a head.
         mesh: with the axes dp, sp and tp of `layout`; decides the platform.
         layout: what the mesh was made for.
         implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
 
     Returns:
-        [batch, tokens, heads, head_dim] in the query's dtype, split like `query`; no device speaks
-        to another for it.
+        Like `query`, split like it; no device speaks to another for it.
 
     Raises:
         UnknownNameError: there is no such implementation.
     """
-    _check(query, mesh, layout)
+    _check(query, head_dim, mesh, layout)
     per_device = functools.partial(
-        _alone, attend=_local_attend(mesh, implementation), num_keys=None
+        _alone, attend=_local_attend(mesh, implementation, head_dim), num_keys=None
     )
-    return _shard_map(per_device, mesh, (TOKENS_SPLIT, TOKENS_WHOLE, TOKENS_WHOLE))(
-        query, key, value
-    )
+    specs = (GROUPS_SPLIT, KEYS_WHOLE, KEYS_WHOLE)
+    return _shard_map(per_device, mesh, specs, GROUPS_SPLIT)(query, key, value)
 
 
 def _alone(
@@ -155,38 +200,18 @@ def _ulysses(
 ) -> jax.Array:
     """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
 
-    DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509). Takes and returns
-    [batch, tokens / sp, heads, head_dim]. Query, key and value travel one by one: joined they would
-    cost one more pass over all three in memory, and one can travel while the next is computed.
+    DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509). Before an exchange the first dimension
+    counts groups of heads, after it the shards that the tokens come from, which attention takes as
+    chunks: nothing is put in order. Query, key and value travel one by one: one can travel while
+    the next is computed.
     """
-    query, key, value = (_tokens_for_heads(x) for x in (query, key, value))
-    # each [batch, tokens, heads / sp, head_dim]
-    return _heads_for_tokens(attend(query, key, value, num_keys=num_keys))
+    query, key, value = (_exchange(x) for x in (query, key, value))
+    return _exchange(attend(query, key, value, num_keys=num_keys))
 
 
-def _tokens_for_heads(x: jax.Array) -> jax.Array:
-    """Per device: [batch, tokens / sp, heads, head_dim] -> [batch, tokens, heads / sp, head_dim].
-
-    What goes to (and comes from) one shard is made one block in memory, `[sp, batch, heads / sp,
-    tokens / sp, head_dim]`: all-to-all along dimensions where they stand makes the TPU compiler
-    copy more (6.1 against 5.3 GB per layer; 14B, 720p, dp2-sp4).
-    """
-    batch, tokens, heads, head_dim = x.shape
-    ways = jax.lax.axis_size(SP)
-    x = x.reshape(batch, tokens, ways, heads // ways, head_dim).transpose(2, 0, 3, 1, 4)
-    x = jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
-    # [shard of the tokens, batch, heads / sp, tokens / sp, head_dim]
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, ways * tokens, heads // ways, head_dim)
-
-
-def _heads_for_tokens(x: jax.Array) -> jax.Array:
-    """Per device: `_tokens_for_heads` undone."""
-    batch, tokens, heads, head_dim = x.shape
-    ways = jax.lax.axis_size(SP)
-    x = x.reshape(batch, ways, tokens // ways, heads, head_dim).transpose(1, 0, 3, 2, 4)
-    x = jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
-    # [shard of the heads, batch, heads / sp, tokens / sp, head_dim]
-    return x.transpose(1, 3, 0, 2, 4).reshape(batch, tokens // ways, ways * heads, head_dim)
+def _exchange(x: jax.Array) -> jax.Array:
+    """Per device: entry i of the first dimension goes to shard i, what shard i sent becomes it."""
+    return jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
 
 
 def _allgather(
@@ -194,10 +219,10 @@ def _allgather(
 ) -> jax.Array:
     """Per device: gather every key and value, attend for the device's own queries.
 
-    Takes and returns [batch, tokens / sp, heads, head_dim]; any number of heads.
+    Takes and returns [1, batch, tokens / sp, heads * head_dim]; any number of heads.
     """
-    key, value = (jax.lax.all_gather(x, SP, axis=1, tiled=True) for x in (key, value))
-    # each [batch, tokens, heads, head_dim]
+    key, value = (jax.lax.all_gather(x, SP, axis=0, tiled=True) for x in (key, value))
+    # each [sp, batch, tokens / sp, heads * head_dim]
     return attend(query, key, value, num_keys=num_keys)
 
 
@@ -209,27 +234,34 @@ _SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {
 """By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 
 
-def _local_attend(mesh: Mesh, implementation: str) -> LocalAttend:
-    """`attend` for the mesh's devices, not for this process's own."""
-    device = mesh.devices.flat[0]
-    return functools.partial(attend, implementation=implementation, device=device)
-
-
-def _shard_map(
-    per_device: Callable[..., jax.Array], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]
-):
-    # check_vma: Pallas calls do not say over which axes their results vary.
-    return jax.shard_map(
-        per_device, mesh=mesh, in_specs=in_specs, out_specs=TOKENS_SPLIT, check_vma=False
+def _local_attend(mesh: Mesh, implementation: str, head_dim: int) -> LocalAttend:
+    """`attend_chunks` for the mesh's devices, not for this process's own."""
+    return functools.partial(
+        attend_chunks,
+        head_dim=head_dim,
+        implementation=implementation,
+        device=mesh.devices.flat[0],
     )
 
 
-def _check(query: jax.Array, mesh: Mesh, layout: Layout) -> None:
+def _shard_map(
+    per_device: Callable[..., jax.Array],
+    mesh: Mesh,
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: PartitionSpec,
+):
+    # check_vma: Pallas calls do not say over which axes their results vary.
+    return jax.shard_map(
+        per_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _check(query: jax.Array, head_dim: int, mesh: Mesh, layout: Layout) -> None:
     """Holds callers to their part; shapes were padded and layouts checked long before."""
     assert dict(mesh.shape) == {DP: layout.dp, SP: layout.sp, TP: layout.tp}, (
         mesh.shape,
         str(layout),
     )
-    batch, tokens, heads, _ = query.shape
-    split = (batch % layout.dp, tokens % layout.sp, heads % layout.tp)
+    _, batch, tokens, channels = query.shape
+    split = (batch % layout.dp, tokens % layout.sp, channels % (layout.tp * head_dim))
     assert split == (0, 0, 0), f"{query.shape} does not divide over {layout}"

@@ -117,12 +117,12 @@ NARROW_TILES = ChipTiles(
 """Matrix units of 128 x 128 and 16 MiB of VMEM a kernel (v4, v5e, v5p), counted on v5e; an unknown
 chip gets these, which compile for every one."""
 
-_WIDE_CHIPS = ("TPU v6 lite", "TPU7x")
+WIDE_CHIPS = ("TPU v6 lite", "TPU7x")
 
 
 def tiles_for(device_kind: str) -> ChipTiles:
     """The tiles for a chip, by `jax.Device.device_kind`."""
-    return WIDE_TILES if device_kind in _WIDE_CHIPS else NARROW_TILES
+    return WIDE_TILES if device_kind in WIDE_CHIPS else NARROW_TILES
 
 
 def choose_tiling(num_queries: int, num_keys: int, tiles: ChipTiles) -> Tiling:

@@ -19,7 +19,7 @@ from wan_tpu.geometry import TEXT_TOKENS, Compression, Geometry
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.mesh import named, platform_of
+from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
@@ -229,6 +229,7 @@ def make_video_model(
     implementation = resolve_implementation(
         attention,
         platform_of(mesh),
+        device_kind=device_kind_of(mesh),
         dtype=dtype,
         head_dim=transformer.attention_head_dim,
     )

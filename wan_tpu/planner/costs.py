@@ -20,7 +20,9 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Sequence
 
+from wan_tpu.attention.flash import KERNEL_NAME
 from wan_tpu.planner.hlo import HBM, Array, Computation, Instruction, ProgramText, Type, leaves
 from wan_tpu.planner.products import convolution_flops, dot_flops
 
@@ -45,6 +47,7 @@ _THROUGH = ("bitcast", "convert", "reshape", "transpose", "copy")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 KERNEL_TARGET = "tpu_custom_call"
+_FLASH = re.compile(rf"/{KERNEL_NAME}_head(\d+)/")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +62,19 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Shapes of an attention kernel on one chip, as it is called: padding included."""
+    """Shapes of an attention kernel on one chip, as it is called: padding included.
+
+    Attributes:
+        heads: of all batch items.
+        query_chunks: chunks that the queries come in; key_chunks: likewise.
+    """
 
     heads: int
     queries: int
     keys: int
     head_dim: int
+    query_chunks: int = 1
+    key_chunks: int = 1
 
     @property
     def flops(self) -> int:
@@ -230,6 +240,9 @@ class CostReader:
         operands = [a.dims for a in kinds if _may_be_tokens(a)]
         if len(operands) < 3:
             return None
+        flash = _FLASH.search(instruction.attributes)
+        if flash is not None:
+            return _flash_shapes(operands, head_dim=int(flash[1]))
         query, key, value = operands[:3]
         if query[:-2] != key[:-2] or key[:-1] != value[:-1]:
             return None
@@ -250,6 +263,19 @@ def compiler_cycles(instruction: Instruction) -> int:
     """The compiler's own estimate of an operation's cycles, 0 where it writes none."""
     found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     return int(found[1]) if found else 0
+
+
+def _flash_shapes(operands: Sequence[tuple[int, ...]], head_dim: int) -> Attention:
+    """Of our own kernel: `[chunks, batch, chunk, heads * head_dim]`."""
+    (query_chunks, batch, query_chunk, channels), (key_chunks, _, key_chunk, _), *_ = operands
+    return Attention(
+        heads=batch * channels // head_dim,
+        queries=query_chunks * query_chunk,
+        keys=key_chunks * key_chunk,
+        head_dim=head_dim,
+        query_chunks=query_chunks,
+        key_chunks=key_chunks,
+    )
 
 
 def _may_be_tokens(array: Array) -> bool:

@@ -255,12 +255,18 @@ class Planner:
         shape = KernelShape(
             chip=self._job.where.chip.name,
             implementation=resolve_implementation(
-                self._job.attention, "tpu", dtype=self._job.dtype, head_dim=attention.head_dim
+                self._job.attention,
+                "tpu",
+                device_kind=self._job.where.chip.device_kind,
+                dtype=self._job.dtype,
+                head_dim=attention.head_dim,
             ),
             queries=attention.queries,
             keys=attention.keys,
             num_keys=tokens if padded else attention.keys,
             head_dim=attention.head_dim,
+            query_chunks=attention.query_chunks,
+            key_chunks=attention.key_chunks,
             dtype=self._job.dtype,
         )
         key = {

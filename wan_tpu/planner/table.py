@@ -99,8 +99,10 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
                 "queries": shape.queries,
                 "keys": shape.keys,
                 "head_dim": shape.head_dim,
-                "body_bundles": count.body_bundles,
-                "row_bundles": count.row_bundles,
+                "parts": {
+                    name: {"bundles": bundles, "times": times}
+                    for name, (bundles, times) in count.parts.items()
+                },
                 "cycles_per_head": count.per_head,
             }
             for shape, count in row.kernels.items()

@@ -39,6 +39,11 @@ def platform_of(mesh: Mesh | AbstractMesh) -> str:
     return "none" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
+def device_kind_of(mesh: Mesh | AbstractMesh) -> str:
+    """The kind of the mesh's devices, as `jax.Device.device_kind`; empty without devices."""
+    return "" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].device_kind
+
+
 def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
     return NamedSharding(mesh, PartitionSpec(*spec))

@@ -26,7 +26,6 @@ from wan_tpu.transformer.processors import (
     Positions,
     SelfAttention,
     rms_norm_across_heads,
-    split_heads,
 )
 from wan_tpu.transformer.rotary import rotary_tables
 from wan_tpu.transformer.weights import LAYERS, denoiser_weights, template
@@ -35,8 +34,8 @@ TEXT_EMBEDDER = "condition_embedder.text_embedder."
 TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
 """Weights that only `text_context` uses: a denoising step does not touch them."""
 
-CONTEXT_SPEC = jax.sharding.PartitionSpec(None, DP, None, TP, None)
-"""Split of the text's keys and values, `[layers, batch, text, heads, head_dim]`."""
+CONTEXT_SPEC = jax.sharding.PartitionSpec(None, DP, None, TP)
+"""Split of the text's keys and values, `[layers, batch, text, heads * head_dim]`."""
 
 Params = Mapping[str, jax.Array]
 Context = tuple[jax.Array, jax.Array]
@@ -71,7 +70,8 @@ class Denoiser:
     def context_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of the keys (and of the values) of `text_context` for a padded batch."""
         heads = self.setting.layout.padded_heads(self.config.num_attention_heads)
-        return (self.config.num_layers, batch, TEXT_TOKENS, heads, self.config.attention_head_dim)
+        channels = heads * self.config.attention_head_dim
+        return (self.config.num_layers, batch, TEXT_TOKENS, channels)
 
     def padded_tokens(self, geometry: Geometry) -> int:
         """Length of the sequence on the mesh: every device holds the same number of tokens."""
@@ -96,7 +96,7 @@ class Denoiser:
             text: `[batch, 512, text_dim]`, embeddings, zero past each prompt's end.
 
         Returns:
-            keys and values, each `[layers, batch, 512, padded heads, head_dim]`.
+            keys and values, each `[layers, batch, 512, padded heads * head_dim]`.
         """
         embedder = template(self.config).condition_embedder.text_embedder
         weights = with_prefix(params, TEXT_EMBEDDER)
@@ -111,11 +111,7 @@ class Denoiser:
                 self.config.eps,
             )
             value = _linear(text, weights, "attn2.to_v")
-            head_dim = self.config.attention_head_dim
-            return None, (
-                split_heads(key.astype(self.dtype), head_dim),
-                split_heads(value, head_dim),
-            )
+            return None, (key.astype(self.dtype), value)
 
         _, (keys, values) = jax.lax.scan(layer, None, with_prefix(params, LAYERS))
         return (

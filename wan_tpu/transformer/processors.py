@@ -11,11 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from wan_tpu.attention.sequence_parallel import cross_attend, sharded_attend
+from wan_tpu.attention.sequence_parallel import (
+    cross_attend,
+    group_heads,
+    sharded_attend,
+    ungroup_heads,
+)
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, TOKENS
 from wan_tpu.torch_bridge import to_jax, to_torch
 from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.norm_rotate import norm_rotate
 from wan_tpu.transformer.rotary import rotate
 
 
@@ -64,27 +70,35 @@ class SelfAttention:
         setting, config = self._setting, self._config
         hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
         query, key, value = (self._project(p, hidden) for p in (attn.to_q, attn.to_k, attn.to_v))
-        query, key = self._normed(attn.norm_q, query), self._normed(attn.norm_k, key)
-        query, key, value = (split_heads(x, config.attention_head_dim) for x in (query, key, value))
-        query = rotate(query, positions.cos, positions.sin)
-        key = rotate(key, positions.cos, positions.sin)
         attended = sharded_attend(
-            query,
-            key,
-            value,
+            self._arranged(query, attn.norm_q, positions),
+            self._arranged(key, attn.norm_k, positions),
+            group_heads(value, mesh=setting.mesh, layout=setting.layout),
+            head_dim=config.attention_head_dim,
             mesh=setting.mesh,
             layout=setting.layout,
             implementation=setting.implementation,
             num_keys=positions.num_tokens,
         )
-        return output_projection(attn, attended, setting)
+        merged = ungroup_heads(attended, mesh=setting.mesh)
+        return output_projection(attn, merged, setting)
+
+    def _arranged(self, x: jax.Array, norm: Any, positions: Positions) -> jax.Array:
+        """[batch, tokens, channels] -> [groups, batch, tokens, ...], normalised and rotated."""
+        setting, config = self._setting, self._config
+        where = {"mesh": setting.mesh, "layout": setting.layout}
+        weight = to_jax(norm.weight)
+        if setting.implementation == "flash":
+            tables = positions.cos, positions.sin
+            return norm_rotate(x, weight, *tables, dim=config.dim, eps=norm.eps, **where)
+        # diffusers rounds here too, before it rotates
+        normed = rms_norm_across_heads(x, weight, config.dim, norm.eps).astype(x.dtype)
+        heads = split_heads(normed, config.attention_head_dim)
+        rotated = rotate(heads, positions.cos, positions.sin).reshape(x.shape)
+        return group_heads(rotated, **where)
 
     def _project(self, projection: Any, hidden: Any) -> jax.Array:
         return self._setting.constrain(to_jax(projection(hidden)), SPLIT_FEATURES)
-
-    def _normed(self, norm: Any, x: jax.Array) -> jax.Array:
-        normed = rms_norm_across_heads(x, to_jax(norm.weight), self._config.dim, norm.eps)
-        return normed.astype(x.dtype)  # diffusers rounds here too, before it rotates
 
 
 class CrossAttention:
@@ -97,9 +111,9 @@ class CrossAttention:
     def __call__(
         self, attn: Any, hidden_states: Any, context: Any, _mask: Any, _positions: Any
     ) -> Any:
-        """diffusers' processor protocol; context: keys, values `[batch, text, heads, head_dim]`."""
+        """diffusers' processor protocol; context: of a layer, from `text_context`."""
         setting, config = self._setting, self._config
-        key, value = context
+        key, value = context  # each [batch, text, heads * head_dim]
         hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
         query = setting.constrain(to_jax(attn.to_q(hidden)), SPLIT_FEATURES)
         dtype = query.dtype
@@ -107,14 +121,15 @@ class CrossAttention:
             query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
         )
         attended = cross_attend(
-            split_heads(query.astype(dtype), config.attention_head_dim),
-            key,
-            value,
+            query.astype(dtype)[None],
+            key[None],
+            value[None],
+            head_dim=config.attention_head_dim,
             mesh=setting.mesh,
             layout=setting.layout,
             implementation=setting.implementation,
         )
-        return output_projection(attn, attended, setting)
+        return output_projection(attn, attended[0], setting)
 
 
 def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float) -> jax.Array:
@@ -140,6 +155,6 @@ def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
 
 
 def output_projection(attn: Any, attended: jax.Array, setting: AttentionSetting) -> Any:
-    """`[batch, tokens, heads, head_dim]` -> torch `[batch, tokens, dim]`, split as `RESIDUAL`."""
-    merged = setting.constrain(attended.reshape(*attended.shape[:2], -1), SPLIT_FEATURES)
+    """`[batch, tokens, heads * head_dim]` -> torch `[batch, tokens, dim]`, split as `RESIDUAL`."""
+    merged = setting.constrain(attended, SPLIT_FEATURES)
     return to_torch(setting.constrain(to_jax(attn.to_out[0](to_torch(merged))), RESIDUAL))
