@@ -10,7 +10,7 @@ Sources, as read in November 2026:
 """
 
 import dataclasses
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 from wan_tpu_deploy.errors import DeployError
 
@@ -35,10 +35,10 @@ class Generation:
     name: str
     prefix: str
     runtime_version: str
-    chips: Tuple[int, ...]
+    chips: tuple[int, ...]
     cores_per_chip: int
     chips_of_lone_worker: int
-    prices: Dict[str, float]
+    prices: dict[str, float]
     spot_price: Optional[float]
 
 
@@ -111,7 +111,7 @@ class AcceleratorType:
         return f"{text}; list price of {PRICES_AS_OF}, yours may differ"
 
 
-def accelerator_types() -> List[AcceleratorType]:
+def accelerator_types() -> list[AcceleratorType]:
     """Everything that `find_type` takes."""
     return [
         AcceleratorType(f"{made_of.prefix}-{chips * made_of.cores_per_chip}", made_of, chips)

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import sys
-from typing import List, Optional
+from typing import Optional
 
 from wan_tpu_deploy import service, slices
 from wan_tpu_deploy.deployment import Deployment
@@ -25,7 +25,7 @@ CREATION = (
 INTERRUPTED = 130
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Runs one verb; 0 done, 1 something failed, 2 the command line cannot be meant."""
     args = make_parser().parse_args(argv)
     try:
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deploy/wan-tpu-deploy",
         description="Creates, installs, starts, watches and deletes wan-tpu on TPU slices.",
-        epilog=f"Flags come before the settings file ({DEFAULT_FILE}), which comes before defaults.",
+        epilog=f"Flags come before the settings file ({DEFAULT_FILE}), and that before defaults.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from wan_tpu_deploy.accelerators import AcceleratorType, find_type
 from wan_tpu_deploy.errors import DeployError
@@ -31,7 +31,7 @@ class Node:
     accelerator_type: str
     state: str
     num_workers: int
-    addresses: Tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
     spot: bool = False
     request: Optional[str] = None
 
@@ -69,12 +69,12 @@ class Deployment:
         return find_type(self.settings.required("type"))
 
     @property
-    def slice_names(self) -> List[str]:
+    def slice_names(self) -> list[str]:
         """NAME, or NAME-0, NAME-1 ... when there are several."""
         name, count = self.settings.name, self.settings.num_slices
         return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
 
-    def nodes(self) -> List[Node]:
+    def nodes(self) -> list[Node]:
         """The slices that are there; in a dry run those that `create` would make."""
         command = self.gcloud.list_nodes()
         if not self.dry_run:
@@ -88,7 +88,7 @@ class Deployment:
             for name in self.slice_names
         ]
 
-    def ready_nodes(self) -> List[Node]:
+    def ready_nodes(self) -> list[Node]:
         """The slices, all of which can be worked with.
 
         Raises:
@@ -114,7 +114,7 @@ class Deployment:
         zone = self.settings["zone"] or "gcloud's default zone"
         return f"{self.settings['project'] or 'gcloud`s default project'}, {zone}"
 
-    def requests(self) -> List[Request]:
+    def requests(self) -> list[Request]:
         """The queued resources of the deployment, those left behind without a slice too."""
         command = self.gcloud.list_requests()
         if not self.dry_run:
@@ -126,13 +126,13 @@ class Deployment:
         print(f"# assumed to answer: {', '.join(self.slice_names)}, ACTIVE")
         return [Request(name, "ACTIVE", "") for name in self.slice_names]
 
-    def _is_ours(self, request: Dict[str, Any]) -> bool:
+    def _is_ours(self, request: dict[str, Any]) -> bool:
         specs = request.get("tpu", {}).get("nodeSpec", [])
         labels = [spec.get("node", {}).get("labels", {}) for spec in specs]
         return any(label.get("wan-tpu") == self.settings.name for label in labels)
 
     def run(
-        self, title: str, tasks: List[Task], *, quiet: bool = False, table: bool = True
+        self, title: str, tasks: list[Task], *, quiet: bool = False, table: bool = True
     ) -> bool:
         """Runs the tasks at once, or in a dry run prints them; True if all ended well.
 
@@ -155,8 +155,8 @@ class Deployment:
         return done
 
     def worker_tasks(
-        self, nodes: List[Node], make: Callable[[Node, int], Command], first_only: bool = False
-    ) -> List[Task]:
+        self, nodes: list[Node], make: Callable[[Node, int], Command], first_only: bool = False
+    ) -> list[Task]:
         """One task for each worker, or for worker 0 of each slice."""
         return [
             Task(f"{node.name}/{worker}", make(node, worker))
@@ -169,17 +169,18 @@ class Deployment:
         command = " ".join(("sudo bash -s --", *words))
         return lambda node, worker: self.gcloud.ssh(node.name, worker, command, stdin=WORKER_SCRIPT)
 
-    def must(self, done: bool, what: str) -> None:
-        """Ends the verb when a step did not do.
+    def must(self, title: str, tasks: list[Task], *, quiet: bool = False) -> None:
+        """Runs tasks without which the verb cannot go on; quiet ones without a table.
 
         Raises:
-            DeployError: `done` is False.
+            DeployError: at least one failed; names them.
         """
-        if not done:
-            raise DeployError(f"{what} failed on at least one worker; see the table above")
+        if not self.run(title, tasks, quiet=quiet, table=not quiet):
+            failed = [task.where for task in tasks if task.returncode != 0]
+            raise DeployError(f"{title} failed on {', '.join(failed)}")
 
 
-def _parse_node(item: Dict[str, Any]) -> Node:
+def _parse_node(item: dict[str, Any]) -> Node:
     endpoints = item.get("networkEndpoints", [])
     # A worker has an endpoint in each of its networks.
     endpoints = endpoints[:: max(1, len(item.get("networkConfigs", [])))]
@@ -198,7 +199,7 @@ def _parse_node(item: Dict[str, Any]) -> Node:
     )
 
 
-def parse_request(item: Dict[str, Any]) -> Request:
+def parse_request(item: dict[str, Any]) -> Request:
     """A queued resource from gcloud's JSON."""
     state = item.get("state", {})
     failed = state.get("failedData", {}).get("error", {})
@@ -209,6 +210,6 @@ def _last(resource_name: str) -> str:
     return resource_name.rpartition("/")[2]
 
 
-def _natural_order(thing: Any) -> Tuple[int, str]:
+def _natural_order(thing: Any) -> tuple[int, str]:
     """wan-2 before wan-10."""
     return len(thing.name), thing.name

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Dict, List, Optional
+from typing import Optional
 
 from wan_tpu_deploy.gcloud import SSH_FAILED, Command, explain
 
 BACK_OFF_SECONDS = (5.0, 15.0, 45.0)
-"""Pauses before another try after ssh itself failed; what ran on the worker is never tried again."""
+"""Pauses before another try after ssh itself failed; a command that failed is not tried again."""
 
 CHATTER = ("SSH: Attempting to connect", "SCP: Attempting to connect", "Using ssh batch size")
 """Lines that gcloud says on every connection."""
@@ -41,7 +41,7 @@ class Task:
     returncode: Optional[int] = None
     tries: int = 0
     seconds: float = 0.0
-    lines: List[str] = dataclasses.field(default_factory=list)
+    lines: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def result(self) -> str:
@@ -65,11 +65,11 @@ class FanOut:
     def __init__(self, *, quiet: bool = False):
         """Takes whether to show a task's output only if it fails."""
         self._quiet = quiet
-        self._processes: Dict[str, subprocess.Popen] = {}
+        self._processes: dict[str, subprocess.Popen] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
-    def run(self, tasks: List[Task]) -> bool:
+    def run(self, tasks: list[Task]) -> bool:
         """Runs all; True if every one ended well. Prints no table: `print_table` does.
 
         Raises:
@@ -154,7 +154,7 @@ def start_process(command: Command) -> subprocess.Popen:
                 file.close()
 
 
-def print_table(title: str, rows: List[Sequence[str]]) -> None:
+def print_table(title: str, rows: list[Sequence[str]]) -> None:
     """Prints rows under each other; the first is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")
@@ -164,9 +164,9 @@ def print_table(title: str, rows: List[Sequence[str]]) -> None:
     sys.stdout.flush()
 
 
-def summarize(title: str, tasks: List[Task]) -> None:
+def summarize(title: str, tasks: list[Task]) -> None:
     """Prints the table of what each task came to, and the errors with what they mean."""
-    rows: List[Sequence[str]] = [("where", "result", "tries", "seconds", "last words")]
+    rows: list[Sequence[str]] = [("where", "result", "tries", "seconds", "last words")]
     for task in tasks:
         cells = (task.result, str(task.tries), f"{task.seconds:.0f}", task.last_words[:72])
         rows.append((task.where, *cells))
@@ -182,7 +182,7 @@ def summarize(title: str, tasks: List[Task]) -> None:
         print(f"  {where} -> {hint}")
 
 
-def _say_what_was_left(tasks: List[Task]) -> None:
+def _say_what_was_left(tasks: list[Task]) -> None:
     done = [task.where for task in tasks if task.returncode == 0]
     left = [task.where for task in tasks if task.returncode is None]
     print(f"\ninterrupted. Finished: {', '.join(done) or 'none'}", file=sys.stderr)

@@ -6,7 +6,7 @@ import pathlib
 import shlex
 import shutil
 import subprocess
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional
 
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.settings import Settings
@@ -25,7 +25,7 @@ class Command:
         stdout: file that it writes; None is the terminal.
     """
 
-    argv: Tuple[str, ...]
+    argv: tuple[str, ...]
     stdin: Optional[pathlib.Path] = None
     stdout: Optional[pathlib.Path] = None
 
@@ -51,11 +51,11 @@ class Gcloud:
     def __init__(self, settings: Settings):
         self._settings = settings
 
-    def _place(self) -> List[str]:
+    def _place(self) -> list[str]:
         flags = ("project", "zone", "account")
         return [f"--{key}={self._settings[key]}" for key in flags if self._settings[key]]
 
-    def tpus(self, *words: str, flags: Tuple[str, ...] = (), track: str = "") -> Command:
+    def tpus(self, *words: str, flags: tuple[str, ...] = (), track: str = "") -> Command:
         """`gcloud compute tpus WORDS FLAGS`, in the deployment's project and zone.
 
         Args:
@@ -83,7 +83,7 @@ class Gcloud:
         *,
         stdin: Optional[pathlib.Path] = None,
         stdout: Optional[pathlib.Path] = None,
-        ssh_args: Tuple[str, ...] = (),
+        ssh_args: tuple[str, ...] = (),
     ) -> Command:
         """Runs a command on one worker; a connection that goes dead ends within 90 seconds."""
         way = {"iap": "--tunnel-through-iap", "internal": "--internal-ip"}.get(
@@ -103,8 +103,8 @@ def check_installed() -> None:
     """Raises DeployError with what to do where there is no gcloud."""
     if shutil.which("gcloud") is None:
         raise DeployError(
-            "gcloud is not on PATH. Install the Google Cloud CLI (cloud.google.com/sdk/docs/install),"
-            " then: gcloud auth login && gcloud components install alpha"
+            "gcloud is not on PATH: install it as cloud.google.com/sdk/docs/install says, "
+            "then run  gcloud auth login && gcloud components install alpha"
         )
 
 

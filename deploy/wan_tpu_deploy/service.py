@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from typing import Dict, List, Optional
+from typing import Optional
 
 from wan_tpu_deploy.accelerators import find_type
 from wan_tpu_deploy.deployment import Deployment, Node
@@ -41,10 +41,9 @@ def install(deployment: Deployment) -> None:
     # The first connection makes the ssh key and spreads it; at once, they would get in each
     # other's way.
     first = [Task(f"{nodes[0].name}/0", deployment.gcloud.ssh(nodes[0].name, 0, "true"))]
-    deployment.must(deployment.run("first connection", first, quiet=True, table=False), "ssh")
+    deployment.must("first connection", first, quiet=True)
     script = deployment.script("install", shlex.quote(repository), commit)
-    done = deployment.run("install", deployment.worker_tasks(nodes, script))
-    deployment.must(done, "install")
+    deployment.must("install", deployment.worker_tasks(nodes, script))
     name = deployment.settings.name
     print(f"\nnext: deploy/wan-tpu-deploy start {name}{flags_again(deployment)}")
 
@@ -60,7 +59,7 @@ def _origin() -> str:
 
 
 def _resolve(repository: str, ref: Optional[str], *, dry_run: bool) -> str:
-    """A commit for every worker alike, so that a branch that moves meanwhile does not split them."""
+    """One commit for all workers, so that a branch that moves meanwhile does not split them."""
     if ref is None:
         commit = _git("rev-parse", "HEAD")
         if _git("status", "--porcelain"):
@@ -79,9 +78,8 @@ def _resolve(repository: str, ref: Optional[str], *, dry_run: bool) -> str:
     for name in (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", ref):
         if name in found:
             return found[name]
-    raise DeployError(
-        f"{repository} has no branch or tag {ref!r}: {done.stderr.strip() or 'give all 40 digits of a commit'}"
-    )
+    reason = done.stderr.strip() or "give all 40 digits of a commit"
+    raise DeployError(f"{repository} has no branch or tag {ref!r}: {reason}")
 
 
 def _git(*words: str) -> str:
@@ -119,12 +117,11 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
     if settings["bucket"]:
         source = f"{settings['bucket'].rstrip('/')}/{settings['model']}"
         copy = deployment.script("copy-model", source, _model(settings))
-        done = deployment.run("copy the model", deployment.worker_tasks(nodes, copy))
-        deployment.must(done, "copying the model")
+        deployment.must("copying the model", deployment.worker_tasks(nodes, copy))
     _drain(deployment, nodes)
     variables = _variables(settings, is_open=is_open)
     tasks = deployment.worker_tasks(nodes, deployment.script("start", commit, *variables))
-    deployment.must(deployment.run("start", tasks), "start")
+    deployment.must("start", tasks)
     if not deployment.dry_run:
         _check_same_commit(tasks)
     ready = deployment.script("ready", str(timeout))
@@ -144,7 +141,7 @@ def _model(settings: Settings) -> str:
     return f"{STATE}/models/{model}" if settings["bucket"] else model
 
 
-def _variables(settings: Settings, *, is_open: bool) -> List[str]:
+def _variables(settings: Settings, *, is_open: bool) -> list[str]:
     """The service's settings, the same on every worker."""
     values = {
         "HOST": "0.0.0.0" if is_open else "127.0.0.1",
@@ -157,7 +154,7 @@ def _variables(settings: Settings, *, is_open: bool) -> List[str]:
     return [f"WAN_TPU_{key}={value}" for key, value in values.items() if value]
 
 
-def _send_files(deployment: Deployment, nodes: List[Node]) -> None:
+def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
     """Secrets go over standard input: never in a command line, never in a log."""
     files = (
         ("env-file", "settings file", "sudo install -D -m 600 /dev/stdin /etc/wan-tpu/extra.env"),
@@ -179,13 +176,12 @@ def _send_files(deployment: Deployment, nodes: List[Node]) -> None:
                 node.name, worker, command, stdin=path
             ),
         )
-        done = deployment.run(f"send the {what}", tasks, quiet=True, table=False)
-        deployment.must(done, f"sending the {what}")
+        deployment.must(f"sending the {what}", tasks, quiet=True)
 
 
-def _check_same_commit(tasks: List[Task]) -> None:
+def _check_same_commit(tasks: list[Task]) -> None:
     """Workers on different commits would run different programs and hang."""
-    commits: Dict[str, List[str]] = {}
+    commits: dict[str, list[str]] = {}
     for task in tasks:
         commits.setdefault(task.lines[-1].rpartition(" ")[2][:12], []).append(task.where)
     if len(commits) > 1:
@@ -219,7 +215,7 @@ def _share_compiled(deployment: Deployment, node: Node) -> None:
     print(f"# note: {node.name} has no compiled programs on all workers; a restart compiles again")
 
 
-def _say_how_to_reach(deployment: Deployment, nodes: List[Node], *, is_open: bool) -> None:
+def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: bool) -> None:
     settings, again = deployment.settings, flags_again(deployment)
     port = settings["port"]
     print(f"\n{settings.name} is ready. From here:")
@@ -227,22 +223,21 @@ def _say_how_to_reach(deployment: Deployment, nodes: List[Node], *, is_open: boo
         which = f" --slice {index}" if len(nodes) > 1 else ""
         print(f"  deploy/wan-tpu-deploy tunnel {settings.name}{again}{which}")
         if is_open:
-            print(
-                f"  or http://{node.addresses[0] or 'ITS-ADDRESS'}:{port}, once the firewall lets you:"
-            )
-            print(
-                f"  gcloud compute firewall-rules create {settings.name} --allow=tcp:{port} "
-                "--target-tags=wan-tpu --source-ranges=YOUR.ADDRESS/32"
-            )
+            address = node.addresses[0] or "ITS-ADDRESS"
+            print(f"  or http://{address}:{port}, once the firewall lets you in")
+    if is_open:
+        print(
+            f"  gcloud compute firewall-rules create {settings.name} --allow=tcp:{port} "
+            "--target-tags=wan-tpu --source-ranges=YOUR.ADDRESS/32"
+        )
     print(f"then http://127.0.0.1:{port} in a browser. To go back to what ran before:")
     print(f"  deploy/wan-tpu-deploy start {settings.name}{again} --commit previous")
 
 
-def _drain(deployment: Deployment, nodes: List[Node]) -> None:
+def _drain(deployment: Deployment, nodes: list[Node]) -> None:
     """Stops each leader first: its running job needs the followers until it has ended."""
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"), first_only=True)
-    title = f"let the running job end, for up to {DRAIN_SECONDS} s"
-    deployment.must(deployment.run(title, tasks, table=False), "stopping worker 0")
+    deployment.must(f"draining (the running job has {DRAIN_SECONDS} s to end)", tasks, quiet=True)
 
 
 def stop(deployment: Deployment) -> None:
@@ -254,11 +249,10 @@ def stop(deployment: Deployment) -> None:
     nodes = deployment.ready_nodes()
     _drain(deployment, nodes)
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"))
-    deployment.must(deployment.run("stop", tasks), "stop")
+    deployment.must("stop", tasks)
     kind, zone = find_type(nodes[0].accelerator_type), deployment.settings["zone"] or ""
-    print(
-        f"\nthe service is stopped; each slice goes on costing {kind.describe_price(zone, spot=nodes[0].spot)}"
-    )
+    price = kind.describe_price(zone, spot=nodes[0].spot)
+    print(f"\nthe service is stopped; each slice goes on costing {price}")
     print(f"  deploy/wan-tpu-deploy delete {deployment.settings.name}  ends that")
 
 
@@ -282,7 +276,7 @@ def status(deployment: Deployment) -> bool:
     if deployment.dry_run:
         return True
     facts = [_facts(task) for task in tasks]
-    rows: List[Sequence[str]] = [("where", "unit", "restarts", "commit", "chips", "HBM", "disk")]
+    rows: list[Sequence[str]] = [("where", "unit", "restarts", "commit", "chips", "HBM", "disk")]
     for task, fact in zip(tasks, facts):
         unit = fact.get("unit", task.result)
         cells = [fact.get(key, "-") for key in ("restarts", "commit", "chips", "hbm", "disk")]
@@ -295,12 +289,12 @@ def status(deployment: Deployment) -> bool:
     return reached and running and all(ready) and len(up) == len(nodes)
 
 
-def _facts(task: Task) -> Dict[str, str]:
+def _facts(task: Task) -> dict[str, str]:
     pairs = (line.partition("=") for line in task.lines)
     return {key: value for key, equals, value in pairs if equals and key.isalpha()}
 
 
-def _say_readiness(where: str, fact: Dict[str, str]) -> bool:
+def _say_readiness(where: str, fact: dict[str, str]) -> bool:
     try:
         answer = json.loads(fact.get("readyz", ""))
     except ValueError:
@@ -329,7 +323,8 @@ def logs(deployment: Deployment, *, worker: Optional[int], lines: int, follow: b
         tasks = [task for task in tasks if task.where.endswith(f"/{worker}")]
     if not tasks:
         raise DeployError(f"there is no worker {worker}; they are counted from 0")
-    deployment.must(deployment.run("logs", tasks, table=False), "logs")
+    if not deployment.run("logs", tasks, table=False):
+        raise DeployError("the logs of at least one worker are missing")
 
 
 # --- reach --------------------------------------------------------------------------------------
@@ -358,7 +353,7 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
     Raises:
         DeployError: a name that cannot be one, or it is not there.
     """
-    if not re.fullmatch(r"/?[\w.-]+(/[\w.-]+)*", what) or ".." in what.split("/"):
+    if not re.fullmatch(r"/?[\w.][\w.-]*(/[\w.][\w.-]*)*", what) or ".." in what.split("/"):
         raise DeployError(
             f"{what!r} is neither a job's id nor a path, such as video_1a2b or {STATE}/data"
         )
@@ -376,13 +371,14 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
     try:
         if not deployment.run("fetch", copy, quiet=True, table=False):
             raise DeployError(f"{path} could not be copied from worker 0 of {node.name}")
-        subprocess.run(unpack.argv, check=True)
+        if subprocess.call(unpack.argv) != 0:
+            raise DeployError(f"what came from {node.name} could not be unpacked into {to}")
     finally:
         part.unlink(missing_ok=True)
     print(to / path.name)
 
 
-def _pick(nodes: List[Node], index: int) -> Node:
+def _pick(nodes: list[Node], index: int) -> Node:
     if index >= len(nodes):
         raise DeployError(f"there is no slice {index}; there are {len(nodes)}, counted from 0")
     return nodes[index]

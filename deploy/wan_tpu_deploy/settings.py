@@ -9,14 +9,14 @@ import configparser
 import dataclasses
 import pathlib
 import re
-from typing import Dict, Optional, Tuple, Union
+from typing import Optional, Union
 
 from wan_tpu_deploy.errors import DeployError
 
 DEFAULT_FILE = pathlib.Path("wan-tpu-deploy.ini")
 SHARED_SECTION = "all"
 
-DEFAULTS: Dict[str, Optional[str]] = {
+DEFAULTS: dict[str, Optional[str]] = {
     "project": None,
     "zone": None,
     "account": None,
@@ -83,8 +83,8 @@ class Settings:
     """
 
     name: str
-    values: Dict[str, Optional[str]]
-    origins: Dict[str, str]
+    values: dict[str, Optional[str]]
+    origins: dict[str, str]
 
     def __getitem__(self, key: str) -> Optional[str]:
         return self.values[key]
@@ -121,7 +121,7 @@ class Settings:
         )
 
 
-def add_flags(parser: argparse.ArgumentParser, keys: Tuple[str, ...]) -> None:
+def add_flags(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:
     """Gives a parser a flag for each of the settings."""
     for key in keys:
         if key in SWITCHES:
@@ -133,7 +133,7 @@ def add_flags(parser: argparse.ArgumentParser, keys: Tuple[str, ...]) -> None:
 
 
 def read_settings(
-    name: str, flags: Dict[str, Union[str, bool, None]], file: Optional[str]
+    name: str, flags: dict[str, Union[str, bool, None]], file: Optional[str]
 ) -> Settings:
     """Puts flags, file and defaults together, and checks what can be checked here.
 
@@ -154,7 +154,7 @@ def read_settings(
     return settings
 
 
-def _read_file(path: pathlib.Path, name: str) -> Dict[str, str]:
+def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
     """The section [all] and, over it, the one of this deployment."""
     parser = configparser.ConfigParser(default_section=SHARED_SECTION, interpolation=None)
     try:
@@ -186,8 +186,8 @@ _WORD = re.compile(r"[^\s\"'\\$`;&|<>]+")
 def _check(settings: Settings) -> None:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", settings.name):
         raise DeployError(
-            f"the name {settings.name!r} cannot be a TPU's: lower-case letters, digits and hyphens, "
-            "a letter first, at most 50; for example wan-1"
+            f"the name {settings.name!r} cannot be a TPU's: lower-case letters, digits, hyphens; "
+            "a letter first; at most 50; for example wan-1"
         )
     for key, value in settings.values.items():
         if value is not None and not _WORD.fullmatch(value):

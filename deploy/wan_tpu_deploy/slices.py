@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Dict, List, Tuple
 
 from wan_tpu_deploy.accelerators import find_type
 from wan_tpu_deploy.deployment import Deployment, Node, Request, parse_request
@@ -44,7 +43,7 @@ def create(deployment: Deployment) -> None:
     print(f"\nnext: deploy/wan-tpu-deploy install {settings.name}{flags_again(deployment)}")
 
 
-def _common_flags(deployment: Deployment, index: int) -> Tuple[str, ...]:
+def _common_flags(deployment: Deployment, index: int) -> tuple[str, ...]:
     settings = deployment.settings
     labels = [f"wan-tpu={settings.name}", f"wan-tpu-slice={index}"]
     labels += [settings["labels"]] if settings["labels"] else []
@@ -87,7 +86,7 @@ def _queue_command(deployment: Deployment, name: str, index: int) -> Command:
     )
 
 
-def _wait_for_requests(deployment: Deployment, names: List[str]) -> None:
+def _wait_for_requests(deployment: Deployment, names: list[str]) -> None:
     """Until each is ACTIVE; Ctrl-C leaves them in the queue."""
     commands = {
         name: deployment.gcloud.tpus("queued-resources", "describe", name, flags=("--format=json",))
@@ -117,7 +116,7 @@ def _wait_for_requests(deployment: Deployment, names: List[str]) -> None:
         )
 
 
-def _poll(commands: Dict[str, Command]) -> List[Request]:
+def _poll(commands: dict[str, Command]) -> list[Request]:
     """Asks again and again; returns the requests that never will be slices."""
     start, before, failed = time.monotonic(), {}, []
     waiting = dict(commands)
@@ -166,7 +165,7 @@ def delete(deployment: Deployment, *, yes: bool) -> None:
     print(f"nothing named {name} is left")
 
 
-def _delete_tasks(deployment: Deployment, nodes: List[Node], requests: List[Request]) -> List[Task]:
+def _delete_tasks(deployment: Deployment, nodes: list[Node], requests: list[Request]) -> list[Task]:
     """A slice that came from the queue goes with its queued resource, else that stays behind."""
     delete_request = ("queued-resources", "delete")
     owners = {request.name for request in requests}
@@ -189,7 +188,7 @@ def _ask(name: str) -> None:
         raise DeployError("not deleted: the answer was not the name")
 
 
-def show_nodes(deployment: Deployment, nodes: List[Node]) -> None:
+def show_nodes(deployment: Deployment, nodes: list[Node]) -> None:
     """The table of slices with what each costs."""
     if deployment.dry_run or not nodes:
         return

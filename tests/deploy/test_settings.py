@@ -1,0 +1,110 @@
+"""Flags before the file before defaults; what the tables say."""
+
+import ast
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from tests.deploy.conftest import COMMAND, ROOT
+from wan_tpu.planner.hardware import accelerator_types, find_slice
+
+FILE = """
+[all]
+zone = us-east5-b
+type = v6e-8
+spot = yes
+
+[wan]
+type = v6e-16
+project = from-file
+"""
+
+
+def settings_line(cloud, *words):
+    done = cloud.run("create", *words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[0]
+
+
+def test_precedence_and_origins_are_printed(cloud):
+    (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
+    line = settings_line(cloud, "wan", "--zone", "us-east1-d")
+    assert line == (
+        "# create wan: project=from-file (wan-tpu-deploy.ini), zone=us-east1-d (flag), "
+        "type=v6e-16 (wan-tpu-deploy.ini), slices=1 (default), spot=yes (wan-tpu-deploy.ini), "
+        "ssh=iap (default), model=wan-tiny (default), port=8000 (default)"
+    )
+
+
+def test_other_names_take_the_shared_section(cloud):
+    (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
+    line = settings_line(cloud, "other")
+    assert "type=v6e-8" in line
+    assert "from-file" not in line
+
+
+def test_a_switch_of_the_file_can_be_turned_off(cloud):
+    (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
+    assert "spot" not in settings_line(cloud, "wan", "--no-spot")
+
+
+def test_another_file(cloud):
+    (cloud.here / "mine.ini").write_text(FILE)
+    assert "type=v6e-16 (mine.ini)" in settings_line(cloud, "wan", "--config", "mine.ini")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[all]\nzoen = x\n", "unknown setting 'zoen'; there are project, zone"),
+        ("[all]\nspot = perhaps\n", "yes or no"),
+        ("zone = x\n", "is not a settings file"),
+        ("[all]\nport = 80\n", "1024 to 65535"),
+        ("[all]\nbucket = my-bucket\n", "gs://BUCKET"),
+    ],
+)
+def test_a_wrong_file_is_refused(cloud, text, message):
+    (cloud.here / "wan-tpu-deploy.ini").write_text(text)
+    done = cloud.run("status", "wan")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert cloud.calls == []
+
+
+def test_a_file_that_is_not_there(cloud):
+    done = cloud.run("status", "wan", "--config", "nowhere.ini")
+    assert done.returncode == 1
+    assert "no settings file nowhere.ini" in done.stderr
+
+
+def test_the_example_is_good(cloud):
+    example = str(ROOT / "deploy" / "example.ini")
+    assert "type=v6e-16" in settings_line(cloud, "wan", "--config", example)
+
+
+def test_workers_agree_with_the_planner(cloud):
+    names = [name for name in accelerator_types() if not name.startswith("v7x")]
+    assert len(names) > 20
+    for name in names:
+        out = cloud.run("status", "wan", "--type", name, "--dry-run").stdout
+        workers = out.count("-- status")
+        assert workers == find_slice(name).num_hosts, name
+
+
+def test_its_syntax_is_python_3_9():
+    for path in (COMMAND, *(ROOT / "deploy" / "wan_tpu_deploy").glob("*.py")):
+        ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def test_it_runs_on_python_3_9(cloud):
+    versions = (pathlib.Path.home() / ".pyenv" / "versions").glob("3.9.*/bin/python")
+    python = next(map(str, versions), None) or shutil.which("python3.9")
+    if python is None:
+        pytest.skip("no Python 3.9 here: install it as python3.9, or with pyenv install 3.9")
+    words = ("start", "wan", "--type", "v6e-16", "--dry-run")
+    done = subprocess.run(
+        (python, str(COMMAND), *words), cwd=cloud.here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
