@@ -263,6 +263,9 @@ else:
 '
 
 
+# A file or folder as a tar archive, for `fetch` and for compiled programs.
+pack() { tar -C "$ROOT$(dirname "$1")" -cf - "$(basename "$1")"; }
+
 case ${1:-} in
     install) shift; install_release "$@" < /dev/null ;;
     copy-model) shift; copy_model "$@" < /dev/null ;;
@@ -270,6 +273,7 @@ case ${1:-} in
     stop) stop_service < /dev/null ;;
     ready) shift; wait_until_ready "$@" < /dev/null ;;
     status) show_status < /dev/null ;;
+    pack) shift; pack "$@" < /dev/null ;;
     *) fail "unknown verb '${1:-}'" ;;
 esac
 exit

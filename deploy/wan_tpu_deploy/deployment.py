@@ -164,10 +164,14 @@ class Deployment:
             for worker in range(1 if first_only else node.num_workers)
         ]
 
-    def script(self, *words: str) -> Callable[[Node, int], Command]:
+    def script(
+        self, *words: str, stdout: Optional[pathlib.Path] = None
+    ) -> Callable[[Node, int], Command]:
         """The worker script with these arguments, as root, for any worker."""
         command = " ".join(("sudo bash -s --", *words))
-        return lambda node, worker: self.gcloud.ssh(node.name, worker, command, stdin=WORKER_SCRIPT)
+        return lambda node, worker: self.gcloud.ssh(
+            node.name, worker, command, stdin=WORKER_SCRIPT, stdout=stdout
+        )
 
     def must(self, title: str, tasks: list[Task], *, quiet: bool = False) -> None:
         """Runs tasks without which the verb cannot go on; quiet ones without a table.

@@ -196,11 +196,11 @@ def _share_compiled(deployment: Deployment, node: Node) -> None:
     if node.num_workers == 1:
         return
     with tempfile.TemporaryDirectory() as folder:
-        name = f"compiled-{node.name}.tgz"
+        name = f"compiled-{node.name}.tar"
         file = pathlib.Path(name) if deployment.dry_run else pathlib.Path(folder) / name
-        pack = f"sudo tar -C {STATE} -czf - compiled"
-        unpack = f"sudo -u wan-tpu tar -C {STATE} -xzf -"
-        tasks = [Task(f"{node.name}/0", deployment.gcloud.ssh(node.name, 0, pack, stdout=file))]
+        pack = deployment.script("pack", f"{STATE}/compiled", stdout=file)
+        unpack = f"sudo -u wan-tpu tar -C {STATE} -xf -"
+        tasks = deployment.worker_tasks([node], pack, first_only=True)
         title = "hand out compiled programs"
         if deployment.run(title, tasks, quiet=True, table=False):
             others = [
@@ -360,8 +360,8 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
     path = pathlib.PurePosixPath(what if what.startswith("/") else f"{STATE}/data/videos/{what}")
     node = _pick(deployment.ready_nodes(), index)
     part = to / f"{path.name}.tar.part"
-    pack = f"sudo tar -C {path.parent} -cf - {path.name}"
-    copy = [Task(f"{node.name}/0", deployment.gcloud.ssh(node.name, 0, pack, stdout=part))]
+    pack = deployment.script("pack", str(path), stdout=part)
+    copy = deployment.worker_tasks([node], pack, first_only=True)
     unpack = Command(("tar", "-xf", str(part), "-C", str(to)))
     if deployment.dry_run:
         deployment.run("fetch", copy)

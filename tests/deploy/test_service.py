@@ -24,7 +24,7 @@ def slice_(cloud):
     """A v6e-16 on which everything works."""
     cloud.slices(node())
     cloud.answer("-- start ", out=f"started {COMMIT}\n")
-    cloud.answer("-czf", out="compiled programs")
+    cloud.answer("-- pack ", out="compiled programs")
     cloud.answer("ssh wan")
     return cloud
 
@@ -107,8 +107,8 @@ def test_start(slice_):
     assert lines[:2] == [LIST, ssh_line(0, "sudo bash -s -- stop")]  # the leader drains first
     assert sorted(lines[2:6]) == [ssh_line(worker, START_DEFAULTS) for worker in everyone]
     assert lines[6] == ssh_line(0, "sudo bash -s -- ready 3600")
-    assert lines[7] == ssh_line(0, "sudo tar -C /var/lib/wan-tpu -czf - compiled")
-    unpack = "sudo -u wan-tpu tar -C /var/lib/wan-tpu -xzf -"
+    assert lines[7] == ssh_line(0, "sudo bash -s -- pack /var/lib/wan-tpu/compiled")
+    unpack = "sudo -u wan-tpu tar -C /var/lib/wan-tpu -xf -"
     assert sorted(lines[8:]) == [ssh_line(worker, unpack) for worker in (1, 2, 3)]
     assert {call["stdin"] for call in slice_.calls[8:]} == {"compiled programs"}
     assert "tunnel wan --project my-project --zone us-east5-b\n" in done.stdout
@@ -322,17 +322,17 @@ def test_other_ways_of_ssh(slice_, way, track, flag):
 
 def test_fetch(cloud, tmp_path):
     """The bytes are a real tar's, so that what arrives is what was there."""
-    videos = tmp_path / "videos"
-    (videos / "video_1a2b").mkdir(parents=True)
-    (videos / "video_1a2b" / "video.mp4").write_bytes(bytes(range(256)) * 1000)
+    video = tmp_path / "var/lib/wan-tpu/data/videos/video_1a2b/video.mp4"
+    video.parent.mkdir(parents=True)
+    video.write_bytes(bytes(range(256)) * 1000)
     cloud.slices(node())
-    cloud.tool("sudo", f'shift 2; exec tar -C {videos} "${{@:2}}"')
+    cloud.tool("sudo", 'exec "$@"')
+    cloud.environment["WAN_TPU_ROOT"] = str(tmp_path)
     cloud.answer("--command=sudo", run=True)
     done = cloud.run("fetch", "wan", "video_1a2b", *WHERE, "--to", "out")
     assert done.returncode == 0, done.stderr
-    assert cloud.lines[1] == ssh_line(
-        0, "sudo tar -C /var/lib/wan-tpu/data/videos -cf - video_1a2b"
-    )
+    pack = "sudo bash -s -- pack /var/lib/wan-tpu/data/videos/video_1a2b"
+    assert cloud.lines[1] == ssh_line(0, pack)
     fetched = cloud.here / "out" / "video_1a2b" / "video.mp4"
     assert fetched.read_bytes() == bytes(range(256)) * 1000
     assert done.stdout.splitlines()[-1] == "out/video_1a2b"
@@ -341,7 +341,8 @@ def test_fetch(cloud, tmp_path):
 
 def test_fetch_of_a_path(slice_):
     slice_.run("fetch", "wan", "/var/lib/wan-tpu/data/jobs.sqlite", *WHERE)
-    assert slice_.lines[1] == ssh_line(0, "sudo tar -C /var/lib/wan-tpu/data -cf - jobs.sqlite")
+    pack = "sudo bash -s -- pack /var/lib/wan-tpu/data/jobs.sqlite"
+    assert slice_.lines[1] == ssh_line(0, pack)
 
 
 def test_fetch_of_what_is_not_there_leaves_nothing(cloud):

@@ -56,7 +56,7 @@ def git(folder, *words):
 
 
 def make_repository(folder: pathlib.Path, *, with_server: bool) -> pathlib.Path:
-    """A repository with this checkout's files as they are now, or with a stand-in for the service."""
+    """A repository of this checkout's files as they are now, or of a stand-in for the service."""
     folder.mkdir()
     names = ["deploy/wan-tpu.service"]
     if with_server:
