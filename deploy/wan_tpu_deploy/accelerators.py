@@ -106,9 +106,9 @@ class AcceleratorType:
         text = f"about ${on_demand:,.2f} an hour (${on_demand * 24:,.0f} a day) on demand"
         if spot:
             cheaper = self.generation.spot_price
-            amount = f"from ${cheaper * self.num_chips:,.2f}" if cheaper else "less"
-            text = f"{amount} an hour as spot, against {text}"
-        return f"{text}; list price of {PRICES_AS_OF}, yours may differ"
+            amount = f"from ${cheaper * self.num_chips:,.2f} an hour" if cheaper else "less"
+            text = f"{text}, {amount} as spot"
+        return f"{text} (list prices of {PRICES_AS_OF}; yours may differ)"
 
 
 def accelerator_types() -> list[AcceleratorType]:

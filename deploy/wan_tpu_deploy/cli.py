@@ -33,7 +33,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         settings = read_settings(args.name, flags, args.config)
         if not args.dry_run:
             check_installed()
-        print(f"# {args.verb} {settings.name}: {settings.describe()}", flush=True)
+        print(f"# {args.verb} {settings.name}\n{settings.describe()}", flush=True)
         return run_verb(args, settings)
     except DeployError as error:
         sys.stdout.flush()

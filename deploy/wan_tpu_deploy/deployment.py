@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional
 
 from wan_tpu_deploy.accelerators import AcceleratorType, find_type
 from wan_tpu_deploy.errors import DeployError
-from wan_tpu_deploy.fanout import FanOut, Task, summarize
+from wan_tpu_deploy.fanout import FanOut, Task, say_what_was_left, summarize
 from wan_tpu_deploy.gcloud import Command, Gcloud, read_json
 from wan_tpu_deploy.settings import Settings
 
@@ -132,7 +132,13 @@ class Deployment:
         return any(label.get("wan-tpu") == self.settings.name for label in labels)
 
     def run(
-        self, title: str, tasks: list[Task], *, quiet: bool = False, table: bool = True
+        self,
+        title: str,
+        tasks: list[Task],
+        *,
+        quiet: bool = False,
+        table: bool = True,
+        only_looks: bool = False,
     ) -> bool:
         """Runs the tasks at once, or in a dry run prints them; True if all ended well.
 
@@ -141,6 +147,7 @@ class Deployment:
             tasks: what to run.
             quiet: show a task's output only if it failed.
             table: whether to end with a table.
+            only_looks: nothing stays behind when it is interrupted.
         """
         if self.dry_run:
             print(f"\n# {title}")
@@ -149,7 +156,12 @@ class Deployment:
             return True
         if not quiet:
             print(f"\n{title}: {', '.join(task.where for task in tasks)}", flush=True)
-        done = FanOut(quiet=quiet).run(tasks)
+        try:
+            done = FanOut(quiet=quiet).run(tasks)
+        except KeyboardInterrupt:
+            if not only_looks:
+                say_what_was_left(tasks)
+            raise
         if table or not done:
             summarize(title, tasks)
         return done

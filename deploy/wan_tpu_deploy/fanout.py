@@ -73,7 +73,7 @@ class FanOut:
         """Runs all; True if every one ended well. Prints no table: `print_table` does.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, after saying what was left running.
+            KeyboardInterrupt: Ctrl-C, after every gcloud here was ended.
         """
         threads = [threading.Thread(target=self._run_task, args=(task,)) for task in tasks]
         for thread in threads:
@@ -86,7 +86,6 @@ class FanOut:
             self._stop()
             for thread in threads:
                 thread.join()
-            _say_what_was_left(tasks)
             raise
         return all(task.returncode == 0 for task in tasks)
 
@@ -112,6 +111,8 @@ class FanOut:
         process = start_process(task.command)
         with self._lock:
             self._processes[task.where] = process
+            if self._stopping.is_set():
+                process.terminate()
         stream = process.stderr if task.command.stdout else process.stdout
         assert stream is not None
         for line in stream:
@@ -182,7 +183,8 @@ def summarize(title: str, tasks: list[Task]) -> None:
         print(f"  {where} -> {hint}")
 
 
-def _say_what_was_left(tasks: list[Task]) -> None:
+def say_what_was_left(tasks: list[Task]) -> None:
+    """After Ctrl-C: who had finished, and where something may still run."""
     done = [task.where for task in tasks if task.returncode == 0]
     left = [task.where for task in tasks if task.returncode is None]
     print(f"\ninterrupted. Finished: {', '.join(done) or 'none'}", file=sys.stderr)

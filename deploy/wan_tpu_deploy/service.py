@@ -272,7 +272,7 @@ def status(deployment: Deployment) -> bool:
         return False
     up = [node for node in nodes if node.state == "READY"]
     tasks = deployment.worker_tasks(up, deployment.script("status"))
-    reached = deployment.run("status", tasks, quiet=True, table=False)
+    reached = deployment.run("status", tasks, quiet=True, table=False, only_looks=True)
     if deployment.dry_run:
         return True
     facts = [_facts(task) for task in tasks]
@@ -323,7 +323,7 @@ def logs(deployment: Deployment, *, worker: Optional[int], lines: int, follow: b
         tasks = [task for task in tasks if task.where.endswith(f"/{worker}")]
     if not tasks:
         raise DeployError(f"there is no worker {worker}; they are counted from 0")
-    if not deployment.run("logs", tasks, table=False):
+    if not deployment.run("logs", tasks, table=False, only_looks=True):
         raise DeployError("the logs of at least one worker are missing")
 
 

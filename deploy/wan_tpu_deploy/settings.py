@@ -113,12 +113,12 @@ class Settings:
         return int(self.values["slices"] or "1")
 
     def describe(self) -> str:
-        """One line: everything that is set, and where it was set."""
-        return ", ".join(
-            f"{key}={value} ({self.origins[key]})"
-            for key, value in self.values.items()
-            if value is not None and value != "no"
-        )
+        """What is set, a line for each place where it was set."""
+        places: dict[str, list[str]] = {}
+        for key, value in self.values.items():
+            if value is not None and value != "no":
+                places.setdefault(self.origins[key], []).append(f"{key}={value}")
+        return "\n".join(f"#   {place}: {' '.join(pairs)}" for place, pairs in places.items())
 
 
 def add_flags(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:

@@ -28,7 +28,7 @@ def create(deployment: Deployment) -> None:
     print(
         f"# {len(names)} x {kind.name}: {kind.num_chips} chips on {kind.num_workers} workers each"
     )
-    print(f"# each {price}")
+    print(f"# each costs {price}")
     make = _queue_command if settings.switch("queued") else _create_command
     tasks = [Task(name, make(deployment, name, index)) for index, name in enumerate(names)]
     if not deployment.run("create", tasks):

@@ -1,7 +1,9 @@
 """Writes docs/deploy-dry-run.md, a slice's life: python -m tests.deploy.dry_run_page."""
 
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 from tests.deploy.conftest import ROOT
 
@@ -41,8 +43,8 @@ say the rest. The commands under one `#` run at once, one for each worker.
 
 `python -m tests.deploy.dry_run_page` writes this page and a test compares it, so it is what the
 command does now. None of it has been run against Google's cloud: the commands have gone through the
-argument parser of gcloud 528.0.0, and what they do on a worker has been run on a Linux machine under
-a scratch root.
+argument parser of gcloud 528.0.0, and what they do on a worker has been run on a Linux machine,
+under a scratch root.
 
 `wan-tpu-deploy.ini`:
 
@@ -52,25 +54,30 @@ a scratch root.
 
 def make_page() -> str:
     """The whole page."""
-    file = ROOT / "build-dry-run.ini"
-    file.write_text(SETTINGS)
-    try:
-        parts = [transcript(verb, file.name) for verb in VERBS]
-    finally:
-        file.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "wan-tpu-deploy.ini"
+        file.write_text(SETTINGS)
+        parts = [transcript(verb, file) for verb in VERBS]
     return HEAD + SETTINGS + "```\n" + "".join(parts)
 
 
-def transcript(words: str, file: str) -> str:
+def transcript(words: str, file: pathlib.Path) -> str:
     """One verb as a person sees it."""
     done = subprocess.run(
-        (sys.executable, "deploy/wan-tpu-deploy", *words.split(), "--config", file, "--dry-run"),
+        (
+            sys.executable,
+            "deploy/wan-tpu-deploy",
+            *words.split(),
+            "--config",
+            str(file),
+            "--dry-run",
+        ),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    out = done.stdout.replace(file, "wan-tpu-deploy.ini").strip()
+    out = done.stdout.replace(str(file), file.name).strip()
     return f"\n## {words}\n\n```console\n$ deploy/wan-tpu-deploy {words} --dry-run\n{out}\n```\n"
 
 

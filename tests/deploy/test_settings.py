@@ -22,37 +22,39 @@ project = from-file
 """
 
 
-def settings_line(cloud, *words):
+def settings_lines(cloud, *words):
     done = cloud.run("create", *words, "--dry-run")
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[0]
+    return "".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("#   "))
 
 
 def test_precedence_and_origins_are_printed(cloud):
     (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
-    line = settings_line(cloud, "wan", "--zone", "us-east1-d")
-    assert line == (
-        "# create wan: project=from-file (wan-tpu-deploy.ini), zone=us-east1-d (flag), "
-        "type=v6e-16 (wan-tpu-deploy.ini), slices=1 (default), spot=yes (wan-tpu-deploy.ini), "
-        "ssh=iap (default), model=wan-tiny (default), port=8000 (default)"
+    lines = settings_lines(cloud, "wan", "--zone", "us-east1-d")
+    assert lines == (
+        "#   wan-tpu-deploy.ini: project=from-file type=v6e-16 spot=yes\n"
+        "#   flag: zone=us-east1-d\n"
+        "#   default: slices=1 ssh=iap model=wan-tiny port=8000\n"
     )
 
 
 def test_other_names_take_the_shared_section(cloud):
     (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
-    line = settings_line(cloud, "other")
-    assert "type=v6e-8" in line
-    assert "from-file" not in line
+    lines = settings_lines(cloud, "other")
+    assert "type=v6e-8" in lines
+    assert "from-file" not in lines
 
 
 def test_a_switch_of_the_file_can_be_turned_off(cloud):
     (cloud.here / "wan-tpu-deploy.ini").write_text(FILE)
-    assert "spot" not in settings_line(cloud, "wan", "--no-spot")
+    assert "spot" not in settings_lines(cloud, "wan", "--no-spot")
 
 
 def test_another_file(cloud):
     (cloud.here / "mine.ini").write_text(FILE)
-    assert "type=v6e-16 (mine.ini)" in settings_line(cloud, "wan", "--config", "mine.ini")
+    assert "mine.ini: project=from-file type=v6e-16" in settings_lines(
+        cloud, "wan", "--config", "mine.ini"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_a_file_that_is_not_there(cloud):
 
 def test_the_example_is_good(cloud):
     example = str(ROOT / "deploy" / "example.ini")
-    assert "type=v6e-16" in settings_line(cloud, "wan", "--config", example)
+    assert "type=v6e-16" in settings_lines(cloud, "wan", "--config", example)
 
 
 def test_workers_agree_with_the_planner(cloud):
