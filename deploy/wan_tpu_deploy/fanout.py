@@ -155,7 +155,7 @@ def start_process(command: Command) -> subprocess.Popen:
                 file.close()
 
 
-def print_table(title: str, rows: list[Sequence[str]]) -> None:
+def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Prints rows under each other; the first is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")

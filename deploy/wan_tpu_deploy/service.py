@@ -58,9 +58,9 @@ def _origin() -> str:
     return f"https://{ssh[1]}/{ssh[2]}" if ssh else url
 
 
-def _resolve(repository: str, ref: Optional[str], *, dry_run: bool) -> str:
+def _resolve(repository: str, ref: str, *, dry_run: bool) -> str:
     """One commit for all workers, so that a branch that moves meanwhile does not split them."""
-    if ref is None:
+    if not ref:
         commit = _git("rev-parse", "HEAD")
         if _git("status", "--porcelain"):
             print(f"# note: this checkout has changes that are not in {commit[:12]}")
@@ -137,7 +137,7 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
 
 def _model(settings: Settings) -> str:
     """What the service is to load; a model of the bucket is a folder on the worker."""
-    model = str(settings["model"])
+    model = settings["model"]
     return f"{STATE}/models/{model}" if settings["bucket"] else model
 
 
@@ -165,9 +165,9 @@ def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
         ),
     )
     for key, what, command in files:
-        if deployment.settings[key] is None:
+        if not deployment.settings[key]:
             continue
-        path = pathlib.Path(str(deployment.settings[key]))
+        path = pathlib.Path(deployment.settings[key])
         if not path.is_file():
             raise DeployError(f"{key}: there is no file {path}")
         tasks = deployment.worker_tasks(
@@ -250,7 +250,7 @@ def stop(deployment: Deployment) -> None:
     _drain(deployment, nodes)
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"))
     deployment.must("stop", tasks)
-    kind, zone = find_type(nodes[0].accelerator_type), deployment.settings["zone"] or ""
+    kind, zone = find_type(nodes[0].accelerator_type), deployment.settings["zone"]
     price = kind.describe_price(zone, spot=nodes[0].spot)
     print(f"\nthe service is stopped; each slice goes on costing {price}")
     print(f"  deploy/wan-tpu-deploy delete {deployment.settings.name}  ends that")
@@ -334,7 +334,7 @@ def tunnel(deployment: Deployment, *, index: int, local_port: Optional[int]) -> 
     """Forwards a port of this machine to worker 0 of a slice, until Ctrl-C; ssh's exit code."""
     node = _pick(deployment.ready_nodes(), index)
     port = deployment.settings["port"]
-    here = local_port or int(str(port))
+    here = local_port or int(port)
     forward = ("-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{here}:127.0.0.1:{port}")
     command = deployment.gcloud.ssh(node.name, 0, ssh_args=forward)
     if deployment.dry_run:

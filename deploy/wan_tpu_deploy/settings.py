@@ -16,32 +16,32 @@ from wan_tpu_deploy.errors import DeployError
 DEFAULT_FILE = pathlib.Path("wan-tpu-deploy.ini")
 SHARED_SECTION = "all"
 
-DEFAULTS: dict[str, Optional[str]] = {
-    "project": None,
-    "zone": None,
-    "account": None,
-    "type": None,
-    "runtime-version": None,
+DEFAULTS: dict[str, str] = {
+    "project": "",
+    "zone": "",
+    "account": "",
+    "type": "",
+    "runtime-version": "",
     "slices": "1",
     "spot": "no",
     "queued": "no",
-    "max-run-duration": None,
-    "valid-until-duration": None,
-    "network": None,
-    "subnetwork": None,
-    "service-account": None,
-    "labels": None,
+    "max-run-duration": "",
+    "valid-until-duration": "",
+    "network": "",
+    "subnetwork": "",
+    "service-account": "",
+    "labels": "",
     "ssh": "iap",
-    "repository": None,
-    "ref": None,
-    "bucket": None,
+    "repository": "",
+    "ref": "",
+    "bucket": "",
     "model": "wan-tiny",
-    "layout": None,
+    "layout": "",
     "port": "8000",
-    "env-file": None,
-    "api-keys-file": None,
+    "env-file": "",
+    "api-keys-file": "",
 }
-"""Every key of the settings file and its default; None leaves it to gcloud or to the service."""
+"""Every key of the settings file and its default; "" leaves it to gcloud or to the service."""
 
 HELP = {
     "project": "Google Cloud project; gcloud's own when left out",
@@ -83,10 +83,10 @@ class Settings:
     """
 
     name: str
-    values: dict[str, Optional[str]]
+    values: dict[str, str]
     origins: dict[str, str]
 
-    def __getitem__(self, key: str) -> Optional[str]:
+    def __getitem__(self, key: str) -> str:
         return self.values[key]
 
     def switch(self, key: str) -> bool:
@@ -100,7 +100,7 @@ class Settings:
             DeployError: it is not set.
         """
         value = self.values[key]
-        if value is None:
+        if not value:
             example = HELP[key]
             raise DeployError(
                 f"{key} is not set ({example}): give --{key} or write it in {DEFAULT_FILE}"
@@ -110,13 +110,13 @@ class Settings:
     @property
     def num_slices(self) -> int:
         """How many slices the deployment has."""
-        return int(self.values["slices"] or "1")
+        return int(self.values["slices"])
 
     def describe(self) -> str:
         """What is set, a line for each place where it was set."""
         places: dict[str, list[str]] = {}
         for key, value in self.values.items():
-            if value is not None and value != "no":
+            if value and value != "no":
                 places.setdefault(self.origins[key], []).append(f"{key}={value}")
         return "\n".join(f"#   {place}: {' '.join(pairs)}" for place, pairs in places.items())
 
@@ -190,28 +190,28 @@ def _check(settings: Settings) -> None:
             "a letter first; at most 50; for example wan-1"
         )
     for key, value in settings.values.items():
-        if value is not None and not _WORD.fullmatch(value):
+        if value and not _WORD.fullmatch(value):
             raise DeployError(
                 f"{key} is {value!r}: spaces, quotes and shell characters are refused"
             )
-    slices, port, ssh = settings["slices"] or "", settings["port"] or "", settings["ssh"]
+    slices, port, ssh = settings["slices"], settings["port"], settings["ssh"]
     if not slices.isdecimal() or not 1 <= int(slices) <= 64:
         raise DeployError(f"slices is {slices!r}; expected a number from 1 to 64")
     if not port.isdecimal() or not 1024 <= int(port) <= 65535:
         raise DeployError(f"port is {port!r}; expected a number from 1024 to 65535, such as 8000")
     if ssh not in SSH_WAYS:
         raise DeployError(f"ssh is {ssh!r}; expected one of {', '.join(SSH_WAYS)}")
-    for label in (settings["labels"] or "").split(","):
+    for label in settings["labels"].split(","):
         if label and not _LABEL.fullmatch(label):
             raise DeployError(f"label {label!r} is not KEY=VALUE in lower-case letters and digits")
     bucket = settings["bucket"]
-    if bucket is not None and not bucket.startswith("gs://"):
+    if bucket and not bucket.startswith("gs://"):
         raise DeployError(f"bucket is {bucket!r}; expected gs://BUCKET or gs://BUCKET/FOLDER")
     for key in ("max-run-duration", "valid-until-duration"):
         value = settings[key]
-        if value is not None and not re.fullmatch(r"(\d+[smhd])+", value):
+        if value and not re.fullmatch(r"(\d+[smhd])+", value):
             raise DeployError(f"{key} is {value!r}; expected a duration such as 4h, 90m or 1d12h")
-        if value is not None and not settings.switch("queued"):
+        if value and not settings.switch("queued"):
             raise DeployError(f"gcloud has --{key} for queued resources only: add --queued")
     if settings["max-run-duration"] and settings.switch("spot"):
         raise DeployError(

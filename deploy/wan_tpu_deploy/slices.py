@@ -24,7 +24,7 @@ def create(deployment: Deployment) -> None:
     if settings["max-run-duration"] and kind.generation.name not in ("v6e", "v5e"):
         raise DeployError(f"--max-run-duration (flex-start) is for v6e and v5e, not {kind.name}")
     names = deployment.slice_names
-    price = kind.describe_price(settings["zone"] or "", spot=settings.switch("spot"))
+    price = kind.describe_price(settings["zone"], spot=settings.switch("spot"))
     print(
         f"# {len(names)} x {kind.name}: {kind.num_chips} chips on {kind.num_workers} workers each"
     )
@@ -195,7 +195,7 @@ def show_nodes(deployment: Deployment, nodes: list[Node]) -> None:
     rows = [("slice", "type", "state", "workers", "costs")]
     for node in nodes:
         price = find_type(node.accelerator_type).describe_price(
-            deployment.settings["zone"] or "", spot=node.spot
+            deployment.settings["zone"], spot=node.spot
         )
         rows.append((node.name, node.accelerator_type, node.state, str(node.num_workers), price))
     print_table(f"slices of {deployment.settings.name}", rows)
