@@ -220,7 +220,7 @@ wait_until_ready() {
             say "$((SECONDS - start)) s: $(tr '\n' ' ' <<< "${body:0:300}")"
             before=$body
         fi
-        sleep 2
+        sleep 1
     done
     say "not ready after $seconds s; last answer: $body"
     exit 1
