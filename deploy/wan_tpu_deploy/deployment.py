@@ -11,6 +11,8 @@ from wan_tpu_deploy.gcloud import Command, Gcloud, read_json
 from wan_tpu_deploy.settings import Settings
 
 WORKER_SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "worker.sh"
+SCRIPT_DONE = "wan-tpu-worker: done"
+"""What worker.sh says last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Deployment:
         """The slices that are there; in a dry run those that `create` would make."""
         command = self.gcloud.list_nodes()
         if not self.dry_run:
-            return sorted(map(_parse_node, read_json(command)), key=_natural_order)
+            name = self.settings.name
+            # gcloud's filter ignores case and may change: what is deleted must fit exactly.
+            ours = [item for item in read_json(command) if _label(item) == name]
+            return sorted(map(_parse_node, ours), key=_natural_order)
         print(command.render())
         kind = self.accelerator_type
         print(f"# assumed to answer: {self.settings.num_slices} x {kind.name}, READY")
@@ -128,8 +133,7 @@ class Deployment:
 
     def _is_ours(self, request: dict[str, Any]) -> bool:
         specs = request.get("tpu", {}).get("nodeSpec", [])
-        labels = [spec.get("node", {}).get("labels", {}) for spec in specs]
-        return any(label.get("wan-tpu") == self.settings.name for label in labels)
+        return any(_label(spec.get("node", {})) == self.settings.name for spec in specs)
 
     def run(
         self,
@@ -182,7 +186,10 @@ class Deployment:
         """The worker script with these arguments, as root, for any worker."""
         command = " ".join(("sudo bash -s --", *words))
         return lambda node, worker: self.gcloud.ssh(
-            node.name, worker, command, stdin=WORKER_SCRIPT, stdout=stdout
+            *(node.name, worker, command),
+            stdin=WORKER_SCRIPT,
+            stdout=stdout,
+            end_mark=SCRIPT_DONE,
         )
 
     def must(self, title: str, tasks: list[Task], *, quiet: bool = False) -> None:
@@ -220,6 +227,11 @@ def parse_request(item: dict[str, Any]) -> Request:
     state = item.get("state", {})
     failed = state.get("failedData", {}).get("error", {})
     return Request(_last(item["name"]), state.get("state", "UNKNOWN"), failed.get("message", ""))
+
+
+def _label(node: dict[str, Any]) -> str:
+    """The deployment that a node belongs to, or nothing."""
+    return node.get("labels", {}).get("wan-tpu", "")
 
 
 def _last(resource_name: str) -> str:

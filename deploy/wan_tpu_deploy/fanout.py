@@ -113,15 +113,19 @@ class FanOut:
             self._processes[task.where] = process
             if self._stopping.is_set():
                 process.terminate()
+        ended = not task.command.end_mark
         stream = process.stderr if task.command.stdout else process.stdout
         assert stream is not None
         for line in stream:
             text = line.rstrip()
-            if not text.startswith(CHATTER):
+            if text == task.command.end_mark:
+                ended = True
+            elif not text.startswith(CHATTER):
                 task.lines.append(text)
                 if not self._quiet:
                     self._say(task.where, text)
-        return process.wait()
+        returncode = process.wait()
+        return SSH_FAILED if returncode == 0 and not ended else returncode
 
     def _say(self, where: str, text: str) -> None:
         with self._lock:

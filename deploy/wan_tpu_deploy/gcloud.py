@@ -23,11 +23,15 @@ class Command:
         argv: program and arguments.
         stdin: file that it reads; None reads nothing.
         stdout: file that it writes; None is the terminal.
+        end_mark: the line that it says in the end; without it exit code 0 means nothing. gcloud
+            connects again by itself when ssh breaks, with what was left of standard input: a
+            script that was read already comes as an empty one, and that succeeds.
     """
 
     argv: tuple[str, ...]
     stdin: Optional[pathlib.Path] = None
     stdout: Optional[pathlib.Path] = None
+    end_mark: str = ""
 
     def render(self) -> str:
         """The command as a shell takes it."""
@@ -83,6 +87,7 @@ class Gcloud:
         *,
         stdin: Optional[pathlib.Path] = None,
         stdout: Optional[pathlib.Path] = None,
+        end_mark: str = "",
         ssh_args: tuple[str, ...] = (),
     ) -> Command:
         """Runs a command on one worker; a connection that goes dead ends within 90 seconds."""
@@ -96,7 +101,7 @@ class Gcloud:
         track = "alpha" if self._settings["ssh"] == "iap" else ""
         run = self.tpus("tpu-vm", "ssh", node, flags=tuple(flags), track=track)
         tail = ("--", *ssh_args) if ssh_args else ()
-        return Command((*run.argv, *tail), stdin, stdout)
+        return Command((*run.argv, *tail), stdin, stdout, end_mark)
 
 
 def check_installed() -> None:

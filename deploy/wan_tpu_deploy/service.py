@@ -21,6 +21,7 @@ from wan_tpu_deploy.slices import flags_again, show_nodes
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 STATE = "/var/lib/wan-tpu"
 KEYS_ON_WORKER = "/etc/wan-tpu/api-keys"
+FILE_SENT = "wan-tpu: sent"
 DRAIN_SECONDS = 120
 """A job's grace time after SIGTERM; TimeoutStopSec of wan-tpu.service is longer."""
 
@@ -156,27 +157,27 @@ def _variables(settings: Settings, *, is_open: bool) -> list[str]:
 
 def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
     """Secrets go over standard input: never in a command line, never in a log."""
-    files = (
-        ("env-file", "settings file", "sudo install -D -m 600 /dev/stdin /etc/wan-tpu/extra.env"),
-        (
-            "api-keys-file",
-            "API keys",
-            f"sudo install -D -m 600 -o wan-tpu -g wan-tpu /dev/stdin {KEYS_ON_WORKER}",
-        ),
-    )
-    for key, what, command in files:
+    for key, place, owner in (
+        ("env-file", "/etc/wan-tpu/extra.env", "root"),
+        ("api-keys-file", KEYS_ON_WORKER, "wan-tpu"),
+    ):
         if not deployment.settings[key]:
             continue
         path = pathlib.Path(deployment.settings[key])
-        if not path.is_file():
-            raise DeployError(f"{key}: there is no file {path}")
+        if not path.is_file() or path.stat().st_size == 0:
+            raise DeployError(f"{key}: {path} is not there, or empty")
+        script = (
+            f"umask 077; cat >{place}.new; test -s {place}.new; "
+            f"chown {owner}: {place}.new; mv {place}.new {place}; echo {FILE_SENT}"
+        )
+        command = f"sudo sh -ec {shlex.quote(script)}"
         tasks = deployment.worker_tasks(
             nodes,
             lambda node, worker, path=path, command=command: deployment.gcloud.ssh(
-                node.name, worker, command, stdin=path
+                node.name, worker, command, stdin=path, end_mark=FILE_SENT
             ),
         )
-        deployment.must(f"sending the {what}", tasks, quiet=True)
+        deployment.must(f"sending {path.name}", tasks, quiet=True)
 
 
 def _check_same_commit(tasks: list[Task]) -> None:

@@ -41,7 +41,7 @@ class Cloud:
         path.chmod(0o755)
 
     def answer(self, match: str, *, times: int = -1, **answer) -> None:
-        """What to say (out, err, exit, sleep, run) to calls that match, this often."""
+        """What to do (out, err, exit, sleep, run, silent) on calls that match, this often."""
         self._answers.append({"match": match, "times": times, **answer})
         (self.folder / "answers.json").write_text(json.dumps(self._answers))
 

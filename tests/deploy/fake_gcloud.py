@@ -44,6 +44,12 @@ def main():
         command = next(word.partition("=")[2] for word in argv if word.startswith("--command="))
         sys.exit(subprocess.call(("bash", "-c", command)))
     print(answer.get("out", ""), end="", flush=True)
+    if not answer.get("exit") and not answer.get("silent"):
+        # What worker.sh and the sending of files say in the end.
+        if "bash -s -- " in line:
+            print("wan-tpu-worker: done", file=sys.stderr)
+        elif "echo wan-tpu: sent" in line:
+            print("wan-tpu: sent")
     print(answer.get("err", ""), end="", file=sys.stderr)
     sys.exit(answer.get("exit", 0))
 

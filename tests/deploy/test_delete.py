@@ -31,6 +31,13 @@ def test_a_slice_of_its_own(cloud):
     )
 
 
+def test_what_gclouds_filter_lets_through_too_much_stays(cloud):
+    cloud.slices(node("theirs", labels={"wan-tpu": "WAN"}), node("others", labels={}))
+    leftovers(cloud, [])
+    assert cloud.run(*DELETE, "--yes").returncode == 0
+    assert not any(" delete " in line for line in cloud.lines)
+
+
 def test_a_slice_of_the_queue_goes_with_its_request(cloud):
     made = node(queuedResource="projects/p/locations/z/queuedResources/wan")
     cloud.answer("tpu-vm list", out=json.dumps([made]), times=1)

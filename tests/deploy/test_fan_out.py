@@ -45,6 +45,18 @@ def test_ssh_flakes_are_tried_again(cloud):
     assert done.stdout.count("wan/2: ssh failed; trying again") == 2
 
 
+def test_gclouds_own_second_try_is_not_taken_for_success(cloud):
+    """gcloud connects again with standard input at its end: bash gets no script, and exits 0."""
+    cloud.slices(node())
+    cloud.answer("--command=true")
+    cloud.answer("--worker=2 .* install", silent=True, times=1)
+    cloud.answer("install", out=f"installed {COMMIT}\n")
+    done = cloud.run(*INSTALL)
+    assert done.returncode == 0, done.stderr
+    assert row(done.stdout, "wan/2")[1:3] == ["ok", "2"]
+    assert row(done.stdout, "wan/1")[1:3] == ["ok", "1"]
+
+
 def test_a_worker_without_ssh_is_named_in_the_end(cloud):
     cloud.slices(node())
     cloud.answer("--command=true")
@@ -88,7 +100,7 @@ def test_workers_run_at_once(cloud):
     # Each waits until all have begun; one after another this would never end.
     all_begun = f'[ "$(grep -c "bash -s -- install" {cloud.folder}/calls.jsonl)" = 16 ]'
     cloud.answer("install", run=True)
-    cloud.tool("sudo", f"until {all_begun}; do sleep 0.05; done")
+    cloud.tool("sudo", f"until {all_begun}; do sleep 0.05; done; echo wan-tpu-worker: done")
     assert cloud.run(*INSTALL).returncode == 0
 
 

@@ -172,8 +172,12 @@ def test_secrets_go_over_standard_input_alone(slice_):
     flags = ("--open", "--api-keys-file", "keys", "--env-file", "wan.env")
     done = slice_.run("start", "wan", *WHERE, *flags)
     assert done.returncode == 0, done.stderr
-    env = "sudo install -D -m 600 /dev/stdin /etc/wan-tpu/extra.env"
-    keys = "sudo install -D -m 600 -o wan-tpu -g wan-tpu /dev/stdin /etc/wan-tpu/api-keys"
+    send = (
+        "sudo sh -ec 'umask 077; cat >{0}.new; test -s {0}.new; chown {1}: {0}.new; "
+        "mv {0}.new {0}; echo wan-tpu: sent'"
+    )
+    env = send.format("/etc/wan-tpu/extra.env", "root")
+    keys = send.format("/etc/wan-tpu/api-keys", "wan-tpu")
     assert sorted(slice_.lines[1:5]) == [ssh_line(worker, env) for worker in range(4)]
     assert sorted(slice_.lines[5:9]) == [ssh_line(worker, keys) for worker in range(4)]
     assert {call["stdin"] for call in slice_.calls[1:5]} == {"HF_TOKEN=hf_secret\n"}
@@ -190,7 +194,7 @@ def test_secrets_go_over_standard_input_alone(slice_):
 def test_a_file_that_is_not_there(slice_):
     done = slice_.run("start", "wan", *WHERE, "--env-file", "nowhere.env")
     assert done.returncode == 1
-    assert "no file nowhere.env" in done.stderr
+    assert "nowhere.env is not there, or empty" in done.stderr
 
 
 def test_stop(slice_):
