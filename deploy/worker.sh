@@ -115,11 +115,13 @@ remove_old_releases() {
 
 # --- start and stop ------------------------------------------------------------------------------
 
-# Takes what to run (latest, previous, or a commit's first digits) and WAN_TPU_... assignments.
+# Takes what to run (latest, previous, or a commit's first digits), whether an extra.env was sent for
+# this start (env-file or no-env-file), and WAN_TPU_... assignments.
 start_service() {
     local release
     release=$(find_release "$1")
-    shift
+    [ "$2" = env-file ] || rm -f "$ETC/extra.env"
+    shift 2
     write_environment "$@"
     if [ -L "$OPT/current" ] && [ "$(readlink "$OPT/current")" != "$release" ]; then
         point "$OPT/previous" "$(readlink "$OPT/current")"

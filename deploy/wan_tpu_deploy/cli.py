@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_flags(install, ("repository", "ref"))
 
     start = _add_verb(verbs, "start", "start the service everywhere and wait until it is ready")
-    add_flags(start, ("model", "layout", "bucket", "port", "env-file", "api-keys-file"))
+    add_flags(start, service.START_SETTINGS)
     start.add_argument(
         "--commit",
         default="latest",

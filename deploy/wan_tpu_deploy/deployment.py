@@ -116,8 +116,8 @@ class Deployment:
     @property
     def place(self) -> str:
         """Project and zone for people."""
-        zone = self.settings["zone"] or "gcloud's default zone"
-        return f"{self.settings['project'] or 'gcloud`s default project'}, {zone}"
+        project = self.settings["project"] or "gcloud's default project"
+        return f"{project}, {self.settings['zone'] or 'its default zone'}"
 
     def requests(self) -> list[Request]:
         """The queued resources of the deployment, those left behind without a slice too."""

@@ -22,6 +22,9 @@ CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 STATE = "/var/lib/wan-tpu"
 KEYS_ON_WORKER = "/etc/wan-tpu/api-keys"
 FILE_SENT = "wan-tpu: sent"
+START_SETTINGS = ("model", "layout", "bucket", "port", "env-file", "api-keys-file")
+"""What `start` takes besides where the slices are; every start says all of it anew."""
+
 DRAIN_SECONDS = 120
 """A job's grace time after SIGTERM; TimeoutStopSec of wan-tpu.service is longer."""
 
@@ -121,7 +124,9 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
         deployment.must("copying the model", deployment.worker_tasks(nodes, copy))
     _drain(deployment, nodes)
     variables = _variables(settings, is_open=is_open)
-    tasks = deployment.worker_tasks(nodes, deployment.script("start", commit, *variables))
+    extra = "env-file" if settings["env-file"] else "no-env-file"
+    script = deployment.script("start", commit, extra, *variables)
+    tasks = deployment.worker_tasks(nodes, script)
     deployment.must("start", tasks)
     if not deployment.dry_run:
         _check_same_commit(tasks)
@@ -217,8 +222,8 @@ def _share_compiled(deployment: Deployment, node: Node) -> None:
 
 
 def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: bool) -> None:
-    settings, again = deployment.settings, flags_again(deployment)
-    port = settings["port"]
+    settings = deployment.settings
+    port, again = settings["port"], flags_again(deployment, "port")
     print(f"\n{settings.name} is ready. From here:")
     for index, node in enumerate(nodes):
         which = f" --slice {index}" if len(nodes) > 1 else ""
@@ -232,6 +237,7 @@ def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: boo
             "--target-tags=wan-tpu --source-ranges=YOUR.ADDRESS/32"
         )
     print(f"then http://127.0.0.1:{port} in a browser. To go back to what ran before:")
+    again = flags_again(deployment, *START_SETTINGS) + (" --open" if is_open else "")
     print(f"  deploy/wan-tpu-deploy start {settings.name}{again} --commit previous")
 
 

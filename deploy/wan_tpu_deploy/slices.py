@@ -201,8 +201,12 @@ def show_nodes(deployment: Deployment, nodes: list[Node]) -> None:
     print_table(f"slices of {deployment.settings.name}", rows)
 
 
-def flags_again(deployment: Deployment) -> str:
-    """The flags that say where the slices are, for the next command."""
+def flags_again(deployment: Deployment, *keys: str) -> str:
+    """The flags that the next command needs too: where the slices are, and these."""
     settings = deployment.settings
-    keys = [key for key in ("project", "zone", "account", "ssh") if settings.origins[key] == "flag"]
-    return "".join(f" --{key} {settings[key]}" for key in keys)
+    given = [
+        key
+        for key in ("project", "zone", "account", "ssh", *keys)
+        if settings.origins[key] == "flag"
+    ]
+    return "".join(f" --{key} {settings[key]}" for key in given)

@@ -14,7 +14,7 @@ LIST = (
     "--filter=labels.wan-tpu=wan --format=json --quiet"
 )
 START_DEFAULTS = (
-    "sudo bash -s -- start latest WAN_TPU_HOST=127.0.0.1 WAN_TPU_PORT=8000 "
+    "sudo bash -s -- start latest no-env-file WAN_TPU_HOST=127.0.0.1 WAN_TPU_PORT=8000 "
     "WAN_TPU_MODEL=wan-tiny WAN_TPU_DRAIN_SECONDS=120"
 )
 
@@ -120,7 +120,7 @@ def test_start_with_model_layout_and_commit(slice_):
     done = slice_.run("start", "wan", *WHERE, *flags, "--commit", "0123456")
     assert done.returncode == 0, done.stderr
     assert slice_.lines[2].endswith(
-        "start 0123456 WAN_TPU_HOST=127.0.0.1 WAN_TPU_PORT=9000 "
+        "start 0123456 no-env-file WAN_TPU_HOST=127.0.0.1 WAN_TPU_PORT=9000 "
         "WAN_TPU_MODEL=Wan-AI/Wan2.1-T2V-14B-Diffusers WAN_TPU_LAYOUT=dp2-sp8 "
         "WAN_TPU_DRAIN_SECONDS=120' --quiet"
     )
@@ -184,10 +184,12 @@ def test_secrets_go_over_standard_input_alone(slice_):
     assert {call["stdin"] for call in slice_.calls[5:9]} == {"hashed-secret-key\n"}
     assert "secret" not in "".join(slice_.lines) + done.stdout
     started = [line for line in slice_.lines if "-- start " in line]
-    assert all("WAN_TPU_HOST=0.0.0.0" in line for line in started)
+    assert all("-- start latest env-file WAN_TPU_HOST=0.0.0.0" in line for line in started)
     assert all("WAN_TPU_API_KEYS_FILE=/etc/wan-tpu/api-keys" in line for line in started)
     assert "http://34.1.2.0:8000" in done.stdout
     assert "--source-ranges=YOUR.ADDRESS/32" in done.stdout
+    again = "--env-file wan.env --api-keys-file keys --open --commit previous\n"
+    assert done.stdout.endswith(again)  # a start says everything anew
     assert not any("firewall" in line for line in slice_.lines)  # that stays the user's own step
 
 

@@ -223,6 +223,13 @@ def test_settings_are_for_the_service_alone(worker, repository):
     ]
 
 
+def test_an_env_file_of_an_earlier_start_goes(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    (worker.root / "etc/wan-tpu/extra.env").write_text("WAN_TPU_LOG_LEVEL=debug\n")
+    start(worker)
+    assert not (worker.root / "etc/wan-tpu/extra.env").exists()
+
+
 def test_a_service_that_keeps_ending_is_not_waited_for(worker, repository):
     install(worker, repository, commit(repository, "one"))
     state = worker.root / "var/lib/wan-tpu"
