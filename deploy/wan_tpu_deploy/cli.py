@@ -1,0 +1,133 @@
+"""The command line: verbs, flags, exit codes."""
+
+import argparse
+import pathlib
+import sys
+from typing import Optional
+
+from wan_tpu_deploy import service, slices
+from wan_tpu_deploy.deployment import Deployment
+from wan_tpu_deploy.errors import DeployError
+from wan_tpu_deploy.gcloud import check_installed
+from wan_tpu_deploy.settings import DEFAULT_FILE, DEFAULTS, Settings, add_flags, read_settings
+
+WHERE = ("project", "zone", "account", "ssh")
+WHAT = ("type", "slices", "spot", "queued")
+CREATION = (
+    "runtime-version",
+    "max-run-duration",
+    "valid-until-duration",
+    "network",
+    "subnetwork",
+    "service-account",
+    "labels",
+)
+INTERRUPTED = 130
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    """Runs one verb; 0 done, 1 something failed, 2 the command line cannot be meant."""
+    args = make_parser().parse_args(argv)
+    try:
+        flags = {key: getattr(args, key.replace("-", "_"), None) for key in DEFAULTS}
+        settings = read_settings(args.name, flags, args.config)
+        if not args.dry_run:
+            check_installed()
+        print(f"# {args.verb} {settings.name}\n{settings.describe()}", flush=True)
+        return run_verb(args, settings)
+    except DeployError as error:
+        sys.stdout.flush()
+        print(f"wan-tpu-deploy: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def run_verb(args: argparse.Namespace, settings: Settings) -> int:
+    """Calls what the verb stands for; its exit code."""
+    deployment = Deployment(settings, dry_run=args.dry_run)
+    if args.verb == "create":
+        slices.create(deployment)
+    elif args.verb == "install":
+        service.install(deployment)
+    elif args.verb == "start":
+        service.start(
+            deployment, commit=args.commit, is_open=args.open, timeout=args.timeout_seconds
+        )
+    elif args.verb == "status":
+        return 0 if service.status(deployment) else 1
+    elif args.verb == "logs":
+        service.logs(deployment, worker=args.worker, lines=args.lines, follow=args.follow)
+    elif args.verb == "tunnel":
+        return service.tunnel(deployment, index=args.slice, local_port=args.local_port)
+    elif args.verb == "fetch":
+        service.fetch(deployment, what=args.what, index=args.slice, to=args.to)
+    elif args.verb == "stop":
+        service.stop(deployment)
+    else:
+        slices.delete(deployment, yes=args.yes)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="deploy/wan-tpu-deploy",
+        description="Creates, installs, starts, watches and deletes wan-tpu on TPU slices.",
+        epilog=f"Flags come before the settings file ({DEFAULT_FILE}), and that before defaults.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    create = _add_verb(verbs, "create", "make the slices and wait until they are there")
+    add_flags(create, CREATION)
+
+    install = _add_verb(verbs, "install", "put one commit on every worker; twice is harmless")
+    add_flags(install, ("repository", "ref"))
+
+    start = _add_verb(verbs, "start", "start the service everywhere and wait until it is ready")
+    add_flags(start, service.START_SETTINGS)
+    start.add_argument(
+        "--commit",
+        default="latest",
+        help="installed commit to run: its first digits, latest (default) or previous",
+    )
+    start.add_argument(
+        "--open", action="store_true", help="listen on every address; needs --api-keys-file"
+    )
+    start.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
+
+    _add_verb(verbs, "status", "slices, workers, service; exit code 0 if all is ready")
+
+    logs = _add_verb(verbs, "logs", "the service's journal of every worker")
+    logs.add_argument("--worker", type=int, help="of this worker only")
+    logs.add_argument("--lines", type=int, default=100, help="how far back (default 100)")
+    logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+
+    tunnel = _add_verb(verbs, "tunnel", "reach worker 0 on a port of this machine")
+    add_flags(tunnel, ("port",))
+    tunnel.add_argument("--local-port", type=int, help="port here; by default the same")
+    tunnel.add_argument("--slice", type=int, default=0, help="which of several (default 0)")
+
+    fetch = _add_verb(verbs, "fetch", "copy a job's files, or any path of worker 0, to here")
+    fetch.add_argument("what", metavar="JOB_OR_PATH", help="a job's id, or a path on worker 0")
+    fetch.add_argument("--to", type=pathlib.Path, default=pathlib.Path(), help="local folder")
+    fetch.add_argument("--slice", type=int, default=0, help="which of several (default 0)")
+
+    _add_verb(verbs, "stop", "drain and stop the service; the slices stay, and cost")
+
+    delete = _add_verb(verbs, "delete", "remove slices and queued resources, after asking")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    return parser
+
+
+def _add_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(verb, help=text, description=text)
+    parser.add_argument("name", metavar="NAME", help="of the deployment, for example wan")
+    parser.add_argument("--config", metavar="FILE", help=f"settings file (default {DEFAULT_FILE})")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every command, run none of them"
+    )
+    add_flags(parser, WHERE + WHAT)
+    return parser

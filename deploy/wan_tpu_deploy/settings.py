@@ -1,0 +1,219 @@
+"""Settings: flags before the settings file before defaults, each with where it came from.
+
+The environment is not read: gcloud has its own variables, and a setting that nobody sees is how a
+slice ends up in the wrong project.
+"""
+
+import argparse
+import configparser
+import dataclasses
+import pathlib
+import re
+from typing import Optional, Union
+
+from wan_tpu_deploy.errors import DeployError
+
+DEFAULT_FILE = pathlib.Path("wan-tpu-deploy.ini")
+SHARED_SECTION = "all"
+
+DEFAULTS: dict[str, str] = {
+    "project": "",
+    "zone": "",
+    "account": "",
+    "type": "",
+    "runtime-version": "",
+    "slices": "1",
+    "spot": "no",
+    "queued": "no",
+    "max-run-duration": "",
+    "valid-until-duration": "",
+    "network": "",
+    "subnetwork": "",
+    "service-account": "",
+    "labels": "",
+    "ssh": "iap",
+    "repository": "",
+    "ref": "",
+    "bucket": "",
+    "model": "wan-tiny",
+    "layout": "",
+    "port": "8000",
+    "env-file": "",
+    "api-keys-file": "",
+}
+"""Every key of the settings file and its default; "" leaves it to gcloud or to the service."""
+
+HELP = {
+    "project": "Google Cloud project; gcloud's own when left out",
+    "zone": "zone of the slices, for example us-east5-b; gcloud's compute/zone when left out",
+    "account": "Google account that gcloud acts as",
+    "type": "accelerator type, for example v6e-16",
+    "runtime-version": "software of the VM; by default the one of the accelerator type",
+    "slices": "this many slices, each a service of its own (default 1)",
+    "spot": "spot capacity: cheaper, and taken away at any moment",
+    "queued": "wait in Google's queue until there is capacity",
+    "max-run-duration": "end the slice after this long, for example 4h (flex-start, with --queued)",
+    "valid-until-duration": "give up the place in the queue after this long, for example 6h",
+    "network": "VPC network",
+    "subnetwork": "subnetwork of it",
+    "service-account": "service account of the machines; needs to read the bucket",
+    "labels": "more labels, KEY=VALUE,KEY=VALUE",
+    "ssh": "how workers are reached: iap, external or internal addresses (default iap)",
+    "repository": "git URL that the workers install from; by default this checkout's origin",
+    "ref": "commit, tag or branch; by default this checkout's commit",
+    "bucket": "gs://BUCKET[/FOLDER]: --model is a folder in it, copied to each worker's disk",
+    "model": "name, hub id, folder on the workers, or folder in --bucket (default wan-tiny)",
+    "layout": "how the model is split, for example dp2-sp8; chosen when left out",
+    "port": "port of the service (default 8000)",
+    "env-file": "local file with more WAN_TPU_... lines for the service; may hold secrets",
+    "api-keys-file": "local file with the API keys of the service",
+}
+SWITCHES = ("spot", "queued")
+SSH_WAYS = ("iap", "external", "internal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is to be done with which slices.
+
+    Attributes:
+        name: of the deployment; the slice's name, or its beginning when there are several.
+        values: one for each key of `DEFAULTS`.
+        origins: where each value came from.
+    """
+
+    name: str
+    values: dict[str, str]
+    origins: dict[str, str]
+
+    def __getitem__(self, key: str) -> str:
+        return self.values[key]
+
+    def switch(self, key: str) -> bool:
+        """Whether a yes/no setting says yes."""
+        return self.values[key] == "yes"
+
+    def required(self, key: str) -> str:
+        """A setting that this verb cannot do without.
+
+        Raises:
+            DeployError: it is not set.
+        """
+        value = self.values[key]
+        if not value:
+            example = HELP[key]
+            raise DeployError(
+                f"{key} is not set ({example}): give --{key} or write it in {DEFAULT_FILE}"
+            )
+        return value
+
+    @property
+    def num_slices(self) -> int:
+        """How many slices the deployment has."""
+        return int(self.values["slices"])
+
+    def describe(self) -> str:
+        """What is set, a line for each place where it was set."""
+        places: dict[str, list[str]] = {}
+        for key, value in self.values.items():
+            if value and value != "no":
+                places.setdefault(self.origins[key], []).append(f"{key}={value}")
+        return "\n".join(f"#   {place}: {' '.join(pairs)}" for place, pairs in places.items())
+
+
+def add_flags(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:
+    """Gives a parser a flag for each of the settings."""
+    for key in keys:
+        if key in SWITCHES:
+            parser.add_argument(
+                f"--{key}", action=argparse.BooleanOptionalAction, default=None, help=HELP[key]
+            )
+        else:
+            parser.add_argument(f"--{key}", metavar=key.upper(), help=HELP[key])
+
+
+def read_settings(
+    name: str, flags: dict[str, Union[str, bool, None]], file: Optional[str]
+) -> Settings:
+    """Puts flags, file and defaults together, and checks what can be checked here.
+
+    Raises:
+        DeployError: no such file, an unknown key, or a value that cannot be meant.
+    """
+    values, origins = dict(DEFAULTS), dict.fromkeys(DEFAULTS, "default")
+    path = pathlib.Path(file) if file else DEFAULT_FILE
+    if file or path.exists():
+        for key, value in _read_file(path, name).items():
+            values[key], origins[key] = value, str(path)
+    for key, value in flags.items():
+        if value is not None:
+            values[key] = ("yes" if value else "no") if key in SWITCHES else str(value)
+            origins[key] = "flag"
+    settings = Settings(name, values, origins)
+    _check(settings)
+    return settings
+
+
+def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
+    """The section [all] and, over it, the one of this deployment."""
+    parser = configparser.ConfigParser(default_section=SHARED_SECTION, interpolation=None)
+    try:
+        parser.read_string(path.read_text())
+    except FileNotFoundError:
+        raise DeployError(f"there is no settings file {path}; see deploy/example.ini") from None
+    except configparser.Error as error:
+        raise DeployError(f"{path} is not a settings file: {error}") from None
+    section = parser[name] if parser.has_section(name) else parser[SHARED_SECTION]
+    unknown = sorted(set(section) - set(DEFAULTS))
+    if unknown:
+        raise DeployError(
+            f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(DEFAULTS)}"
+        )
+    try:
+        return {
+            key: ("yes" if section.getboolean(key) else "no") if key in SWITCHES else value
+            for key, value in section.items()
+            if value
+        }
+    except ValueError as error:
+        raise DeployError(f"{path}: spot and queued are yes or no: {error}") from None
+
+
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
+_WORD = re.compile(r"[^\s\"'\\$`;&|<>]+")
+
+
+def _check(settings: Settings) -> None:
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", settings.name):
+        raise DeployError(
+            f"the name {settings.name!r} cannot be a TPU's: lower-case letters, digits, hyphens; "
+            "a letter first; at most 50; for example wan-1"
+        )
+    for key, value in settings.values.items():
+        if value and not _WORD.fullmatch(value):
+            raise DeployError(
+                f"{key} is {value!r}: spaces, quotes and shell characters are refused"
+            )
+    slices, port, ssh = settings["slices"], settings["port"], settings["ssh"]
+    if not slices.isdecimal() or not 1 <= int(slices) <= 64:
+        raise DeployError(f"slices is {slices!r}; expected a number from 1 to 64")
+    if not port.isdecimal() or not 1024 <= int(port) <= 65535:
+        raise DeployError(f"port is {port!r}; expected a number from 1024 to 65535, such as 8000")
+    if ssh not in SSH_WAYS:
+        raise DeployError(f"ssh is {ssh!r}; expected one of {', '.join(SSH_WAYS)}")
+    for label in settings["labels"].split(","):
+        if label and not _LABEL.fullmatch(label):
+            raise DeployError(f"label {label!r} is not KEY=VALUE in lower-case letters and digits")
+    bucket = settings["bucket"]
+    if bucket and not bucket.startswith("gs://"):
+        raise DeployError(f"bucket is {bucket!r}; expected gs://BUCKET or gs://BUCKET/FOLDER")
+    for key in ("max-run-duration", "valid-until-duration"):
+        value = settings[key]
+        if value and not re.fullmatch(r"(\d+[smhd])+", value):
+            raise DeployError(f"{key} is {value!r}; expected a duration such as 4h, 90m or 1d12h")
+        if value and not settings.switch("queued"):
+            raise DeployError(f"gcloud has --{key} for queued resources only: add --queued")
+    if settings["max-run-duration"] and settings.switch("spot"):
+        raise DeployError(
+            "--max-run-duration is Google's flex-start, which is not --spot: drop one"
+        )

@@ -1,0 +1,283 @@
+#!/usr/bin/env bash
+# What deploy/wan-tpu-deploy does on one worker. It comes over ssh on standard input:
+#
+#     sudo bash -s -- install REPOSITORY COMMIT < deploy/worker.sh
+#
+# so worker and laptop never disagree about what a verb means. Everything may run twice.
+#
+#     /opt/wan-tpu/releases/COMMIT    a checkout with its own .venv; `current` is the one that runs
+#     /etc/wan-tpu/wan-tpu.env        what `start` was told; extra.env: the user's own; both mode 600
+#     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models
+#
+# WAN_TPU_ROOT puts all of it under another folder and leaves the system alone (no packages, no user).
+# WAN_TPU_VENV takes this virtual environment instead of making one (an image with one built in).
+set -euo pipefail
+
+ROOT=${WAN_TPU_ROOT:-}
+OPT=$ROOT/opt/wan-tpu
+ETC=$ROOT/etc/wan-tpu
+STATE=$ROOT/var/lib/wan-tpu
+UNIT=$ROOT/etc/systemd/system/wan-tpu.service
+USER_NAME=wan-tpu
+KEEP_RELEASES=3
+TORCH=torch==2.13.0
+UV='uv>=0.13,<0.14'
+
+say() { printf '%s\n' "$*"; }
+fail() { say "error: $*" >&2; exit 1; }
+on_system() { [ -z "$ROOT" ]; }
+own() { if on_system; then chown -R "$USER_NAME:$USER_NAME" "$@"; fi; }
+
+# --- install -------------------------------------------------------------------------------------
+
+install_release() {
+    local repository=$1 commit=$2 release=$OPT/releases/$2
+    [[ $commit =~ ^[0-9a-f]{40}$ ]] || fail "commit is '$commit'; expected all 40 digits"
+    mkdir -p "$OPT/releases" "$ETC" "$STATE"
+    # A connection that broke may have left the same work running: wait for it.
+    exec 9> "$OPT/.lock"
+    flock 9
+    if [ ! -e "$release/.installed" ]; then
+        if on_system; then
+            install_packages
+            make_user
+        fi
+        check_out "$repository" "$commit" "$release"
+        make_venv "$release"
+        touch "$release/.installed"
+    fi
+    point "$OPT/latest" "$release"
+    remove_old_releases
+    say "installed $commit"
+}
+
+install_packages() {
+    local missing=()
+    command -v git > /dev/null || missing+=(git)
+    command -v curl > /dev/null || missing+=(curl)
+    python3 -c 'import ensurepip' 2> /dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "system packages: ${missing[*]}"
+    # A fresh VM is still updating itself: wait for its lock instead of failing.
+    apt-get -qq -o DPkg::Lock::Timeout=600 update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 \
+        install --yes "${missing[@]}" > /dev/null
+}
+
+make_user() {
+    id "$USER_NAME" > /dev/null 2>&1 \
+        || useradd --system --home-dir "$STATE" --shell /usr/sbin/nologin "$USER_NAME"
+    install -d -o "$USER_NAME" -g "$USER_NAME" -m 750 "$STATE"
+}
+
+check_out() {
+    local repository=$1 commit=$2 release=$3 mirror=$OPT/repository.git
+    say "source: $commit of $repository"
+    [ -d "$mirror" ] || git init --quiet --bare "$mirror"
+    git -C "$mirror" fetch --quiet --depth 1 "$repository" "$commit" 2> /dev/null \
+        || git -C "$mirror" fetch --quiet "$repository" '+refs/heads/*:refs/heads/*' '+refs/tags/*:refs/tags/*' \
+        || fail "cannot fetch from $repository; a private one needs a token in the URL or a public mirror"
+    git -C "$mirror" cat-file -e "$commit^{commit}" 2> /dev/null \
+        || fail "$repository has no commit $commit; was it pushed?"
+    rm -rf "$release"
+    mkdir -p "$release"
+    git -C "$mirror" archive "$commit" | tar -xf - -C "$release"
+}
+
+make_venv() {
+    local release=$1 tools=$OPT/tools
+    if [ -n "${WAN_TPU_VENV:-}" ]; then
+        ln -s "$WAN_TPU_VENV" "$release/.venv"
+        return
+    fi
+    # uv brings the right Python where the image has an older one, and knows PyTorch's CPU builds.
+    [ -x "$tools/bin/uv" ] || python3 -m venv "$tools"
+    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$UV"
+    export UV_PYTHON_INSTALL_DIR=$OPT/python UV_CACHE_DIR=$OPT/uv-cache UV_TORCH_BACKEND=cpu
+    say "virtual environment"
+    "$tools/bin/uv" venv --quiet --clear --python '>=3.11,<3.13' "$release/.venv"
+    say "packages: $TORCH (CPU build), wan_tpu[tpu,server]"
+    "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$TORCH"
+    "$tools/bin/uv" pip install --quiet --python "$release/.venv" --editable "${release}[tpu,server]"
+}
+
+remove_old_releases() {
+    local old keep
+    keep=$(readlink "$OPT/latest" "$OPT/current" "$OPT/previous" || true)
+    # shellcheck disable=SC2012  # names are commits, sorted by age
+    ls -1dt "$OPT"/releases/* | tail -n +$((KEEP_RELEASES + 1)) | while read -r old; do
+        if ! grep -qxF "$old" <<< "$keep"; then
+            say "removing $(basename "$old")"
+            rm -rf "$old"
+        fi
+    done
+}
+
+# --- start and stop ------------------------------------------------------------------------------
+
+# Takes what to run (latest, previous, or a commit's first digits), whether an extra.env was sent for
+# this start (env-file or no-env-file), and WAN_TPU_... assignments.
+start_service() {
+    local release
+    release=$(find_release "$1")
+    [ "$2" = env-file ] || rm -f "$ETC/extra.env"
+    shift 2
+    write_environment "$@"
+    if [ -L "$OPT/current" ] && [ "$(readlink "$OPT/current")" != "$release" ]; then
+        point "$OPT/previous" "$(readlink "$OPT/current")"
+    fi
+    point "$OPT/current" "$release"
+    write_unit
+    systemctl daemon-reload
+    systemctl enable --quiet wan-tpu
+    systemctl restart wan-tpu
+    say "started $(basename "$release")"
+}
+
+find_release() {
+    local wanted=$1 marks
+    case $wanted in
+        latest | previous) wanted=$(basename "$(readlink "$OPT/$wanted" || echo "no-$wanted")") ;;
+    esac
+    marks=("$OPT/releases/$wanted"*/.installed)
+    [ ${#marks[@]} -eq 1 ] && [ -e "${marks[0]}" ] \
+        || fail "'$wanted' is not one installed commit; there are: $(list_releases)"
+    dirname "${marks[0]}"
+}
+
+list_releases() {
+    local mark
+    for mark in "$OPT"/releases/*/.installed; do
+        [ ! -e "$mark" ] || printf '%s ' "$(basename "$(dirname "$mark")")"
+    done
+}
+
+# A model folder in a bucket is copied once; each process then reads its own slices from the disk.
+copy_model() {
+    local source=$1 folder=$2
+    mkdir -p "$ROOT$folder"
+    say "model: $source -> $folder"
+    gcloud storage rsync --recursive --quiet "$source" "$ROOT$folder"
+    own "$ROOT$folder"
+    say "model is here: $(du -sh "$ROOT$folder" | cut -f1)"
+}
+
+write_environment() {
+    local file=$ETC/wan-tpu.env
+    mkdir -p "$STATE/data" "$STATE/hub" "$STATE/compiled"
+    own "$STATE"
+    (
+        umask 077
+        printf '%s\n' "$@" \
+            "WAN_TPU_DATA_DIR=$STATE/data" "WAN_TPU_CACHE_DIR=$STATE/compiled" \
+            "HF_HOME=$STATE/hub" "HOME=$STATE" PYTHONUNBUFFERED=1 > "$file.new"
+    )
+    mv "$file.new" "$file"
+}
+
+# Atomic: a service that restarts meanwhile finds the old release or the new one.
+point() {
+    ln -sfn "$2" "$1.new"
+    mv -T "$1.new" "$1"
+}
+
+write_unit() {
+    mkdir -p "$(dirname "$UNIT")"
+    sed -e "s#=\(-\?\)/\(opt\|etc\|var/lib\)/wan-tpu#=\1$ROOT/\2/wan-tpu#" \
+        "$OPT/current/deploy/wan-tpu.service" > "$UNIT"
+}
+
+stop_service() {
+    if [ -e "$UNIT" ]; then
+        systemctl disable --quiet wan-tpu
+        systemctl stop wan-tpu
+    fi
+    say stopped
+}
+
+# --- watch ---------------------------------------------------------------------------------------
+
+port() { sed -n 's/^WAN_TPU_PORT=//p' "$ETC/wan-tpu.env"; }
+unit_property() { systemctl show wan-tpu --property "$1" --value 2> /dev/null || true; }
+
+# Waits for /readyz on this worker; says what is missing whenever that changes.
+wait_until_ready() {
+    local seconds=$1 start=$SECONDS before='' body='' url restarts_at_start restarts
+    url=http://127.0.0.1:$(port)/readyz
+    restarts_at_start=$(unit_property NRestarts)
+    while ((SECONDS - start < seconds)); do
+        # An older curl has no --fail-with-body: the answer of a 503 says what is missing.
+        body=$(curl --silent --show-error --max-time 10 --write-out ' %{http_code}' "$url" 2>&1) || true
+        if [[ $body == *' 200' ]]; then
+            say "ready after $((SECONDS - start)) s"
+            return
+        fi
+        restarts=$(unit_property NRestarts)
+        if ((${restarts:-0} - ${restarts_at_start:-0} >= 3)); then
+            say "the service ended and was started again ${restarts} times; its last words:"
+            journalctl --unit wan-tpu --lines 30 --no-pager --output cat || true
+            exit 1
+        fi
+        if [ "$body" != "$before" ]; then
+            say "$((SECONDS - start)) s: $(tr '\n' ' ' <<< "${body:0:300}")"
+            before=$body
+        fi
+        sleep 1
+    done
+    say "not ready after $seconds s; last answer: $body"
+    exit 1
+}
+
+# KEY=VALUE lines for the table of `status`.
+show_status() {
+    local python=$OPT/current/.venv/bin/python url
+    say "unit=$(unit_property ActiveState)/$(unit_property SubState)"
+    say "restarts=$(unit_property NRestarts)"
+    say "commit=$(basename "$(readlink "$OPT/current" 2> /dev/null || echo none)")"
+    say "previous=$(basename "$(readlink "$OPT/previous" 2> /dev/null || echo none)")"
+    if [ -x "$python" ]; then
+        "$python" - <<< "$CHIPS_PROGRAM" || true
+    fi
+    say "disk=$(df --output=pcent "$STATE" 2> /dev/null | tail -1 | tr -d ' ')"
+    if [ -e "$ETC/wan-tpu.env" ]; then
+        url=http://127.0.0.1:$(port)
+        say "readyz=$(curl --silent --max-time 5 "$url/readyz" | tr -d '\n')"
+        say "queue=$(curl --silent --max-time 5 "$url/metrics" | sed -n 's/^wan_tpu_queue_length //p')"
+    fi
+}
+
+# tpu-info's own look at this worker: chips by PCI, HBM from the running libtpu.
+CHIPS_PROGRAM='
+try:
+    from tpu_info import device, metrics
+except ImportError:
+    print("chips=no tpu-info")
+else:
+    kind, count = device.get_local_chips()
+    print(f"chips={count}" + (f" {kind.value.name}" if kind else ""))
+    try:
+        usage = metrics.get_chip_usage(kind) if kind else []
+    except Exception as error:
+        usage = []
+    if usage:
+        used, total = (sum(chip[i] for chip in usage) / 2**30 for i in (1, 2))
+        print(f"hbm={used:.1f}/{total:.0f} GiB")
+'
+
+
+# A file or folder as a tar archive, for `fetch` and for compiled programs.
+pack() { tar -C "$ROOT$(dirname "$1")" -cf - "$(basename "$1")"; }
+
+case ${1:-} in
+    install) shift; install_release "$@" < /dev/null ;;
+    copy-model) shift; copy_model "$@" < /dev/null ;;
+    start) shift; start_service "$@" < /dev/null ;;
+    stop) stop_service < /dev/null ;;
+    ready) shift; wait_until_ready "$@" < /dev/null ;;
+    status) show_status < /dev/null ;;
+    pack) shift; pack "$@" < /dev/null ;;
+    *) fail "unknown verb '${1:-}'" ;;
+esac
+# Without this line the laptop takes 0 for a connection that broke: see Command.end_mark.
+say 'wan-tpu-worker: done' >&2
+exit

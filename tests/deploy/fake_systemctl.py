@@ -1,0 +1,113 @@
+"""Does with a unit file what systemd would, for one service, without systemd.
+
+    systemctl daemon-reload | enable | disable | restart | stop | show UNIT --property P --value
+
+`restart` runs ExecStart in WorkingDirectory with EnvironmentFile, and again whenever it ends. What
+it prints goes to $WAN_TPU_ROOT/journal.
+"""
+
+import itertools
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(os.environ["WAN_TPU_ROOT"])
+UNIT = ROOT / "etc/systemd/system/wan-tpu.service"
+RUN = ROOT / "run"
+SUPERVISOR, RESTARTS, ENABLED = RUN / "supervisor", RUN / "restarts", RUN / "enabled"
+
+
+def read_unit():
+    unit = {}
+    for line in UNIT.read_text().splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            unit.setdefault(key, []).append(value)
+    return unit
+
+
+def environment(unit):
+    variables = {
+        key: os.environ[key] for key in ("PATH", "LANG", "JAX_PLATFORMS") if key in os.environ
+    }
+    for file in unit["EnvironmentFile"]:
+        path = pathlib.Path(file.lstrip("-"))
+        if path.exists() or not file.startswith("-"):
+            for line in path.read_text().splitlines():
+                key, _, value = line.partition("=")
+                variables[key] = value
+    return variables
+
+
+def supervise():
+    """What Restart=always does; SIGTERM ends the service and then this."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    unit = read_unit()
+    assert unit["Restart"] == ["always"]
+    for count in itertools.count():
+        RESTARTS.write_text(str(count))
+        with (ROOT / "journal").open("a") as journal:
+            process = subprocess.Popen(
+                shlex.split(unit["ExecStart"][0]),
+                cwd=unit["WorkingDirectory"][0],
+                env=environment(unit),
+                stdout=journal,
+                stderr=journal,
+            )
+        try:
+            process.wait()
+            time.sleep(0.1)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def stop():
+    if SUPERVISOR.exists():
+        pid = int(SUPERVISOR.read_text())
+        SUPERVISOR.unlink()
+        os.kill(pid, signal.SIGTERM)
+        while pathlib.Path(f"/proc/{pid}/cmdline").exists() and "Z" not in state_of(pid):
+            time.sleep(0.02)
+
+
+def state_of(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def main(verb, *words):
+    RUN.mkdir(exist_ok=True)
+    if verb in ("enable", "disable"):
+        ENABLED.touch() if verb == "enable" else ENABLED.unlink(missing_ok=True)
+    elif verb == "stop":
+        stop()
+    elif verb == "restart":
+        stop()
+        supervisor = subprocess.Popen(
+            (sys.executable, __file__, "supervise"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        SUPERVISOR.write_text(str(supervisor.pid))
+    elif verb == "supervise":
+        supervise()
+    elif verb == "show":
+        running = SUPERVISOR.exists()
+        values = {
+            "ActiveState": "active" if running else "inactive",
+            "SubState": "running" if running else "dead",
+            "NRestarts": RESTARTS.read_text() if RESTARTS.exists() else "0",
+        }
+        print(values[words[words.index("--property") + 1]])
+
+
+main(*sys.argv[1:])

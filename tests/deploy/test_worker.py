@@ -1,0 +1,311 @@
+"""What install and start send to a worker, run for real under a scratch root on this machine.
+
+The virtual environment is this one (WAN_TPU_VENV): making one takes minutes and gigabytes. Packages
+and users are left alone under a scratch root, and systemd is `fake_systemctl.py`.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from tests.deploy.conftest import ROOT, WHERE, node
+
+SYSTEMCTL = pathlib.Path(__file__).with_name("fake_systemctl.py")
+
+STAND_IN = '''
+"""Answers as the service does, at once."""
+import http.server, os, sys
+
+if os.path.exists(os.path.join(os.environ["HOME"], "crash")):
+    sys.exit(75)
+asked = 0
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global asked
+        asked += 1
+        code, body = 200, '{"status":"ready"}'
+        if self.path == "/metrics":
+            body = "wan_tpu_queue_length 2.0"
+        elif asked == 1 and os.path.exists(os.path.join(os.environ["HOME"], "slow")):
+            code, body = 503, '{"status":"not_ready","missing":["compiling"]}'
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+address = os.environ["WAN_TPU_HOST"], int(os.environ["WAN_TPU_PORT"])
+http.server.HTTPServer(address, Handler).serve_forever()
+'''
+
+
+def git(folder, *words):
+    name = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+    done = subprocess.run(
+        ("git", *name, *words), cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def make_repository(folder: pathlib.Path, *, with_server: bool) -> pathlib.Path:
+    """A repository of this checkout's files as they are now, or of a stand-in for the service."""
+    folder.mkdir()
+    names = ["deploy/wan-tpu.service"]
+    if with_server:
+        listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+        names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    else:
+        (folder / "server").mkdir()
+        (folder / "server" / "__main__.py").write_text(STAND_IN)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    return folder
+
+
+def commit(repository: pathlib.Path, message: str) -> str:
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", message)
+    return git(repository, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def worker(cloud, tmp_path):
+    """A cloud with one worker, which is this machine under a scratch root."""
+    root = tmp_path / "root"
+    root.mkdir()
+    cloud.root = root
+    cloud.environment |= {"WAN_TPU_ROOT": str(root), "WAN_TPU_VENV": sys.prefix}
+    cloud.tool("sudo", 'exec "$@"')
+    cloud.tool("systemctl", f'exec {sys.executable} {SYSTEMCTL} "$@"')
+    cloud.tool("journalctl", f"cat {root}/journal")
+    cloud.slices(node(kind="v6e-8", workers=1))
+    cloud.answer("--command=true")
+    cloud.answer("--command=sudo", run=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cloud.port = str(server.getsockname()[1])
+    yield cloud
+    cloud.run("stop", "wan", *WHERE)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return make_repository(tmp_path / "repository", with_server=False)
+
+
+def install(worker, repository, ref):
+    return worker.run("install", "wan", *WHERE, "--repository", str(repository), "--ref", ref)
+
+
+def start(worker, *flags):
+    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "120")
+    return worker.run(*words, *flags)
+
+
+def running(worker) -> str:
+    """The commit that `current` names."""
+    return (worker.root / "opt/wan-tpu/current").resolve().name
+
+
+def test_install_twice_is_harmless(worker, repository):
+    one = commit(repository, "one")
+    done = install(worker, repository, one)
+    assert done.returncode == 0, done.stdout
+    release = worker.root / "opt/wan-tpu/releases" / one
+    assert (release / "deploy/wan-tpu.service").exists()
+    assert (release / ".venv").resolve() == pathlib.Path(sys.prefix).resolve()
+    shutil.rmtree(repository)  # the second time needs nothing
+    before = sorted(release.rglob("*"))
+    done = install(worker, repository, one)
+    assert done.returncode == 0, done.stdout
+    assert f"installed {one}" in done.stdout
+    assert sorted(release.rglob("*")) == before
+
+
+def test_a_commit_that_was_not_pushed(worker, repository):
+    commit(repository, "one")
+    done = install(worker, repository, "f" * 40)
+    assert done.returncode == 1
+    assert "was it pushed?" in done.stdout
+
+
+def test_an_install_that_broke_off_is_made_anew(worker, repository):
+    one = commit(repository, "one")
+    half = worker.root / "opt/wan-tpu/releases" / one
+    half.mkdir(parents=True)
+    (half / "rest-of-the-first-try").touch()
+    assert install(worker, repository, one).returncode == 0
+    assert not (half / "rest-of-the-first-try").exists()
+
+
+def test_start_update_and_roll_back(worker, repository):
+    one = commit(repository, "one")
+    install(worker, repository, one)
+    (worker.root / "var/lib/wan-tpu/slow").touch()
+    done = start(worker)
+    (worker.root / "var/lib/wan-tpu/slow").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "missing" in done.stdout  # what was waited for
+    assert re.search(r"wan/0: ready after \d+ s", done.stdout)
+    assert running(worker) == one
+
+    two = commit(repository, "two")
+    install(worker, repository, "main")
+    assert running(worker) == one  # installing changes nothing that runs
+    assert start(worker).returncode == 0
+    assert running(worker) == two
+
+    assert start(worker, "--commit", "previous").returncode == 0
+    assert running(worker) == one
+    assert start(worker, "--commit", two[:9]).returncode == 0
+    assert running(worker) == two
+
+    done = worker.run("status", "wan", *WHERE)
+    assert done.returncode == 0, done.stdout
+    assert f"active/running 0 {two[:12]} 0 -" in " ".join(done.stdout.split())  # no chips here
+    assert "wan/0: ready; 2 jobs wait" in done.stdout
+
+    assert worker.run("stop", "wan", *WHERE).returncode == 0
+    done = worker.run("status", "wan", *WHERE)
+    assert done.returncode == 1
+    assert "inactive/dead" in done.stdout
+    assert not (worker.root / "run/enabled").exists()
+
+
+def test_a_commit_that_is_not_installed(worker, repository):
+    one = commit(repository, "one")
+    install(worker, repository, one)
+    done = start(worker, "--commit", "abc")
+    assert done.returncode == 1
+    assert f"'abc' is not one installed commit; there are: {one}" in done.stdout
+
+
+def test_three_releases_are_kept_and_those_in_use(worker, repository):
+    commits = [commit(repository, "one")]
+    install(worker, repository, commits[0])
+    start(worker)
+    for number in range(4):
+        commits.append(commit(repository, str(number)))
+        install(worker, repository, commits[-1])
+        os.utime(worker.root / "opt/wan-tpu/releases" / commits[-1], (10**9 + number,) * 2)
+    kept = {path.name for path in (worker.root / "opt/wan-tpu/releases").iterdir()}
+    assert commits[0] in kept  # it runs
+    assert commits[-1] in kept  # it is the latest
+    assert len(kept) <= 4
+
+
+def test_settings_are_for_the_service_alone(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    start(worker, "--layout", "dp2-sp4")
+    file = worker.root / "etc/wan-tpu/wan-tpu.env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    state = worker.root / "var/lib/wan-tpu"
+    assert file.read_text().splitlines() == [
+        "WAN_TPU_HOST=127.0.0.1",
+        f"WAN_TPU_PORT={worker.port}",
+        "WAN_TPU_MODEL=wan-tiny",
+        "WAN_TPU_LAYOUT=dp2-sp4",
+        "WAN_TPU_DRAIN_SECONDS=120",
+        f"WAN_TPU_DATA_DIR={state}/data",
+        f"WAN_TPU_CACHE_DIR={state}/compiled",
+        f"HF_HOME={state}/hub",
+        f"HOME={state}",
+        "PYTHONUNBUFFERED=1",
+    ]
+
+
+def test_an_env_file_of_an_earlier_start_goes(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    (worker.root / "etc/wan-tpu/extra.env").write_text("WAN_TPU_LOG_LEVEL=debug\n")
+    start(worker)
+    assert not (worker.root / "etc/wan-tpu/extra.env").exists()
+
+
+def test_a_service_that_keeps_ending_is_not_waited_for(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    state = worker.root / "var/lib/wan-tpu"
+    (state / "crash").touch()
+    done = start(worker)
+    assert done.returncode == 1
+    assert "was started again" in done.stdout
+    (
+        state / "crash"
+    ).unlink()  # the supervisor brings it back by itself: 75 is no reason to give up
+    ready = worker.run("status", "wan", *WHERE)
+    while "no service answers" in ready.stdout:
+        ready = worker.run("status", "wan", *WHERE)
+    assert "wan/0: ready" in ready.stdout
+
+
+def test_the_unit_file(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    start(worker)
+    unit = worker.root / "etc/systemd/system/wan-tpu.service"
+    text = unit.read_text()
+    assert "Restart=always" in text
+    assert "StartLimitIntervalSec=0" in text
+    drain, grace = 120, 30  # what `start` sets; the default of WAN_TPU_STOP_GRACE_SECONDS
+    assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) > drain + grace
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here: apt-get install systemd")
+    done = subprocess.run(
+        ("systemd-analyze", "verify", str(unit)), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_model_is_copied_from_its_bucket(worker, repository):
+    """The worker's own gcloud copies; here it shows what it was asked."""
+    install(worker, repository, commit(repository, "one"))
+    worker.answer("storage rsync")
+    done = start(worker, "--bucket", "gs://b", "--model", "wan-14b")
+    assert done.returncode == 0, done.stdout
+    folder = f"{worker.root}/var/lib/wan-tpu/models/wan-14b"
+    line = f"gcloud storage rsync --recursive --quiet gs://b/wan-14b {folder}"
+    assert line in worker.lines
+
+
+def test_the_scripts_pass_shellcheck():
+    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        (str(shellcheck), str(ROOT / "deploy" / "worker.sh")), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / "server").is_dir(), reason="the service is not in this checkout")
+def test_the_real_service_from_install_to_a_video(worker, tmp_path):
+    """The whole way on this machine: package at a commit, unit, /readyz, a job, its file, stop."""
+    repository = make_repository(tmp_path / "repository", with_server=True)
+    wanted = commit(repository, "one")
+    worker.environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    assert install(worker, repository, wanted).returncode == 0
+    done = start(worker)
+    journal = worker.root / "journal"
+    assert done.returncode == 0, done.stdout + journal.read_text()
+    assert worker.run("status", "wan", *WHERE).returncode == 0
+
+    body = {"prompt": "a red circle moving right on a black background", "num_inference_steps": 2}
+    url = f"http://127.0.0.1:{worker.port}/v1/videos"
+    headers = {"Content-Type": "application/json"}
+    video = ask(urllib.request.Request(url, json.dumps(body).encode(), headers))
+    while video["status"] in ("queued", "in_progress"):
+        video = ask(f"{url}/{video['id']}")
+    assert video["status"] == "completed", video
+    done = worker.run("fetch", "wan", str(video["id"]), *WHERE)
+    assert done.returncode == 0, done.stderr
+    assert b"ftyp" in (worker.here / video["id"] / "video.mp4").read_bytes()[:16]
+
+
+def ask(request) -> dict:
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
