@@ -97,10 +97,11 @@ def test_workers_run_at_once(cloud):
     """Sixteen workers that each take a while take that while, not sixteen of it."""
     cloud.slices(node(kind="v6e-64", workers=16))
     cloud.answer("--command=true")
-    # Each waits until all have begun; one after another this would never end.
+    # Each waits until all have begun; one after another the first would give up.
     all_begun = f'[ "$(grep -c "bash -s -- install" {cloud.folder}/calls.jsonl)" = 16 ]'
     cloud.answer("install", run=True)
-    cloud.tool("sudo", f"until {all_begun}; do sleep 0.05; done; echo wan-tpu-worker: done")
+    wait = f"for _ in {{1..300}}; do {all_begun} && break; sleep 0.2; done; {all_begun} || exit 1"
+    cloud.tool("sudo", f"{wait}; echo wan-tpu-worker: done")
     assert cloud.run(*INSTALL).returncode == 0
 
 
