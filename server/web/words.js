@@ -1,0 +1,76 @@
+// Numbers and states as the words that people read.
+
+const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
+const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+/** 8 s, 2 min, 1 h 5 min */
+export function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1).replace(/\.0$/, "")} s`;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+}
+
+/** "3 minutes ago", "in 2 hours" for a time in seconds since 1970. */
+export function relativeTime(unixSeconds) {
+  const seconds = unixSeconds - Date.now() / 1000;
+  for (const [unit, size] of [["day", 86_400], ["hour", 3_600], ["minute", 60]]) {
+    if (Math.abs(seconds) >= size) return relative.format(Math.trunc(seconds / size), unit);
+  }
+  return seconds > 0 ? "in a moment" : "just now";
+}
+
+export function dateTime(unixSeconds) {
+  return moment.format(new Date(unixSeconds * 1000));
+}
+
+/** 64×64 · 17 frames · seed 7 */
+export function facts(video, settings) {
+  const parts = [video.size.replace("x", "×")];
+  if (settings.num_frames != null) parts.push(`${settings.num_frames} frames`);
+  if (settings.seed != null) parts.push(`seed ${settings.seed}`);
+  return parts.join(" · ");
+}
+
+/** What a waiting or running job is doing. */
+export function stage({ status, stage, step, steps, queue_position: position }) {
+  if (status === "queued") {
+    if (position == null) return "Queued";
+    return position <= 1 ? "Next in line" : `Queued, number ${position} in line`;
+  }
+  if (stage === "text") return "Reading the prompt";
+  if (stage === "denoise") return `Denoising, step ${step} of ${steps}`;
+  if (stage === "decode") return "Decoding the frames";
+  if (stage?.startsWith("compile")) return "Compiling";
+  return "Starting";
+}
+
+export function timeLeft(seconds) {
+  if (seconds == null) return "";
+  return seconds < 1 ? "almost done" : `about ${duration(Math.ceil(seconds))} left`;
+}
+
+const FAILURES = {
+  cancelled: "Cancelled",
+  timeout: "Took too long",
+  out_of_memory: "Out of memory",
+  interrupted: "Interrupted",
+};
+
+export function failureTitle(code) {
+  return FAILURES[code] ?? "Failed";
+}
+
+/** What a person can do about an error of the service. */
+export function advice({ status, code, message, retryAfterSeconds }) {
+  const wait = retryAfterSeconds ? ` Try again in ${duration(retryAfterSeconds)}.` : "";
+  const sentence = message.charAt(0).toUpperCase() + message.slice(1).replace(/\.$/, "");
+  if (status === 429 || status === 503 || status === 507) {
+    return `${sentence}.${wait || " Try again in a while."} Nothing you wrote is lost.`;
+  }
+  if (status === 403) return `${sentence}. Try another API key.`;
+  if (status === 404) return `${sentence}. It may have been deleted or have expired.`;
+  if (status >= 500) return `${sentence}. Try again; if it stays, the log of the service says more.`;
+  return `${sentence}.`;
+}
