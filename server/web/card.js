@@ -40,7 +40,8 @@ export class Card {
     if (video.status === "failed") this.#showFailure(video);
     this.#showActions(video);
     const age = words.relativeTime(video.created_at);
-    setText(this.#part(".card-facts"), `${words.facts(video, settingsOf(video))} · ${age}`);
+    const length = `${settingsOf(video).num_frames} frames`;
+    setText(this.#part(".card-facts"), [video.size.replace("x", "×"), length, age].join(" · "));
     this.#loadMedia({ play: finishedNow && !reducedMotion.matches });
   }
 
@@ -93,16 +94,17 @@ export class Card {
 
   #showProgress(video, reconnecting) {
     const bar = this.#part("progress");
-    const stage = words.stage(video);
+    const [stage, detail] = [words.stage(video), words.stageDetail(video)];
     bar.value = video.progress;
-    bar.setAttribute("aria-valuetext", `${video.progress} %, ${stage}`);
+    bar.setAttribute("aria-valuetext", `${video.progress} %, ${stage} ${detail}`);
     setText(this.#part(".frame-stage"), stage);
+    setText(this.#part(".frame-detail"), detail);
     setText(this.#part(".frame-left"), reconnecting ? "Reconnecting…" : words.timeLeft(video.seconds_left));
   }
 
   #showFailure(video) {
     setText(this.#part(".failure-title"), words.failureTitle(video.error?.code));
-    setText(this.#part(".failure-text"), isCancelled(video) ? "" : (video.error?.message ?? ""));
+    setText(this.#part(".failure-text"), isCancelled(video) ? "" : words.sentence(video.error?.message ?? ""));
   }
 
   #showActions(video) {

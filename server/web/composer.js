@@ -1,8 +1,8 @@
 // The form: its fields and their defaults, what it sends, and errors beside the field they are about.
 
 import { ServiceError } from "./api.js";
-import { requestBody } from "./video.js";
-import { duration } from "./words.js";
+import { drawKey, requestBody } from "./video.js";
+import { duration, sentence } from "./words.js";
 
 const OTHER_SIZE = "other";
 const MAX_EXAMPLES = 4;
@@ -20,6 +20,7 @@ const byId = (id) => document.getElementById(id);
 
 export class Composer {
   #models = [];
+  #examples = [];
   #create;
   #onError;
   #attempt = null; // what was sent and not answered: sent again, it makes no second job
@@ -34,6 +35,7 @@ export class Composer {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
     });
     byId("model").addEventListener("change", () => this.#useModel());
+    byId("next-example").addEventListener("click", () => this.#useExample());
     byId("reset").addEventListener("click", () => this.#reset());
     byId("new-seed").addEventListener("click", () => {
       byId("seed").value = drawSeed();
@@ -57,8 +59,9 @@ export class Composer {
     return this.#models.find(({ id }) => id === byId("model").value);
   }
 
-  /** Fills the form with the settings of a video. */
+  /** Fills the form with the settings of a video; returns what brings back what was there. */
   use(settings) {
+    const before = [...byId("form").elements].map((field) => [field, field.value]);
     if (this.#models.some(({ id }) => id === settings.model)) byId("model").value = settings.model;
     this.#useModel();
     byId("prompt").value = settings.prompt;
@@ -68,8 +71,13 @@ export class Composer {
     }
     byId("advanced").open ||= ADVANCED.some((name) => byId(name).value !== this.#default(name));
     this.#clearErrors();
-    this.#showLength();
+    this.#changed();
     byId("prompt").focus();
+    return () => {
+      for (const [field, value] of before) field.value = value;
+      byId("custom-size").hidden = byId("size").value !== OTHER_SIZE;
+      this.#changed();
+    };
   }
 
   submit() {
@@ -97,7 +105,7 @@ export class Composer {
   #reset() {
     for (const name of ADVANCED) byId(name).value = this.#default(name);
     ADVANCED.forEach((name) => this.#setError(name, null));
-    this.#showLength();
+    this.#changed();
   }
 
   #setSize(size) {
@@ -108,20 +116,24 @@ export class Composer {
   }
 
   #showExamples(prompts) {
+    this.#examples = prompts;
     const buttons = prompts.slice(0, MAX_EXAMPLES).map((prompt) => {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "example";
       button.textContent = prompt;
-      button.addEventListener("click", () => {
-        byId("prompt").value = prompt;
-        this.#edited(byId("prompt"));
-        byId("prompt").focus();
-      });
+      button.addEventListener("click", () => this.#useExample(prompt));
       return button;
     });
     byId("examples").replaceChildren(...buttons);
-    byId("examples").hidden = !buttons.length;
+    this.#changed();
+  }
+
+  /** Writes an example into the prompt: the one given, or the one after the present. */
+  #useExample(prompt = this.#examples[(this.#examples.indexOf(byId("prompt").value) + 1) % this.#examples.length]) {
+    byId("prompt").value = prompt;
+    this.#edited(byId("prompt"));
+    byId("prompt").focus();
   }
 
   #edited(field) {
@@ -130,11 +142,13 @@ export class Composer {
       byId("custom-size").hidden = field.value !== OTHER_SIZE;
       if (field.value === OTHER_SIZE) byId("custom_size").focus();
     }
-    this.#showLength();
+    this.#changed();
   }
 
-  /** Says beside the number of frames how long that plays. */
-  #showLength() {
+  /** Says how long the video plays, and offers examples where they overwrite nothing. */
+  #changed() {
+    const prompt = byId("prompt").value;
+    byId("next-example").hidden = !this.#examples.length || (prompt !== "" && !this.#examples.includes(prompt));
     const seconds = byId("num_frames").value / (byId("fps").value || this.#default("fps"));
     const known = Number.isFinite(seconds) && seconds > 0;
     byId("length").textContent = known ? `frames, ${duration(seconds)}` : "frames";
@@ -196,7 +210,7 @@ export class Composer {
 
   /** Writes an error beside its field and goes there. */
   #point(name, message) {
-    this.#setError(name, message);
+    this.#setError(name, sentence(message));
     if (ADVANCED.includes(name)) byId("advanced").open = true;
     byId(name).focus();
   }
@@ -222,9 +236,4 @@ export class Composer {
 
 function drawSeed() {
   return String(crypto.getRandomValues(new Uint32Array(1))[0]);
-}
-
-/** An idempotency key; `crypto.randomUUID` is missing where the page comes over plain HTTP. */
-function drawKey() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -6,7 +6,7 @@ import { hideBanner, showBanner } from "./notices.js";
 const FIRST_RETRY_MS = 1_000;
 const LONGEST_RETRY_MS = 15_000;
 const STARTING_MS = 2_000;
-const READY_MS = 30_000;
+const READY_MS = 10_000;
 
 const WORDS = { connecting: "Connecting", ready: "Ready", waiting: "Not ready", offline: "Reconnecting" };
 

@@ -104,8 +104,8 @@ function count(videos, hasOlder) {
   const waiting = videos.filter((video) => video.status === "queued").length;
   const running = videos.some((video) => video.status === "in_progress");
   const parts = [];
-  if (videos.length) parts.push(hasOlder ? `the newest ${videos.length}` : `${videos.length}`);
   if (running) parts.push("1 running");
   if (waiting) parts.push(`${waiting} queued`);
-  return parts.join(" · ");
+  if (parts.length || !videos.length) return parts.join(", ");
+  return hasOlder ? `the newest ${videos.length}` : String(videos.length);
 }

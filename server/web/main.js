@@ -7,7 +7,7 @@ import { Gallery } from "./gallery.js";
 import { watchKey } from "./key.js";
 import { download } from "./media.js";
 import { announce, hideBanner, showBanner, toast } from "./notices.js";
-import { curlCommand, fileName, isCancelled, settingsOf } from "./video.js";
+import { curlCommand, drawKey, fileName, isCancelled, requestBody, settingsOf } from "./video.js";
 import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
 import { advice, failureTitle, stage } from "./words.js";
@@ -17,7 +17,7 @@ const byId = (id) => document.getElementById(id);
 const videos = new Videos();
 const gallery = new Gallery(videos, act);
 const viewer = new Viewer(videos, act);
-const composer = new Composer(submit, showError);
+const composer = new Composer(submit, (error) => showError(error, () => composer.submit()));
 const connection = new Connection();
 
 const ACTIONS = {
@@ -26,13 +26,10 @@ const ACTIONS = {
     return viewer.open(id);
   },
   cancel: (id) => videos.cancel(id),
-  retry: (id) => {
-    composer.use(settingsOf(videos.get(id)));
-    composer.submit();
-  },
+  retry: (id) => submit(requestBody(settingsOf(videos.get(id))), drawKey()),
   reuse: (id) => {
-    composer.use(settingsOf(videos.get(id)));
-    toast("The settings are in the form.");
+    const undo = composer.use(settingsOf(videos.get(id)));
+    toast("The settings are in the form.", { action: "Undo", onAction: undo });
   },
   download: (id, event) => {
     if (!apiKey.get()) return undefined; // the link itself does it
@@ -47,7 +44,7 @@ async function act(action, id, event) {
   try {
     await ACTIONS[action](id, event);
   } catch (error) {
-    showError(error);
+    showError(error, () => act(action, id, event));
   }
 }
 
@@ -58,14 +55,15 @@ async function submit(body, key) {
   gallery.card(video.id)?.element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
-function showError(error) {
+/** Shows an error that belongs to no field; `again` does once more what failed. */
+function showError(error, again = null) {
   if (error instanceof Unreachable) return toast("The service does not answer; nothing was done. Try again when it is back.");
   if (!(error instanceof ServiceError)) throw error;
   if (error.status === 401) return undefined; // the dialog for the key is open
-  const canRetry = [429, 503, 507].includes(error.status);
+  const isForLater = again && [429, 503].includes(error.status);
   return showBanner("error", advice(error), {
-    action: canRetry ? "Try again" : null,
-    onAction: () => (hideBanner("error"), composer.submit()),
+    action: isForLater ? "Try again" : null,
+    onAction: () => (hideBanner("error"), again()),
   });
 }
 

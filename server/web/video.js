@@ -41,3 +41,9 @@ export function fileName(video) {
   const words = video.prompt.toLowerCase().normalize("NFKD").match(/[\p{L}\p{N}]+/gu) ?? [];
   return `${words.join("-").slice(0, 60) || video.id}.mp4`;
 }
+
+/** An idempotency key; `crypto.randomUUID` is missing where the page comes over plain HTTP. */
+export function drawKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

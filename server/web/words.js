@@ -1,6 +1,6 @@
 // Numbers and states as the words that people read.
 
-const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 /** 8 s, 2 min, 1 h 5 min */
@@ -12,38 +12,40 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-/** "3 minutes ago", "in 2 hours" for a time in seconds since 1970. */
+/** "3m ago", "yesterday" for a time in seconds since 1970. */
 export function relativeTime(unixSeconds) {
   const seconds = unixSeconds - Date.now() / 1000;
   for (const [unit, size] of [["day", 86_400], ["hour", 3_600], ["minute", 60]]) {
     if (Math.abs(seconds) >= size) return relative.format(Math.trunc(seconds / size), unit);
   }
-  return seconds > 0 ? "in a moment" : "just now";
+  return "just now";
 }
 
 export function dateTime(unixSeconds) {
   return moment.format(new Date(unixSeconds * 1000));
 }
 
-/** 64×64 · 17 frames · seed 7 */
-export function facts(video, settings) {
-  const parts = [video.size.replace("x", "×")];
-  if (settings.num_frames != null) parts.push(`${settings.num_frames} frames`);
-  if (settings.seed != null) parts.push(`seed ${settings.seed}`);
-  return parts.join(" · ");
+/** A message of the service as a sentence. */
+export function sentence(message) {
+  return `${message.charAt(0).toUpperCase()}${message.slice(1).replace(/[.\s]+$/, "")}.`;
 }
 
 /** What a waiting or running job is doing. */
-export function stage({ status, stage, step, steps, queue_position: position }) {
-  if (status === "queued") {
-    if (position == null) return "Queued";
-    return position <= 1 ? "Next in line" : `Queued, number ${position} in line`;
-  }
+export function stage({ status, stage }) {
+  if (status === "queued") return "Queued";
   if (stage === "text") return "Reading the prompt";
-  if (stage === "denoise") return `Denoising, step ${step} of ${steps}`;
+  if (stage === "denoise") return "Denoising";
   if (stage === "decode") return "Decoding the frames";
   if (stage?.startsWith("compile")) return "Compiling";
   return "Starting";
+}
+
+/** How far it is with that: a place in the queue or a step of steps. */
+export function stageDetail({ status, step, steps, queue_position: position }) {
+  if (status === "queued" && position != null) {
+    return position <= 1 ? "next in line" : `number ${position} in line`;
+  }
+  return steps > 1 ? `step ${step} of ${steps}` : "";
 }
 
 export function timeLeft(seconds) {
@@ -63,14 +65,13 @@ export function failureTitle(code) {
 }
 
 /** What a person can do about an error of the service. */
-export function advice({ status, code, message, retryAfterSeconds }) {
+export function advice({ status, message, retryAfterSeconds }) {
   const wait = retryAfterSeconds ? ` Try again in ${duration(retryAfterSeconds)}.` : "";
-  const sentence = message.charAt(0).toUpperCase() + message.slice(1).replace(/\.$/, "");
-  if (status === 429 || status === 503 || status === 507) {
-    return `${sentence}.${wait || " Try again in a while."} Nothing you wrote is lost.`;
+  const what = sentence(message);
+  if (status === 429 || status === 503) {
+    return `${what}${wait || " Try again in a while."} Nothing you wrote is lost.`;
   }
-  if (status === 403) return `${sentence}. Try another API key.`;
-  if (status === 404) return `${sentence}. It may have been deleted or have expired.`;
-  if (status >= 500) return `${sentence}. Try again; if it stays, the log of the service says more.`;
-  return `${sentence}.`;
+  if (status === 404) return `${what} It may have been deleted or have expired.`;
+  if (status >= 500) return `${what} Try again; if it stays, the log of the service says more.`;
+  return what;
 }
