@@ -1,17 +1,24 @@
-"""The application: routes, the page, the shape of errors, and what starts and ends with it."""
+"""The application: routes, the page, the shape of errors, and what starts and ends with it.
+
+FastAPI describes the routes, Starlette serves them: each reads its request itself, so FastAPI's own
+way to a handler would only be longer, and clients poll.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Mount, Route
 
 from server import routes, web_page
 from server.errors import ApiError
-from server.guard import Guard
+from server.guard import API_PREFIX, Guard
 from server.service import Service
 from wan_tpu import __version__
 
@@ -19,32 +26,53 @@ DESCRIPTION = """Text to video with the Wan diffusion models. The video API of O
 beyond it more fields of a request, `cancel` and `events`. Every error has one shape."""
 
 
-def make_app(service: Service) -> FastAPI:
+def make_app(service: Service) -> Starlette:
     """The application of a service."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with service.running():
             yield
 
-    app = FastAPI(
-        title="wan-tpu",
-        version=__version__,
-        description=DESCRIPTION,
+    app = Starlette(
+        routes=[
+            *routes.starlette_routes(),
+            Route("/openapi.json", _document),
+            Route("/", web_page.page),
+            Route("/favicon.ico", web_page.icon),
+            Mount("/web", web_page.files),
+        ],
+        middleware=[
+            Middleware(Guard, settings=service.settings, keys=service.keys, metrics=service.metrics)
+        ],
+        exception_handlers={
+            ApiError: _answer_api_error,
+            HTTPException: _answer_http_exception,
+            Exception: _answer_bug,
+        },
         lifespan=lifespan,
-        docs_url=None,  # its page loads its code from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
     )
+    app.router.redirect_slashes = False
     app.state.service = service
-    app.include_router(routes.router)
-    app.include_router(web_page.router)
-    app.mount("/web", web_page.files)
-    app.add_exception_handler(ApiError, _answer_api_error)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(Exception, _answer_bug)
-    app.add_middleware(Guard, settings=service.settings, keys=service.keys, metrics=service.metrics)
+    app.state.document = make_document(with_keys=service.keys is not None)
     return app
+
+
+def make_document(*, with_keys: bool) -> dict[str, Any]:
+    """The OpenAPI document."""
+    description = FastAPI(title="wan-tpu", version=__version__, description=DESCRIPTION)
+    description.include_router(routes.router)
+    document = description.openapi()
+    if with_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if path.startswith(API_PREFIX) else ():
+                operation["security"] = [{"key": []}]
+    return document
+
+
+async def _document(request: Request) -> Response:
+    return JSONResponse(request.app.state.document)
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
@@ -75,7 +103,7 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> set[str]:
-    """What any route takes at this path."""
+    """What the routes at this path take together."""
     methods: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)

@@ -71,7 +71,7 @@ class Guard:
             wait = self._rate.take(owner)
             if wait:
                 rate = self._settings.max_requests_per_second
-                message = f"more than {rate:g} requests a second; wait {wait:.1f} seconds"
+                message = f"more than {rate:g} requests a second; wait {wait:.2g} seconds"
                 raise ApiError(429, "rate_limited", message, headers=retry_after(wait))
 
     def _check_host(self, headers: Headers) -> None:

@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from server import documentation as docs
 from server.content import content_response
@@ -17,6 +19,8 @@ from server.schemas import ModelList, Readiness, Video, VideoDeleted, VideoList
 from server.service import Service
 
 MAX_PAGE, DEFAULT_PAGE = 100, 20
+
+EVENT_STREAM = "text/event-stream"
 
 router = APIRouter()
 
@@ -81,17 +85,13 @@ async def download_content(request: Request) -> Response:
     return await content_response(request, _service(request).media, _job(request))
 
 
-@router.head("/v1/videos/{video_id}/content", include_in_schema=False)
-async def head_content(request: Request) -> Response:
-    """The head of the same."""
-    return await download_content(request)
-
-
 @router.get("/v1/videos/{video_id}/events", **docs.EVENTS)
 async def stream_events(request: Request) -> Response:
     """Sends the job's object whenever it changes, until it is finished."""
     service = _service(request)
     job, streams = _job(request), service.streams
+    if request.method == "HEAD":
+        return Response(media_type=EVENT_STREAM)
     if streams.open >= service.settings.max_event_streams:
         message = f"{streams.open} event streams are open, which is as many as may; poll instead"
         raise ApiError(429, "too_many_streams", message, headers=retry_after(5))
@@ -133,6 +133,15 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+def starlette_routes() -> list[Route]:
+    """The routes as Starlette serves them; each GET takes HEAD, too."""
+    return [
+        Route(route.path, route.endpoint, methods=sorted(route.methods or ()))
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
+
+
 def _service(request: Request) -> Service:
     return request.app.state.service
 
@@ -166,7 +175,7 @@ def _video(service: Service, job_id: str) -> Response:
 def _event_stream(streams: Streams, job: Job) -> Response:
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     events = streams.events(job.id)
-    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+    return StreamingResponse(events, headers=headers, media_type=EVENT_STREAM)
 
 
 def _page_parameters(request: Request) -> tuple[str | None, int, bool]:

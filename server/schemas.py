@@ -24,10 +24,12 @@ class VideoCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(min_length=1, description="what the video shows")
-    model: str | None = Field(None, description="one of `GET /v1/models`")
-    size: str | None = Field(None, pattern="^[0-9]+x[0-9]+$", description="`WIDTHxHEIGHT`, pixels")
+    model: str | None = Field(default=None, description="one of `GET /v1/models`")
+    size: str | None = Field(
+        default=None, pattern="^[0-9]+x[0-9]+$", description="`WIDTHxHEIGHT`, pixels"
+    )
     seconds: Number | None = Field(
-        None,
+        default=None,
         gt=0,
         le=3600,
         description="from the first frame to the last, also as text; rounded to the nearest 4n + 1 "
@@ -40,20 +42,29 @@ class VideoCreate(BaseModel):
             ]
         },
     )
-    negative_prompt: str | None = Field(None, description="what it shall not show")
-    num_frames: Whole | None = Field(None, ge=1, description="4n + 1")
-    fps: Whole | None = Field(None, ge=1, le=240, description="frames per second of the file")
-    num_inference_steps: Whole | None = Field(None, ge=1, le=1000, description="denoising steps")
+    negative_prompt: str | None = Field(default=None, description="what it shall not show")
+    num_frames: Whole | None = Field(default=None, ge=1, description="4n + 1")
+    fps: Whole | None = Field(
+        default=None, ge=1, le=240, description="frames per second of the file"
+    )
+    num_inference_steps: Whole | None = Field(
+        default=None, ge=1, le=1000, description="denoising steps"
+    )
     guidance_scale: Number | None = Field(
-        None, ge=0, le=100, description="1 or less turns guidance off"
+        default=None, ge=0, le=100, description="1 or less turns guidance off"
     )
     flow_shift: Number | None = Field(
-        None, ge=1e-3, le=100, description="shift of the schedule to high noise"
+        default=None, ge=1e-3, le=100, description="shift of the schedule to high noise"
     )
     seed: Whole | None = Field(
-        None, ge=0, le=MAX_SEED, description="of the noise; chosen and reported when left out"
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="of the noise; chosen and reported when left out",
     )
-    scheduler: Literal["unipc", "euler"] | None = Field(None, description="`unipc` or `euler`")
+    scheduler: Literal["unipc", "euler"] | None = Field(
+        default=None, description="`unipc` or `euler`"
+    )
 
 
 class VideoError(BaseModel):

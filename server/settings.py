@@ -30,71 +30,97 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
+    )
     allowed_hosts: Words = Field(
-        (), description="further names, comma-separated, that a Host header may carry; * is any"
+        default=(),
+        description="further names, comma-separated, that a Host header may carry; * is any",
     )
     api_keys_file: pathlib.Path | None = Field(
-        None, description="file of `python -m server keys`; without it loopback only, no keys"
+        default=None,
+        description="file of `python -m server keys`; without it loopback only, no keys",
     )
 
-    data_dir: pathlib.Path = Field(pathlib.Path("data"), description="files, and SQLite's database")
+    data_dir: pathlib.Path = Field(
+        default=pathlib.Path("data"), description="files, and SQLite's database"
+    )
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite"
+        default=None,
+        description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite",
     )
     expiry_seconds: float = Field(
-        86_400, gt=0, description="how long a finished job and its files are kept"
+        default=86_400, gt=0, description="how long a finished job and its files are kept"
     )
     min_free_bytes: int = Field(
-        500_000_000, ge=0, description="with less free disk than this no work is taken"
+        default=500_000_000, ge=0, description="with less free disk than this no work is taken"
     )
 
-    model: str = Field("wan-tiny", description="wan-tiny, a diffusers folder, or a hub id")
-    layout: str | None = Field(None, description="split over devices, for example dp2-sp4")
-    attention: str = Field("auto", description="auto, reference, splash, ...")
-    vae: str = Field("flax", description="flax or maxdiffusion")
-    dtype: str | None = Field(None, description="bfloat16 or float32; default float32 on a CPU")
-    host_devices: int | None = Field(None, ge=1, description="virtual CPU devices, no accelerator")
+    model: str = Field(default="wan-tiny", description="wan-tiny, a diffusers folder, or a hub id")
+    layout: str | None = Field(default=None, description="split over devices, for example dp2-sp4")
+    attention: str = Field(default="auto", description="auto, reference, splash, ...")
+    vae: str = Field(default="flax", description="flax or maxdiffusion")
+    dtype: str | None = Field(
+        default=None, description="bfloat16 or float32; default float32 on a CPU"
+    )
+    host_devices: int | None = Field(
+        default=None, ge=1, description="virtual CPU devices, no accelerator"
+    )
     warm_up: Words = Field(
-        (), description="WxHxFRAMES to compile at start, comma-separated; default the model's own"
+        default=(),
+        description="WxHxFRAMES to compile at start, comma-separated; default the model's own",
     )
     cache_dir: pathlib.Path | None = Field(
-        None, description="where compiled programs are kept; default the user's cache folder"
+        default=None,
+        description="where compiled programs are kept; default the user's cache folder",
     )
     engine: str = Field(
-        "server.pipeline_engine:PipelineEngine", description="what makes the videos, module:class"
+        default="server.pipeline_engine:PipelineEngine",
+        description="what makes the videos, module:class",
     )
     start_timeout_seconds: float = Field(
-        3600, gt=0, description="how long loading and compiling may take"
+        default=3600, gt=0, description="how long loading and compiling may take"
     )
 
-    job_timeout_seconds: float = Field(3600, gt=0, description="how long one job may run")
+    job_timeout_seconds: float = Field(default=3600, gt=0, description="how long one job may run")
     stop_grace_seconds: float = Field(
-        30, ge=0, description="how long past its timeout a job may take to stop before it is killed"
+        default=30,
+        ge=0,
+        description="how long past its timeout a job may take to stop before it is killed",
     )
     drain_seconds: float = Field(
-        30, ge=0, description="how long the running job may go on after SIGTERM"
+        default=30, ge=0, description="how long the running job may go on after SIGTERM"
     )
-    max_attempts: int = Field(3, ge=1, description="times a job is started before it counts lost")
+    max_attempts: int = Field(
+        default=3, ge=1, description="times a job is started before it counts lost"
+    )
     max_failures: int = Field(
-        3, ge=1, description="failures of the engine in a row that make the service not ready"
+        default=3,
+        ge=1,
+        description="failures of the engine in a row that make the service not ready",
     )
 
-    max_queued_jobs: int = Field(1000, ge=1, description="jobs that may wait")
-    max_queued_jobs_per_key: int = Field(1000, ge=1, description="jobs of one key that may wait")
-    max_requests_per_second: float = Field(1000, gt=0, description="requests of one key")
-    max_event_streams: int = Field(256, ge=1, description="event streams open at a time")
-    max_body_bytes: int = Field(1_048_576, ge=1, description="size of a request's body")
+    max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
+    max_queued_jobs_per_key: int = Field(
+        default=1000, ge=1, description="jobs of one key that may wait"
+    )
+    max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
+    max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="size of a request's body")
     body_timeout_seconds: float = Field(
-        10, gt=0, description="how long a request's head, and then its body, may take to arrive"
+        default=10,
+        gt=0,
+        description="how long a request's head, and then its body, may take to arrive",
     )
-    max_prompt_characters: int = Field(4000, ge=1, description="length of a prompt")
+    max_prompt_characters: int = Field(default=4000, ge=1, description="length of a prompt")
     max_work: float = Field(
-        8, gt=0, description="pixels x frames x steps of a job, over those of the model's default"
+        default=8,
+        gt=0,
+        description="pixels x frames x steps of a job, over those of the model's default",
     )
-    poll_after_ms: int = Field(500, ge=1, description="how often clients are asked to poll")
-    log_level: str = Field("info", description="debug, info, warning or error")
+    poll_after_ms: int = Field(default=500, ge=1, description="how often clients are asked to poll")
+    log_level: str = Field(default="info", description="debug, info, warning or error")
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":

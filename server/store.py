@@ -15,6 +15,7 @@ import alembic.command
 import alembic.config
 import sqlalchemy as sa
 from alembic.util import CommandError
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from server.jobs import Failure, Job, State
@@ -133,7 +134,7 @@ def _make_engine(url: str) -> Engine:
         return sa.create_engine(parsed, pool_pre_ping=True)
     engine = sa.create_engine(parsed)
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # BEGIN is ours, below: also before CREATE TABLE
         connection.execute("PRAGMA journal_mode=WAL")
@@ -142,7 +143,7 @@ def _make_engine(url: str) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA busy_timeout=5000")
 
-    @sa.event.listens_for(engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
 

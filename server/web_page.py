@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -60,16 +59,13 @@ class PageFiles(StaticFiles):
 
 
 files = PageFiles(directory=WEB)
-router = APIRouter(include_in_schema=False)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
     """The page."""
     return await files.get_response(INDEX, request.scope)
 
 
-@router.api_route("/favicon.ico", methods=["GET", "HEAD"])
 async def icon(request: Request) -> Response:
     """The icon, for browsers that ask for it by the old name."""
     return await files.get_response(ICON, request.scope)
