@@ -4,6 +4,7 @@ What is served comes from memory (`board`); this is written before an answer is 
 once, at start.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -63,10 +64,14 @@ class Store:
             StoreError: another server has it, or it belongs to a newer version.
         """
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock_folder(data_dir)
-        self._engine = _make_engine(url)
-        self._guard = self._lock_database()
-        self._migrate()
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, _lock_folder(data_dir))
+            self._engine = _make_engine(url)
+            opened.callback(self._engine.dispose)
+            if self._engine.dialect.name == "postgresql":
+                self._lock_database(opened.enter_context(self._engine.connect()))
+            self._migrate()
+            self._opened = opened.pop_all()
 
     def load(self) -> list[Job]:
         """Every job, oldest first."""
@@ -95,23 +100,17 @@ class Store:
 
     def close(self) -> None:
         """Lets others have it."""
-        if self._guard is not None:
-            self._guard.close()
-        self._engine.dispose()
-        os.close(self._lock)
+        self._opened.close()
 
-    def _lock_database(self) -> Connection | None:
-        """Two servers may share a PostgreSQL but not the same jobs in it."""
-        if self._engine.dialect.name != "postgresql":
-            return None
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    def _lock_database(self, connection: Connection) -> None:
+        """Two servers may share a PostgreSQL but not a database; held while the connection is."""
         locked = sa.select(sa.func.pg_try_advisory_lock(ADVISORY_LOCK))
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         if not connection.execute(locked).scalar_one():
             raise StoreError(
                 f"another server uses the database {self._engine.url.database!r}; "
                 "give this one its own in WAN_TPU_DATABASE_URL"
             )
-        return connection
 
     def _migrate(self) -> None:
         config = alembic.config.Config()
