@@ -1,11 +1,12 @@
 // One video in the gallery: a place that shows its progress, then plays it, and never moves.
 
-import { apiKey } from "./api.js";
+import { apiKey, Unreachable } from "./api.js";
 import { mediaUrl } from "./media.js";
 import { fileName, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
 const SMALL_PIXELS = 160;
+const PLAYS = 2; // of a video that has just been made; then it rests
 const template = document.getElementById("card-template");
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -17,13 +18,15 @@ export function isSmall(video) {
 export class Card {
   #video = null;
   #seen = false;
-  #mediaOf = null; // "seen" once the pictures of a finished video were asked for
+  #loaded = false;
+  #plays = 0;
 
   constructor(video) {
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.dataset.id = video.id;
     this.#part(".frame-open").addEventListener("pointermove", (event) => this.#scrub(event));
     this.#part(".frame-open").addEventListener("pointerleave", () => this.#endScrub());
+    this.#part(".frame-video").addEventListener("ended", () => this.#ended());
     this.#name(video);
   }
 
@@ -115,8 +118,8 @@ export class Card {
   }
 
   async #loadMedia({ play }) {
-    if (!this.#seen || !isPlayable(this.#video) || this.#mediaOf) return;
-    this.#mediaOf = this.#video.id;
+    if (!this.#seen || !isPlayable(this.#video) || this.#loaded) return;
+    this.#loaded = true;
     const { id } = this.#video;
     const player = this.#part(".frame-video");
     try {
@@ -127,10 +130,17 @@ export class Card {
       player.src = await mediaUrl(id, "video");
       this.#part(".frame-open").classList.add("playing");
       await player.play();
-    } catch {
-      this.#part(".frame-open").classList.remove("playing"); // the viewer says what is wrong
-      this.#mediaOf = null;
+    } catch (error) {
+      // The viewer says what is wrong, and a browser may refuse to play by itself.
+      this.#part(".frame-open").classList.remove("playing");
+      this.#loaded = !(error instanceof Unreachable);
     }
+  }
+
+  #ended() {
+    this.#plays += 1;
+    if (this.#plays < PLAYS) this.#part(".frame-video").play();
+    else this.pause();
   }
 
   /** Shows the frame under the pointer: the left edge is the first, the right one the last. */

@@ -204,7 +204,7 @@ export class Composer {
     let name = names[error.param] ?? error.param;
     if (name === "size" && byId("size").value === OTHER_SIZE) name = "custom_size";
     const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);
-    if (isField) this.#point(name, error.message);
+    if (isField) this.#point(name, error.message.replace(error.param, labelOf(name)));
     else this.#onError(error);
   }
 
@@ -232,6 +232,11 @@ export class Composer {
     byId("submit").disabled = isSending;
     byId("submit-text").textContent = isSending ? "Sending…" : "Generate";
   }
+}
+
+/** What a person knows a field by: the label without its unit. */
+function labelOf(name) {
+  return byId(name).labels[0].firstChild.textContent.trim();
 }
 
 function drawSeed() {

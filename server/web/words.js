@@ -40,12 +40,13 @@ export function stage({ status, stage }) {
   return "Starting";
 }
 
-/** How far it is with that: a place in the queue or a step of steps. */
-export function stageDetail({ status, step, steps, queue_position: position }) {
+/** How far it is with that: a place in the queue, a step of steps, a frame of frames. */
+export function stageDetail({ status, stage, step, steps, queue_position: position }) {
   if (status === "queued" && position != null) {
     return position <= 1 ? "next in line" : `number ${position} in line`;
   }
-  return steps > 1 ? `step ${step} of ${steps}` : "";
+  const unit = { denoise: "step", decode: "frame" }[stage];
+  return unit ? `${unit} ${step} of ${steps}` : "";
 }
 
 export function timeLeft(seconds) {
