@@ -3,38 +3,56 @@
 import { api, apiKey, contact, ServiceError } from "./api.js";
 import { hideBanner, showBanner } from "./notices.js";
 
+const KEPT = "It is kept in this tab only and forgotten when you close it.";
+
 const byId = (id) => document.getElementById(id);
 
 /** `onKey` runs when the key has changed to one that the service takes. */
 export function watchKey(onKey) {
   const dialog = byId("key-dialog");
+  let isNeeded = false; // the service has refused to go on without another key
+
   const ask = () => {
-    byId("open-key").hidden = false;
-    if (dialog.open) return;
+    const [text, leave] = isNeeded
+      ? [apiKey.get() ? "The service no longer takes the key of this tab." : "This service asks for a key.", "Not now"]
+      : ["This tab uses a key; another one can take its place.", "Forget the key"];
+    byId("key-text").textContent = `${text} ${KEPT}`;
+    byId("key-cancel").textContent = leave;
     byId("key").value = "";
-    showError(apiKey.get() ? "The service no longer takes the key of this tab." : null);
+    showError(null);
     dialog.showModal();
   };
 
-  contact.addEventListener("unauthorised", ask);
-  byId("open-key").addEventListener("click", ask);
-  byId("open-key").hidden = !apiKey.get();
-  byId("key-cancel").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => {
-    if (!dialog.returnValue) {
-      showBanner("key", "This service needs an API key.", { kind: "warning", action: "Enter the key", onAction: ask });
-    }
-    dialog.returnValue = "";
-  });
-  byId("key-form").addEventListener("submit", async (event) => {
-    event.preventDefault();
+  const leave = () => {
+    if (isNeeded) return dialog.close();
+    apiKey.forget();
+    return location.reload();
+  };
+
+  const take = async () => {
     const error = await tryKey(byId("key").value.trim());
     showError(error);
     if (error) return byId("key").select();
-    dialog.close("taken");
+    isNeeded = false;
+    dialog.close();
     hideBanner("key");
     return onKey();
+  };
+
+  contact.addEventListener("unauthorised", () => {
+    if (dialog.open) return;
+    isNeeded = true;
+    byId("open-key").hidden = false;
+    ask();
   });
+  dialog.addEventListener("close", () => {
+    if (!isNeeded) return;
+    showBanner("key", "This service needs an API key.", { kind: "warning", action: "Enter the key", onAction: ask });
+  });
+  byId("open-key").hidden = !apiKey.get();
+  byId("open-key").addEventListener("click", ask);
+  byId("key-cancel").addEventListener("click", leave);
+  byId("key-form").addEventListener("submit", (event) => (event.preventDefault(), take()));
 }
 
 /** Keeps a key that the service takes; else says what is wrong with it. */

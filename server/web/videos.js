@@ -18,7 +18,7 @@ const IDLE_POLL_MS = 20_000;
  */
 export class Videos extends EventTarget {
   hasOlder = false;
-  reconnecting = false;
+  reconnecting = false; // what is shown may be out of date
   #videos = new Map();
   #order = []; // ids, newest first
   #hidden = new Set(); // deleted here, and not yet in the service: the reader may undo it
@@ -39,9 +39,9 @@ export class Videos extends EventTarget {
     this.stop();
     this.#running = new AbortController();
     const { signal } = this.#running;
-    await this.refresh();
     this.#poll(signal);
     this.#follow(signal);
+    await this.refresh();
   }
 
   stop() {
@@ -61,6 +61,7 @@ export class Videos extends EventTarget {
     if (!older.length) this.hasOlder = page.has_more;
     this.#keep([...page.data.map((video) => video.id), ...older]);
     page.data.forEach((video) => this.#put(video));
+    this.reconnecting = false;
     this.#changed();
   }
 
@@ -151,7 +152,7 @@ export class Videos extends EventTarget {
     while (!signal.aborted) {
       await pause(this.shown.some(isActive) ? BUSY_POLL_MS : IDLE_POLL_MS, signal);
       if (signal.aborted || document.hidden) continue;
-      await this.refresh().catch(() => {}); // whoever made the call has told the connection
+      await this.refresh().catch(() => this.#reconnects(true));
     }
   }
 

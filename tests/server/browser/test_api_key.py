@@ -44,9 +44,16 @@ def test_the_key_is_asked_for_kept_for_the_tab_and_sent_with_media(open_page, ke
     assert not page.is_visible("#key-dialog")
     assert key not in page.url
     assert page.evaluate("JSON.stringify(localStorage)") == "{}"
+    page.click("#open-key")
+    assert "another one can take its place" in page.inner_text("#key-text")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#banner")  # the key that is there goes on serving
     other_tab = page.context.new_page()
     other_tab.goto(server.url)
     other_tab.locator("#key-dialog").wait_for()
+    page.click("#open-key")
+    page.get_by_role("button", name="Forget the key").click()
+    wait_for(lambda: "asks for a key" in page.inner_text("#key-text"))
 
 
 def test_who_has_no_key_now_can_enter_it_later(open_page, keyed):
