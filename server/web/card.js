@@ -43,7 +43,8 @@ export class Card {
     if (video.status === "failed") this.#showFailure(video);
     this.#showActions(video);
     const age = words.relativeTime(video.created_at);
-    const length = `${settingsOf(video).num_frames} frames`;
+    const { num_frames: frames, fps } = settingsOf(video);
+    const length = words.duration(frames / fps);
     setText(this.#part(".card-facts"), [video.size.replace("x", "×"), length, age].join(" · "));
     this.#loadMedia({ play: finishedNow && !reducedMotion.matches });
   }
