@@ -104,6 +104,27 @@ def test_the_page_gets_over_a_killed_server_by_itself(open_page, start_server):
     assert page.locator(".card").count() == 2  # sent twice, made once
 
 
+def test_a_lost_answer_makes_no_second_job(open_page, quick):
+    page = open_page(quick)
+    page.locator("#submit:enabled").wait_for()
+    page.fill("#prompt", "only one of these")
+
+    def lose_answer(route):
+        if route.request.method != "POST":
+            return route.continue_()
+        route.fetch()  # the service gets it; the answer is lost on the way
+        return route.abort()
+
+    page.route("**/v1/videos", lose_answer)
+    page.click("#submit")
+    page.locator(".toast").wait_for()
+    page.unroute("**/v1/videos")
+    page.locator("#submit:enabled").click()
+    wait_status(card_of(page, "only one of these"), "completed")
+    prompts = [video["prompt"] for video in quick.client.get("/v1/videos?limit=100").json()["data"]]
+    assert prompts.count("only one of these") == 1
+
+
 def test_a_deleted_video_leaves_the_page(open_page, quick):
     video = quick.create("to be deleted elsewhere")
     quick.finish(video)
