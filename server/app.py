@@ -106,7 +106,6 @@ def _allowed_methods(request: Request) -> set[str]:
     """What the routes at this path take together."""
     methods: set[str] = set()
     for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match != Match.NONE:
-            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}
-    return methods
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            methods |= route.methods or set()
+    return methods or {"GET", "HEAD"}  # what files take
