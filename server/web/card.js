@@ -17,6 +17,7 @@ export function isSmall(video) {
 
 export class Card {
   #video = null;
+  #reconnecting = false;
   #seen = false;
   #loaded = false;
   #plays = 0;
@@ -32,6 +33,8 @@ export class Card {
 
   /** Shows the present state of the video. */
   update(video, { reconnecting }) {
+    if (video === this.#video && reconnecting === this.#reconnecting) return;
+    this.#reconnecting = reconnecting;
     const finishedNow = this.#video && isActive(this.#video) && isPlayable(video);
     this.#video = video;
     this.element.dataset.status = video.status;
@@ -42,11 +45,15 @@ export class Card {
     if (isActive(video)) this.#showProgress(video, reconnecting);
     if (video.status === "failed") this.#showFailure(video);
     this.#showActions(video);
-    const age = words.relativeTime(video.created_at);
-    const { num_frames: frames, fps } = settingsOf(video);
-    const length = words.duration(frames / fps);
-    setText(this.#part(".card-facts"), [video.size.replace("x", "×"), length, age].join(" · "));
+    this.updateAge();
     this.#loadMedia({ play: finishedNow && !reducedMotion.matches });
+  }
+
+  updateAge() {
+    const { num_frames: frames, fps } = settingsOf(this.#video);
+    const parts = [this.#video.size.replace("x", "×"), words.duration(frames / fps)];
+    parts.push(words.relativeTime(this.#video.created_at));
+    setText(this.#part(".card-facts"), parts.join(" · "));
   }
 
   /** Says that the card came into sight, so that its picture is worth loading. */

@@ -204,7 +204,7 @@ export class Composer {
     let name = names[error.param] ?? error.param;
     if (name === "size" && byId("size").value === OTHER_SIZE) name = "custom_size";
     const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);
-    if (isField) this.#point(name, error.message.replace(error.param, labelOf(name)));
+    if (isField) this.#point(name, inWordsOfTheForm(error, labelOf(name)));
     else this.#onError(error);
   }
 
@@ -237,6 +237,11 @@ export class Composer {
 /** What a person knows a field by: the label without its unit. */
 function labelOf(name) {
   return byId(name).labels[0].firstChild.textContent.trim();
+}
+
+/** "num_frames must be 4n + 1" with the field's label for its name. */
+function inWordsOfTheForm({ message, param }, label) {
+  return message.startsWith(`${param} `) ? label + message.slice(param.length) : message;
 }
 
 function drawSeed() {

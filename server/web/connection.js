@@ -2,6 +2,7 @@
 
 import { api, contact } from "./api.js";
 import { hideBanner, showBanner } from "./notices.js";
+import { sentence } from "./words.js";
 
 const FIRST_RETRY_MS = 1_000;
 const LONGEST_RETRY_MS = 15_000;
@@ -54,7 +55,7 @@ export class Connection extends EventTarget {
     this.#attempt = 0;
     this.#show(ready ? "ready" : "waiting");
     if (ready) hideBanner("connection");
-    else showBanner("connection", `The service is not ready yet: ${reason}`, { kind: "warning" });
+    else showBanner("connection", `${sentence(reason)} Jobs wait in the queue meanwhile.`, { kind: "warning" });
     if (wasAway) this.dispatchEvent(new Event("back"));
   }
 

@@ -19,7 +19,7 @@ export class Gallery {
     videos.addEventListener("change", () => this.render());
     byId("grid").addEventListener("click", (event) => this.#click(event));
     byId("grid").addEventListener("keydown", (event) => this.#key(event));
-    setInterval(() => document.hidden || this.#updateCards(), AGES_MS);
+    setInterval(() => this.#cards.forEach((card) => card.updateAge()), AGES_MS);
   }
 
   /** Gives all frames one shape, that of the model's usual size, so that the grid is even. */
@@ -83,7 +83,9 @@ export class Gallery {
 
   #see(entries) {
     for (const { isIntersecting, target } of entries) {
-      if (isIntersecting) this.#cards.get(target.dataset.id)?.see();
+      if (!isIntersecting) continue;
+      this.#cards.get(target.dataset.id)?.see();
+      this.#seen.unobserve(target);
     }
   }
 

@@ -52,7 +52,7 @@ async function submit(body, key) {
   const video = await videos.create(body, key);
   hideBanner("error");
   announce(`Queued: ${video.prompt}`);
-  gallery.card(video.id)?.element.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  gallery.card(video.id)?.element.scrollIntoView({ block: "nearest" });
 }
 
 /** Shows an error that belongs to no field; `again` does once more what failed. */

@@ -3,7 +3,7 @@
 // The page holds one stream of events at a time, that of the job which runs or runs next: browsers
 // allow six connections to a host, and every tab needs some to play. The list is asked for the rest.
 
-import { api, ServiceError } from "./api.js";
+import { api, ServiceError, Unreachable } from "./api.js";
 import { retryDelay } from "./connection.js";
 import { releaseMedia } from "./media.js";
 import { isActive } from "./video.js";
@@ -24,6 +24,7 @@ export class Videos extends EventTarget {
   #hidden = new Set(); // deleted here, and not yet in the service: the reader may undo it
   #edits = 0; // counts changes made here; a list asked for before one of them is out of date
   #running = null; // AbortController of the loops
+  #failures = 0; // of the stream, in a row
 
   /** What there is to see, newest first. */
   get shown() {
@@ -157,7 +158,6 @@ export class Videos extends EventTarget {
   }
 
   async #follow(signal) {
-    let failures = 0;
     while (!signal.aborted) {
       const video = document.hidden ? null : this.#next;
       if (!video) {
@@ -166,12 +166,11 @@ export class Videos extends EventTarget {
       }
       try {
         await this.#listen(video.id, signal);
-        failures = 0;
         await this.refresh();
       } catch {
         if (signal.aborted) return;
         this.#reconnects(true);
-        await pause(retryDelay(failures++), signal);
+        await pause(retryDelay(this.#failures++), signal);
       }
     }
   }
@@ -183,12 +182,15 @@ export class Videos extends EventTarget {
     document.addEventListener("visibilitychange", leave);
     try {
       for await (const video of api.events(id, AbortSignal.any([signal, away.signal]))) {
+        this.#failures = 0;
         this.#reconnects(false);
         if (!video) return this.#forget(id);
         if (!this.#videos.has(id)) return undefined;
         this.#put(video);
         this.#changed();
+        if (!isActive(video)) return undefined;
       }
+      throw new Unreachable(`the stream of ${id} ended before the job`);
     } catch (error) {
       if (!away.signal.aborted) throw error;
     } finally {

@@ -7,7 +7,7 @@ import pytest
 
 from server.keys import add_key
 from tests.requirements import require
-from tests.server.running import RunningServer
+from tests.server.running import PATIENCE_SECONDS, RunningServer
 
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -42,6 +42,7 @@ def open_page(chromium):
     def open_page(server, **options):
         context = chromium.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
         contexts.append(context)
+        context.set_default_timeout(PATIENCE_SECONDS * 1000)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"{error}\n{error.stack}"))
         page.on("console", hear)

@@ -104,6 +104,28 @@ def test_the_page_gets_over_a_killed_server_by_itself(open_page, start_server):
     assert page.locator(".card").count() == 2  # sent twice, made once
 
 
+def test_a_page_that_found_nobody_starts_when_somebody_comes(open_page, quick):
+    page = open_page(quick)
+    for path in ("**/v1/**", "**/readyz"):
+        page.route(path, lambda route: route.abort())
+    page.reload()
+    page.locator('#service[data-state="offline"]').wait_for()
+    assert page.is_disabled("#submit")
+    for path in ("**/v1/**", "**/readyz"):
+        page.unroute(path)
+    page.locator("#submit:enabled").wait_for()
+    page.locator('#service[data-state="ready"]').wait_for()
+    page.locator(".skeleton").first.wait_for(state="detached")
+
+
+def test_a_service_that_cannot_work_says_why(open_page, start_server):
+    server = start_server(environment={"SCRIPTED_ENGINE_CANNOT_START": "no chip answers"})
+    page = open_page(server)
+    page.locator('#service[data-state="waiting"]').wait_for()
+    wait_for(lambda: "ended with status 1" in page.inner_text("#banner"))
+    submit(page, "a patient one").get_by_text("next in line").wait_for()
+
+
 def test_a_lost_answer_makes_no_second_job(open_page, quick):
     page = open_page(quick)
     page.locator("#submit:enabled").wait_for()

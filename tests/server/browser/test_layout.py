@@ -24,14 +24,14 @@ def overflow(page):
 
 def test_a_phone_needs_no_sideways_scrolling(open_page, filled):
     page = open_page(filled, **PHONE)
-    card = card_of(page, "a finished one")
+    card_of(page, "a finished one")
     assert overflow(page) <= 0
     page.tap("#advanced summary")
     assert overflow(page) <= 0
     page.tap("#submit")  # without a prompt: the error is shown
     page.locator("#prompt-error").wait_for()
     assert overflow(page) <= 0
-    card.locator(".frame-open").tap()
+    card_of(page, LONG).locator(".frame-open").tap()
     wait_for(lambda: page.is_visible("#viewer"))
     assert overflow(page) <= 0
     assert (
