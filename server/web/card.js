@@ -1,6 +1,7 @@
 // One video in the gallery: a place that shows its progress, then plays it, and never moves.
 
 import { apiKey, Unreachable } from "./api.js";
+import { setText } from "./dom.js";
 import { mediaUrl } from "./media.js";
 import { fileName, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
@@ -177,9 +178,4 @@ export class Card {
   #endScrub() {
     this.#part(".frame-open").classList.remove("scrubbing");
   }
-}
-
-/** Changes text only where it differs, so that nothing flickers and no selection is lost. */
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }

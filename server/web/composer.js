@@ -1,6 +1,7 @@
 // The form: its fields and their defaults, what it sends, and errors beside the field they are about.
 
 import { ServiceError } from "./api.js";
+import { byId, setFieldError } from "./dom.js";
 import { drawKey, requestBody } from "./video.js";
 import { duration, sentence } from "./words.js";
 
@@ -15,8 +16,6 @@ const TINY_EXAMPLES = [
   "a green triangle moving left on a black background",
   "a white circle moving up on a navy background",
 ];
-
-const byId = (id) => document.getElementById(id);
 
 export class Composer {
   #models = [];
@@ -104,7 +103,7 @@ export class Composer {
 
   #reset() {
     for (const name of ADVANCED) byId(name).value = this.#default(name);
-    ADVANCED.forEach((name) => this.#setError(name, null));
+    ADVANCED.forEach((name) => setFieldError(name, null));
     this.#changed();
   }
 
@@ -137,7 +136,7 @@ export class Composer {
   }
 
   #edited(field) {
-    this.#setError(field.name, null);
+    setFieldError(field.name, null);
     if (field.name === "size") {
       byId("custom-size").hidden = field.value !== OTHER_SIZE;
       if (field.value === OTHER_SIZE) byId("custom_size").focus();
@@ -210,22 +209,13 @@ export class Composer {
 
   /** Writes an error beside its field and goes there. */
   #point(name, message) {
-    this.#setError(name, sentence(message));
+    setFieldError(name, sentence(message));
     if (ADVANCED.includes(name)) byId("advanced").open = true;
     byId(name).focus();
   }
 
-  #setError(name, message) {
-    const error = byId(`${name}-error`);
-    if (!error) return;
-    error.textContent = message ?? "";
-    error.hidden = !message;
-    if (message) byId(name).setAttribute("aria-invalid", "true");
-    else byId(name).removeAttribute("aria-invalid");
-  }
-
   #clearErrors() {
-    for (const field of byId("form").elements) this.#setError(field.name, null);
+    for (const { name } of byId("form").elements) if (name) setFieldError(name, null);
   }
 
   #showSending(isSending) {

@@ -1,6 +1,7 @@
 // Whether the service is there and ready: asks /readyz, backs off while it is away, and says so.
 
 import { api, contact } from "./api.js";
+import { byId } from "./dom.js";
 import { hideBanner, showBanner } from "./notices.js";
 import { sentence } from "./words.js";
 
@@ -79,7 +80,7 @@ export class Connection extends EventTarget {
 
   #show(state) {
     this.#state = state;
-    document.getElementById("service").dataset.state = state;
-    document.getElementById("service-text").textContent = WORDS[state];
+    byId("service").dataset.state = state;
+    byId("service-text").textContent = WORDS[state];
   }
 }

@@ -1,10 +1,10 @@
 // The grid of cards: one per video, in the order of the list, each kept where it is.
 
 import { Card } from "./card.js";
+import { byId } from "./dom.js";
 import { isActive } from "./video.js";
 
 const AGES_MS = 30_000;
-const byId = (id) => document.getElementById(id);
 
 export class Gallery {
   #videos;

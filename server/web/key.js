@@ -1,11 +1,10 @@
 // Asks for the API key where the service wants one, and keeps it for this tab.
 
 import { api, apiKey, contact, ServiceError } from "./api.js";
+import { byId, setFieldError } from "./dom.js";
 import { hideBanner, showBanner } from "./notices.js";
 
 const KEPT = "It is kept in this tab only and forgotten when you close it.";
-
-const byId = (id) => document.getElementById(id);
 
 /** `onKey` runs when the key has changed to one that the service takes. */
 export function watchKey(onKey) {
@@ -19,7 +18,7 @@ export function watchKey(onKey) {
     byId("key-text").textContent = `${text} ${KEPT}`;
     byId("key-cancel").textContent = leave;
     byId("key").value = "";
-    showError(null);
+    setFieldError("key", null);
     dialog.showModal();
   };
 
@@ -31,7 +30,7 @@ export function watchKey(onKey) {
 
   const take = async () => {
     const error = await tryKey(byId("key").value.trim());
-    showError(error);
+    setFieldError("key", error);
     if (error) return byId("key").select();
     isNeeded = false;
     dialog.close();
@@ -69,11 +68,4 @@ async function tryKey(key) {
     if (error instanceof ServiceError && error.status === 401) return "The service does not know this key.";
     return `The key could not be tried: ${error.message}.`;
   }
-}
-
-function showError(message) {
-  byId("key-error").textContent = message ?? "";
-  byId("key-error").hidden = !message;
-  if (message) byId("key").setAttribute("aria-invalid", "true");
-  else byId("key").removeAttribute("aria-invalid");
 }

@@ -3,6 +3,7 @@
 import { api, apiKey, ServiceError, Unreachable, urlOf } from "./api.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
+import { byId } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { watchKey } from "./key.js";
 import { download } from "./media.js";
@@ -11,8 +12,6 @@ import { curlCommand, drawKey, fileName, isCancelled, requestBody, settingsOf } 
 import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
 import { advice, failureTitle, stage } from "./words.js";
-
-const byId = (id) => document.getElementById(id);
 
 const videos = new Videos();
 const gallery = new Gallery(videos, act);
@@ -57,7 +56,7 @@ async function submit(body, key) {
 
 /** Shows an error that belongs to no field; `again` does once more what failed. */
 function showError(error, again = null) {
-  if (error instanceof Unreachable) return toast("The service does not answer; nothing was done. Try again when it is back.");
+  if (error instanceof Unreachable) return toast("The service does not answer. Try again when it is back; nothing is made twice.");
   if (!(error instanceof ServiceError)) throw error;
   if (error.status === 401) return undefined; // the dialog for the key is open
   const isForLater = again && [429, 503].includes(error.status);

@@ -1,9 +1,9 @@
 // What the page says to a person: one banner, short toasts, and words for screen readers.
 
+import { byId } from "./dom.js";
+
 const TOAST_MS = 7_000;
 
-const byId = (id) => document.getElementById(id);
-const live = byId("live");
 let bannerOwner = null;
 
 /**
@@ -31,7 +31,7 @@ byId("banner-close").addEventListener("click", () => hideBanner(bannerOwner));
 
 /** Says something to screen readers only. */
 export function announce(text) {
-  live.textContent = text;
+  byId("live").textContent = text;
 }
 
 /** Shows a sentence for a while, with at most one thing to do; `onEnd` runs unless it was done. */

@@ -2,11 +2,11 @@
 
 import { apiKey } from "./api.js";
 import { isSmall } from "./card.js";
+import { byId } from "./dom.js";
 import { mediaUrl } from "./media.js";
 import { fileName, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
-const byId = (id) => document.getElementById(id);
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const STAGES = { text: "text", denoise: "denoising", decode: "decoding" };
