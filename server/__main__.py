@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from server.keys import KeysError, add_key, read_keys, remove_key
 from server.logs import start_logging
-from server.settings import Settings, describe_settings
-from server.store import StoreError
+from server.settings import Settings, describe_settings, unknown_variables
 from wan_tpu.errors import WanTpuError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -32,13 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = "".join(f"WAN_TPU_{str(part).upper()}: " for part in problem["loc"][:1])
             _say(f"{name}{problem['msg'].removeprefix('Value error, ')}")
         return EXIT_USAGE
-    except (WanTpuError, KeysError, StoreError) as error:
+    except WanTpuError as error:
         _say(str(error))
         return EXIT_FAILED
 
 
 def _serve(settings: Settings) -> int:
     start_logging(settings.log_level)
+    for name in unknown_variables(os.environ):
+        logger.warning("%s is set, but there is no such setting; see --help", name)
     from server.service import Service
     from server.serving import serve
 

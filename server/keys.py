@@ -12,11 +12,13 @@ import pathlib
 import re
 import secrets
 
+from wan_tpu.errors import WanTpuError
+
 PREFIX = "wt-"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class KeysError(Exception):
+class KeysError(WanTpuError):
     """The keys' file or a name cannot be used; says why."""
 
 

@@ -19,7 +19,7 @@ class Metrics:
         self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
         self.jobs = Counter(
             "wan_tpu_jobs",
-            "Jobs that left the engine, by what became of them: completed or the error's code",
+            "Jobs that ended, by what became of them: completed, deleted or the error's code",
             ("outcome",),
             registry=self.registry,
         )

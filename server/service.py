@@ -11,7 +11,7 @@ from server.engine_client import EngineClient
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
 from server.events import Streams
 from server.intake import digest
-from server.jobs import Job, make_id
+from server.jobs import Failure, Job, make_id
 from server.keys import Keys, KeysError
 from server.media import Media
 from server.metrics import Metrics
@@ -112,7 +112,10 @@ class Service:
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job, at once for clients and within a step on the accelerator."""
+        waiting = job_id in self.board.queue.order()
         job = await self.board.cancel(job_id)
+        if waiting and job is not None and job.error_code == Failure.CANCELLED:
+            self.metrics.jobs.labels(str(Failure.CANCELLED)).inc()  # the worker counts the others
         await self.worker.stop_running(job_id)
         return job
 

@@ -3,6 +3,7 @@
 import ipaddress
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -180,6 +181,13 @@ def parse_warm_up(text: str) -> tuple[int, int, int]:
             f"a size to warm up is WIDTHxHEIGHTxFRAMES, for example 832x480x81, got {text!r}"
         )
     return *parse_size(match[1]), int(match[2])
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Variables with our prefix that mean nothing here: most likely misspelt."""
+    known = {f"WAN_TPU_{name}".upper() for name in Settings.model_fields}
+    ours = (name for name in environment if name.upper().startswith("WAN_TPU_"))
+    return sorted(name for name in ours if name.upper() not in known)
 
 
 def describe_settings() -> str:

@@ -20,6 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from server.jobs import Failure, Job, State
+from wan_tpu.errors import WanTpuError
 from wan_tpu.request import VideoRequest
 
 ADVISORY_LOCK = 0x77616E747075
@@ -50,7 +51,7 @@ jobs = sa.Table(
 )
 
 
-class StoreError(Exception):
+class StoreError(WanTpuError):
     """The database cannot be used as it is; says what to do."""
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -68,10 +69,15 @@ class Worker:
     async def run(self) -> None:
         """Works until it is drained."""
         while not self.is_draining:
-            await self._ensure_engine()
-            job = await self._next_job()
-            if job is not None:
-                await self._make(job)
+            try:
+                await self._ensure_engine()
+                job = await self._next_job()
+                if job is not None:
+                    await self._make(job)
+            except Exception:
+                # A fault of ours must not end the worker: nobody else would do the work.
+                logger.exception("the worker failed and goes on")
+                await asyncio.sleep(FIRST_RETRY_SECONDS)
 
     async def stop_running(self, job_id: str) -> None:
         """Has the engine stop a job that was cancelled or deleted, if it is at that one."""
@@ -177,20 +183,24 @@ class Worker:
 
     async def _generate(self, job: Job) -> None:
         """Has the engine make the video and notes what became of it."""
-        folder = await asyncio.to_thread(self._media.begin, job.id)
         try:
+            folder = await asyncio.to_thread(self._media.begin, job.id)
             metadata = await self._engine.generate(
                 job, folder, lambda progress: self._note_progress(job.id, progress)
             )
+            published = await self._publish(job.id, metadata)
         except EngineFailure as failure:
             await self._note_failure(job, failure)
-            return
-        if await self._publish(job.id, metadata):
-            self._failures = 0
-            for stage, seconds in metadata.get("seconds", {}).items():
-                self._metrics.stage_seconds.labels(stage.partition(" ")[0]).observe(seconds)
+        except OSError as error:
+            logger.exception("the files cannot be written", extra={"job": job.id})
+            code = Failure.DISK_FULL if error.errno == errno.ENOSPC else Failure.ENGINE_ERROR
+            message = "the server cannot write the video's files"
+            await self._note_failure(job, EngineFailure(code, message))
+        else:
+            if published:
+                self._note_success(metadata)
 
-    async def _publish(self, job_id: str, metadata: dict[str, object]) -> bool:
+    async def _publish(self, job_id: str, metadata: dict[str, Any]) -> bool:
         """Puts the files in their place, then says so; takes them back if nobody wants them."""
         job = self._board.find(job_id)
         if job is None or job.state != State.IN_PROGRESS:
@@ -201,6 +211,11 @@ class Worker:
             return True
         await asyncio.to_thread(self._media.remove, job_id)
         return False
+
+    def _note_success(self, metadata: dict[str, Any]) -> None:
+        self._failures = 0
+        for stage, seconds in metadata.get("seconds", {}).items():
+            self._metrics.stage_seconds.labels(stage.partition(" ")[0]).observe(seconds)
 
     async def _note_failure(self, job: Job, failure: EngineFailure) -> None:
         """Fails the job, unless it was stopped on purpose, and keeps count."""
