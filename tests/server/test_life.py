@@ -304,3 +304,16 @@ def test_on_postgresql(start_server, postgres):
             assert server.finish(video)["status"] == "completed"
         assert not (server.data_dir / "jobs.sqlite").exists()
         server.stop()
+
+
+def test_files_that_cannot_be_written_fail_their_job_alone(start_server):
+    server = start_server().wait_ready()
+    partial = server.data_dir / "partial"
+    partial.rmdir()
+    partial.touch()
+    failed = server.finish(server.create(num_inference_steps=2))
+    assert failed["error"]["code"] == "engine_error"
+    assert str(server.data_dir) not in json.dumps(failed)
+    partial.unlink()
+    partial.mkdir()
+    assert server.finish(server.create(num_inference_steps=2))["status"] == "completed"
