@@ -18,15 +18,24 @@ Whole = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 
 
+_SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
+
+
 class VideoCreate(BaseModel):
     """What `POST /v1/videos` takes; what is left out comes from the model's defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(min_length=1, description="what the video shows")
+    prompt: str = Field(
+        min_length=1,
+        description="what the video shows",
+        json_schema_extra={"pattern": r"\S"},
+    )
     model: str | None = Field(default=None, description="one of `GET /v1/models`")
     size: str | None = Field(
-        default=None, pattern="^[0-9]+x[0-9]+$", description="`WIDTHxHEIGHT`, pixels"
+        default=None,
+        pattern="^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
+        description="`WIDTHxHEIGHT`, pixels",
     )
     seconds: Number | None = Field(
         default=None,
@@ -37,7 +46,10 @@ class VideoCreate(BaseModel):
         json_schema_extra={
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
-                {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,3})?$"},
+                {
+                    "type": "string",
+                    "pattern": r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$",
+                },
                 {"type": "null"},
             ]
         },

@@ -1,5 +1,6 @@
 """Starts real servers as real processes and talks to them over real HTTP."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 import time
 
 import httpx
+import psutil
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTED = "tests.server.scripted_engine:ScriptedEngine"
@@ -112,13 +114,12 @@ class RunningServer:
 
     def engine_pids(self):
         """Processes of the engine that are alive."""
-        import psutil
-
-        try:
-            children = psutil.Process(self.process.pid).children()
-        except psutil.NoSuchProcess:
-            return []
-        return [c.pid for c in children if "server.engine_process" in c.cmdline()]
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
+                    found += [child.pid] if "server.engine_process" in child.cmdline() else []
+        return found
 
     def kill(self):
         """As the kernel does, without a word."""

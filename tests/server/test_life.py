@@ -136,26 +136,24 @@ def test_an_open_event_stream_does_not_hold_the_server(start_server):
     assert server.process.wait(60) == 0
 
 
-def test_cancel_takes_effect_within_a_step(start_server):
-    server = start_server().wait_ready()
-    video = server.create("slow", **SLOW)
-    server.wait_step(video, 2)
-    before = server.metric("wan_tpu_denoising_steps_total")
-    cancelled = server.client.post(f"/v1/videos/{video['id']}/cancel").json()
+def test_cancel_takes_effect_within_a_step(quick):
+    video = quick.create("slow", **SLOW)
+    quick.wait_step(video, 2)
+    before = quick.metric("wan_tpu_denoising_steps_total")
+    cancelled = quick.client.post(f"/v1/videos/{video['id']}/cancel").json()
     assert cancelled["status"] == "failed"
     assert cancelled["error"]["code"] == "cancelled"
-    assert steps_until_idle(server, before) <= 2
-    assert files(server) == [name for name in files(server) if video["id"] not in name]
-    again = server.client.post(f"/v1/videos/{video['id']}/cancel")
+    assert steps_until_idle(quick, before) <= 2
+    assert not [name for name in files(quick) if video["id"] in name]
+    again = quick.client.post(f"/v1/videos/{video['id']}/cancel")
     assert again.json()["error"]["code"] == "cancelled"
 
 
-def test_a_waiting_job_is_cancelled_without_running(start_server):
-    server = start_server().wait_ready()
-    running, waiting = server.create("slow", num_inference_steps=5), server.create("quick")
-    server.client.post(f"/v1/videos/{waiting['id']}/cancel")
-    assert server.finish(running)["status"] == "completed"
-    assert server.retrieve(waiting)["error"]["code"] == "cancelled"
+def test_a_waiting_job_is_cancelled_without_running(quick):
+    running, waiting = quick.create("slow", num_inference_steps=5), quick.create("quick")
+    quick.client.post(f"/v1/videos/{waiting['id']}/cancel")
+    assert quick.finish(running)["status"] == "completed"
+    assert quick.retrieve(waiting)["error"]["code"] == "cancelled"
 
 
 def test_a_completed_job_cannot_be_cancelled(quick):
@@ -165,16 +163,15 @@ def test_a_completed_job_cannot_be_cancelled(quick):
     assert response.json()["error"]["code"] == "not_cancellable"
 
 
-def test_deleting_the_running_job_stops_it_and_leaves_nothing(start_server):
-    server = start_server().wait_ready()
-    video = server.create("slow", **SLOW)
-    server.wait_step(video, 2)
-    before = server.metric("wan_tpu_denoising_steps_total")
-    response = server.client.delete(f"/v1/videos/{video['id']}")
+def test_deleting_the_running_job_stops_it_and_leaves_nothing(quick):
+    video = quick.create("slow", **SLOW)
+    quick.wait_step(video, 2)
+    before = quick.metric("wan_tpu_denoising_steps_total")
+    response = quick.client.delete(f"/v1/videos/{video['id']}")
     assert response.json() == {"id": video["id"], "object": "video.deleted", "deleted": True}
-    assert server.client.get(f"/v1/videos/{video['id']}").status_code == 404
-    assert steps_until_idle(server, before) <= 2
-    assert not [name for name in files(server) if video["id"] in name]
+    assert quick.client.get(f"/v1/videos/{video['id']}").status_code == 404
+    assert steps_until_idle(quick, before) <= 2
+    assert not [name for name in files(quick) if video["id"] in name]
 
 
 def test_a_job_past_its_time_fails_and_the_next_one_runs(start_server):
@@ -229,12 +226,11 @@ def test_an_engine_that_cannot_start_is_said(start_server):
     assert server.create()["status"] == "queued"
 
 
-def test_an_idle_engine_that_dies_is_replaced(start_server):
-    server = start_server().wait_ready()
-    (engine,) = server.engine_pids()
+def test_an_idle_engine_that_dies_is_replaced(quick):
+    (engine,) = quick.engine_pids()
     os.kill(engine, signal.SIGKILL)
-    wait_for(lambda: server.engine_pids() not in ([], [engine]))
-    assert server.finish(server.create(num_inference_steps=2))["status"] == "completed"
+    wait_for(lambda: quick.engine_pids() not in ([], [engine]))
+    assert quick.finish(quick.create(num_inference_steps=2))["status"] == "completed"
 
 
 def test_a_full_queue_is_refused(start_server):
