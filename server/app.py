@@ -83,7 +83,7 @@ async def _answer_api_error(request: Request, error: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """What the framework refuses: unknown paths and wrong methods."""
     assert isinstance(error, HTTPException)
-    method, path = request.method[:20], request.url.path[:80]
+    method, path = request.method[:20], request.scope["path"][:80]
     match error.status_code:
         case 404:
             return ApiError(404, "not_found", f"there is nothing at {path!r}").response()

@@ -17,8 +17,8 @@ def _no_boolean(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 
-
-_SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
+SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
+"""Text that is surely seconds; what else reads as a number is taken, too."""
 
 
 class VideoCreate(BaseModel):
@@ -46,10 +46,7 @@ class VideoCreate(BaseModel):
         json_schema_extra={
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
-                {
-                    "type": "string",
-                    "pattern": r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$",
-                },
+                {"type": "string", "pattern": SECONDS},
                 {"type": "null"},
             ]
         },

@@ -53,6 +53,16 @@ def test_without_a_key_nothing_is_told(keyed):
         assert server.client.get(path).status_code in (200, 503)
 
 
+def test_any_host_will_do_where_keys_are_asked_for(keyed):
+    server, keys = keyed
+    server.kill()
+    server.environment["WAN_TPU_ALLOWED_HOSTS"] = "*"
+    server.start()
+    for host in ("anything.example", "[", "a b", "@"):
+        headers = {**bearer(keys["ada"]), "Host": host}
+        check_shape(server.client.get("/v1/nothing", headers=headers), 404, "not_found")
+
+
 def test_each_key_sees_its_own_jobs(keyed):
     server, keys = keyed
     video = server.client.post(
@@ -143,9 +153,9 @@ def test_a_page_of_another_site_cannot_act(quick):
     evil = {"Origin": "https://evil.example"}
     form = {"prompt": (None, "x")}
     check_shape(quick.client.post("/v1/videos", files=form, headers=evil), 403, "cross_origin")
-    check_shape(
-        quick.client.post("/v1/videos", files=form, headers={"Origin": "null"}), 403, "cross_origin"
-    )
+    for origin in ("null", "", "http://[", f"{quick.url}.evil.example", f"{quick.url}@evil"):
+        response = quick.client.post("/v1/videos", files=form, headers={"Origin": origin})
+        check_shape(response, 403, "cross_origin")
     ours = {"Origin": quick.url}
     fields = {"prompt": "x", "num_inference_steps": 1}
     assert quick.client.post("/v1/videos", json=fields, headers=ours).status_code == 200
