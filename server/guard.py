@@ -75,9 +75,12 @@ class Guard:
                 raise ApiError(429, "rate_limited", message, headers=retry_after(wait))
 
     def _check_host(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            raise ApiError(400, "invalid_host", "there is more than one Host header")
         if "*" in self._hosts:
             return
-        host = _host_name(headers.get("host", ""))
+        host = _host_name(hosts[0] if hosts else "")
         if host not in self._hosts:
             raise ApiError(
                 400,
@@ -156,9 +159,17 @@ def _check_origin(headers: Headers) -> None:
     origin = headers.get("origin")
     if origin is None:
         return
-    if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if _site(origin) != headers.get("host", "").lower():
         message = f"requests from pages of {origin[:100]} are not taken"
         raise ApiError(403, "cross_origin", message)
+
+
+def _site(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str:
