@@ -62,3 +62,50 @@ def test_a_malformed_origin_is_another_site(quick, origin):
 def test_two_hosts_are_refused(quick, second):
     answer = send(quick, request(b"GET", b"/v1/models", b"Host: " + second))
     assert code(answer) == (400, "invalid_host")
+
+
+def field(name, value):
+    return b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name, value)
+
+
+FORM = b"multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (FORM, field(b"prompt", b"caf\xe9") + b"--b--\r\n"),
+        (FORM + b"; charset=latin-1", field(b"prompt", b"caf\xe9") + b"--b--\r\n"),
+        (FORM + b"; charset=nothing", field(b"prompt", b"x") + b"--b--\r\n"),
+        (FORM, field(b"prompt", b"x") + field(b"seed", b"1")),
+        (FORM, field(b"prompt", b"x") + field(b"seed", b"1")[:-4]),
+    ],
+    ids=["not UTF-8", "latin-1", "unknown charset", "no end", "cut short"],
+)
+def test_a_form_is_never_read_in_part_or_mangled(quick, content_type, body):
+    assert code(send(quick, post(body, content_type=content_type))) == (400, "invalid_form")
+
+
+def test_a_form_in_utf_8(quick):
+    body = field(b"prompt", "ein grüner Kreis".encode()) + b"--b--\r\n"
+    status, _, answer = send(quick, post(body, content_type=FORM + b"; charset=UTF-8"))
+    assert (status, json.loads(answer)["prompt"]) == (200, "ein grüner Kreis")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "x", "seed": 1, "seed": 2}',
+        b'{"prompt": "x", "model": {"a": 1, "a": 1}}',
+        b'{"prompt": "x"' + b"".join(b', "k%d": 1' % i for i in range(60_000)) + b"}",
+    ],
+    ids=["twice", "twice inside", "sixty thousand"],
+)
+def test_json_has_each_field_once_and_few_of_them(quick, body):
+    assert code(send(quick, post(body))) == (400, "invalid_json")
+
+
+def test_a_name_that_is_no_text_is_described(quick):
+    status, _, answer = send(quick, post(b'{"prompt": "x", "\\ud800": 1}'))
+    assert status == 400
+    assert json.loads(answer)["error"]["message"].startswith("the name of a field ")
