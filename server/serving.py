@@ -8,7 +8,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.app import make_app
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 from server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class PatientProtocol(HttpToolsProtocol):
     """uvicorn's connection with bounds on a request's head: its size and its time of arrival."""
 
     head_timeout_seconds = 10.0
+    max_connections = 1000
 
     def __init__(self, *arguments: object, **options: object):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
@@ -55,6 +56,11 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            words = f"{self.max_connections} connections are open, which is as many as may"
+            error = ApiError(503, "too_many_connections", words, headers=retry_after(5))
+            self._refuse(error)
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,8 +70,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.more_body:
             self._head_bytes += len(data)
             if self._head_timer is None:
                 self._expect_head()
@@ -102,6 +107,10 @@ class PatientProtocol(HttpToolsProtocol):
         """Answers without a request and closes."""
         if self.transport.is_closing():
             return
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # an answer is under way: another inside it would be garbage
+            return
         response = error.response()
         response.headers["connection"] = "close"
         head = b"".join(b"%s: %s\r\n" % pair for pair in response.raw_headers)
@@ -115,7 +124,10 @@ def serve(service: Service) -> None:
     protocol = type(
         "Protocol",
         (PatientProtocol,),
-        {"head_timeout_seconds": settings.body_timeout_seconds},
+        {
+            "head_timeout_seconds": settings.body_timeout_seconds,
+            "max_connections": settings.max_connections,
+        },
     )
     config = uvicorn.Config(
         make_app(service),

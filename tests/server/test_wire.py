@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+from tests.server.running import wait_for
+
 HOST = b"Host: localhost\r\n"
 
 
@@ -109,3 +111,40 @@ def test_a_name_that_is_no_text_is_described(quick):
     status, _, answer = send(quick, post(b'{"prompt": "x", "\\ud800": 1}'))
     assert status == 400
     assert json.loads(answer)["error"]["message"].startswith("the name of a field ")
+
+
+def test_a_client_that_goes_away_is_no_failure(quick):
+    meter = 'wan_tpu_http_request_seconds_count{method="POST",status="400"}'
+    before = quick.metric(meter)
+    with connect(quick) as connection:
+        connection.sendall(post(b'{"prompt": "x"}')[:-5])
+    wait_for(lambda: quick.metric(meter) == before + 1)
+    assert "Traceback" not in quick.log()
+
+
+def test_too_many_connections_are_turned_away_and_the_others_served(start_server):
+    server = start_server(max_connections=20)
+    server.client.close()
+    held = [connect(server) for _ in range(40)]
+    for connection in held[20:]:
+        assert code(read_response(connection)) == (503, "too_many_connections")
+    for connection in held[:20]:
+        connection.sendall(request(b"GET", b"/livez"))
+        assert read_response(connection)[0] == 200
+    for connection in held:
+        connection.close()
+    wait_for(lambda: send(server, request(b"GET", b"/livez"))[0] == 200)
+
+
+def test_an_endless_second_request_ends_the_connection(quick):
+    """Its first one is a stream that goes on; what follows must not fill the memory meanwhile."""
+    video = quick.create("slow", num_inference_steps=90)
+    with connect(quick) as connection:
+        path = f"/v1/videos/{video['id']}/events".encode()
+        connection.sendall(request(b"GET", path))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+            for _ in range(10_000):
+                connection.sendall(b"X: " + b"a" * 10_000 + b"\r\n")
+    quick.client.delete(f"/v1/videos/{video['id']}")
