@@ -6,6 +6,7 @@ machine), and while the server is polled, in turns. Videos that run across a cha
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import http.client
@@ -30,6 +31,8 @@ CONDITIONS = ("alone", "null polled", "polled")
 FINISHED = ("completed", "failed")
 LIST_PATH = "/v1/videos?limit=20"
 LOOK_SECONDS = 0.25
+SETTLE_SECONDS = 1.0
+"""For the clients to connect, and to poll a few times even where videos take no time."""
 START_SECONDS = 600
 
 
@@ -59,13 +62,16 @@ def run(parsed: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="wan-tpu-service-") as folder:
         with running_server(pathlib.Path(folder)) as server:
-            rows = measure(parsed, server)
+            turns = measure(parsed, server)
         ready = server.ready_seconds
     if parsed.json is not None:
-        figures = {"ready_seconds": ready, "rows": [dataclasses.asdict(row) for row in rows]}
+        figures = {"ready_seconds": ready, "turns": [dataclasses.asdict(turn) for turn in turns]}
         write_json_atomically(pathlib.Path(parsed.json), figures)
-    sys.stdout.write(format_report(parsed, ready, rows))
-    return 1 if any(row.errors for row in rows) else 0
+    sys.stdout.write(format_report(parsed, ready, turns))
+    errors = [error for turn in turns for error in turn.errors]
+    for error, times in collections.Counter(errors).most_common():
+        sys.stderr.write(f"{times} x {error}\n")
+    return 1 if errors else 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +137,10 @@ class Server:
                 return sum(video["metadata"]["seconds"].values())
             time.sleep(LOOK_SECONDS)
 
+    def close(self) -> None:
+        """Ends the connection that watches it."""
+        self._connection.close()
+
     def cpu_seconds(self) -> float:
         """Processor seconds of the server so far, its engine not counted."""
         times = psutil.Process(self.process.pid).cpu_times()
@@ -166,6 +176,7 @@ def running_server(folder: pathlib.Path) -> Iterator[Server]:
             time.sleep(LOOK_SECONDS)
         server.ready_seconds = time.monotonic() - begun
         yield server
+        server.close()
     finally:
         process.kill()
         process.wait()
@@ -260,6 +271,7 @@ def _take_turn(
 ) -> Turn:
     """Makes the videos of the jobs; the first one, during which the load begins, is not counted."""
     with load.polling(paths) if load is not None else contextlib.nullcontext():
+        time.sleep(SETTLE_SECONDS)
         server.wait_until_finished(jobs[0])
         begun, cpu = time.monotonic(), server.cpu_seconds()
         seconds = tuple(server.wait_until_finished(job) for job in jobs[1:])

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import types
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -42,6 +43,38 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter) or drained or self._signals > 1
 
 
+class WholeWrites:
+    """A transport that sends what is written in one go of the loop in one piece.
+
+    uvicorn writes the head of an answer and its body apart: two system calls, and two times that
+    the client is woken.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """See `asyncio.WriteTransport`."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        """See `asyncio.BaseTransport`."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(self._pieces))
+        self._pieces.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class PatientProtocol(HttpToolsProtocol):
     """uvicorn's connection with bounds on a request's head: its size and its time of arrival."""
 
@@ -55,7 +88,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, WholeWrites(transport, self.loop)))
         if len(self.connections) > self.max_connections:
             words = f"{self.max_connections} connections are open, which is as many as may"
             error = ApiError(503, "too_many_connections", words, headers=retry_after(5))

@@ -146,3 +146,12 @@ def test_an_endless_second_request_ends_the_connection(quick):
         with pytest.raises(ConnectionError):
             connection.sendall(b"GET / HTTP/1.1\r\n" + b"X: " * 50_000_000)
     quick.client.delete(f"/v1/videos/{video['id']}")
+
+
+def test_an_answer_comes_in_one_piece(quick):
+    """Or each poll would wake its client twice."""
+    with connect(quick) as connection:
+        for _ in range(20):
+            connection.sendall(request(b"GET", b"/livez"))
+            received = connection.recv(65536)
+            assert received.endswith(b'\r\n\r\n{"status":"live"}')
