@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Mount, Route
 
@@ -48,6 +48,7 @@ def make_app(service: Service) -> Starlette:
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_exception,
+            ClientDisconnect: _answer_nobody,
             Exception: _answer_bug,
         },
         lifespan=lifespan,
@@ -94,6 +95,11 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
             return ApiError(405, "method_not_allowed", message, headers=headers).response()
         case status:
             return ApiError(status, "http_error", str(error.detail)).response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client went away before its body was whole: no failure of ours, and no job."""
+    return ApiError(400, "body_cut_short", "the body ended before its length").response()
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
@@ -62,6 +63,9 @@ class RangedFile(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
+        headers = MutableHeaders(scope=scope)
+        if headers.get("range", "").partition("=")[0].strip().lower() != "bytes":
+            del headers["range"]  # units that a server does not know it ignores: RFC 9110, 14.2
         refusal: ApiError | None = None
 
         async def translate(message: Message) -> None:

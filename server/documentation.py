@@ -73,6 +73,15 @@ def _content(description: str, *media_types: str) -> dict[str, Any]:
 
 _EVERY = (400, 401, 429)  # Host, key, rate
 _BODY = VideoCreate.model_json_schema()
+_EVENT = {
+    "type": "object",
+    "description": "each event; its data is JSON",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["video", "deleted"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _FILES = ("video/mp4", "image/webp", "image/jpeg")
 
 CREATE = _route(
@@ -132,8 +141,8 @@ EVENTS = _route(
     responses={
         200: {
             "description": "`event: video` with the whole object at every change; ends with the "
-            "job, or with `event: deleted`",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "job, or with `event: deleted` and its id",
+            "content": {"text/event-stream": {"schema": _EVENT}},
         }
     },
 )

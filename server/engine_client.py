@@ -146,14 +146,15 @@ class EngineClient:
             await self._writer.drain()
 
     async def _receive(self) -> Message:
-        assert self._reader is not None
-        assert self._process is not None
+        reader, process = self._reader, self._process  # `kill` forgets them while this waits
+        assert reader is not None
+        assert process is not None
         try:
-            line = await self._reader.readline()
+            line = await reader.readline()
         except ConnectionError:
             line = b""
         if not line.endswith(b"\n"):
-            status = await self._process.wait()
+            status = await process.wait()
             raise EngineFailure(Failure.ENGINE_CRASHED, _how_it_ended(status))
         return decode(line)
 

@@ -74,9 +74,12 @@ class Guard:
                 raise ApiError(429, "rate_limited", message, headers=retry_after(wait))
 
     def _check_host(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            raise ApiError(400, "invalid_host", "there is more than one Host header")
         if "*" in self._hosts:
             return
-        host = _host_name(headers.get("host", ""))
+        host = _host_name(hosts[0] if hosts else "")
         if host not in self._hosts:
             raise ApiError(
                 400,

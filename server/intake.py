@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,11 +51,22 @@ def digest(create: VideoCreate) -> str:
 
 def _parse_json(body: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(body, parse_constant=_refuse_constant)
+        fields = json.loads(
+            body, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
+        )
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "invalid_json", 'the body must be a JSON object, {"prompt": "..."}')
+    return fields
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_FIELDS:
+        raise ValueError(f"an object has {len(pairs)} fields, at most {MAX_FIELDS} are taken")
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object has a field more than once")
     return fields
 
 
@@ -62,6 +75,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
+    await request.body()  # kept, so that it can be looked at again
     try:
         form = await request.form(max_files=1, max_fields=MAX_FIELDS)
     except HTTPException as error:
@@ -77,7 +91,21 @@ async def _read_form(request: Request) -> dict[str, Any]:
         if name in fields:
             raise ApiError(400, "invalid_value", f"{name} is there more than once", param=name)
         fields[name] = value
+    _check_text(request.headers["content-type"], await request.body())
     return fields
+
+
+def _check_text(content_type: str, body: bytes) -> None:
+    """Refuses a form of text alone that is not UTF-8, which would be mangled, or lacks its end."""
+    _, options = parse_options_header(content_type)
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise ApiError(400, "invalid_form", "a form is written in UTF-8")
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "invalid_form", f"the form is not UTF-8: {error}") from None
+    if body and b"--" + options[b"boundary"] + b"--" not in body:
+        raise ApiError(400, "invalid_form", "the form ends before its last boundary")
 
 
 def _first_problem(error: ValidationError) -> ApiError:
@@ -91,9 +119,10 @@ def _first_problem(error: ValidationError) -> ApiError:
             message = f"unknown field {str(field)[:SHOWN_CHARACTERS]!r}; known: {known}"
             return ApiError(400, "unknown_field", message, param=field)
         case _:
-            words = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            words = re.sub("^(Value error, )?(Input |String )?", "", problem["msg"])
             got = _shown(problem["input"])
-            return ApiError(400, "invalid_value", f"{field} {words}, got {got}", param=field)
+            message = f"{field or 'the name of a field'} {words}, got {got}"
+            return ApiError(400, "invalid_value", message, param=field)
 
 
 def _shown(value: object) -> str:

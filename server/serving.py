@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import types
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.app import make_app
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 from server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,43 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter) or drained or self._signals > 1
 
 
+class WholeWrites:
+    """A transport that sends what is written in one go of the loop in one piece.
+
+    uvicorn writes the head of an answer and its body apart: two system calls, and two times that
+    the client is woken.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """See `asyncio.WriteTransport`."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        """See `asyncio.BaseTransport`."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(self._pieces))
+        self._pieces.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class PatientProtocol(HttpToolsProtocol):
     """uvicorn's connection with bounds on a request's head: its size and its time of arrival."""
 
     head_timeout_seconds = 10.0
+    max_connections = 1000
 
     def __init__(self, *arguments: object, **options: object):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
@@ -54,7 +88,12 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, WholeWrites(transport, self.loop)))
+        if len(self.connections) > self.max_connections:
+            words = f"{self.max_connections} connections are open, which is as many as may"
+            error = ApiError(503, "too_many_connections", words, headers=retry_after(5))
+            self._refuse(error)
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,8 +103,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.more_body:
             self._head_bytes += len(data)
             if self._head_timer is None:
                 self._expect_head()
@@ -102,6 +140,10 @@ class PatientProtocol(HttpToolsProtocol):
         """Answers without a request and closes."""
         if self.transport.is_closing():
             return
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # an answer is under way: another inside it would be garbage
+            return
         response = error.response()
         response.headers["connection"] = "close"
         head = b"".join(b"%s: %s\r\n" % pair for pair in response.raw_headers)
@@ -115,7 +157,10 @@ def serve(service: Service) -> None:
     protocol = type(
         "Protocol",
         (PatientProtocol,),
-        {"head_timeout_seconds": settings.body_timeout_seconds},
+        {
+            "head_timeout_seconds": settings.body_timeout_seconds,
+            "max_connections": settings.max_connections,
+        },
     )
     config = uvicorn.Config(
         make_app(service),

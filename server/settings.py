@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
     max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
+    max_connections: int = Field(
+        default=1000, ge=1, description="connections open at a time; more are turned away"
+    )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="size of a request's body")
     body_timeout_seconds: float = Field(
         default=10,

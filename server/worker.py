@@ -157,6 +157,11 @@ class Worker:
         self._generation = asyncio.create_task(self._generate(job))
         try:
             await self._watch(job, self._generation)
+        except Exception as error:  # the boundary of jobs: the next one must be able to run
+            logger.exception("the job could not be handled", extra=extra)
+            await self._note_failure(job, _own_failure(error))
+            if job.id not in self._board.completed_ids():
+                await asyncio.to_thread(self._media.remove, job.id)
         finally:
             self._generation = self._running = None
             await asyncio.to_thread(self._media.discard, job.id)
@@ -191,11 +196,6 @@ class Worker:
             published = await self._publish(job.id, metadata)
         except EngineFailure as failure:
             await self._note_failure(job, failure)
-        except OSError as error:
-            logger.exception("the files cannot be written", extra={"job": job.id})
-            code = Failure.DISK_FULL if error.errno == errno.ENOSPC else Failure.ENGINE_ERROR
-            message = "the server cannot write the video's files"
-            await self._note_failure(job, EngineFailure(code, message))
         else:
             if published:
                 self._note_success(metadata)
@@ -244,6 +244,14 @@ class Worker:
                 logger.error("the database cannot be written, trying again: %s", error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, LAST_RETRY_SECONDS)
+
+
+def _own_failure(error: Exception) -> EngineFailure:
+    """What a job is told whose video was lost around the engine, not in it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EngineFailure(Failure.DISK_FULL, "the server's disk is full")
+    words = f"the server failed with {type(error).__name__}; its log says more"
+    return EngineFailure(Failure.ENGINE_ERROR, words)
 
 
 @contextlib.asynccontextmanager
