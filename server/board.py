@@ -32,6 +32,10 @@ class _Entry:
     body: bytes | None = None
 
 
+REFRESH_SECONDS = 1.0
+"""How old the seconds left of waiting jobs may be; each refresh costs the JSON of all of them."""
+
+
 class Board:
     """The jobs of one server."""
 
@@ -43,6 +47,9 @@ class Board:
         self._ids: dict[str, list[str]] = {}  # by owner, oldest first
         self._idempotent: dict[tuple[str, str], str] = {}
         self._newest: str | None = None
+        self._running: str | None = None
+        self._ends: dict[str, float | None] | None = None  # seconds left, of those that wait
+        self._refreshed_at = 0.0
         self._writing = asyncio.Lock()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
         self._changed = asyncio.Event()
@@ -140,6 +147,7 @@ class Board:
                 return None
             await self._move(entry, entry.job.started())
             self.queue.served(entry.job.owner)
+            self._running = job_id
             return entry.job
 
     def report(self, job_id: str, progress: Progress) -> None:
@@ -148,7 +156,7 @@ class Board:
         if entry is not None and entry.job.state == State.IN_PROGRESS:
             entry.running = self.durations.running(entry.job, progress, entry.running)
             entry.body = None
-            self._notify(queue=False)
+            self._notify(queue=time.monotonic() - self._refreshed_at > REFRESH_SECONDS)
 
     async def complete(self, job_id: str, metadata: dict[str, Any]) -> bool:
         """Ends a running job whose files are in place; False if it does not run any more."""
@@ -248,6 +256,8 @@ class Board:
     def _notify(self, *, queue: bool) -> None:
         """Wakes those who wait for a change; when the queue moved, its jobs' JSON is old."""
         if queue:
+            self._refreshed_at = time.monotonic()
+            self._ends = None
             for job_id in self.queue.order():
                 self._entries[job_id].body = None
         self.wake()
@@ -255,11 +265,30 @@ class Board:
     def _video(self, entry: _Entry) -> dict[str, Any]:
         if entry.job.state != State.QUEUED:
             return video_object(entry.job, running=entry.running)
-        position = self.queue.position(entry.job.id)
-        each = self.durations.total(entry.job.request)
-        # Those before it are taken to be like it: exact when all are alike, else a guess.
-        left = None if each is None else each * (position + 1)
-        return video_object(entry.job, queue_position=position, seconds_left=left)
+        return video_object(
+            entry.job,
+            queue_position=self.queue.position(entry.job.id),
+            seconds_left=self._seconds_until_end(entry.job.id),
+        )
+
+    def _seconds_until_end(self, job_id: str) -> float | None:
+        """Seconds until a waiting job is finished: what runs, what is before it, and itself."""
+        if self._ends is None:
+            end = self._running_left()
+            self._ends = {}
+            for waiting in self.queue.order():
+                own = self.durations.total(self._entries[waiting].job.request)
+                end = None if end is None or own is None else end + own
+                self._ends[waiting] = end
+        return self._ends[job_id]
+
+    def _running_left(self) -> float | None:
+        entry = None if self._running is None else self._entries.get(self._running)
+        if entry is None or entry.job.state != State.IN_PROGRESS:
+            return 0.0
+        if entry.running is None:
+            return self.durations.total(entry.job.request)
+        return entry.running.seconds_left
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -12,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from server.errors import ApiError
-from server.schemas import VideoCreate
+from server.schemas import EXPECTED, VideoCreate
 
 MAX_FIELDS = 64
 SHOWN_CHARACTERS = 80
@@ -119,9 +118,8 @@ def _first_problem(error: ValidationError) -> ApiError:
             message = f"unknown field {str(field)[:SHOWN_CHARACTERS]!r}; known: {known}"
             return ApiError(400, "unknown_field", message, param=field)
         case _:
-            words = re.sub("^(Value error, )?(Input |String )?", "", problem["msg"])
-            got = _shown(problem["input"])
-            message = f"{field or 'the name of a field'} {words}, got {got}"
+            expected = EXPECTED.get(str(field), "text")
+            message = f"{field or 'the name of a field'} must be {expected}, got {_shown(problem['input'])}"
             return ApiError(400, "invalid_value", message, param=field)
 
 

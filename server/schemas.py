@@ -76,6 +76,23 @@ class VideoCreate(BaseModel):
     )
 
 
+EXPECTED = {
+    "prompt": "text that is not empty",
+    "model": "text, the id of a model",
+    "size": "WIDTHxHEIGHT in pixels, for example 832x480",
+    "seconds": "a number above 0 and at most 3600",
+    "negative_prompt": "text",
+    "num_frames": "a whole number, 4n + 1, for example 81",
+    "fps": "a whole number between 1 and 240",
+    "num_inference_steps": "a whole number between 1 and 1000",
+    "guidance_scale": "a number between 0 and 100",
+    "flow_shift": "a number between 0.001 and 100",
+    "seed": f"a whole number between 0 and {MAX_SEED}",
+    "scheduler": "unipc or euler",
+}
+"""What each field takes, in words for people; a test holds it to the fields."""
+
+
 class VideoError(BaseModel):
     """Why a job failed."""
 

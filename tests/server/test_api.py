@@ -247,6 +247,18 @@ def test_seconds_become_the_nearest_number_of_frames(quick, seconds, fps, num_fr
     assert video["seconds"] == reported
 
 
+def test_a_waiting_job_counts_what_is_before_it(start_server):
+    server = start_server().wait_ready()
+    server.finish(server.create("slow", num_inference_steps=5))
+    running = server.create("slow", num_inference_steps=50)
+    first, second = (server.create("slow", num_inference_steps=5) for _ in range(2))
+    server.wait_step(running, 5)
+    wait_for(lambda: server.retrieve(first)["seconds_left"] < 10)  # it counts down while it waits
+    left = [server.retrieve(video)["seconds_left"] for video in (running, first, second)]
+    assert left[0] < left[1] < left[2]
+    assert left[2] - left[1] == pytest.approx(1, abs=0.5)
+
+
 def test_seconds_and_frames_may_agree(quick):
     assert quick.create(seconds="2", num_frames=17, num_inference_steps=1)["seconds"] == "2"
 

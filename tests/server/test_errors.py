@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from server.schemas import EXPECTED, VideoCreate
+
 PROMPT = "a red circle moving right on a black background"
 NO_VIDEO = "/v1/videos/video_" + "0" * 32
 
@@ -127,6 +129,18 @@ def test_fields(quick, fields, param):
         "/v1/videos", content=body, headers={"Content-Type": "application/json"}
     )
     check_shape(response, 404 if "model" in fields else 400, None, param)
+
+
+def test_messages_are_for_people(quick):
+    """Red when a field of `VideoCreate` has no words, or pydantic's own come through."""
+    assert EXPECTED.keys() == VideoCreate.model_fields.keys()
+    for fields, words in (
+        ({"seed": "a lot"}, "seed must be a whole number between 0 and 9223372036854775807"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number between 1 and"),
+        ({"scheduler": "ddim"}, "scheduler must be unipc or euler, got 'ddim'"),
+    ):
+        response = quick.client.post("/v1/videos", json={"prompt": PROMPT, **fields})
+        assert response.json()["error"]["message"].startswith(words)
 
 
 @pytest.mark.parametrize(
