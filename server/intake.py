@@ -118,8 +118,8 @@ def _first_problem(error: ValidationError) -> ApiError:
             message = f"unknown field {str(field)[:SHOWN_CHARACTERS]!r}; known: {known}"
             return ApiError(400, "unknown_field", message, param=field)
         case _:
-            expected = EXPECTED.get(str(field), "text")
-            message = f"{field or 'the name of a field'} must be {expected}, got {_shown(problem['input'])}"
+            name, got = field or "the name of a field", _shown(problem["input"])
+            message = f"{name} must be {EXPECTED.get(name, 'text')}, got {got}"
             return ApiError(400, "invalid_value", message, param=field)
 
 
