@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # torch first and exact: with 2.13.0 here nothing pulls the CUDA build, which is several GB larger.
 TORCH := torch==2.13.0
 
-.PHONY: help demo install test test-slow check format clean
+.PHONY: help demo serve install test test-slow check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## install what is needed and make a video from a prompt
 	$(BIN)/wan-tpu generate "a red circle moving right on a black background" --seed 1 -o demo.mp4
+
+serve: $(VENV)/.installed-server  ## install what is needed and serve videos on http://127.0.0.1:8000
+	$(BIN)/python -m server
 
 install: $(VENV)/.installed-dev  ## install everything, the test and development tools too
 
@@ -39,6 +42,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-server: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -5,10 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from benchmarks import calibration, layouts
+from benchmarks import calibration, layouts, service
 from wan_tpu.errors import InputError, WanTpuError
 
-BENCHMARKS = {"calibration": calibration, "layouts": layouts}
+BENCHMARKS = {"calibration": calibration, "layouts": layouts, "service": service}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

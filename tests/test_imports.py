@@ -2,7 +2,11 @@
 
 import ast
 import pathlib
+import re
+import subprocess
+import sys
 
+import server
 import wan_tpu
 
 ROOT = pathlib.Path(wan_tpu.__file__).parent
@@ -22,9 +26,9 @@ SAME_FLOOR_OK = [FLOORS[0], FLOORS[2]]
 TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "transformer"}
 
 
-def rooms_and_imports():
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+def rooms_and_imports(root=ROOT):
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
         if parts == ("__init__",):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -57,6 +61,39 @@ def test_nobody_imports_upward_or_sideways():
             if not (below or friends):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, wrong
+
+
+SERVER = pathlib.Path(server.__file__).parent
+ENGINE_ROOMS = {"engine_process", "pipeline_engine", "media_files"}
+
+
+def test_the_library_knows_nothing_of_the_server():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, _, names in rooms_and_imports()
+        for name in names
+        if name.split(".")[0] == "server"
+    ]
+    assert not wrong, wrong
+
+
+def test_the_server_imports_public_names_of_the_library():
+    wrong = [
+        f"{path.name} imports {name}"
+        for path, _, names in rooms_and_imports(SERVER)
+        for name in names
+        if name.startswith("wan_tpu.") and re.search(r"\._(?!_)", name)
+    ]
+    assert not wrong, wrong
+
+
+def test_only_the_engine_process_loads_the_pipeline():
+    """What the API process imports, all of it, and none of it is JAX or torch."""
+    rooms = [path.stem for path in SERVER.glob("*.py") if path.stem not in ENGINE_ROOMS]
+    imports = ", ".join(f"server.{room}" for room in rooms if room not in ("__init__", "__main__"))
+    code = f"import sys, {imports}; print([m for m in ('jax', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_only_some_rooms_know_torchax():

@@ -7,7 +7,8 @@ import pytest
 from jax.experimental import topologies
 
 from wan_tpu.checkpoints.models import describe_model
-from wan_tpu.pipeline.model import check_request, make_video_model
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import default_layout

@@ -86,7 +86,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     def load() -> Any:
         from wan_tpu.checkpoints.models import open_model
-        from wan_tpu.pipeline.model import check_request
+        from wan_tpu.pipeline.check import check_request
         from wan_tpu.pipeline.text_to_video import TextToVideo
 
         complete, _ = check_request(open_model(parsed.model), request)

@@ -14,9 +14,8 @@ from jax.sharding import AbstractMesh, Mesh
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
-from wan_tpu.errors import GeometryError, UnknownNameError
-from wan_tpu.geometry import TEXT_TOKENS, Compression, Geometry
-from wan_tpu.request import VideoRequest
+from wan_tpu.errors import UnknownNameError
+from wan_tpu.geometry import TEXT_TOKENS, Geometry
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
@@ -242,31 +241,6 @@ def make_video_model(
         denoiser=Denoiser(config=transformer, setting=setting, dtype=dtype),
         vae=VaeConfig.from_json(configs["vae"]),
     )
-
-
-def check_request(
-    description: ModelDescription, request: VideoRequest
-) -> tuple[VideoRequest, Geometry]:
-    """Fills a request in from the model's defaults and checks it against the model.
-
-    Raises:
-        GeometryError: the model cannot make this size or length.
-    """
-    vae = VaeConfig.from_json(description.configs["vae"])
-    transformer = TransformerConfig.from_json(description.configs["transformer"])
-    compression = Compression(
-        spatial=vae.spatial_compression,
-        temporal=vae.temporal_compression,
-        patch=transformer.patch_size,
-    )
-    request = request.resolved(description.defaults)
-    geometry = request.geometry(compression)
-    if max(geometry.grid) > transformer.rope_max_seq_len:
-        raise GeometryError(
-            f"{geometry.width}x{geometry.height} with {geometry.num_frames} frames gives a token "
-            f"grid of {geometry.grid}; the model knows {transformer.rope_max_seq_len} positions"
-        )
-    return request, geometry
 
 
 def parse_dtype(name: str) -> Any:

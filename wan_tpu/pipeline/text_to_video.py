@@ -16,8 +16,9 @@ from wan_tpu.checkpoints.models import ModelDescription, open_model
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
 from wan_tpu.geometry import Geometry
+from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import denoise
-from wan_tpu.pipeline.model import VideoModel, check_request, make_video_model
+from wan_tpu.pipeline.model import VideoModel, make_video_model
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.schedulers.api import make_schedule

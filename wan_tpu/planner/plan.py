@@ -16,7 +16,8 @@ from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS
-from wan_tpu.pipeline.model import VideoModel, check_request, make_video_model
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.model import VideoModel, make_video_model
 from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,

@@ -1,0 +1,96 @@
+"""`python -m server` serves; `python -m server keys add|list|remove` keeps the API keys."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from server.keys import KeysError, add_key, read_keys, remove_key
+from server.logs import start_logging
+from server.settings import Settings, describe_settings, unknown_variables
+from wan_tpu.errors import WanTpuError
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+logger = logging.getLogger("server")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parsed = _make_parser().parse_args(arguments)
+    try:
+        if parsed.command == "keys":
+            return _keys(parsed)
+        return _serve(Settings())
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "".join(f"WAN_TPU_{str(part).upper()}: " for part in problem["loc"][:1])
+            _say(f"{name}{problem['msg'].removeprefix('Value error, ')}")
+        return EXIT_USAGE
+    except WanTpuError as error:
+        _say(str(error))
+        return EXIT_FAILED
+
+
+def _serve(settings: Settings) -> int:
+    start_logging(settings.log_level)
+    for name in unknown_variables(os.environ):
+        logger.warning("%s is set, but there is no such setting; see --help", name)
+    from server.service import Service
+    from server.serving import serve
+
+    service = Service(settings)
+    if settings.api_keys_file is None:
+        logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
+    serve(service)
+    return 0
+
+
+def _keys(parsed: argparse.Namespace) -> int:
+    """Adds, lists or removes keys. Data on stdout, talk on stderr."""
+    path = _keys_file(parsed)
+    match parsed.action:
+        case "add":
+            sys.stdout.write(add_key(path, parsed.name) + "\n")
+            _say(f"the key of {parsed.name}, shown this once; only its hash is in {path}")
+        case "list":
+            sys.stdout.writelines(f"{name}\n" for name in read_keys(path))
+        case "remove":
+            remove_key(path, parsed.name)
+    return 0
+
+
+def _keys_file(parsed: argparse.Namespace) -> pathlib.Path:
+    given = parsed.file or os.environ.get("WAN_TPU_API_KEYS_FILE")
+    if not given:
+        raise KeysError("which file? set WAN_TPU_API_KEYS_FILE or give --file")
+    return pathlib.Path(given)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serves videos over HTTP. Everything is set by environment variables.",
+        epilog="environment variables:\n" + describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    keys = commands.add_parser("keys", help="add, list and remove API keys")
+    keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="add|list|remove")
+    for name, summary in (("add", "make a key and print it once"), ("remove", "take a key out")):
+        actions.add_parser(name, help=summary).add_argument("name", help="whose it is")
+    actions.add_parser("list", help="print the names")
+    return parser
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"wan-tpu: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

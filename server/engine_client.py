@@ -1,0 +1,167 @@
+"""The service's end of the engine process: starts it, talks to it, kills it. No JAX here."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from server.jobs import Failure, Job
+from server.messages import (
+    Cancel,
+    Done,
+    Failed,
+    Generate,
+    Loading,
+    Message,
+    Progress,
+    Ready,
+    decode,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+LINE_LIMIT_BYTES = 1 << 22
+
+
+class EngineFailure(Exception):
+    """The engine could not start, or could not make a video."""
+
+    def __init__(self, code: Failure, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class EngineClient:
+    """One engine process at a time; a new one is started where the last one ended."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, on_loading: Callable[[str], None]) -> dict[str, Any]:
+        """Starts a process and waits until it is ready.
+
+        Args:
+            on_loading: told what it is at.
+
+        Returns:
+            The engine's description.
+
+        Raises:
+            EngineFailure: it ended instead; the message says why.
+        """
+        await self.kill()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "server.engine_process",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                start_new_session=True,  # Ctrl-C in the terminal is for the service alone
+            )
+        self._reader, self._writer = await asyncio.open_connection(
+            sock=ours, limit=LINE_LIMIT_BYTES
+        )
+        while True:
+            match await self._receive():
+                case Loading(what=what):
+                    on_loading(what)
+                case Ready(description=description):
+                    return description
+                case Failed(code=code, message=message):
+                    raise EngineFailure(Failure(code), message)
+
+    async def generate(
+        self, job: Job, folder: pathlib.Path, on_progress: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        """Makes a job's video.
+
+        Args:
+            job: with a complete request.
+            folder: where the files are left.
+            on_progress: told at every step.
+
+        Returns:
+            What ran: layout, attention, versions, seconds by stage.
+
+        Raises:
+            EngineFailure: no video; with the code that the job fails with.
+        """
+        await self._send(
+            Generate(job=job.id, request=dataclasses.asdict(job.request), folder=str(folder))
+        )
+        while True:
+            match await self._receive():
+                case Progress(job=name) as progress if name == job.id:
+                    on_progress(progress)
+                case Done(job=name, metadata=metadata) if name == job.id:
+                    return metadata
+                case Failed(job=name, code=code, message=message) if name == job.id:
+                    raise EngineFailure(Failure(code), message)
+
+    async def cancel(self, job_id: str) -> None:
+        """Asks for a job to be stopped at its next step; `generate` then ends."""
+        if self.is_alive:
+            await self._send(Cancel(job=job_id))
+
+    async def ended(self) -> None:
+        """Waits for the process to end."""
+        assert self._process is not None
+        await self._process.wait()
+
+    async def kill(self) -> None:
+        """Ends the process, whatever it is at."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+        self._process = self._reader = self._writer = None
+
+    async def _send(self, message: Message) -> None:
+        assert self._writer is not None
+        self._writer.write(encode(message))
+        # Whoever waits for the answer learns how the process ended.
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+
+    async def _receive(self) -> Message:
+        reader, process = self._reader, self._process  # `kill` forgets them while this waits
+        assert reader is not None
+        assert process is not None
+        try:
+            line = await reader.readline()
+        except ConnectionError:
+            line = b""
+        if not line.endswith(b"\n"):
+            status = await process.wait()
+            raise EngineFailure(Failure.ENGINE_CRASHED, _how_it_ended(status))
+        return decode(line)
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"the engine process ended with status {status}"
+    name = signal.Signals(-status).name
+    hint = ", as the kernel does when memory runs out" if -status == signal.SIGKILL else ""
+    return f"the engine process was ended by {name}{hint}"

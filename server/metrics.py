@@ -1,0 +1,85 @@
+"""What Prometheus reads at /metrics."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+STAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+
+class Metrics:
+    """The meters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
+        self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
+        self.jobs = Counter(
+            "wan_tpu_jobs",
+            "Jobs that ended, by what became of them: completed, deleted or the error's code",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.steps = Counter(
+            "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
+        )
+        self.stage_seconds = Histogram(
+            "wan_tpu_stage_seconds",
+            "Seconds of each stage of finished jobs",
+            ("stage",),
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "wan_tpu_http_request_seconds",
+            "Seconds until a response began",
+            ("method", "status"),
+            buckets=REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        usage = tpu_usage()
+        if usage is not None:
+            self.registry.register(TpuCollector(usage))
+
+
+class TpuCollector(Collector):
+    """Memory and duty cycle of each chip, asked of libtpu at every scrape."""
+
+    def __init__(self, usage: Callable[[], Iterable[tuple[int, int, int, float]]]):
+        self._usage = usage
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """See `Collector.collect`."""
+        used = GaugeMetricFamily("wan_tpu_hbm_used_bytes", "HBM in use", labels=("device",))
+        total = GaugeMetricFamily("wan_tpu_hbm_total_bytes", "HBM there is", labels=("device",))
+        duty = GaugeMetricFamily(
+            "wan_tpu_duty_cycle_percent", "Share of time the chip worked", labels=("device",)
+        )
+        for device, memory_usage, total_memory, duty_cycle in self._usage():
+            used.add_metric((str(device),), memory_usage)
+            total.add_metric((str(device),), total_memory)
+            duty.add_metric((str(device),), duty_cycle)
+        return (used, total, duty)
+
+
+def tpu_usage() -> Callable[[], Iterable[tuple[int, int, int, float]]] | None:
+    """Asks this machine's TPUs through tpu-info; None where there are none or it is not there."""
+    try:
+        from tpu_info import device, metrics
+    except ImportError:
+        return None
+    chip, count = device.get_local_chips()
+    if chip is None or not count:
+        return None
+    import grpc
+
+    def usage() -> Iterable[tuple[int, int, int, float]]:
+        try:
+            return metrics.get_chip_usage(chip)
+        except (grpc.RpcError, AssertionError):  # nobody uses the chips: nothing to report
+            return ()
+
+    return usage

@@ -1,0 +1,202 @@
+"""Everything that can be set, from environment variables with the prefix `WAN_TPU_`."""
+
+import ipaddress
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from wan_tpu import errors
+from wan_tpu.geometry import parse_size
+from wan_tpu.sharding.layout import parse_layout
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+def _split(value: object) -> object:
+    """A comma-separated text as a tuple."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """The settings of one server; the defaults serve wan-tiny from `./data` on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
+    )
+    allowed_hosts: Words = Field(
+        default=(),
+        description="further names, comma-separated, that a Host header may carry; * is any",
+    )
+    api_keys_file: pathlib.Path | None = Field(
+        default=None,
+        description="file of `python -m server keys`; without it loopback only, no keys",
+    )
+
+    data_dir: pathlib.Path = Field(
+        default=pathlib.Path("data"), description="files, and SQLite's database"
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite",
+    )
+    expiry_seconds: float = Field(
+        default=86_400, gt=0, description="how long a finished job and its files are kept"
+    )
+    min_free_bytes: int = Field(
+        default=500_000_000, ge=0, description="with less free disk than this no work is taken"
+    )
+
+    model: str = Field(default="wan-tiny", description="wan-tiny, a diffusers folder, or a hub id")
+    layout: str | None = Field(default=None, description="split over devices, for example dp2-sp4")
+    attention: str = Field(default="auto", description="auto, reference, splash, ...")
+    vae: str = Field(default="flax", description="flax or maxdiffusion")
+    dtype: str | None = Field(
+        default=None, description="bfloat16 or float32; default float32 on a CPU"
+    )
+    host_devices: int | None = Field(
+        default=None, ge=1, description="virtual CPU devices, no accelerator"
+    )
+    warm_up: Words = Field(
+        default=(),
+        description="WxHxFRAMES to compile at start, comma-separated; default the model's own",
+    )
+    cache_dir: pathlib.Path | None = Field(
+        default=None,
+        description="where compiled programs are kept; default the user's cache folder",
+    )
+    engine: str = Field(
+        default="server.pipeline_engine:PipelineEngine",
+        description="what makes the videos, module:class",
+    )
+    start_timeout_seconds: float = Field(
+        default=3600, gt=0, description="how long loading and compiling may take"
+    )
+
+    job_timeout_seconds: float = Field(default=3600, gt=0, description="how long one job may run")
+    stop_grace_seconds: float = Field(
+        default=30,
+        ge=0,
+        description="how long past its timeout a job may take to stop before it is killed",
+    )
+    drain_seconds: float = Field(
+        default=30, ge=0, description="how long the running job may go on after SIGTERM"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="times a job is started before it counts lost"
+    )
+    max_failures: int = Field(
+        default=3,
+        ge=1,
+        description="failures of the engine in a row that make the service not ready",
+    )
+
+    max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
+    max_queued_jobs_per_key: int = Field(
+        default=1000, ge=1, description="jobs of one key that may wait"
+    )
+    max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
+    max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
+    max_connections: int = Field(
+        default=1000, ge=1, description="connections open at a time; more are turned away"
+    )
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="size of a request's body")
+    body_timeout_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="how long a request's head, and then its body, may take to arrive",
+    )
+    max_prompt_characters: int = Field(default=4000, ge=1, description="length of a prompt")
+    max_work: float = Field(
+        default=8,
+        gt=0,
+        description="pixels x frames x steps of a job, over those of the model's default",
+    )
+    poll_after_ms: int = Field(default=500, ge=1, description="how often clients are asked to poll")
+    log_level: str = Field(default="info", description="debug, info, warning or error")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if self.api_keys_file is None and not self.is_loopback:
+            raise ValueError(
+                f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
+                " set one (`python -m server keys add NAME`) or listen on 127.0.0.1"
+            )
+        if self.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"WAN_TPU_LOG_LEVEL is {self.log_level!r}, expected info or debug")
+        try:
+            if self.layout is not None:
+                parse_layout(self.layout)
+            for text in self.warm_up:
+                parse_warm_up(text)
+        except errors.InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names that a Host header may carry; `*` is any.
+
+        On loopback others are refused, because a page of a foreign site whose name is made to
+        point here could read everything; elsewhere the key stands in front.
+        """
+        if not self.is_loopback and not self.allowed_hosts:
+            return frozenset(("*",))
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return frozenset(name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'jobs.sqlite'}"
+
+
+def parse_warm_up(text: str) -> tuple[int, int, int]:
+    """Reads `WxHxFRAMES` as (width, height, frames).
+
+    Raises:
+        InputError: it has another form.
+    """
+    match = re.fullmatch(r"([0-9]+x[0-9]+)x([1-9][0-9]{0,5})", text)
+    if match is None:
+        raise errors.InputError(
+            f"a size to warm up is WIDTHxHEIGHTxFRAMES, for example 832x480x81, got {text!r}"
+        )
+    return *parse_size(match[1]), int(match[2])
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Variables with our prefix that mean nothing here: most likely misspelt."""
+    known = {f"WAN_TPU_{name}".upper() for name in Settings.model_fields}
+    ours = (name for name in environment if name.upper().startswith("WAN_TPU_"))
+    return sorted(name for name in ours if name.upper() not in known)
+
+
+def describe_settings() -> str:
+    """Every variable with its default and meaning, one per line."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) else f" (default {field.default})"
+        lines.append(f"  WAN_TPU_{name.upper():<26}{field.description}{default}")
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Servers: one with the real engine for all tests, and scripted ones with settings of their own."""
+
+import pytest
+
+from tests.server.postgres import new_database, running_postgres
+from tests.server.running import SCRIPTED, RunningServer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A server with the real engine on wan-tiny, ready."""
+    server = RunningServer(tmp_path_factory.mktemp("tiny"), max_work=100)
+    yield server.wait_ready()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A server with the scripted engine and default settings, ready."""
+    server = RunningServer(tmp_path_factory.mktemp("quick"), engine=SCRIPTED)
+    yield server.wait_ready()
+    server.stop()
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts scripted servers with settings of the test's own, all on one data folder."""
+    started = []
+
+    def start(**settings):
+        server = RunningServer(tmp_path / "data", **{"engine": SCRIPTED, **settings})
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of a PostgreSQL server."""
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+        return
+    with new_database(request.getfixturevalue("postgres")) as url:
+        yield url

@@ -1,0 +1,66 @@
+"""An engine whose behaviour is in the prompt, for what a real one does too seldom to be tested.
+
+slow      a fifth of a second for each step
+boom      raises at the second step
+oom       runs out of memory at the second step
+crash     kills its own process at the second step
+hang      stops for ever at the second step, deaf to cancellation
+"""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+
+from server.jobs import Failure
+from wan_tpu.pipeline.progress import Watch
+
+QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2
+
+
+class ScriptedEngine:
+    def __init__(self, settings):
+        self.cannot_start = os.environ.get("SCRIPTED_ENGINE_CANNOT_START")
+
+    def start(self):
+        if self.cannot_start:
+            raise RuntimeError(self.cannot_start)
+
+    def warm_up(self, on_progress):
+        with Watch(on_progress).stage("compile everything", 1) as report:
+            report(1)
+
+    def describe(self):
+        return {"layout": "single"}
+
+    def generate(self, request, *, on_frames, on_progress, should_cancel):
+        watch = Watch(on_progress, should_cancel)
+        with watch.stage("denoise", request.num_inference_steps) as report:
+            for step in range(request.num_inference_steps):
+                time.sleep(SLOW_SECONDS if "slow" in request.prompt else QUICK_SECONDS)
+                if step == 1:
+                    misbehave(request.prompt)
+                report(step + 1)
+        with watch.stage("decode", request.num_frames) as report:
+            for index in range(request.num_frames):
+                shape = (1, request.height, request.width, 3)
+                on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
+                report(index + 1)
+        return {"layout": "single", "seconds": watch.seconds}
+
+    def failure_of(self, error):
+        is_memory = isinstance(error, MemoryError)
+        return Failure.OUT_OF_MEMORY if is_memory else Failure.ENGINE_ERROR
+
+
+def misbehave(prompt):
+    if "boom" in prompt:
+        raise RuntimeError("a secret of the inside: /root/.ssh")
+    if "oom" in prompt:
+        raise MemoryError
+    if "crash" in prompt:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in prompt:
+        threading.Event().wait()

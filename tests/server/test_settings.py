@@ -1,0 +1,71 @@
+"""What can be set, and what is refused before anything starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings
+
+
+def test_the_defaults_are_loopback_and_wan_tiny():
+    settings = Settings()
+    assert settings.is_loopback
+    assert settings.model == "wan-tiny"
+    assert settings.database.startswith("sqlite:////")
+    assert settings.hosts == {"localhost", "127.0.0.1", "[::1]"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
+def test_without_keys_only_loopback(host, tmp_path):
+    with pytest.raises(ValidationError, match="WAN_TPU_API_KEYS_FILE"):
+        Settings(host=host)
+    assert Settings(host=host, api_keys_file=tmp_path / "keys").hosts == {"*"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_keys(host):
+    assert Settings(host=host).is_loopback
+
+
+def test_lists_are_words_with_commas(monkeypatch):
+    monkeypatch.setenv("WAN_TPU_WARM_UP", "64x64x17, 128x64x5")
+    monkeypatch.setenv("WAN_TPU_ALLOWED_HOSTS", "Video.Example")
+    settings = Settings()
+    assert settings.warm_up == ("64x64x17", "128x64x5")
+    assert "video.example" in settings.hosts
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WAN_TPU_PORT": "http"}, "WAN_TPU_PORT: "),
+        ({"WAN_TPU_WARM_UP": "64x64"}, "WIDTHxHEIGHTxFRAMES"),
+        ({"WAN_TPU_LAYOUT": "xp3"}, "unknown layout 'xp3'"),
+        ({"WAN_TPU_HOST": "0.0.0.0"}, "WAN_TPU_API_KEYS_FILE"),
+        ({"WAN_TPU_MODEL": "wan-huge"}, "unknown model 'wan-huge'; known: wan-tiny"),
+        ({"WAN_TPU_API_KEYS_FILE": "/nowhere/keys"}, "cannot read"),
+        ({"WAN_TPU_WARM_UP": "60x64x17"}, "width must be a positive multiple of 16"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_on_stderr(environment, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "server"],
+        env={**os.environ, "WAN_TPU_DATA_DIR": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_setting():
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "--help"], capture_output=True, text=True, check=True
+    )
+    for name in Settings.model_fields:
+        assert f"WAN_TPU_{name.upper()} " in done.stdout
