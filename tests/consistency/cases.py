@@ -1,7 +1,7 @@
 """What is compared with one device: every choice, and the few cases that cover every pair of them.
 
 A case is a layout with its two choices, an attention, a model, a length and guidance on or off.
-There are 1,824. `covering_cases` picks the fewest it finds such that any two choices that can meet
+There are 2,736. `covering_cases` picks the fewest it finds such that any two choices that can meet
 do meet in at least one case: sp4 with splash, ring with five heads, dp8 with one frame, ...
 """
 
@@ -10,7 +10,7 @@ import itertools
 
 from wan_tpu.sharding.layout import Layout, factorisations, variants
 
-ATTENTION = ("reference", "splash")
+ATTENTION = ("reference", "splash", "flash")
 MODELS = ("8 heads", "12 heads", "5 heads")
 FRAMES = ("one frame", "many frames")
 GUIDANCE = ("guided", "unguided")

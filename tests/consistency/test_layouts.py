@@ -19,7 +19,7 @@ def test_every_pair_of_choices(case: Case, compared_runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_everything(case: Case, compared_runs):
-    """All 1,824 cases."""
+    """All 2,736 cases."""
     assert_consistent(case, compared_runs)
 
 
@@ -42,4 +42,4 @@ def test_all_cases_are_all():
     layouts = all_layouts()
     assert len({layout.shape for layout in layouts}) == 20
     assert len(layouts) == len(set(layouts)) == 76
-    assert len(list(all_cases())) == 76 * 2 * 3 * 2 * 2
+    assert len(list(all_cases())) == 76 * 3 * 3 * 2 * 2
