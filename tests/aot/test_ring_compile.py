@@ -11,34 +11,45 @@ from wan_tpu.attention.sequence_parallel import sharded_attend
 from wan_tpu.sharding.mesh import named
 from wan_tpu.stage import Stage, abstract
 
+NUM_TOKENS, NUM_KEYS, HEADS, HEAD_DIM = 75_776, 75_600, 40, 128
 
-def compile_ring(num_tokens, num_keys):
+
+@pytest.fixture(scope="module")
+def compiled():
+    """One layer of 14B at 720p; the last of eight shards ends in padding."""
     layout, mesh = make("v6e:2x4", "sp8", "ring")
-    array = abstract((1, num_tokens, 5, 128), jnp.bfloat16, named(mesh, "dp", "sp", "tp"))
+    split = named(mesh, None, "dp", "sp", "tp")
+    array = abstract((1, 1, NUM_TOKENS, HEADS * HEAD_DIM), jnp.bfloat16, split)
 
     def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return sharded_attend(
-            query, key, value, mesh=mesh, layout=layout, implementation="auto", num_keys=num_keys
+            query,
+            key,
+            value,
+            head_dim=HEAD_DIM,
+            mesh=mesh,
+            layout=layout,
+            implementation="flash",
+            num_keys=NUM_KEYS,
         )
 
     return Stage(name="attention", function=attention, arguments=(array,) * 3, mesh=mesh).compile()
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """Five heads over eight shards, 8,192 tokens each; the last shard ends in padding."""
-    return compile_ring(65_536, 65_500)
-
-
 def test_transfers_start_before_the_kernel_and_end_after_it(compiled):
     """In the body of the loop over turns; the conditional holds the kernels, with padding and
-    without. Red when a block is sent on only after it was attended to."""
+    without. Red when a block is sent on only after it was attended to. (Blocks so small that they
+    fit into VMEM, 5 heads of 8,192 tokens, the compiler does send only then.)
+    """
     marks = re.findall(r" (?:collective-permute-(start|done)|(conditional))\(", compiled.as_text())
     order = [start_or_done or conditional for start_or_done, conditional in marks]
     assert order == ["start", "start", "conditional", "done", "done", "conditional"]
 
 
 def test_memory_falls_with_sp(compiled):
-    """Temporaries of 4.4 times a shard's keys. Red when keys of all shards are held at once."""
-    one_shard = 65_536 // 8 * 5 * 128 * 2
-    assert memory(compiled).temp_size_in_bytes < 6 * one_shard
+    """All is in proportion to a shard: 15 times its keys, most of it the merge's float32.
+
+    Red when keys and values of all shards, 16 times more, are held at once.
+    """
+    one_shard = NUM_TOKENS // 8 * HEADS * HEAD_DIM * 2
+    assert memory(compiled).temp_size_in_bytes < 20 * one_shard

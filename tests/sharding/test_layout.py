@@ -128,7 +128,7 @@ def test_a_layout_needs_exactly_its_devices():
         ("tp4", 8, "(nearest of 10): tp8, sp2-tp4, dp2-tp4, "),
         ("dp2-sp4", 16, "(nearest of 15): dp2-sp4-tp2, dp2-sp8, dp4-sp4, "),
         ("dp2-sp4", 256, "(nearest of 45): dp4-sp16-tp4, dp8-sp8-tp4, "),
-        ("dp2-sp4", 7, "layouts for 7: dp7, sp7, tp7"),
+        ("dp2-sp4", 7, "layouts for 7: sp7, dp7, tp7"),
     ],
 )
 def test_of_many_layouts_that_fit_the_nearest_are_proposed(layout, count, nearest):
