@@ -95,8 +95,8 @@ def run(parsed: argparse.Namespace) -> int:
 
     import jax
 
+    from wan_tpu.pipeline.check import check_request
     from wan_tpu.pipeline.consistency import TOLERANCES, compare_layouts
-    from wan_tpu.pipeline.model import check_request
     from wan_tpu.pipeline.video_file import write_json_atomically
 
     if parsed.dtype not in TOLERANCES:
