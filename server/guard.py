@@ -105,7 +105,13 @@ class Guard:
         """`receive`, but of a body that is not too large and comes in time."""
         settings = self._settings
         limit = settings.max_body_bytes
-        length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if scope["method"] in SAFE_METHODS and (
+            length not in ("", "0") or "transfer-encoding" in headers
+        ):
+            message = f"{scope['method']} takes no body"
+            raise ApiError(400, "unexpected_body", message, headers=CLOSE)
         too_large = ApiError(
             413, "body_too_large", f"the body is larger than {limit} bytes", headers=CLOSE
         )

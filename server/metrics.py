@@ -68,7 +68,7 @@ class TpuCollector(Collector):
 def tpu_usage() -> Callable[[], Iterable[tuple[int, int, int, float]]] | None:
     """Asks this machine's TPUs through tpu-info; None where there are none or it is not there."""
     try:
-        from tpu_info import device, metrics
+        from tpu_info import device, metrics  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     chip, count = device.get_local_chips()

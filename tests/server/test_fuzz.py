@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from server.schemas import ErrorBody, Video, VideoCreate
 from tests.server.running import SCRIPTED, RunningServer
+from wan_tpu.request import MAX_SEED
 
 FIELDS = tuple(VideoCreate.model_fields)
 SIZES = st.tuples(st.integers(0, 10**7), st.integers(0, 10**7)).map("{0[0]}x{0[1]}".format)
@@ -180,3 +181,20 @@ def test_schemathesis(server, tmp_path):
 @pytest.mark.slow
 def test_schemathesis_at_length(server, tmp_path):
     run_schemathesis(server, "examples,coverage,fuzzing,stateful", 200, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fps": 1, "flow_shift": 0.001, "seed": 0},
+        {"fps": 240, "flow_shift": 100, "seed": MAX_SEED},
+        {"prompt": "\u202e\U0001f98a\u0301 \x7f\ufffe" * 400, "guidance_scale": 100},
+        {"prompt": ".", "negative_prompt": "x" * 4000, "scheduler": "euler"},
+    ],
+    ids=["least", "most", "odd text", "short text"],
+)
+def test_what_is_taken_at_the_edges_can_be_made(tiny, fields):
+    video = tiny.create(**{"num_inference_steps": 1, **fields})
+    done = tiny.finish(video)
+    assert done["status"] == "completed", done["error"]
+    assert tiny.client.get(f"/v1/videos/{video['id']}/content").content[4:8] == b"ftyp"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -264,7 +265,9 @@ def test_a_full_disk_refuses_work_and_keeps_what_waits(start_server):
     server.kill()
     server.environment["WAN_TPU_MIN_FREE_BYTES"] = str(1 << 60)
     server.start()
-    wait_for(lambda: server.engine_pids())
+    only_the_disk = ["the disk is nearly full"]
+    wait_for(lambda: server.client.get("/readyz").json()["missing"] == only_the_disk)
+    time.sleep(1)  # an engine that is ready would have taken it up in less
     assert server.retrieve(waiting)["status"] == "queued"
     server.kill()
     server.environment["WAN_TPU_MIN_FREE_BYTES"] = "0"

@@ -155,3 +155,16 @@ def test_an_answer_comes_in_one_piece(quick):
             connection.sendall(request(b"GET", b"/livez"))
             received = connection.recv(65536)
             assert received.endswith(b'\r\n\r\n{"status":"live"}')
+
+
+@pytest.mark.parametrize("header", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_a_get_with_a_body_is_refused(quick, header):
+    """It would be waited for beside the answer, which for a stream goes on for long."""
+    path = f"/v1/videos/{quick.create()['id']}/events".encode()
+    answer = send(quick, request(b"GET", path, header))
+    assert code(answer) == (400, "unexpected_body")
+    assert "connection: close" in answer[1]
+
+
+def test_an_empty_body_is_none(quick):
+    assert send(quick, request(b"GET", b"/livez", b"Content-Length: 0"))[0] == 200
