@@ -41,7 +41,7 @@ from wan_tpu.runtime import accelerator_present
 
 logger = logging.getLogger("server.engine")
 
-NICENESS = 10
+NICENESS = 5
 """On a machine without an accelerator the engine would take every core from the API."""
 
 PR_SET_PDEATHSIG = 1
