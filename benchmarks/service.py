@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hertz", type=float, default=10, help="polls a second of each (default: %(default)s)"
     )
     parser.add_argument(
+        "--steps",
+        type=positive_int,
+        default=100,
+        help="of a video: it should take seconds (default: %(default)s)",
+    )
+    parser.add_argument(
         "--repeats", type=positive_int, default=5, help="turns (default: %(default)s)"
     )
     parser.add_argument(
@@ -119,9 +125,13 @@ class Server:
             answer = self._connection.getresponse()
         return answer.status, json.loads(answer.read())
 
-    def create(self, index: int) -> str:
-        """A job of the default size, length and steps; returns its id."""
-        body = {"prompt": "a red circle moving right on a black background", "seed": index}
+    def create(self, index: int, num_steps: int) -> str:
+        """A job of the default size and length; returns its id."""
+        body = {
+            "prompt": "a red circle moving right on a black background",
+            "seed": index,
+            "num_inference_steps": num_steps,
+        }
         status, video = self.ask("POST", "/v1/videos", body)
         if status != 200:
             raise OutputError(f"job {index} was not taken: {video['error']['message']}")
@@ -158,6 +168,7 @@ def running_server(folder: pathlib.Path) -> Iterator[Server]:
         "WAN_TPU_PORT": "0",
         "WAN_TPU_DATA_DIR": str(folder / "data"),
         "WAN_TPU_MIN_FREE_BYTES": "0",
+        "WAN_TPU_MAX_WORK": "1000",
         "WAN_TPU_MAX_QUEUED_JOBS": "100000",
         "WAN_TPU_MAX_QUEUED_JOBS_PER_KEY": "100000",
         "WAN_TPU_MAX_REQUESTS_PER_SECOND": "100000",
@@ -243,7 +254,7 @@ def measure(parsed: argparse.Namespace, server: Server) -> list[Turn]:
     per_turn = parsed.videos + 1
     num_jobs = parsed.jobs + len(CONDITIONS) * parsed.repeats * per_turn
     sys.stderr.write(f"queueing {num_jobs} jobs\n")
-    queue = [server.create(index) for index in range(num_jobs)]
+    queue = [server.create(index, parsed.steps) for index in range(num_jobs)]
     _, sample = server.ask("GET", f"/v1/videos/{queue[-1]}")
     with contextlib.ExitStack() as stack:
         null = stack.enter_context(_process("null", str(len(json.dumps(sample)))))

@@ -18,14 +18,17 @@ from server.fair_queue import FairQueue
 from server.jobs import Failure, Job, State
 from server.messages import Progress
 from server.store import Store
-from server.video_object import encode_video, video_object
+from server.video_object import encode_place, encode_video, video_object
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
 class _Entry:
-    """A job, where it is if it runs, and its JSON if that was asked for since it last changed."""
+    """A job, where it is if it runs, and its JSON if that was asked for since it last changed.
+
+    The JSON of a waiting job is kept without its place in the queue, which others change.
+    """
 
     job: Job
     running: Running | None = None
@@ -33,7 +36,7 @@ class _Entry:
 
 
 REFRESH_SECONDS = 1.0
-"""How old the seconds left of waiting jobs may be; each refresh costs the JSON of all of them."""
+"""How old the seconds left of waiting jobs may be."""
 
 
 class Board:
@@ -106,8 +109,11 @@ class Board:
         """A job's JSON."""
         entry = self._entries[job_id]
         if entry.body is None:
-            entry.body = encode_video(self._video(entry))
-        return entry.body
+            entry.body = encode_video(video_object(entry.job, running=entry.running))
+        if entry.job.state != State.QUEUED:
+            return entry.body
+        position, seconds = self.queue.position(job_id), self._seconds_until_end(job_id)
+        return encode_place(entry.body, position, seconds)
 
     def next_change(self) -> asyncio.Event:
         """An event that is set when any job changes; ask again after it was."""
@@ -254,22 +260,11 @@ class Board:
         return job.failed(Failure.INTERRUPTED, message, keep_seconds=self._keep_seconds)
 
     def _notify(self, *, queue: bool) -> None:
-        """Wakes those who wait for a change; when the queue moved, its jobs' JSON is old."""
+        """Wakes those who wait for a change; when the queue moved, its jobs end at other times."""
         if queue:
             self._refreshed_at = time.monotonic()
             self._ends = None
-            for job_id in self.queue.order():
-                self._entries[job_id].body = None
         self.wake()
-
-    def _video(self, entry: _Entry) -> dict[str, Any]:
-        if entry.job.state != State.QUEUED:
-            return video_object(entry.job, running=entry.running)
-        return video_object(
-            entry.job,
-            queue_position=self.queue.position(entry.job.id),
-            seconds_left=self._seconds_until_end(entry.job.id),
-        )
 
     def _seconds_until_end(self, job_id: str) -> float | None:
         """Seconds until a waiting job is finished: what runs, what is before it, and itself."""

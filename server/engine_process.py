@@ -41,7 +41,7 @@ from wan_tpu.runtime import accelerator_present
 
 logger = logging.getLogger("server.engine")
 
-NICENESS = 10
+NICENESS = 5
 """On a machine without an accelerator the engine would take every core from the API."""
 
 PR_SET_PDEATHSIG = 1
@@ -164,6 +164,18 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _yield_processor() -> None:
+    """Lets the API go first.
+
+    This process leads a session, which Linux schedules as a group of its own: what is nice within
+    it is as good as the API's group, unless the group is nice, too.
+    """
+    os.nice(NICENESS)
+    group = pathlib.Path("/proc/self/autogroup")
+    if group.exists():
+        group.write_text(str(NICENESS))
+
+
 def main(arguments: list[str]) -> None:
     """Serves the socket with the given number until the other end closes it."""
     descriptor, parent = map(int, arguments)
@@ -171,7 +183,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if not accelerator_present():
-        os.nice(NICENESS)
+        _yield_processor()
     settings = Settings()
     start_logging(settings.log_level)
     service = Connection(socket.socket(fileno=descriptor))

@@ -23,20 +23,15 @@ def video_object(
     job: Job,
     *,
     running: Running | None = None,
-    queue_position: int | None = None,
-    seconds_left: float | None = None,
 ) -> dict[str, Any]:
-    """The object of a job.
+    """The object of a job, without the place in the queue that it may have: see `encode_place`.
 
     Args:
         job: as it stands.
         running: where it is, if it runs.
-        queue_position: 1 for the next, if it waits.
-        seconds_left: until it is finished, if it waits and that can be told.
     """
     request = job.request
-    if running is not None:
-        seconds_left = running.seconds_left
+    seconds_left = running.seconds_left if running is not None else None
     metadata: dict[str, Any] = {
         "request": {name: getattr(request, name) for name in REQUEST_FIELDS}
     }
@@ -57,7 +52,7 @@ def video_object(
         "remixed_from_video_id": None,
         "error": _error(job),
         "metadata": metadata,
-        "queue_position": queue_position,
+        "queue_position": None,
         "stage": running.stage if running is not None else None,
         "step": running.step if running is not None else None,
         "steps": running.steps if running is not None else None,
@@ -68,6 +63,20 @@ def video_object(
 def encode_video(video: dict[str, Any]) -> bytes:
     """The object as JSON."""
     return json.dumps(video, separators=(",", ":")).encode()
+
+
+_PLACE = ',"queue_position":{},"stage":null,"step":null,"steps":null,"seconds_left":{}}}'
+_NO_PLACE = _PLACE.format("null", "null").encode()
+
+
+def encode_place(encoded: bytes, queue_position: int, seconds_left: float | None) -> bytes:
+    """The JSON of a waiting job that was encoded without its place in the queue, with it.
+
+    Every poll of every waiting job comes here: with a long queue, places change all the time.
+    """
+    assert encoded.endswith(_NO_PLACE)
+    seconds = "null" if seconds_left is None else round(seconds_left, 1)
+    return encoded.removesuffix(_NO_PLACE) + _PLACE.format(queue_position, seconds).encode()
 
 
 def format_seconds(num_frames: int | None, fps: int | None) -> str:
