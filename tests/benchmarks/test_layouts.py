@@ -69,7 +69,7 @@ def test_compile_first_run_and_steady_state_are_apart(capsys, tmp_path):
         ((), "--topology v6e-8"),
         (("--run", "--topology", "v6e-8"), "--topology is for planning"),
         (("--run", "--repeats", "2"), "at least 5"),
-        (("--run", "--layouts", "tp4"), "dp2-sp4"),
+        (("--run", "--layouts", "tp4"), "dp2-tp4"),
         (("--run", "--dtype", "int4"), "bfloat16"),
         (("--topology", "v6e-5"), "v6e-4"),
     ],

@@ -24,10 +24,14 @@ def test_a_video_is_made_before_the_readers_eyes_and_plays(open_page, tiny):
     card = submit(page, prompt, seed=1, num_inference_steps=200)
     seen = set()
 
-    def watch():
-        if card.get_attribute("data-status") == "in_progress":
-            seen.add((card.locator(".frame-stage").inner_text(), detail(card)))
-        return card.get_attribute("data-status") == "completed"
+    def watch():  # in one look: between two the page may have gone on
+        status, *texts = card.evaluate(
+            """card => [card.dataset.status, card.querySelector(".frame-stage").textContent,
+                card.querySelector(".frame-detail").textContent]"""
+        )
+        if status == "in_progress":
+            seen.add(tuple(texts))
+        return status == "completed"
 
     wait_for(watch)
     steps = {text for stage, text in seen if stage == "Denoising"}
