@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import time
 import types
 from typing import Any, cast
 
@@ -16,6 +17,14 @@ from server.service import Service
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
+REST_SECONDS, WORK_SECONDS, IDLE_SECONDS = 0.004, 0.001, 0.1
+"""The loop rests, works, and looks whether it should rest.
+
+On a machine without an accelerator each poll takes a core from the engine, whose other threads then
+wait for the one that lost it: 500 polls a second, each by itself, slowed videos by 27 % where the
+server needed 17 % of one core. In turns, p99 is some 15 ms and not 3.
+"""
+
 CLOSE_SECONDS = 5
 """For answers that are under way when the server ends."""
 
@@ -31,6 +40,18 @@ class DrainingServer(uvicorn.Server):
         self._service = service
         self._signals = 0
         self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().startup(sockets)
+        asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        """Lets requests gather while an engine works on the same cores."""
+        shares = self._service.worker.engine_shares_cores
+        if shares:
+            time.sleep(REST_SECONDS)
+        asyncio.get_running_loop().call_later(WORK_SECONDS if shares else IDLE_SECONDS, self._rest)
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         """See `uvicorn.Server`."""

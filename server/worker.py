@@ -48,7 +48,13 @@ class Worker:
         self._last_failure = ""
         self._generation: asyncio.Task[None] | None = None
         self._running: str | None = None
+        self._is_on_cpu = False
         self.is_draining = False
+
+    @property
+    def engine_shares_cores(self) -> bool:
+        """Whether a video is made on the very cores that answer requests."""
+        return self._is_on_cpu and self._running is not None
 
     @property
     def missing(self) -> list[str]:
@@ -119,6 +125,7 @@ class Worker:
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
             else:
                 self._loading = None
+                self._is_on_cpu = description.get("device_kind") == "cpu"
                 words = ", ".join(f"{name} {value}" for name, value in description.items())
                 seconds = time.monotonic() - started
                 logger.info("the engine is ready: %s", words, extra={"seconds": seconds})
