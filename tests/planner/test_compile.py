@@ -193,3 +193,14 @@ def test_counting_a_kernel_in_its_own_process(implementation, tokens, chunks, le
         assert times["tile of 1024 keys"] == times["tile of 256 keys"] == 4
         assert times["partial tile"] == times["block of keys"] == 4
         assert times["block of queries"] == 2
+
+
+def test_counting_a_kernel_with_one_block_of_keys():
+    """Cross-attention: red when its schedule, whose branches the compiler resolves, is read."""
+    shape = KernelShape(
+        chip="v6e", implementation="flash", queries=256, keys=512, num_keys=512, head_dim=128
+    )
+    times = {name: part[1] for name, part in count_cycles(shape).parts.items()}
+    assert times["tile of 256 keys"] == 2
+    assert times["block of keys"] == 1
+    assert times["partial tile"] == 0
