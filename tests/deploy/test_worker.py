@@ -284,7 +284,6 @@ def test_the_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(not (ROOT / "server").is_dir(), reason="the service is not in this checkout")
 def test_the_real_service_from_install_to_a_video(worker, tmp_path):
     """The whole way on this machine: package at a commit, unit, /readyz, a job, its file, stop."""
     repository = make_repository(tmp_path / "repository", with_server=True)

@@ -57,7 +57,7 @@ class ScriptedEngine:
 
 def misbehave(prompt):
     if "boom" in prompt:
-        raise RuntimeError("a secret of the inside: /root/.ssh")
+        raise RuntimeError("a secret of the inside: the engine's own words")
     if "oom" in prompt:
         raise MemoryError
     if "crash" in prompt:

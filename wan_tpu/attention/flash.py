@@ -34,7 +34,6 @@ LANES, SUBLANES = 128, 8
 STRIP = 1024
 """Queries multiplied while the ones before are summed."""
 
-
 KERNEL_NAME = "flash_attention"
 """Programs call it so, with the head's features: `flash_attention_head128`."""
 
@@ -292,6 +291,8 @@ def _kernel(
         pl.when(rest > 0)(lambda: attend_rows(_tile(done, 0, blocks.last_compute), rest))
 
     def set_reference(new):
+        """Takes the nearest number that `query_t` holds exactly."""
+        new = new.astype(jnp.bfloat16).astype(jnp.float32)
         reference[...] = new
         rows = jnp.broadcast_to(-new, (SUBLANES, blocks.queries))  # against ones there is one 1
         query_t[pl.ds(head_dim, SUBLANES), :] = rows.astype(query_t.dtype)
@@ -299,10 +300,10 @@ def _kernel(
     def move_reference(new):
         """Makes `values` and `sums` relative to another reference."""
         old = reference[...]
-        new = new.astype(jnp.bfloat16).astype(jnp.float32)
         set_reference(new)
-        values[...] *= jnp.exp2(old - new)
-        sums[...] *= jnp.exp2(old - new)
+        change = jnp.exp2(old - reference[...])
+        values[...] *= change
+        sums[...] *= change
 
     def tile_maximum(index):
         """[1, queries]: the largest of the scores of a small tile's keys."""
@@ -335,7 +336,7 @@ def _kernel(
         scaled = query_ref[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         query_t[pl.ds(0, head_dim), :] = scaled.T.astype(query_t.dtype)
         query_t[pl.ds(head_dim, LANES), :] = jnp.zeros((LANES, blocks.queries), query_t.dtype)
-        set_reference(tile_maximum(0).astype(jnp.bfloat16).astype(jnp.float32))
+        set_reference(tile_maximum(0))
         values[...] = jnp.zeros_like(values)
         sums[...] = jnp.zeros_like(sums)
 
