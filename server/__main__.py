@@ -1,4 +1,8 @@
-"""`python -m server` serves; `python -m server keys add|list|remove` keeps the API keys."""
+"""`python -m server` serves; `python -m server keys add|list|remove` keeps the API keys.
+
+On several hosts the same command runs on each: the first process serves, the others follow it.
+Exit codes: 0 told to end, 1 failed, 2 wrong usage, 75 a process of the slice was lost.
+"""
 
 import argparse
 import logging
@@ -13,6 +17,7 @@ from server.keys import KeysError, add_key, read_keys, remove_key
 from server.logs import start_logging
 from server.settings import Settings, describe_settings, unknown_variables
 from wan_tpu.errors import WanTpuError
+from wan_tpu.multihost.options import add_group_arguments
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -25,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "keys":
             return _keys(parsed)
+        for name in ("coordinator", "processes", "process_id"):
+            if getattr(parsed, name) is not None:
+                os.environ[f"WAN_TPU_{name.upper()}"] = str(getattr(parsed, name))
         return _serve(Settings())
     except ValidationError as error:
         for problem in error.errors():
@@ -37,9 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    start_logging(settings.log_level)
+    group = settings.group
+    start_logging(settings.log_level, group)
     for name in unknown_variables(os.environ):
         logger.warning("%s is set, but there is no such setting; see --help", name)
+    if not group.leads:
+        from server.lockstep import follow
+
+        return follow(settings)
+    from server.lockstep import EXIT_LOST
     from server.service import Service
     from server.serving import serve
 
@@ -47,6 +61,9 @@ def _serve(settings: Settings) -> int:
     if settings.api_keys_file is None:
         logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
     serve(service)
+    if service.worker.has_lost_process:
+        logger.error("ending with %d, so that all processes start anew", EXIT_LOST)
+        return EXIT_LOST
     return 0
 
 
@@ -78,6 +95,7 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog="environment variables:\n" + describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_group_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     keys = commands.add_parser("keys", help="add, list and remove API keys")
     keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")

@@ -183,6 +183,10 @@ class Board:
         """Puts a running job back that was ended in good order; False if it does not run."""
         return await self._end_running(job_id, lambda job: job.requeued(counts=False))
 
+    async def put_back(self, job_id: str) -> bool:
+        """Puts a running job back that was interrupted: the attempt counts, as after a crash."""
+        return await self._end_running(job_id, self._after_interruption)
+
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job that is not finished; returns the job as it then is, None if it is gone."""
         async with self._writing:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from server.jobs import Failure
+from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
 
@@ -13,12 +14,15 @@ from wan_tpu.request import VideoRequest
 class Engine(Protocol):
     """Makes videos, one at a time. It is made with the server's `Settings`.
 
-    On several hosts every process runs the same programs in the same order: what the first one
-    decides between steps (go on, cancel) is decided where `should_cancel` is asked.
+    With several processes each has one, and `server.lockstep` keeps them in step: an engine asks
+    `should_cancel` at the same places in all of them.
     """
 
-    def start(self) -> None:
+    def start(self, joined: Joined | None = None) -> None:
         """Loads the model onto the devices.
+
+        Args:
+            joined: the processes that share the model; None for this one alone.
 
         Raises:
             WanTpuError: it cannot; the message says why.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.jobs import Failure, Job
+from server.lockstep import EXIT_LOST
 from server.messages import (
     Cancel,
     Done,
@@ -22,6 +23,7 @@ from server.messages import (
     Message,
     Progress,
     Ready,
+    Stop,
     decode,
     encode,
 )
@@ -29,6 +31,8 @@ from server.messages import (
 logger = logging.getLogger(__name__)
 
 LINE_LIMIT_BYTES = 1 << 22
+STOP_SECONDS = 10
+"""For an engine to end in good order; with others of a slice it waits up to 5 s for them."""
 
 
 class EngineFailure(Exception):
@@ -37,6 +41,10 @@ class EngineFailure(Exception):
     def __init__(self, code: Failure, message: str):
         super().__init__(message)
         self.code = code
+
+
+class ProcessLost(Exception):
+    """The engine ended because another process of the slice was lost; see `server.lockstep`."""
 
 
 class EngineClient:
@@ -63,7 +71,10 @@ class EngineClient:
 
         Raises:
             EngineFailure: it ended instead; the message says why.
+            ProcessLost: it ended because another process was lost, now or since it was ready.
         """
+        if self._process is not None and self._process.returncode == EXIT_LOST:
+            raise ProcessLost
         await self.kill()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -105,6 +116,7 @@ class EngineClient:
 
         Raises:
             EngineFailure: no video; with the code that the job fails with.
+            ProcessLost: another process of the slice was lost.
         """
         await self._send(
             Generate(job=job.id, request=dataclasses.asdict(job.request), folder=str(folder))
@@ -127,6 +139,15 @@ class EngineClient:
         """Waits for the process to end."""
         assert self._process is not None
         await self._process.wait()
+
+    async def stop(self) -> None:
+        """Ends the process in good order, and all others of the slice; or else as `kill` does."""
+        if self.is_alive:
+            assert self._process is not None
+            await self._send(Stop())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        await self.kill()
 
     async def kill(self) -> None:
         """Ends the process, whatever it is at."""
@@ -155,6 +176,8 @@ class EngineClient:
             line = b""
         if not line.endswith(b"\n"):
             status = await process.wait()
+            if status == EXIT_LOST:
+                raise ProcessLost
             raise EngineFailure(Failure.ENGINE_CRASHED, _how_it_ended(status))
         return decode(line)
 

@@ -6,7 +6,6 @@ service decides whether a running job may finish.
 """
 
 import ctypes
-import importlib
 import logging
 import os
 import pathlib
@@ -15,10 +14,12 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from server.engine import Engine
 from server.jobs import Failure
+from server.lockstep import LeadingEngine, end_for_loss, make_engine
 from server.logs import start_logging
 from server.media_files import MediaFiles
 from server.messages import (
@@ -30,11 +31,12 @@ from server.messages import (
     Message,
     Progress,
     Ready,
+    Stop,
     decode,
     encode,
 )
 from server.settings import Settings
-from wan_tpu.errors import Cancelled, WanTpuError
+from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
 from wan_tpu.pipeline.progress import Progress as PipelineProgress
 from wan_tpu.request import VideoRequest
 from wan_tpu.runtime import accelerator_present
@@ -54,6 +56,8 @@ class Connection:
         self._socket = connection
         self._requests: queue.Queue[Generate] = queue.Queue()
         self._cancelled: set[str] = set()
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called before the end that the service asks for; not when the service is gone."""
         threading.Thread(target=self._read, name="service", daemon=True).start()
 
     def send(self, message: Message) -> None:
@@ -79,6 +83,9 @@ class Connection:
                         self._requests.put(request)
                     case Cancel(job=job):
                         self._cancelled.add(job)
+                    case Stop():
+                        self.on_stop()
+                        break
         # Not an orderly end: XLA's threads, stopped in the middle of their work, abort noisily.
         os._exit(0)
 
@@ -89,6 +96,8 @@ def serve(engine: Engine, service: Connection) -> None:
         service.send(Loading(what="loading the model"))
         engine.start()
         engine.warm_up(lambda p: service.send(Loading(what=f"compiling: {p.stage}")))
+    except ProcessLostError as error:
+        end_for_loss(str(error))
     except WanTpuError as error:
         service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=str(error)))
         return
@@ -185,10 +194,15 @@ def main(arguments: list[str]) -> None:
     if not accelerator_present():
         _yield_processor()
     settings = Settings()
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, settings.group)
     service = Connection(socket.socket(fileno=descriptor))
-    module, name = settings.engine.split(":")
-    serve(getattr(importlib.import_module(module), name)(settings), service)
+    engine = make_engine(settings)
+    if settings.group.num_processes > 1:
+        engine = LeadingEngine(
+            engine, settings, on_waiting=lambda words: service.send(Loading(what=words))
+        )
+        service.on_stop = engine.stop
+    serve(engine, service)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,24 @@
 """Log lines as key=value on stderr, with the job's id where there is one."""
 
 import datetime
+import functools
 import logging
 import sys
 
-FIELDS = ("job", "code", "method", "path", "status", "seconds", "client", "owner", "attempt")
+from wan_tpu.multihost.group import ALONE, ProcessGroup
+
+FIELDS = (
+    "process_id",
+    "job",
+    "code",
+    "method",
+    "path",
+    "status",
+    "seconds",
+    "client",
+    "owner",
+    "attempt",
+)
 """What a record may carry as `extra`, in the order in which it is written."""
 
 
@@ -37,10 +51,17 @@ def quoted(value: object) -> str:
     return f'"{escaped}"'
 
 
-def start_logging(level: str) -> None:
-    """Sends this process's log to stderr."""
+def _add_process(process_id: int, record: logging.LogRecord) -> bool:
+    record.process_id = process_id
+    return True
+
+
+def start_logging(level: str, group: ProcessGroup = ALONE) -> None:
+    """Sends this process's log to stderr; each line says which process of several it is of."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
+    if group.num_processes > 1:
+        handler.addFilter(functools.partial(_add_process, group.process_id))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it says at each start that it looked
     logging.captureWarnings(True)

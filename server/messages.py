@@ -1,8 +1,9 @@
 """What the service and its engine process say to each other: one JSON object a line."""
 
 import dataclasses
-import json
 from typing import Any
+
+from wan_tpu.json_lines import JsonLines
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +76,21 @@ class Failed:
     message: str
 
 
-Message = Generate | Cancel | Loading | Ready | Progress | Done | Failed
-KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Generate, Cancel, Loading, Ready, Progress, Done, Failed)
-}
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """To the engine: end now, in good order, whatever runs."""
+
+
+Message = Generate | Cancel | Stop | Loading | Ready | Progress | Done | Failed
+
+_LINES = JsonLines(Generate, Cancel, Stop, Loading, Ready, Progress, Done, Failed)
 
 
 def encode(message: Message) -> bytes:
     """The message as one line."""
-    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-    return json.dumps({"kind": type(message).__name__, **fields}).encode() + b"\n"
+    return _LINES.encode(message)
 
 
 def decode(line: bytes) -> Message:
     """The message of one line."""
-    fields = json.loads(line)
-    return KINDS[fields.pop("kind")](**fields)
+    return _LINES.decode(line)

@@ -11,6 +11,7 @@ from server.jobs import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
 from wan_tpu.errors import Cancelled, InputError, OutputError
+from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.model import parse_dtype
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.text_to_video import TextToVideo
@@ -25,12 +26,13 @@ class PipelineEngine:
         self._settings = settings
         self._pipeline: TextToVideo | None = None
 
-    def start(self) -> None:
+    def start(self, joined: Joined | None = None) -> None:
         """See `Engine.start`."""
         settings = self._settings
         runtime.start(
             host_devices=settings.host_devices,
             cache_folder=settings.cache_dir or runtime.default_cache_folder(),
+            joined=joined,
         )
         self._pipeline = TextToVideo.from_pretrained(
             settings.model,

@@ -62,6 +62,9 @@ class DrainingServer(uvicorn.Server):
         if self._signals and self._drain is None:
             self._drain = asyncio.create_task(self._service.drain())
         drained = self._drain is not None and self._drain.done()
+        if self._service.worker.has_lost_process:
+            self._service.streams.close()
+            return True
         return await super().on_tick(counter) or drained or self._signals > 1
 
 

@@ -1,5 +1,6 @@
 """Everything that can be set, from environment variables with the prefix `WAN_TPU_`."""
 
+import functools
 import ipaddress
 import pathlib
 import re
@@ -11,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wan_tpu import errors
 from wan_tpu.geometry import parse_size
+from wan_tpu.multihost.group import ProcessGroup, find_group
+from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.sharding.layout import parse_layout
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -76,6 +79,25 @@ class Settings(BaseSettings):
         default=None,
         description="where compiled programs are kept; default the user's cache folder",
     )
+    coordinator: str | None = Field(
+        default=None,
+        description="HOST:PORT where process 0 of several listens; a TPU slice needs it not",
+    )
+    processes: int | None = Field(
+        default=None, ge=1, description="how many processes share the model; 1 for one alone"
+    )
+    process_id: int | None = Field(
+        default=None, ge=0, description="which of them this is; 0 serves, the others follow it"
+    )
+    join_timeout_seconds: float = Field(
+        default=JOIN_SECONDS, gt=0, description="how long to wait for all processes at the start"
+    )
+    peer_timeout_seconds: float = Field(
+        default=PATIENCE_SECONDS,
+        gt=0,
+        description="how long another process may be silent or behind",
+    )
+
     engine: str = Field(
         default="server.pipeline_engine:PipelineEngine",
         description="what makes the videos, module:class",
@@ -140,9 +162,16 @@ class Settings(BaseSettings):
                 parse_layout(self.layout)
             for text in self.warm_up:
                 parse_warm_up(text)
+            if (self.coordinator, self.processes, self.process_id) != (None, None, None):
+                find_group(self.coordinator, self.processes, self.process_id)
         except errors.InputError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @functools.cached_property
+    def group(self) -> ProcessGroup:
+        """The processes that share the model; on a TPU VM its metadata says which."""
+        return find_group(self.coordinator, self.processes, self.process_id)
 
     @property
     def is_loopback(self) -> bool:

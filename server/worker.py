@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.board import Board
-from server.engine_client import EngineClient, EngineFailure
+from server.engine_client import EngineClient, EngineFailure, ProcessLost
 from server.jobs import Failure, Job, State
 from server.media import Media
 from server.messages import Progress
@@ -50,6 +50,8 @@ class Worker:
         self._running: str | None = None
         self._is_on_cpu = False
         self.is_draining = False
+        self.has_lost_process = False
+        """Whether the service must end, so that all processes of the slice start anew."""
 
     @property
     def engine_shares_cores(self) -> bool:
@@ -73,13 +75,15 @@ class Worker:
         return reasons
 
     async def run(self) -> None:
-        """Works until it is drained."""
-        while not self.is_draining:
+        """Works until it is drained, or a process of the slice is lost."""
+        while not self.is_draining and not self.has_lost_process:
             try:
                 await self._ensure_engine()
                 job = await self._next_job()
                 if job is not None:
                     await self._make(job)
+            except ProcessLost:
+                self.has_lost_process = True
             except Exception:
                 # A fault of ours must not end the worker: nobody else would do the work.
                 logger.exception("the worker failed and goes on")
@@ -101,12 +105,12 @@ class Worker:
         if not generation.done() and job_id is not None:
             logger.info("the running job goes back to the queue", extra={"job": job_id})
             await self._persist(lambda: self._board.requeue(job_id))
-            await self._engine.kill()
+            await self._engine.stop()
             await generation
 
     async def close(self) -> None:
-        """Ends the engine."""
-        await self._engine.kill()
+        """Ends the engine, and all processes of the slice."""
+        await self._engine.stop()
 
     async def _ensure_engine(self) -> None:
         """Starts the engine where there is none, and again, ever more rarely, when it cannot."""
@@ -201,6 +205,12 @@ class Worker:
                 job, folder, lambda progress: self._note_progress(job.id, progress)
             )
             published = await self._publish(job.id, metadata)
+        except ProcessLost:
+            logger.error(
+                "the job is put back: a process of the slice was lost", extra={"job": job.id}
+            )
+            await self._persist(lambda: self._board.put_back(job.id))
+            self.has_lost_process = True
         except EngineFailure as failure:
             await self._note_failure(job, failure)
         else:

@@ -12,7 +12,7 @@ import wan_tpu
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
-    {"errors", "geometry", "request"},
+    {"errors", "geometry", "request", "json_lines", "multihost"},
     {"sharding", "torch_compat", "runtime"},
     {"stage", "torch_bridge", "checkpoints"},
     {"attention"},
@@ -60,6 +60,17 @@ def test_nobody_imports_upward_or_sideways():
             friends = any({room, other} <= floor for floor in SAME_FLOOR_OK)
             if not (below or friends):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_only_some_rooms_know_that_there_are_several_processes():
+    knowing = {"multihost", "runtime", "cli"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, room, names in rooms_and_imports()
+        for name in names
+        if name.startswith("wan_tpu.multihost") and room not in knowing
+    ]
     assert not wrong, wrong
 
 

@@ -45,5 +45,13 @@ class OutputError(WanTpuError):
     """The result cannot be written."""
 
 
+class MismatchError(WanTpuError):
+    """The processes of a slice differ in what must be the same; names what, and whose."""
+
+
+class ProcessLostError(WanTpuError):
+    """A process of a slice did not come, ended, hangs or fell out of step; names it."""
+
+
 class Cancelled(WanTpuError):
     """The generation was asked to stop and did."""

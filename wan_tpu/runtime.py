@@ -9,18 +9,30 @@ import pathlib
 
 import jax
 
+from wan_tpu.errors import ProcessLostError
+from wan_tpu.multihost.group import Joined
+
 logger = logging.getLogger(__name__)
 
 ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 """Device files of TPUs (old and new driver), NVIDIA and AMD GPUs."""
 
 
-def start(*, host_devices: int | None = None, cache_folder: pathlib.Path | None = None) -> None:
+def start(
+    *,
+    host_devices: int | None = None,
+    cache_folder: pathlib.Path | None = None,
+    joined: Joined | None = None,
+) -> None:
     """Prepares JAX; the devices themselves start when they are first asked for.
 
     Args:
         host_devices: this many virtual CPU devices, and no accelerator.
         cache_folder: where compiled programs are kept between runs; None keeps none.
+        joined: the processes that share one mesh; None for this one alone.
+
+    Raises:
+        ProcessLostError: JAX cannot connect the processes.
     """
     if host_devices is not None:
         jax.config.update("jax_platforms", "cpu")
@@ -36,6 +48,31 @@ def start(*, host_devices: int | None = None, cache_folder: pathlib.Path | None 
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         # Without this, XLA's GPU caches put the folder into each key.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    if joined is not None:
+        _connect(joined)
+
+
+def _connect(joined: Joined) -> None:
+    group = joined.group
+    # Its handler of SIGTERM, in C++, would take the signal from ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            joined.jax_coordinator,
+            group.num_processes,
+            group.process_id,
+            cluster_detection_method="deactivate",
+            coordinator_bind_address=joined.jax_coordinator,  # by default it is every address
+        )
+    except RuntimeError as error:
+        raise ProcessLostError(f"JAX cannot connect the processes: {error}") from None
+    found = (jax.process_index(), jax.process_count())
+    if found != (group.process_id, group.num_processes):
+        raise ProcessLostError(
+            f"JAX takes this for process {found[0]} of {found[1]}, "
+            f"we for {group.process_id} of {group.num_processes}"
+        )
 
 
 def default_cache_folder() -> pathlib.Path:

@@ -5,6 +5,8 @@ boom      raises at the second step
 oom       runs out of memory at the second step
 crash     kills its own process at the second step
 hang      stops for ever at the second step, deaf to cancellation
+
+`boom@1` and so on happen in process 1 of several alone.
 """
 
 import os
@@ -23,10 +25,13 @@ QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2
 class ScriptedEngine:
     def __init__(self, settings):
         self.cannot_start = os.environ.get("SCRIPTED_ENGINE_CANNOT_START")
+        self.process_id = 0
 
-    def start(self):
+    def start(self, joined=None):
         if self.cannot_start:
             raise RuntimeError(self.cannot_start)
+        if joined is not None:
+            self.process_id = joined.group.process_id
 
     def warm_up(self, on_progress):
         with Watch(on_progress).stage("compile everything", 1) as report:
@@ -41,7 +46,7 @@ class ScriptedEngine:
             for step in range(request.num_inference_steps):
                 time.sleep(SLOW_SECONDS if "slow" in request.prompt else QUICK_SECONDS)
                 if step == 1:
-                    misbehave(request.prompt)
+                    misbehave(request.prompt, self.process_id)
                 report(step + 1)
         with watch.stage("decode", request.num_frames) as report:
             for index in range(request.num_frames):
@@ -55,12 +60,14 @@ class ScriptedEngine:
         return Failure.OUT_OF_MEMORY if is_memory else Failure.ENGINE_ERROR
 
 
-def misbehave(prompt):
-    if "boom" in prompt:
+def misbehave(prompt, process_id):
+    words = [word.partition("@") for word in prompt.split()]
+    mine = {word for word, _, where in words if where in ("", str(process_id))}
+    if "boom" in mine:
         raise RuntimeError("a secret of the inside: the engine's own words")
-    if "oom" in prompt:
+    if "oom" in mine:
         raise MemoryError
-    if "crash" in prompt:
+    if "crash" in mine:
         os.kill(os.getpid(), signal.SIGKILL)
-    if "hang" in prompt:
+    if "hang" in mine:
         threading.Event().wait()

@@ -1,23 +1,40 @@
 """make a video from a prompt"""
 
 import argparse
+import contextlib
+import dataclasses
 import logging
 import os
 import pathlib
 import signal
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
 
 from wan_tpu.cli.options import add_layout_arguments, positive_int, read_layout
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import parse_size
+from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
+from wan_tpu.multihost.identity import Identity, make_identity
+from wan_tpu.multihost.join import join
+from wan_tpu.multihost.leader import Leader
+from wan_tpu.multihost.lockstep import Alone, Lockstep, run_in_step
+from wan_tpu.multihost.options import add_group_arguments
+from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.video_file import VideoWriter, check_output_path, write_json_atomically
 from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult
 
 logger = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_LOST = 130, os.EX_TEMPFAIL
+SHARED_ARGUMENTS = (
+    "model", "layout", "sequence_parallel", "weights", "attention", "vae", "dtype", "host_devices",
+)  # fmt: skip
+"""What has to be the same in all processes, besides the request."""
+
 GRACE_SECONDS = 3.0
 """How long Ctrl-C waits for the running step; a compiling program cannot be asked to stop."""
 
@@ -59,13 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--no-cache", action="store_true", help="keep no compiled programs between runs"
     )
+    add_group_arguments(
+        parser.add_argument_group("several hosts (the same command on each; process 0 writes)")
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Makes the video; what is wrong with the request is said before anything starts."""
     request = _read_request(parsed)
     layout = read_layout(parsed)
-    output = check_output_path(parsed.output)
+    group = find_group(parsed.coordinator, parsed.processes, parsed.process_id)
+    output = check_output_path(parsed.output) if group.leads else None
+    if group.num_processes > 1:
+        _keep_stdout_for_data()
 
     from wan_tpu import runtime
     from wan_tpu.attention.api import IMPLEMENTATIONS
@@ -79,42 +102,79 @@ def run(parsed: argparse.Namespace) -> int:
         if name not in known:
             raise UnknownNameError(kind, name, tuple(known))
     dtype = parse_dtype(parsed.dtype) if parsed.dtype else None
-    runtime.start(
-        host_devices=parsed.host_devices,
-        cache_folder=None if parsed.no_cache else runtime.default_cache_folder(),
-    )
+    generation = _Generation(group, output)
 
-    def load() -> Any:
+    def load() -> tuple[Any, VideoRequest]:
         from wan_tpu.checkpoints.models import open_model
         from wan_tpu.pipeline.check import check_request
         from wan_tpu.pipeline.text_to_video import TextToVideo
 
-        complete, _ = check_request(open_model(parsed.model), request)
+        def check() -> VideoRequest:
+            return check_request(open_model(parsed.model), request)[0]
+
+        def identify() -> Identity:
+            shared = {name: getattr(parsed, name) for name in SHARED_ARGUMENTS}
+            folder = open_model(parsed.model).folder
+            assert folder is not None
+            return make_identity(
+                model_folder=folder,
+                settings=shared | dataclasses.asdict(check()),
+                packages=("wan_tpu",),
+            )
+
+        joined = generation.join(identify)
+        complete = check()
+        runtime.start(
+            host_devices=parsed.host_devices,
+            cache_folder=None if parsed.no_cache else runtime.default_cache_folder(),
+            joined=joined,
+        )
         pipeline = TextToVideo.from_pretrained(
             parsed.model, layout=layout, dtype=dtype, attention=parsed.attention, vae=parsed.vae
         )
         return pipeline, complete
 
-    _Generation(load, output).run()
-    sys.stdout.write(f"{output}\n")
+    generation.run(load)
+    if output is not None:
+        sys.stdout.write(f"{output}\n")
     return 0
 
 
 class _Generation:
-    """One generation on a thread of its own, so that Ctrl-C is heard while a program compiles."""
+    """One generation on a thread of its own, so that Ctrl-C is heard while a program compiles.
 
-    def __init__(self, load: Any, output: pathlib.Path):
-        self._load = load
+    Of several processes each has one; process 0 alone shows progress and writes the video.
+    """
+
+    def __init__(self, group: ProcessGroup, output: pathlib.Path | None):
+        self._group = group
         self._output = output
+        self._process: Lockstep = Alone()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._writer: VideoWriter | None = None
         self._error: BaseException | None = None
 
-    def run(self) -> None:
+    def join(self, identify: Callable[[], Identity]) -> Joined | None:
+        """Finds the other processes; see `wan_tpu.multihost.join`."""
+
+        def know(process: Lockstep) -> None:
+            self._process = process
+
+        _, joined = join(
+            self._group,
+            identify,
+            on_lost=lambda message: self._end(EXIT_LOST, message),
+            on_stop=lambda: None,  # process 0 stops the others once they have left the job
+            on_process=know,
+            on_waiting=_say,
+        )
+        return joined
+
+    def run(self, load: Callable[[], tuple[Any, VideoRequest]]) -> None:
         """Waits for the end; raises what the generation raised, leaves on Ctrl-C."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no half file
-        thread = threading.Thread(target=self._work, name="generate", daemon=True)
+        thread = threading.Thread(target=self._work, args=(load,), name="generate", daemon=True)
         thread.start()
         try:
             # An event, not join: a join that Ctrl-C interrupts can take a live thread for ended.
@@ -122,41 +182,92 @@ class _Generation:
                 pass
         except KeyboardInterrupt:
             self._cancelled.set()
-            if not self._ended.wait(timeout=GRACE_SECONDS) and self._writer is not None:
-                self._writer.abort()  # in the middle of a compilation or of a very long step
-            sys.stderr.write("\nwan-tpu: interrupted\n")
-            sys.stderr.flush()
-            # Not an orderly end of the interpreter: XLA's threads, stopped in the middle of their
-            # work, abort the process with a message about exceptions that were not rethrown.
-            os._exit(EXIT_INTERRUPTED)
+            if self._group.leads:
+                self._ended.wait(timeout=GRACE_SECONDS)
+            self._process.give_up("it was interrupted")
+            self._end(EXIT_INTERRUPTED, "interrupted")
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
+    def _end(self, status: int, message: str) -> NoReturn:
+        """Ends at once and leaves no half file, also in the middle of a very long step.
+
+        Not an orderly end of the interpreter: XLA's threads, stopped in the middle of their work,
+        abort the process with a message about exceptions that were not rethrown.
+        """
+        if self._writer is not None and not self._ended.is_set():
+            self._writer.abort()
+        sys.stderr.write(f"\nwan-tpu: {message}\n")
+        sys.stderr.flush()
+        os._exit(status)
+
+    def _work(self, load: Callable[[], tuple[Any, VideoRequest]]) -> None:
         try:
-            self._generate()
+            self._generate(load)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, raised there
             self._error = error
         finally:
             self._ended.set()
 
-    def _generate(self) -> None:
+    def _generate(self, load: Callable[[], tuple[Any, VideoRequest]]) -> None:
         from wan_tpu.cli.progress import ProgressBars
 
-        with ProgressBars() as bars:
+        with ProgressBars(shown=self._group.leads) as bars:
             with bars.stage("load"):
-                pipeline, request = self._load()
-            with VideoWriter(
-                self._output, fps=request.fps, width=request.width, height=request.height
-            ) as self._writer:
-                result = pipeline(
-                    request,
-                    on_progress=bars.show,
-                    should_cancel=self._cancelled.is_set,
-                    on_frames=self._writer.write,
-                )
-        write_json_atomically(self._output.with_suffix(".json"), result.metadata)
-        _summarise(result)
+                pipeline, request = load()
+                self._process.loaded()
+
+            def show(progress: Progress) -> None:
+                self._process.note(progress.stage)
+                bars.show(progress)
+
+            def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> VideoResult:
+                with self._open_output(request) as on_frames:
+                    return pipeline(
+                        VideoRequest(**task),
+                        on_progress=show,
+                        should_cancel=should_stop,
+                        on_frames=on_frames,
+                    )
+
+            try:
+                task = dataclasses.asdict(request) if self._group.leads else None
+                result = run_in_step(self._process, task, make, asked=self._cancelled.is_set)
+            finally:
+                self._process.close()
+        if self._output is not None:
+            metadata = result.metadata
+            if isinstance(self._process, Leader):
+                metadata = {**metadata, "lockstep": self._process.account()}
+            write_json_atomically(self._output.with_suffix(".json"), metadata)
+            _summarise(metadata)
+
+    @contextlib.contextmanager
+    def _open_output(self, request: VideoRequest) -> Iterator[Callable[[np.ndarray], None] | None]:
+        """What takes the frames; None in a process that writes nothing."""
+        if self._output is None:
+            yield None
+            return
+        assert request.fps is not None
+        assert request.width is not None
+        assert request.height is not None
+        with VideoWriter(
+            self._output, fps=request.fps, width=request.width, height=request.height
+        ) as self._writer:
+            yield self._writer.write
+
+
+def _say(words: str) -> None:
+    """A line on stderr that leaves progress bars whole."""
+    from tqdm import tqdm
+
+    tqdm.write(f"wan-tpu: {words}", file=sys.stderr)
+
+
+def _keep_stdout_for_data() -> None:
+    """Sends to stderr what C++ prints: Gloo tells on stdout whom it has connected."""
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
 
 def _read_request(parsed: argparse.Namespace) -> VideoRequest:
@@ -181,9 +292,8 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
     )
 
 
-def _summarise(result: VideoResult) -> None:
+def _summarise(data: Mapping[str, Any]) -> None:
     """A line per stage, on stderr."""
-    data = result.metadata
     steps = data["request"]["num_inference_steps"]
     for name, seconds in data["seconds"].items():
         each = f"  ({seconds / steps:.3f} s per step)" if name == "denoise" else ""

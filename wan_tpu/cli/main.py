@@ -1,17 +1,19 @@
 """Reads the command line, runs a command, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 130 Ctrl-C. Commands
+Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 75 another process of the
+slice was lost (the same commands again may well succeed), 130 Ctrl-C. Commands
 import what they need themselves, so that `--help` and wrong usage answer at once.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from wan_tpu import __version__
 from wan_tpu.cli import consistency, generate, inspect, plan
-from wan_tpu.errors import Cancelled, InputError, WanTpuError
+from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 
 COMMANDS = {
     "generate": generate,
@@ -20,11 +22,22 @@ COMMANDS = {
     "plan": plan,
 }
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, os.EX_TEMPFAIL, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    code = _run(arguments)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        # An orderly end of JAX waits minutes for other processes, which may be gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _make_parser()
     parsed = parser.parse_args(arguments)
     logging.basicConfig(
@@ -38,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except InputError as error:
         return _fail(str(error), EXIT_USAGE)
+    except ProcessLostError as error:
+        return _fail(str(error), EXIT_LOST)
     except WanTpuError as error:
         return _fail(str(error), EXIT_FAILED)
     except BrokenPipeError:

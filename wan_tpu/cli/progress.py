@@ -17,7 +17,8 @@ BAR = (
 class ProgressBars:
     """Shows reports as they come; a stage that ends leaves its line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown
         self._bar: tqdm | None = None
         self._stage = ""
 
@@ -49,7 +50,14 @@ class ProgressBars:
         self._close()
         self._stage = stage
         unit = next((unit for name, unit in UNITS.items() if name == stage), "program")
-        self._bar = tqdm(total=total, desc=stage, unit=unit, bar_format=BAR, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total,
+            desc=stage,
+            unit=unit,
+            bar_format=BAR,
+            dynamic_ncols=True,
+            disable=not self._shown,
+        )
 
     def _close(self) -> None:
         if self._bar is not None:
