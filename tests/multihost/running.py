@@ -137,18 +137,17 @@ class Slice(RunningServer):
         wait_for(lambda: (r := self.ask("/readyz")) is not None and r.status_code == 200)
         return self
 
+    def retrieve_later(self, video):
+        """The object, as soon as somebody answers."""
+        response = wait_for(lambda: self.ask(f"/v1/videos/{video['id']}"))
+        assert response.status_code == 200, response.text
+        return response.json()
+
     def finish(self, video):
         """The object at its end, through restarts."""
-
-        def ended():
-            response = self.ask(f"/v1/videos/{video['id']}")
-            if response is None:
-                return None
-            assert response.status_code == 200, response.text
-            now = response.json()
-            return now["status"] in ("completed", "failed") and now
-
-        return wait_for(ended)
+        return wait_for(
+            lambda: (now := self.retrieve_later(video))["status"] in ("completed", "failed") and now
+        )
 
     def statuses(self, number):
         """How a process has ended so far."""

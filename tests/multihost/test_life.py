@@ -5,6 +5,7 @@ in one process alone or runs out of memory too seldom. `test_service.py` has the
 """
 
 import os
+import re
 import signal
 import socket
 
@@ -121,9 +122,27 @@ def test_a_follower_that_hangs_while_its_heart_beats(start_slice):
     video = found.create("slow hang@2", num_inference_steps=50)
     assert found.wait_ended(0) == [EXIT_LOST]
     # It began the stage (2), went on after the first step (3), and never came out of the second.
-    assert "hangs: it is still at point 3 of job 1 (denoise)" in found.log()
+    words = r"process 2 \(.*\) hangs: it is still at point 3 of job 1 \(denoise\)"
+    assert re.search(words, found.log())
     assert found.finish(video)["error"]["code"] == "interrupted"
     assert found.finish(found.create(num_inference_steps=3))["status"] == "completed"
+
+
+def test_all_that_wait_inside_one_program(start_slice):
+    """As when a chip of one hangs: all are at the same point, and it cannot be told who hangs."""
+    found = start_slice(peer_timeout_seconds=3, max_attempts=1).wait_ready()
+    video = found.create("hang", num_inference_steps=5)
+    assert found.wait_ended(0) == [EXIT_LOST]
+    assert "nobody moves: all processes have been at point 3 of job 1 (denoise)" in found.log()
+    assert found.finish(video)["error"]["code"] == "interrupted"
+
+
+def test_who_is_behind_but_moves_is_well(start_slice):
+    """Steps are shorter than beats here: process 0 always knows an old place of the others."""
+    found = start_slice(peer_timeout_seconds=2).wait_ready()
+    done = found.finish(found.create("slow", num_inference_steps=30))
+    assert done["status"] == "completed"
+    assert found.statuses(0) == []
 
 
 def test_a_follower_that_fails_alone(start_slice):
@@ -210,7 +229,7 @@ def test_past_the_grace_all_stop_in_the_middle(start_slice):
 
 
 def test_a_process_that_never_comes(start_slice):
-    found = start_slice(4, started=(0, 2), join_timeout_seconds=3, again=False)
+    found = start_slice(4, started=(0, 2), join_timeout_seconds=10, again=False)
     wait_for(lambda: (r := found.ask("/readyz")) is not None and "processes 1, 3 of 4" in r.text)
     video = found.create()
     assert found.wait_ended(0) == [EXIT_LOST]

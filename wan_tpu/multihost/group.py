@@ -121,10 +121,10 @@ def join_address(host: str, port: int) -> str:
 
 def _slice_of_this_machine() -> ProcessGroup:
     """The group of a machine with TPU chips: from Kubernetes' variables or the VM's metadata."""
-    return _from_kubernetes(os.environ) or from_tpu_metadata() or ALONE
+    return from_kubernetes(os.environ) or from_tpu_metadata() or ALONE
 
 
-def _from_kubernetes(environment: Mapping[str, str]) -> ProcessGroup | None:
+def from_kubernetes(environment: Mapping[str, str]) -> ProcessGroup | None:
     """What GKE tells a pod of its slice; None elsewhere."""
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     worker = environment.get("TPU_WORKER_ID")
@@ -173,6 +173,7 @@ def _read_metadata(key: str) -> str | None:
             with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
                 return answer.read().decode().strip()
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 404:
                 return None
             reason = error

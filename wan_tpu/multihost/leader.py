@@ -12,6 +12,7 @@ from wan_tpu.errors import InputError, MismatchError, ProcessLostError
 from wan_tpu.multihost.group import ProcessGroup, join_address
 from wan_tpu.multihost.identity import Identity, differences
 from wan_tpu.multihost.lockstep import Outcome
+from wan_tpu.multihost.roster import Here, Member, Pace
 from wan_tpu.multihost.words import (
     BEAT_SECONDS,
     At,
@@ -27,7 +28,6 @@ from wan_tpu.multihost.words import (
     Left,
     Loaded,
     Refused,
-    Silence,
     Stop,
     Welcome,
 )
@@ -39,34 +39,6 @@ HELLO_SECONDS = 5.0
 
 CLOSE_SECONDS = 5.0
 """For all to say that they have heard that they are to end."""
-
-GRACE_SECONDS = 5.0
-"""A process that fails because another one died may be heard first; the dead one is to be named."""
-
-
-@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
-class _Follower:
-    """What is known of one of the others."""
-
-    process_id: int
-    machine: str
-    connection: Connection
-    silence: Silence = dataclasses.field(default_factory=Silence)
-    identity: Identity | None = None
-    is_loaded: bool = False
-    at: At = dataclasses.field(default_factory=lambda: At(number=0, point=0, stage=""))
-    left: Left | None = None
-    behind_beats: int = 0
-    failed_beats: int = 0
-    goodbye: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"process {self.process_id} ({self.machine})"
-
-    @property
-    def compiles(self) -> bool:
-        return self.at.stage.startswith("compile")
 
 
 class Leader:
@@ -98,12 +70,12 @@ class Leader:
         self._on_waiting = on_waiting
         self._patience = patience_seconds
         self._changed = threading.Condition()
-        self._followers: dict[int, _Follower] = {}
+        self._followers: dict[int, Member] = {}
         self._is_complete = self._is_welcome = self._is_closing = self._is_lost = False
         self._problem: str | None = None
-        self._number = self._point = 0
-        self._has_left = True
+        self._here = Here(number=0, point=0, has_left=True)
         self._compiled = False
+        self._pace = Pace()
         self.words = 0
         self.seconds = 0.0
         try:
@@ -163,59 +135,62 @@ class Leader:
         """See `Lockstep.begin`."""
         assert task is not None
         with self._changed:
-            self._number, self._point, self._has_left = self._number + 1, 0, False
+            self._here = Here(number=self._here.number + 1, point=0, has_left=False)
             self.words, self.seconds = 0, 0.0
             for follower in self._followers.values():
-                follower.left, follower.behind_beats, follower.failed_beats = None, 0, 0
-        self._say(Begin(number=self._number, task=task))
+                follower.begin()
+        self._say(Begin(number=self._here.number, task=task))
         return task
 
     def note(self, stage: str) -> None:
         """See `Lockstep.note`."""
+        if stage != self._pace.stage:
+            self._pace.start(stage)
         self._compiled = self._compiled or stage.startswith("compile")
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`."""
         if self._compiled:
             # Collectives wait only so long for a process that still compiles.
-            self._wait_for("to compile", lambda f: f.at.point > self._point)
+            self._wait_for("to compile", lambda f: f.at.point > self._here.point)
             self._compiled = False
         stop = asked()
         with self._changed:
-            self._point += 1
+            self._here = dataclasses.replace(self._here, point=self._here.point + 1)
+            self._pace.point()
         self._say(Cancel() if stop else Continue())
         return stop
 
     def leave(self, outcome: Outcome, reason: str = "") -> None:
         """See `Lockstep.leave`; a process that left otherwise than this one is lost."""
         with self._changed:
-            self._has_left = True
+            self._here = dataclasses.replace(self._here, has_left=True)
+            self._pace.start("")
         self._compiled = False
         self._say(End())
         self._wait_for("to leave the job", lambda f: f.left is not None)
         for follower in self._in_order():
-            left = follower.left
-            assert left is not None
-            fits = left.outcome == outcome or {left.outcome, outcome} == {
-                Outcome.STOPPED,
-                Outcome.FAILED,
-            }
-            if not fits or left.point != self._point or left.number != self._number:
-                self._lose(
-                    f"{follower.name} fell out of step: it is {left.outcome} with job "
-                    f"{left.number} at point {left.point} ({left.reason or 'no error'}), process 0 "
-                    f"{outcome} with job {self._number} at point {self._point}"
-                )
+            wrong = follower.left_otherwise(self._here, outcome)
+            if wrong:
+                self._lose(f"{follower.name} fell out of step: {wrong}")
 
     def close(self) -> None:
         """See `Lockstep.close`."""
+        self._dismiss_all(Stop())
+
+    def _dismiss_all(self, word: Any) -> None:
+        """Says a last word to all, and waits until they have heard it."""
         with self._changed:
+            if self._is_closing:
+                return
             self._is_closing = True
             followers = list(self._followers.values())
             for follower in followers:
-                follower.connection.send(Stop())
+                follower.connection.send(word)
             self._listener.close()
-            self._changed.wait_for(lambda: all(f.goodbye for f in followers), CLOSE_SECONDS)
+            self._changed.wait_for(
+                lambda: all(f.goodbye or f.is_gone for f in followers), CLOSE_SECONDS
+            )
 
     def account(self) -> dict[str, Any]:
         """What the last job's words cost: their number, and the seconds that saying them took."""
@@ -227,11 +202,7 @@ class Leader:
 
     def give_up(self, reason: str) -> None:
         """See `Lockstep.give_up`; sends all away."""
-        with self._changed:
-            self._is_closing = True
-        for follower in self._in_order():
-            follower.connection.send(Refused(reason=reason))
-        self._listener.close()
+        self._dismiss_all(Refused(reason=reason))
 
     def _say(self, word: Any) -> None:
         began = time.perf_counter()
@@ -240,7 +211,7 @@ class Leader:
         self.words += 1
         self.seconds += time.perf_counter() - began
 
-    def _in_order(self) -> list[_Follower]:
+    def _in_order(self) -> list[Member]:
         with self._changed:
             return [self._followers[i] for i in sorted(self._followers)]
 
@@ -250,7 +221,7 @@ class Leader:
         noun = "process" if len(absent) == 1 else "processes"
         return f"{noun} {', '.join(absent)} of {self._group.num_processes}" if absent else ""
 
-    def _wait_for(self, what: str, is_there: Callable[[_Follower], bool]) -> None:
+    def _wait_for(self, what: str, is_there: Callable[[Member], bool]) -> None:
         """Waits for every process; `_watch` ends this one if another cannot come."""
         said = None
         with self._changed:
@@ -289,9 +260,7 @@ class Leader:
             logger.warning("%s connected and is no process of ours: %s", connection.peer, error)
             connection.close()
             return
-        follower = _Follower(
-            process_id=hello.process_id, machine=hello.machine, connection=connection
-        )
+        follower = Member(process_id=hello.process_id, machine=hello.machine, connection=connection)
         if not self._admit(follower, hello):
             return
         try:
@@ -300,7 +269,7 @@ class Leader:
             logger.warning("%s makes no sense: %s", follower.name, error)
         self._gone(follower)
 
-    def _admit(self, follower: _Follower, hello: Hello) -> bool:
+    def _admit(self, follower: Member, hello: Hello) -> bool:
         """Takes a process in, or sends it away."""
         group = self._group
         with self._changed:
@@ -327,11 +296,10 @@ class Leader:
             if not self._is_complete:  # later, a stranger disturbs nobody
                 self._problem = reason
                 self._changed.notify_all()
-        follower.connection.send(Refused(reason=reason))
-        follower.connection.close()
+        follower.connection.dismiss(Refused(reason=reason), CLOSE_SECONDS)
         return False
 
-    def _hear(self, follower: _Follower, word: Any) -> None:
+    def _hear(self, follower: Member, word: Any) -> None:
         with self._changed:
             follower.silence.heard()
             match word:
@@ -347,9 +315,10 @@ class Leader:
                     follower.goodbye = reason
             self._changed.notify_all()
 
-    def _gone(self, follower: _Follower) -> None:
+    def _gone(self, follower: Member) -> None:
         """The connection of a process ended."""
         with self._changed:
+            follower.is_gone = True
             if not self._is_complete:
                 if self._followers.get(follower.process_id) is follower:
                     del self._followers[follower.process_id]  # it will come again
@@ -366,38 +335,15 @@ class Leader:
             for follower in self._in_order():
                 follower.connection.send(Beat())
                 with self._changed:
-                    wrong = self._what_is_wrong(follower) if self._is_complete else ""
-                if wrong:
+                    wrong = follower.what_is_wrong(self._here, self._patience)
+                if wrong and self._is_complete:
                     self._lose(f"{follower.name} {wrong}")
+            with self._changed:
+                wrong = self._pace.what_is_wrong(self._patience)
+                where = f"point {self._here.point} of job {self._here.number}"
+            if wrong:
+                self._lose(f"nobody moves: all processes have been at {where} {wrong}")
             time.sleep(BEAT_SECONDS)
-
-    def _what_is_wrong(self, follower: _Follower) -> str:
-        """What a process is lost for; empty while it is not."""
-        silent = follower.silence.passed()
-        if silent > self._patience:
-            return f"has not been heard of for {silent:g} s"
-        if silent > 2 * BEAT_SECONDS:
-            return ""  # where it is, is not known
-        behind = self._number > 0 and (follower.at.number, follower.at.point) < (
-            self._number,
-            self._point,
-        )
-        behind = behind or (self._has_left and self._number > 0)
-        behind = behind and follower.left is None and not follower.compiles
-        follower.behind_beats = follower.behind_beats + 1 if behind else 0
-        if follower.behind_beats * BEAT_SECONDS > self._patience:
-            where = f"point {follower.at.point} of job {follower.at.number}"
-            if follower.at.stage:
-                where += f" ({follower.at.stage})"
-            return f"hangs: it is still at {where}, process 0 at point {self._point} of job " + str(
-                self._number
-            )
-        left = follower.left
-        early = left is not None and left.outcome == Outcome.FAILED and not self._has_left
-        follower.failed_beats = follower.failed_beats + 1 if early else 0
-        if left is not None and follower.failed_beats * BEAT_SECONDS > GRACE_SECONDS:
-            return f"failed where process 0 did not: {left.reason}"
-        return ""
 
     def _lose_soon(self, message: str) -> None:
         """`_lose` for who holds the lock."""

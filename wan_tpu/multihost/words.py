@@ -177,6 +177,19 @@ class Connection:
         self._socket.settimeout(None)
         return _LINES.decode(line)
 
+    def dismiss(self, word: Any, timeout_seconds: float) -> None:
+        """Says a last word and waits for the other end to hang up.
+
+        To close while the other end still speaks would reset the connection, and the word be lost.
+        """
+        self.send(word)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(timeout_seconds)
+            while self._socket.recv(4096):
+                pass
+        self.close()
+
     def close(self) -> None:
         """Ends the connection, for a `listen` in another thread, too."""
         with contextlib.suppress(OSError):

@@ -1,0 +1,81 @@
+"""What each process of `test_same_video.py` runs: every part of a video, and what was read for it.
+
+    python -m tests.multihost.program COORDINATOR PROCESSES PROCESS_ID LAYOUT SEQUENCE_PARALLEL OUT
+
+Process 0 writes velocity, latents and frames to OUT.npz; every process the bytes it read of each
+component, and what its devices hold of it, to OUT.PROCESS_ID.json.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from wan_tpu import runtime
+from wan_tpu.checkpoints.source import SafetensorsSource
+from wan_tpu.multihost.group import Joined, find_group
+from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import parse_layout
+
+REQUEST = VideoRequest(
+    prompt="a red circle moving right on a black background", num_inference_steps=4, seed=5
+)
+read_bytes = collections.Counter()
+
+
+def count_reads():
+    original = SafetensorsSource.read
+
+    def read(self, name, index=()):
+        part = original(self, name, index)
+        read_bytes[pathlib.Path(self.description).name] += part.nbytes
+        return part
+
+    SafetensorsSource.read = read
+
+
+def held_bytes(params):
+    """Bytes of the different parts that this process's devices hold."""
+    return sum(
+        shard.data.nbytes
+        for array in params.values()
+        for shard in {str(s.index): s for s in array.addressable_shards}.values()
+    )
+
+
+def main(coordinator, processes, process_id, layout, sequence_parallel, out):
+    group = find_group(coordinator, int(processes), int(process_id))
+    joined = None if group.num_processes == 1 else Joined(group=group, jax_coordinator=coordinator)
+    runtime.start(
+        host_devices=8 // group.num_processes,
+        cache_folder=pathlib.Path(out).parent / "compiled",
+        joined=joined,
+    )
+    count_reads()
+    pipeline = TextToVideo.from_pretrained(
+        layout=parse_layout(layout, sequence_parallel=sequence_parallel)
+    )
+    assert len(jax.local_devices()) == 8 // group.num_processes
+    assert len(jax.devices()) == 8
+    found = {
+        "read": dict(read_bytes),
+        "held": {
+            "transformer": held_bytes(pipeline._denoiser_params),
+            "text_encoder": held_bytes(pipeline._text_params),
+        },
+    }
+    pathlib.Path(f"{out}.{process_id}.json").write_text(json.dumps(found))
+    parts = pipeline.intermediate(REQUEST)
+    if group.leads:
+        np.savez(f"{out}.npz", **parts)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

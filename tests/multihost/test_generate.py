@@ -1,0 +1,123 @@
+"""`wan-tpu generate` with the same command in several processes."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.multihost.running import clean_environment, free_port
+from tests.server.running import wait_for
+
+PROMPT = "a blue square moving up on a gray background"
+WAN_TPU = pathlib.Path(sys.executable).with_name("wan-tpu")
+
+
+class Command:
+    """`wan-tpu generate` in two processes of four devices; options of single ones by number."""
+
+    def __init__(self, folder, *options, of_process=None, started=(0, 1)):
+        coordinator = f"127.0.0.1:{free_port()}"
+        self.folder = folder
+        self.processes = {}
+        for number in started:
+            words = [str(WAN_TPU), "generate", PROMPT, "--host-devices", "4"]
+            words += ["--coordinator", coordinator, "--processes", "2", "--process-id", str(number)]
+            with (folder / f"{number}.log").open("w") as log:
+                self.processes[number] = subprocess.Popen(
+                    [*words, *options, *(of_process or {}).get(number, ())],
+                    cwd=folder,
+                    env=clean_environment(XDG_CACHE_HOME=str(folder.parent / "cache")),
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+
+    def log(self, number):
+        return (self.folder / f"{number}.log").read_text()
+
+    def ends(self):
+        """(exit code, standard output) of each."""
+        found = {}
+        for number, process in self.processes.items():
+            out, _ = process.communicate(timeout=500)
+            found[number] = (process.returncode, out)
+        return found
+
+
+@pytest.fixture
+def command(tmp_path):
+    started = []
+
+    def start(*options, **settings):
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        started.append(Command(folder, *options, **settings))
+        return started[-1]
+
+    yield start
+    for each in started:
+        for process in each.processes.values():
+            process.kill()
+            process.communicate()
+
+
+def test_process_0_writes_the_video_of_both(command):
+    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy")
+    assert both.ends() == {0: (0, "both.npy\n"), 1: (0, "")}, both.log(0) + both.log(1)
+    names = {path.name for path in both.folder.iterdir()}
+    assert names == {"both.npy", "both.json", "0.log", "1.log"}
+    metadata = json.loads((both.folder / "both.json").read_text())
+    assert metadata["num_processes"] == 2
+    assert metadata["lockstep"]["processes"] == 2
+    assert "process 1 of 2 follows 127.0.0.1:" in both.log(1)
+
+    alone = command(
+        started=(0,), of_process={0: ("--processes", "1", "--steps", "3", "-o", "a.npy")}
+    )
+    assert alone.ends()[0][0] == 0, alone.log(0)
+    frames = [np.load(both.folder / "both.npy"), np.load(alone.folder / "a.npy")]
+    assert np.abs(frames[0].astype(int) - frames[1]).max() <= 1
+
+
+def test_ctrl_c_on_process_0_ends_both_and_leaves_no_file(command):
+    both = command("--steps", "200", "-o", "never.mp4")
+    wait_for(lambda: "denoise" in both.log(0))
+    both.processes[0].send_signal(signal.SIGINT)
+    ends = both.ends()
+    assert ends[0] == (130, "")
+    assert ends[1][0] in (75, 130), both.log(1)
+    assert not list(both.folder.glob("never*"))
+    assert "interrupted" in both.log(0)
+
+
+def test_ctrl_c_on_another_process_is_named(command):
+    both = command("--steps", "200", "-o", "never.mp4")
+    wait_for(lambda: "denoise" in both.log(0))
+    both.processes[1].send_signal(signal.SIGINT)
+    assert both.ends() == {0: (os.EX_TEMPFAIL, ""), 1: (130, "")}
+    assert "ended: it was interrupted" in both.log(0)
+    assert not list(both.folder.glob("never*"))
+
+
+def test_another_request_is_refused_by_name(command):
+    both = command(of_process={1: ("--seed", "7")})
+    assert both.ends() == {0: (1, ""), 1: (1, "")}
+    for number in (0, 1):
+        assert "settings: seed is 0 on process 0 and 7 on process 1 (" in both.log(number)
+        assert "Traceback" not in both.log(number)
+
+
+def test_half_of_the_options(tmp_path):
+    done = subprocess.run(
+        [str(WAN_TPU), "generate", PROMPT, "--processes", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "several processes need all of coordinator HOST:PORT" in done.stderr
