@@ -41,8 +41,12 @@ def main():
     if answer.get("sleep"):
         time.sleep(answer["sleep"])
     if answer.get("run"):
-        command = next(word.partition("=")[2] for word in argv if word.startswith("--command="))
-        sys.exit(subprocess.call(("bash", "-c", command)))
+        flags = dict(word.split("=", 1) for word in argv if word.startswith("--") and "=" in word)
+        environment = dict(os.environ)
+        if "FAKE_WORKERS" in environment:  # each is this machine under a root of its own
+            root = environment["FAKE_WORKERS"] + "/" + flags["--worker"]
+            environment["WAN_TPU_ROOT"] = root
+        sys.exit(subprocess.call(("bash", "-c", flags["--command"]), env=environment))
     print(answer.get("out", ""), end="", flush=True)
     if not answer.get("exit") and not answer.get("silent"):
         # What worker.sh and the sending of files say in the end.

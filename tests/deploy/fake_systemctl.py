@@ -3,7 +3,8 @@
     systemctl daemon-reload | enable | disable | restart | stop | show UNIT --property P --value
 
 `restart` runs ExecStart in WorkingDirectory with EnvironmentFile, and again whenever it ends. What
-it prints goes to $WAN_TPU_ROOT/journal.
+it prints goes to $WAN_TPU_ROOT/journal. What a machine of a slice would find out by itself, asking
+Google's metadata server, is in $WAN_TPU_ROOT/machine.env.
 """
 
 import itertools
@@ -34,7 +35,7 @@ def environment(unit):
     variables = {
         key: os.environ[key] for key in ("PATH", "LANG", "JAX_PLATFORMS") if key in os.environ
     }
-    for file in unit["EnvironmentFile"]:
+    for file in [*unit["EnvironmentFile"], f"-{ROOT}/machine.env"]:
         path = pathlib.Path(file.lstrip("-"))
         if path.exists() or not file.startswith("-"):
             for line in path.read_text().splitlines():

@@ -82,20 +82,38 @@ def commit(repository: pathlib.Path, message: str) -> str:
 @pytest.fixture
 def worker(cloud, tmp_path):
     """A cloud with one worker, which is this machine under a scratch root."""
-    root = tmp_path / "root"
-    root.mkdir()
-    cloud.root = root
-    cloud.environment |= {"WAN_TPU_ROOT": str(root), "WAN_TPU_VENV": sys.prefix}
+    yield make_workers(cloud, tmp_path, node(kind="v6e-8", workers=1))
+    cloud.run("stop", "wan", *WHERE)
+
+
+@pytest.fixture
+def two_workers(cloud, tmp_path):
+    """A cloud with two workers, each this machine under a scratch root of its own."""
+    yield make_workers(cloud, tmp_path, node(kind="v6e-8", workers=2))
+    cloud.run("stop", "wan", *WHERE)
+
+
+def make_workers(cloud, tmp_path, one_slice):
+    cloud.root = tmp_path / "root" / "0"
+    workers = range(len(one_slice["networkEndpoints"]))
+    for number in workers:
+        (tmp_path / "root" / str(number)).mkdir(parents=True)
+    cloud.environment |= {"FAKE_WORKERS": str(tmp_path / "root"), "WAN_TPU_VENV": sys.prefix}
     cloud.tool("sudo", 'exec "$@"')
     cloud.tool("systemctl", f'exec {sys.executable} {SYSTEMCTL} "$@"')
-    cloud.tool("journalctl", f"cat {root}/journal")
-    cloud.slices(node(kind="v6e-8", workers=1))
+    cloud.tool("journalctl", 'cat "$WAN_TPU_ROOT/journal"')
+    cloud.slices(one_slice)
     cloud.answer("--command=true")
+    cloud.answer("tar -C /var/lib")  # it would go past the scratch roots
+    cloud.answer("cat >/etc/wan-tpu", out="wan-tpu: sent")  # likewise
     cloud.answer("--command=sudo", run=True)
+    cloud.port = str(free_port())
+    return cloud
+
+
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        cloud.port = str(server.getsockname()[1])
-    yield cloud
-    cloud.run("stop", "wan", *WHERE)
+        return server.getsockname()[1]
 
 
 @pytest.fixture
@@ -284,27 +302,41 @@ def test_the_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_real_service_from_install_to_a_video(worker, tmp_path):
-    """The whole way on this machine: package at a commit, unit, /readyz, a job, its file, stop."""
+def test_the_real_service_of_two_workers_from_install_to_a_video(two_workers, tmp_path):
+    """The whole way on this machine: package at a commit, units, /readyz, a job, its file, stop."""
     repository = make_repository(tmp_path / "repository", with_server=True)
     wanted = commit(repository, "one")
-    worker.environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    assert install(worker, repository, wanted).returncode == 0
-    done = start(worker)
-    journal = worker.root / "journal"
-    assert done.returncode == 0, done.stdout + journal.read_text()
-    assert worker.run("status", "wan", *WHERE).returncode == 0
+    two_workers.environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    assert install(two_workers, repository, wanted).returncode == 0
+    coordinator = f"127.0.0.1:{free_port()}"
+    for number in (0, 1):
+        (two_workers.root.parent / str(number) / "machine.env").write_text(
+            f"WAN_TPU_COORDINATOR={coordinator}\nWAN_TPU_PROCESSES=2\n"
+            f"WAN_TPU_PROCESS_ID={number}\nWAN_TPU_HOST_DEVICES=2\n"
+        )
+    done = start(two_workers, "--layout", "dp2-sp2")
+    journals = [(two_workers.root.parent / str(i) / "journal").read_text() for i in (0, 1)]
+    assert done.returncode == 0, done.stdout + "".join(journals)
+    done = two_workers.run("status", "wan", *WHERE)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("active/running") == 2
 
     body = {"prompt": "a red circle moving right on a black background", "num_inference_steps": 2}
-    url = f"http://127.0.0.1:{worker.port}/v1/videos"
+    url = f"http://127.0.0.1:{two_workers.port}/v1/videos"
     headers = {"Content-Type": "application/json"}
     video = ask(urllib.request.Request(url, json.dumps(body).encode(), headers))
     while video["status"] in ("queued", "in_progress"):
         video = ask(f"{url}/{video['id']}")
     assert video["status"] == "completed", video
-    done = worker.run("fetch", "wan", str(video["id"]), *WHERE)
+    assert video["metadata"]["num_processes"] == 2
+    done = two_workers.run("fetch", "wan", str(video["id"]), *WHERE)
     assert done.returncode == 0, done.stderr
-    assert b"ftyp" in (worker.here / video["id"] / "video.mp4").read_bytes()[:16]
+    assert b"ftyp" in (two_workers.here / video["id"] / "video.mp4").read_bytes()[:16]
+
+    done = two_workers.run("stop", "wan", *WHERE)
+    assert done.returncode == 0, done.stdout
+    journal = (two_workers.root.parent / "1" / "journal").read_text()
+    assert "process 0 has stopped all" in journal
 
 
 def ask(request) -> dict:
