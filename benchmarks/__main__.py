@@ -5,10 +5,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from benchmarks import calibration, layouts, service
+from benchmarks import calibration, layouts, lockstep, service
 from wan_tpu.errors import InputError, WanTpuError
 
-BENCHMARKS = {"calibration": calibration, "layouts": layouts, "service": service}
+BENCHMARKS = {
+    "calibration": calibration,
+    "layouts": layouts,
+    "lockstep": lockstep,
+    "service": service,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
