@@ -17,6 +17,7 @@ from server.keys import KeysError, add_key, read_keys, remove_key
 from server.logs import start_logging
 from server.settings import Settings, describe_settings, unknown_variables
 from wan_tpu.errors import WanTpuError
+from wan_tpu.multihost.lockstep import EXIT_LOST
 from wan_tpu.multihost.options import add_group_arguments
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -52,8 +53,7 @@ def _serve(settings: Settings) -> int:
     if not group.leads:
         from server.lockstep import follow
 
-        return follow(settings)
-    from server.lockstep import EXIT_LOST
+        follow(settings)
     from server.service import Service
     from server.serving import serve
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from server.jobs import Failure, Job
-from server.lockstep import EXIT_LOST
 from server.messages import (
     Cancel,
     Done,
@@ -27,6 +26,7 @@ from server.messages import (
     decode,
     encode,
 )
+from wan_tpu.multihost.lockstep import EXIT_LOST
 
 logger = logging.getLogger(__name__)
 

@@ -202,7 +202,11 @@ def main(arguments: list[str]) -> None:
             engine, settings, on_waiting=lambda words: service.send(Loading(what=words))
         )
         service.on_stop = engine.stop
-    serve(engine, service)
+    try:
+        serve(engine, service)
+    except Exception:
+        logger.exception("the engine cannot start")
+    os._exit(1)  # an orderly end of Python would wait in JAX for other processes
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ program, or one more, makes all of them wait for each other for ever. So:
 * The others do as they are told. They read no file and no clock to decide anything, and keep
   nothing of a job: they begin it with the request that process 0 sent, and ask it wherever the
   pipeline asks `should_cancel`, which is at the same places in all of them.
-* A process leaves a job by itself only when the job raised an error. Process 0 goes on to the next
-  job only after all have left the one before at the same point; else it ends, with exit code 75.
+* A process leaves a job by itself only when the job raised an error there. Process 0 begins the
+  next job only after all have left the one before at the same point; else it ends, with code 75.
 * Whoever loses another process ends with 75, without asking the main thread: that waits inside XLA
   for the one that is lost. The job goes back to the queue, and whoever started the processes
   (systemd) starts all of them anew.
@@ -18,6 +18,7 @@ program, or one more, makes all of them wait for each other for ever. So:
 The engine itself knows of none of this.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import logging
@@ -27,8 +28,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -37,18 +38,16 @@ from server.jobs import Failure
 from server.settings import Settings
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
+from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined
 from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.leader import Leader
-from wan_tpu.multihost.lockstep import Lockstep, run_in_step
+from wan_tpu.multihost.lockstep import EXIT_LOST, Lockstep, run_in_step
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger("server.lockstep")
-
-EXIT_LOST = os.EX_TEMPFAIL
-"""75: another process was lost. Start all of them again and the job is made."""
 
 SHARED_SETTINGS = ("model", "layout", "attention", "vae", "dtype", "host_devices", "warm_up")
 """Settings that decide which programs run; the others are process 0's own affair."""
@@ -75,18 +74,19 @@ class LeadingEngine:
     def start(self, joined: Joined | None = None) -> None:
         """See `Engine.start`; all processes find each other, compare themselves and load."""
         assert joined is None, "it finds the others itself"
-        process, joined = _join(self._settings, on_waiting=self._on_waiting, on_stop=lambda: None)
-        assert isinstance(process, Leader)
-        self._leader = process
-        try:
+        _, joined = _join(
+            self._settings,
+            on_waiting=self._on_waiting,
+            on_stop=lambda: None,
+            on_process=self._lead_with,
+        )
+        with self._failing_together():
             self._engine.start(joined)
-        except WanTpuError as error:
-            process.give_up(str(error))
-            raise
 
     def warm_up(self, on_progress: Callable[[Progress], None]) -> None:
         """See `Engine.warm_up`; waits until all have compiled."""
-        self._engine.warm_up(on_progress)
+        with self._failing_together():
+            self._engine.warm_up(on_progress)
         self._leading.loaded()
 
     def describe(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class LeadingEngine:
         leader = self._leading
 
         def report(progress: Progress) -> None:
-            leader.note(progress.stage)
+            _note(leader, progress)
             on_progress(progress)
 
         def make(_: dict[str, Any], should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -126,16 +126,29 @@ class LeadingEngine:
         if self._leader is not None:
             self._leader.close()
 
+    def _lead_with(self, process: Lockstep) -> None:
+        assert isinstance(process, Leader)
+        self._leader = process
+
+    @contextlib.contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """What process 0 cannot do, the others need not wait for."""
+        try:
+            yield
+        except Exception as error:
+            self._leading.give_up(f"{type(error).__name__}: {error}")
+            raise
+
     @property
     def _leading(self) -> Leader:
         assert self._leader is not None, "start the engine first"
         return self._leader
 
 
-def follow(settings: Settings) -> int:
-    """Runs a process that is not number 0, until it is told to stop; returns the exit code."""
-    ending = _Ending()
-    ending.start()
+def follow(settings: Settings) -> NoReturn:
+    """Runs a process that is not number 0, until it is told to end."""
+    ending = _Ending(settings.drain_seconds)
+    ending.take_signals()
     try:
         process, joined = _join(
             settings,
@@ -145,6 +158,7 @@ def follow(settings: Settings) -> int:
         )
         engine = make_engine(settings)
         engine.start(joined)
+        ending.take_signals()  # again: the TPU runtime has handlers of its own
         engine.warm_up(lambda progress: logger.debug("compiling: %s", progress.stage))
         process.loaded()
         logger.info("ready: this process makes what process 0 begins")
@@ -154,7 +168,9 @@ def follow(settings: Settings) -> int:
         ending.end(EXIT_LOST, str(error))
     except WanTpuError as error:
         ending.end(1, str(error))
-    raise AssertionError("a follower ends by ending its process")
+    except Exception as error:  # an orderly end of Python would wait in JAX for the others
+        logger.exception("this process cannot go on")
+        ending.end(1, f"{type(error).__name__}: {error}")
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -163,7 +179,7 @@ def make_engine(settings: Settings) -> Engine:
     return getattr(importlib.import_module(module), name)(settings)
 
 
-def end_for_loss(message: str) -> None:
+def end_for_loss(message: str) -> NoReturn:
     """Ends this process for another one that is lost."""
     logger.error("%s; ending with %d", message, EXIT_LOST)
     _exit(EXIT_LOST)
@@ -176,28 +192,37 @@ class _Ending:
     be inside XLA until another process moves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
         self._process: Lockstep | None = None
+        self._arrived, self._tells = socket.socketpair()
+        self._tells.setblocking(False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def know(self, process: Lockstep) -> None:
         """From now on, process 0 is to learn of the end."""
         self._process = process
 
-    def start(self) -> None:
+    def take_signals(self) -> None:
         """Takes SIGTERM and Ctrl-C; on the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        arrived, tells = socket.socketpair()
-        tells.setblocking(False)
-        signal.set_wakeup_fd(tells.detach())
+        signal.set_wakeup_fd(self._tells.fileno())
 
-        def wait() -> None:
-            (number,) = arrived.recv(1)
-            self.end(0, f"it was told to by {signal.Signals(number).name}")
+    def _listen(self) -> None:
+        """Lets the running job finish at the first signal; ends at the second."""
+        (number,) = self._arrived.recv(1)
+        reason = f"it was told to by {signal.Signals(number).name}"
+        threading.Thread(target=self._finish, args=(reason,), daemon=True).start()
+        self._arrived.recv(1)
+        self.end(0, reason)
 
-        threading.Thread(target=wait, name="signals", daemon=True).start()
+    def _finish(self, reason: str) -> None:
+        if isinstance(self._process, Follower):
+            self._process.finish(reason, self._grace_seconds)
+        self.end(0, reason)
 
-    def end(self, status: int, reason: str) -> None:
+    def end(self, status: int, reason: str) -> NoReturn:
         """Says why, also to process 0, and ends the process."""
         if self._process is not None:
             self._process.give_up(reason)
@@ -218,6 +243,8 @@ def _join(settings: Settings, **callbacks: Any) -> tuple[Lockstep, Joined | None
 
 
 def _identity(settings: Settings) -> Identity:
+    # JAX adds to the variables that decide programs when it is imported: it has to be, everywhere.
+    importlib.import_module("wan_tpu.runtime")
     folder = open_model(settings.model).folder
     assert folder is not None
     shared = {f"WAN_TPU_{name.upper()}": getattr(settings, name) for name in SHARED_SETTINGS}
@@ -228,6 +255,10 @@ def _identity(settings: Settings) -> Identity:
     )
 
 
+def _note(process: Lockstep, progress: Progress) -> None:
+    process.note(progress.stage, is_over=progress.done >= progress.total)
+
+
 def _make(engine: Engine, process: Lockstep) -> None:
     """One job, from the word that begins it until this process has left it."""
 
@@ -235,7 +266,7 @@ def _make(engine: Engine, process: Lockstep) -> None:
         engine.generate(
             VideoRequest(**task["request"]),
             on_frames=lambda _: None,
-            on_progress=lambda progress: process.note(progress.stage),
+            on_progress=lambda progress: _note(process, progress),
             should_cancel=should_stop,
         )
 
@@ -247,7 +278,7 @@ def _make(engine: Engine, process: Lockstep) -> None:
         logger.exception("this process left the job")
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     """Ends this process at once: what waits inside XLA for another one cannot be interrupted."""
     sys.stderr.flush()
     os._exit(status)

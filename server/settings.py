@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     )
     peer_timeout_seconds: float = Field(
         default=PATIENCE_SECONDS,
-        gt=0,
+        ge=3,
         description="how long another process may be silent or behind",
     )
 

@@ -206,16 +206,21 @@ class Worker:
             )
             published = await self._publish(job.id, metadata)
         except ProcessLost:
-            logger.error(
-                "the job is put back: a process of the slice was lost", extra={"job": job.id}
-            )
-            await self._persist(lambda: self._board.put_back(job.id))
+            await self._put_back(job)
             self.has_lost_process = True
         except EngineFailure as failure:
-            await self._note_failure(job, failure)
+            if failure.code == Failure.ENGINE_CRASHED and self._settings.group.num_processes > 1:
+                await self._put_back(job)  # what kills the engine may be the loss of another one
+            else:
+                await self._note_failure(job, failure)
         else:
             if published:
                 self._note_success(metadata)
+
+    async def _put_back(self, job: Job) -> None:
+        """Has a job made again that ended with a process of the slice; so often, and no more."""
+        if await self._persist(lambda: self._board.put_back(job.id)):
+            logger.error("the job is put back: a process was lost", extra={"job": job.id})
 
     async def _publish(self, job_id: str, metadata: dict[str, Any]) -> bool:
         """Puts the files in their place, then says so; takes them back if nobody wants them."""

@@ -9,13 +9,15 @@ import pathlib
 
 import jax
 
-from wan_tpu.errors import ProcessLostError
+from wan_tpu.errors import MismatchError, ProcessLostError
 from wan_tpu.multihost.group import Joined
 
 logger = logging.getLogger(__name__)
 
 ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 """Device files of TPUs (old and new driver), NVIDIA and AMD GPUs."""
+
+ONE_DAY = 86_400
 
 
 def start(
@@ -33,6 +35,7 @@ def start(
 
     Raises:
         ProcessLostError: JAX cannot connect the processes.
+        MismatchError: it numbers them otherwise.
     """
     if host_devices is not None:
         jax.config.update("jax_platforms", "cpu")
@@ -62,6 +65,7 @@ def _connect(joined: Joined) -> None:
             joined.jax_coordinator,
             group.num_processes,
             group.process_id,
+            heartbeat_timeout_seconds=ONE_DAY,  # `wan_tpu.multihost` notices sooner, and says who
             cluster_detection_method="deactivate",
             coordinator_bind_address=joined.jax_coordinator,  # by default it is every address
         )
@@ -69,7 +73,7 @@ def _connect(joined: Joined) -> None:
         raise ProcessLostError(f"JAX cannot connect the processes: {error}") from None
     found = (jax.process_index(), jax.process_count())
     if found != (group.process_id, group.num_processes):
-        raise ProcessLostError(
+        raise MismatchError(
             f"JAX takes this for process {found[0]} of {found[1]}, "
             f"we for {group.process_id} of {group.num_processes}"
         )

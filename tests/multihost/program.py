@@ -14,6 +14,7 @@ import sys
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from wan_tpu import runtime
 from wan_tpu.checkpoints.source import SafetensorsSource
@@ -73,6 +74,7 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out):
     parts = pipeline.intermediate(REQUEST)
     if group.leads:
         np.savez(f"{out}.npz", **parts)
+    multihost_utils.sync_global_devices("all have their frames")
     sys.stdout.flush()
     os._exit(0)
 

@@ -16,6 +16,9 @@ from tests.server.running import ROOT, RunningServer, wait_for
 RESTART_SECONDS = 0.5
 """The unit file's RestartSec, shorter."""
 
+RESTART_PATIENCE_SECONDS = 500
+"""For a job through a restart with the real engine, on two cores that have other work."""
+
 
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -83,10 +86,19 @@ class Slice(RunningServer):
         of_process: settings of single ones, by number.
         started: which of them are started.
         again: whether they are started again when they end.
+        environment: further variables of all.
     """
 
     def __init__(
-        self, data_dir, num_processes, *, of_process=None, started=None, again=True, **settings
+        self,
+        data_dir,
+        num_processes,
+        *,
+        of_process=None,
+        started=None,
+        again=True,
+        environment=None,
+        **settings,
     ):
         self.data_dir = data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -104,11 +116,11 @@ class Slice(RunningServer):
                 **settings,
                 **(of_process or {}).get(number, {}),
             }
-            environment = clean_environment(
-                **{f"WAN_TPU_{name.upper()}": str(value) for name, value in values.items()}
-            )
+            variables = {f"WAN_TPU_{name.upper()}": str(value) for name, value in values.items()}
             self.members[number] = Supervised(
-                data_dir.parent / f"process{number}.log", environment, again=again
+                data_dir.parent / f"process{number}.log",
+                clean_environment(**variables, **(environment or {})),
+                again=again,
             )
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
@@ -134,7 +146,10 @@ class Slice(RunningServer):
         return None
 
     def wait_ready(self):
-        wait_for(lambda: (r := self.ask("/readyz")) is not None and r.status_code == 200)
+        wait_for(
+            lambda: (r := self.ask("/readyz")) is not None and r.status_code == 200,
+            RESTART_PATIENCE_SECONDS,
+        )
         return self
 
     def retrieve_later(self, video):
@@ -146,7 +161,10 @@ class Slice(RunningServer):
     def finish(self, video):
         """The object at its end, through restarts."""
         return wait_for(
-            lambda: (now := self.retrieve_later(video))["status"] in ("completed", "failed") and now
+            lambda: (
+                (now := self.retrieve_later(video))["status"] in ("completed", "failed") and now
+            ),
+            RESTART_PATIENCE_SECONDS,
         )
 
     def statuses(self, number):

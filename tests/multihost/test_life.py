@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import time
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_all_that_wait_inside_one_program(start_slice):
 
 def test_who_is_behind_but_moves_is_well(start_slice):
     """Steps are shorter than beats here: process 0 always knows an old place of the others."""
-    found = start_slice(peer_timeout_seconds=2).wait_ready()
+    found = start_slice(peer_timeout_seconds=3).wait_ready()
     done = found.finish(found.create("slow", num_inference_steps=30))
     assert done["status"] == "completed"
     assert found.statuses(0) == []
@@ -170,6 +171,42 @@ def test_a_follower_that_is_told_to_end(start_slice):
     found.wait_ready()
 
 
+def test_a_follower_that_is_told_to_end_in_a_job_finishes_it(start_slice):
+    found = start_slice().wait_ready()
+    video = found.create("slow", num_inference_steps=8)
+    waiting = found.create(num_inference_steps=3)
+    found.wait_step(video, 2)
+    found.members[1].send(signal.SIGTERM)
+    assert found.wait_ended(0) == [EXIT_LOST]
+    assert "is about to end: it was told to by SIGTERM" in found.log()
+    assert found.finish(video)["status"] == "completed"
+    assert found.finish(waiting)["status"] == "completed"
+    begun = [line for line in found.log().splitlines() if 'message="job started"' in line]
+    assert sum(video["id"] in line for line in begun) == 1
+
+
+def test_a_second_signal_ends_a_follower_at_once(start_slice):
+    found = start_slice().wait_ready()
+    video = found.create("slow", **SLOW)
+    found.wait_step(video, 2)
+    found.members[1].send(signal.SIGTERM)
+    time.sleep(1)  # two signals at once would be one
+    found.members[1].send(signal.SIGTERM)
+    assert found.wait_ended(1) == [0]
+    assert found.wait_ended(0) == [EXIT_LOST]
+
+
+def test_all_told_to_end_at_once_drain(start_slice):
+    """As when a whole slice is shut down: the running job is finished all the same."""
+    found = start_slice(again=False).wait_ready()
+    video = found.create("slow", num_inference_steps=10)
+    found.wait_step(video, 2)
+    for member in found.members.values():
+        member.send(signal.SIGTERM)
+    assert [found.wait_ended(number) for number in (0, 1, 2)] == [[0], [0], [0]]
+    assert files_of(found) == [video["id"]]
+
+
 def test_the_service_of_process_0_is_killed(start_slice):
     found = start_slice().wait_ready()
     video = found.create("slow", num_inference_steps=10)
@@ -183,16 +220,19 @@ def test_the_service_of_process_0_is_killed(start_slice):
 
 
 def test_the_engine_of_process_0_is_killed(start_slice):
-    """Its service goes on, fails the job as it does on one host, and gets the others back."""
+    """Its service goes on and gets the others back; the job is made again.
+
+    On one host the engine is to blame and the job fails; here the loss of another process may be
+    what killed it.
+    """
     found = start_slice().wait_ready()
-    video = found.create("slow", num_inference_steps=40)
+    video = found.create("slow", num_inference_steps=10)
     found.wait_step(video, 2)
     (engine,) = found.engine_pids()
     os.kill(engine, signal.SIGKILL)
-    assert found.finish(video)["error"]["code"] == "engine_crashed"
     for number in (1, 2):
         assert found.wait_ended(number) == [EXIT_LOST]
-    assert found.finish(found.create(num_inference_steps=3))["status"] == "completed"
+    assert found.finish(video)["status"] == "completed"
     assert found.statuses(0) == []
 
 
@@ -258,6 +298,12 @@ def test_a_process_that_differs_is_named(start_slice, setting, words):
     assert found.wait_ended(1)[0] == 1
     assert found.statuses(0) == [], "process 0 goes on to say what is wrong"
     assert found.create()["status"] == "queued"
+
+
+def test_variables_that_jax_changes_are_no_difference(start_slice):
+    """With a TPU, importing JAX adds to LIBTPU_INIT_ARGS; so it does here when it is forced to."""
+    found = start_slice(2, environment={"JAX_FORCE_TPU_INIT": "1"}).wait_ready()
+    assert found.finish(found.create(num_inference_steps=2))["status"] == "completed"
 
 
 def test_other_model_files_are_named(start_slice, tmp_path):

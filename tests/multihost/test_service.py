@@ -24,6 +24,7 @@ def found(tmp_path_factory):
         layout="dp2-sp2-tp2",
         cache_dir=folder / "compiled",
         max_work=100,
+        drain_seconds=300,
     )
     yield served.wait_ready()
     served.stop()
@@ -62,7 +63,7 @@ def test_a_size_that_must_be_compiled_first(found):
 
 def test_a_follower_killed_inside_a_collective(found):
     """Process 0's program fails because the other one is gone; that must not fail the job."""
-    video = found.create(num_inference_steps=40, seed=2)
+    video = found.create(num_inference_steps=15, seed=2)
     found.wait_step(video, 3)
     found.members[1].send(signal.SIGKILL)
     assert found.wait_ended(0) == [EXIT_LOST]
@@ -74,7 +75,7 @@ def test_a_follower_killed_inside_a_collective(found):
 
 
 def test_drain(found):
-    video = found.create(num_inference_steps=30)
+    video = found.create(num_inference_steps=12)
     found.wait_step(video, 2)
     for member in found.members.values():
         member.again = False

@@ -137,9 +137,9 @@ class RunningServer:
             self.kill()
 
 
-def wait_for(condition):
+def wait_for(condition, seconds=PATIENCE_SECONDS):
     """The first true value of `condition()`."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:

@@ -17,11 +17,12 @@ import numpy as np
 from wan_tpu.cli.options import add_layout_arguments, positive_int, read_layout
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import parse_size
+from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.leader import Leader
-from wan_tpu.multihost.lockstep import Alone, Lockstep, run_in_step
+from wan_tpu.multihost.lockstep import EXIT_LOST, Alone, Lockstep, run_in_step
 from wan_tpu.multihost.options import add_group_arguments
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.video_file import VideoWriter, check_output_path, write_json_atomically
@@ -29,7 +30,7 @@ from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult
 
 logger = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED, EXIT_LOST = 130, os.EX_TEMPFAIL
+EXIT_INTERRUPTED = 130
 SHARED_ARGUMENTS = (
     "model", "layout", "sequence_parallel", "weights", "attention", "vae", "dtype", "host_devices",
 )  # fmt: skip
@@ -165,7 +166,7 @@ class _Generation:
             self._group,
             identify,
             on_lost=lambda message: self._end(EXIT_LOST, message),
-            on_stop=lambda: None,  # process 0 stops the others once they have left the job
+            on_stop=self._stop,
             on_process=know,
             on_waiting=_say,
         )
@@ -201,10 +202,16 @@ class _Generation:
         sys.stderr.flush()
         os._exit(status)
 
+    def _stop(self) -> None:
+        """Process 0 has stopped all: once they have left the job, or because it must end."""
+        if isinstance(self._process, Follower) and self._process.is_in_job:
+            self._end(EXIT_LOST, "process 0 ended in the middle of the job")
+
     def _work(self, load: Callable[[], tuple[Any, VideoRequest]]) -> None:
         try:
             self._generate(load)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, raised there
+            self._process.give_up(f"{type(error).__name__}: {error}")
             self._error = error
         finally:
             self._ended.set()
@@ -218,23 +225,21 @@ class _Generation:
                 self._process.loaded()
 
             def show(progress: Progress) -> None:
-                self._process.note(progress.stage)
+                self._process.note(progress.stage, is_over=progress.done >= progress.total)
                 bars.show(progress)
 
             def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> VideoResult:
-                with self._open_output(request) as on_frames:
-                    return pipeline(
-                        VideoRequest(**task),
-                        on_progress=show,
-                        should_cancel=should_stop,
-                        on_frames=on_frames,
-                    )
+                return pipeline(
+                    VideoRequest(**task),
+                    on_progress=show,
+                    should_cancel=should_stop,
+                    on_frames=on_frames,
+                )
 
-            try:
-                task = dataclasses.asdict(request) if self._group.leads else None
+            task = dataclasses.asdict(request) if self._group.leads else None
+            with self._open_output(request) as on_frames:
                 result = run_in_step(self._process, task, make, asked=self._cancelled.is_set)
-            finally:
-                self._process.close()
+            self._process.close()
         if self._output is not None:
             metadata = result.metadata
             if isinstance(self._process, Leader):

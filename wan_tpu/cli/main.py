@@ -1,19 +1,21 @@
 """Reads the command line, runs a command, turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 75 another process of the
-slice was lost (the same commands again may well succeed), 130 Ctrl-C. Commands
-import what they need themselves, so that `--help` and wrong usage answer at once.
+slice was lost (the same commands again may well succeed), 130 Ctrl-C. Commands import what they
+need themselves, so that `--help` and wrong usage answer at once.
 """
 
 import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
 from wan_tpu.cli import consistency, generate, inspect, plan
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
+from wan_tpu.multihost.lockstep import EXIT_LOST
 
 COMMANDS = {
     "generate": generate,
@@ -22,19 +24,30 @@ COMMANDS = {
     "plan": plan,
 }
 
-EXIT_FAILED, EXIT_USAGE, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, os.EX_TEMPFAIL, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    code = _run(arguments)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    code = EXIT_FAILED
+    try:
+        code = _run(arguments)
+    except Exception:  # a mistake of ours
+        if not _has_peers():
+            raise
+        traceback.print_exc()
+    if _has_peers():
         # An orderly end of JAX waits minutes for other processes, which may be gone.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _has_peers() -> bool:
+    """Whether JAX runs over several processes; without loading it."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -3,6 +3,7 @@
 It decides nothing by itself but to end, when process 0 is gone or silent.
 """
 
+import dataclasses
 import queue
 import socket
 import threading
@@ -14,6 +15,7 @@ from wan_tpu.errors import MismatchError, ProcessLostError
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.identity import Identity
 from wan_tpu.multihost.lockstep import Outcome
+from wan_tpu.multihost.roster import is_compiling, noted
 from wan_tpu.multihost.words import (
     BEAT_SECONDS,
     At,
@@ -23,9 +25,11 @@ from wan_tpu.multihost.words import (
     Connection,
     Continue,
     End,
+    GaveUp,
     Goodbye,
     Hello,
     Identified,
+    Leaving,
     Left,
     Loaded,
     Refused,
@@ -35,6 +39,8 @@ from wan_tpu.multihost.words import (
 )
 
 RETRY_SECONDS = 0.2
+LINGER_SECONDS = 10.0
+"""After the last job: process 0 still writes the video, and ends when it loses this process."""
 
 
 class Follower:
@@ -65,11 +71,13 @@ class Follower:
         self._silence = Silence()
         self._connection: Connection | None = None
         self._at = At(number=0, point=0, stage="")
-        self._compiled = self._is_welcome = False
+        self._compiled = False
+        self._free = threading.Event()
+        self._free.set()
         self._ended_by: End | None = None
         self._is_ending = threading.Event()
 
-    def join(self, timeout_seconds: float) -> None:
+    def gather(self, timeout_seconds: float) -> None:
         """Goes to process 0, which may not be there yet.
 
         Raises:
@@ -105,7 +113,6 @@ class Follower:
         self._say(Identified(identity={part: dict(names) for part, names in identity.items()}))
         match self._words.get():
             case Welcome(jax_coordinator=address):
-                self._is_welcome = True
                 return address
             case Refused(reason=reason):
                 raise MismatchError(reason)
@@ -124,17 +131,17 @@ class Follower:
         self._ended_by = None
         return word.task
 
-    def note(self, stage: str) -> None:
+    def note(self, stage: str, *, is_over: bool) -> None:
         """See `Lockstep.note`."""
-        if stage != self._at.stage:
-            self._at = At(number=self._at.number, point=self._at.point, stage=stage)
-            if stage.startswith("compile"):
-                self._compiled = True
-                self._say(self._at)  # process 0 may have to be patient from now on
+        stage = noted(stage, is_over=is_over)
+        self._at = dataclasses.replace(self._at, stage=stage)
+        if is_compiling(stage):
+            self._compiled = True
+            self._say(self._at)  # process 0 may have to be patient from now on
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`; what this process was asked does not count."""
-        self._at = At(number=self._at.number, point=self._at.point + 1, stage=self._at.stage)
+        self._at = dataclasses.replace(self._at, point=self._at.point + 1)
         if self._compiled:
             self._say(self._at)  # process 0 waits for it
             self._compiled = False
@@ -144,26 +151,44 @@ class Follower:
             case Cancel():
                 return True
             case End() as end:  # process 0 failed, or was stopped, on its way here
-                self._at = At(number=self._at.number, point=self._at.point - 1, stage="")
+                self._at = dataclasses.replace(self._at, point=self._at.point - 1)
                 self._ended_by = end
                 return True
             case word:
                 raise AssertionError(f"{word} in the middle of a job")
 
-    def leave(self, outcome: Outcome, reason: str = "") -> None:
+    def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`."""
         self._say(
             Left(number=self._at.number, point=self._at.point, outcome=str(outcome), reason=reason)
         )
+        stopped_by = self._ended_by
         while self._ended_by is None:
             word = self._words.get()
             self._ended_by = word if isinstance(word, End) else None
+        return "" if stopped_by is None else stopped_by.failure
 
     def close(self) -> None:
         """See `Lockstep.close`."""
         self._is_ending.wait()
 
-    def give_up(self, reason: str) -> None:
+    @property
+    def is_in_job(self) -> bool:
+        """Whether process 0 has begun a job and not left it."""
+        return not self._free.is_set()
+
+    def finish(self, reason: str, timeout_seconds: float) -> None:
+        """Tells process 0 that this one is about to end, and waits until it may.
+
+        That is when the running job is over, if there is one. If process 0 was told to end, too,
+        it stops this one; else it notices at the next job that this one is missing.
+        """
+        if self.is_in_job:
+            self._say(Leaving(reason=reason))
+            if self._free.wait(timeout_seconds):
+                self._is_ending.wait(LINGER_SECONDS)
+
+    def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`; from any thread, whatever runs."""
         self._is_ending.set()
         self._say(Goodbye(reason=reason))
@@ -188,13 +213,17 @@ class Follower:
             case Stop():
                 self.give_up("stopped")
                 self._on_stop()
-            case Refused(reason=reason) if self._is_welcome:
+            case GaveUp(reason=reason):
                 self._lose(f"process 0 cannot go on: {reason}")
             case Refused():
                 self._is_ending.set()  # it hangs up now, and that is no loss
                 self._words.put(word)
             case _:
+                if isinstance(word, Begin):
+                    self._free.clear()
                 self._words.put(word)
+                if isinstance(word, End):
+                    self._free.set()
 
     def _beat(self) -> None:
         """Says where this process is, and notices when process 0 says nothing any more."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from wan_tpu.errors import WanTpuError
+from wan_tpu.errors import MismatchError, WanTpuError
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined, ProcessGroup
 from wan_tpu.multihost.identity import Identity
@@ -31,7 +31,7 @@ def join(
         identify: what this process is; may take as long as downloading a model does.
         on_lost: told on a thread, later, that another process is lost; must end this one.
         on_stop: called on a thread when process 0 ends all; never in process 0.
-        on_process: given this process as soon as the others know of it.
+        on_process: given this process, before any other is found.
         on_waiting: told what is waited for.
         join_seconds: how long to wait for the others.
         patience_seconds: how long, later, another process may be silent or behind.
@@ -47,24 +47,24 @@ def join(
     """
     if group.num_processes == 1:
         return Alone(), None
-    process: Lockstep
+    process: Leader | Follower
     if group.leads:
-        process = leader = Leader(
+        process = Leader(
             group, on_lost=on_lost, on_waiting=on_waiting, patience_seconds=patience_seconds
         )
-        leader.gather(join_seconds)
     else:
-        process = follower = Follower(
+        process = Follower(
             group, on_lost=on_lost, on_stop=on_stop, patience_seconds=patience_seconds
         )
-        follower.join(join_seconds)
-        number = f"process {group.process_id} of {group.num_processes}"
-        on_waiting(f"{number} follows {group.coordinator}")
     on_process(process)
     try:
+        process.gather(join_seconds)
+        if not group.leads:
+            number = f"process {group.process_id} of {group.num_processes}"
+            on_waiting(f"{number} follows {group.coordinator}")
         on_waiting("looking at the model's files")
         address = process.agree(identify())
     except WanTpuError as error:
-        process.give_up(str(error))
+        process.give_up(str(error), is_mismatch=isinstance(error, MismatchError))
         raise
     return process, Joined(group=group, jax_coordinator=address)

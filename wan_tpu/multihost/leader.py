@@ -12,7 +12,7 @@ from wan_tpu.errors import InputError, MismatchError, ProcessLostError
 from wan_tpu.multihost.group import ProcessGroup, join_address
 from wan_tpu.multihost.identity import Identity, differences
 from wan_tpu.multihost.lockstep import Outcome
-from wan_tpu.multihost.roster import Here, Member, Pace
+from wan_tpu.multihost.roster import Here, Member, Pace, is_compiling, noted
 from wan_tpu.multihost.words import (
     BEAT_SECONDS,
     At,
@@ -22,9 +22,11 @@ from wan_tpu.multihost.words import (
     Connection,
     Continue,
     End,
+    GaveUp,
     Goodbye,
     Hello,
     Identified,
+    Leaving,
     Left,
     Loaded,
     Refused,
@@ -73,14 +75,13 @@ class Leader:
         self._followers: dict[int, Member] = {}
         self._is_complete = self._is_welcome = self._is_closing = self._is_lost = False
         self._problem: str | None = None
-        self._here = Here(number=0, point=0, has_left=True)
+        self._here = Here(number=0, point=0, stage="", has_left=True)
         self._compiled = False
         self._pace = Pace()
         self.words = 0
         self.seconds = 0.0
         try:
-            family = socket.AF_INET6 if ":" in group.host else socket.AF_INET
-            self._listener = socket.create_server((group.host, group.port), family=family)
+            self._listener = _listen(group.host, group.port)
         except OSError as error:
             raise InputError(
                 f"process 0 cannot listen on {group.coordinator}: {error}; the coordinator is an "
@@ -105,8 +106,9 @@ class Leader:
                     self._on_waiting(f"waiting for {missing}")
                     said = missing
                 if not self._changed.wait(deadline - time.monotonic()):
+                    address = self._listener.getsockname()[0]
                     raise ProcessLostError(
-                        f"{missing} did not come to {self._group.coordinator} within "
+                        f"{missing} did not come to {self._group.coordinator} ({address}) within "
                         f"{timeout_seconds:g} s; the same command must run on every host"
                     )
             self._is_complete = True
@@ -120,7 +122,6 @@ class Leader:
             for sentence in differences(identity, follower.identity or {}, follower.name)
         ]
         if found:
-            self.give_up("; ".join(found))
             raise MismatchError("; ".join(found))
         self._is_welcome = True
         address = join_address(self._group.host, _free_port(self._group.host))
@@ -134,25 +135,32 @@ class Leader:
     def begin(self, task: dict[str, Any] | None) -> dict[str, Any]:
         """See `Lockstep.begin`."""
         assert task is not None
+        for follower in self._in_order():
+            if follower.leaving:
+                self._lose(f"{follower.name} is about to end: {follower.leaving}")
         with self._changed:
-            self._here = Here(number=self._here.number + 1, point=0, has_left=False)
+            self._here = Here(number=self._here.number + 1, point=0, stage="", has_left=False)
             self.words, self.seconds = 0, 0.0
             for follower in self._followers.values():
                 follower.begin()
         self._say(Begin(number=self._here.number, task=task))
         return task
 
-    def note(self, stage: str) -> None:
+    def note(self, stage: str, *, is_over: bool) -> None:
         """See `Lockstep.note`."""
-        if stage != self._pace.stage:
-            self._pace.start(stage)
-        self._compiled = self._compiled or stage.startswith("compile")
+        stage = noted(stage, is_over=is_over)
+        self._compiled = self._compiled or is_compiling(stage)
+        with self._changed:
+            if stage != self._here.stage:
+                self._here = dataclasses.replace(self._here, stage=stage)
+                self._pace.start()
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`."""
         if self._compiled:
             # Collectives wait only so long for a process that still compiles.
-            self._wait_for("to compile", lambda f: f.at.point > self._here.point)
+            here = (self._here.number, self._here.point)
+            self._wait_for("to compile", lambda f: (f.at.number, f.at.point) > here)
             self._compiled = False
         stop = asked()
         with self._changed:
@@ -161,18 +169,19 @@ class Leader:
         self._say(Cancel() if stop else Continue())
         return stop
 
-    def leave(self, outcome: Outcome, reason: str = "") -> None:
+    def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`; a process that left otherwise than this one is lost."""
         with self._changed:
             self._here = dataclasses.replace(self._here, has_left=True)
-            self._pace.start("")
+            self._pace.start()
         self._compiled = False
-        self._say(End())
+        self._say(End(failure=reason))
         self._wait_for("to leave the job", lambda f: f.left is not None)
         for follower in self._in_order():
             wrong = follower.left_otherwise(self._here, outcome)
             if wrong:
                 self._lose(f"{follower.name} fell out of step: {wrong}")
+        return ""
 
     def close(self) -> None:
         """See `Lockstep.close`."""
@@ -181,7 +190,7 @@ class Leader:
     def _dismiss_all(self, word: Any) -> None:
         """Says a last word to all, and waits until they have heard it."""
         with self._changed:
-            if self._is_closing:
+            if self._is_closing or self._is_lost:
                 return
             self._is_closing = True
             followers = list(self._followers.values())
@@ -200,9 +209,9 @@ class Leader:
             "seconds": round(self.seconds, 6),
         }
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`; sends all away."""
-        self._dismiss_all(Refused(reason=reason))
+        self._dismiss_all((Refused if is_mismatch else GaveUp)(reason=reason))
 
     def _say(self, word: Any) -> None:
         began = time.perf_counter()
@@ -222,7 +231,7 @@ class Leader:
         return f"{noun} {', '.join(absent)} of {self._group.num_processes}" if absent else ""
 
     def _wait_for(self, what: str, is_there: Callable[[Member], bool]) -> None:
-        """Waits for every process; `_watch` ends this one if another cannot come."""
+        """Waits for every process; if one is lost, `on_lost` ends the wait with this process."""
         said = None
         with self._changed:
             while waiting := [f.name for f in self._in_order() if not is_there(f)]:
@@ -230,21 +239,22 @@ class Leader:
                     self._on_waiting(f"waiting for {', '.join(waiting)} {what}")
                     said = waiting
                 self._check_problem()
-                if self._is_lost:
-                    raise ProcessLostError("a process of the slice was lost")
                 self._changed.wait()
 
     def _check_problem(self) -> None:
         if self._problem:
-            self.give_up(self._problem)
             raise MismatchError(self._problem)
 
     def _accept(self) -> None:
         while True:
             try:
                 connected, _ = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._is_closing:
+                    return
+                logger.warning("nobody can connect for a moment: %s", error)
+                time.sleep(BEAT_SECONDS)
+                continue
             connection = Connection(connected)
             threading.Thread(
                 target=self._greet, args=(connection,), name="follower", daemon=True
@@ -254,8 +264,8 @@ class Leader:
         """Finds out who has connected, and listens to it until it ends."""
         try:
             hello = connection.receive_first(HELLO_SECONDS)
-            if not isinstance(hello, Hello):
-                raise ValueError("a word before Hello")
+            if not isinstance(hello, Hello) or not hello.is_well_formed:
+                raise ValueError(f"not a Hello: {hello}")
         except (ValueError, OSError) as error:
             logger.warning("%s connected and is no process of ours: %s", connection.peer, error)
             connection.close()
@@ -271,7 +281,7 @@ class Leader:
 
     def _admit(self, follower: Member, hello: Hello) -> bool:
         """Takes a process in, or sends it away."""
-        group = self._group
+        group, word, again = self._group, Refused, False
         with self._changed:
             before = self._followers.get(hello.process_id)
             if hello.num_processes != group.num_processes or not (
@@ -287,8 +297,8 @@ class Leader:
                     f"{hello.process_id}"
                 )
             elif self._is_complete:
-                reason = "this process was here already; all of them start anew"
-                self._lose_soon(f"{follower.name} was started anew")  # its end may never reach us
+                again, word = True, GaveUp
+                reason = f"{follower.name} was started anew, and so must all others be"
             else:
                 self._followers[hello.process_id] = follower
                 self._changed.notify_all()
@@ -296,7 +306,9 @@ class Leader:
             if not self._is_complete:  # later, a stranger disturbs nobody
                 self._problem = reason
                 self._changed.notify_all()
-        follower.connection.dismiss(Refused(reason=reason), CLOSE_SECONDS)
+        if again:
+            self._lose(reason)  # the end of the one before may never reach us
+        follower.connection.dismiss(word(reason=reason), CLOSE_SECONDS)
         return False
 
     def _hear(self, follower: Member, word: Any) -> None:
@@ -311,12 +323,15 @@ class Leader:
                     follower.is_loaded = True
                 case Left():
                     follower.left = word
+                case Leaving(reason=reason):
+                    follower.leaving = reason
                 case Goodbye(reason=reason):
                     follower.goodbye = reason
             self._changed.notify_all()
 
     def _gone(self, follower: Member) -> None:
         """The connection of a process ended."""
+        is_loss = False
         with self._changed:
             follower.is_gone = True
             if not self._is_complete:
@@ -325,9 +340,11 @@ class Leader:
             elif follower.goodbye and not self._is_welcome:
                 self._problem = f"{follower.name} cannot take part: {follower.goodbye}"
             else:
-                why = f": {follower.goodbye}" if follower.goodbye else ""
-                self._lose_soon(f"{follower.name} ended{why}")
+                is_loss = True
             self._changed.notify_all()
+        if is_loss:
+            why = f": {follower.goodbye}" if follower.goodbye else ""
+            self._lose(f"{follower.name} ended{why}")
 
     def _watch(self) -> None:
         """Beats, and looks whether everybody is there and in step."""
@@ -340,26 +357,28 @@ class Leader:
                     self._lose(f"{follower.name} {wrong}")
             with self._changed:
                 wrong = self._pace.what_is_wrong(self._patience)
-                where = f"point {self._here.point} of job {self._here.number}"
+                here = self._here
+                where = f"point {here.point} of job {here.number} ({here.stage})"
             if wrong:
                 self._lose(f"nobody moves: all processes have been at {where} {wrong}")
             time.sleep(BEAT_SECONDS)
 
-    def _lose_soon(self, message: str) -> None:
-        """`_lose` for who holds the lock."""
-        threading.Thread(target=self._lose, args=(message,), daemon=True).start()
-
     def _lose(self, message: str) -> None:
+        """Ends this process, unless it ends already; not for who holds the lock."""
         with self._changed:
             if self._is_closing or self._is_lost:
                 return
             self._is_lost = True
-            self._changed.notify_all()
         self._on_lost(message)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listens at a name or an address of this machine, and at no other."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family)
 
 
 def _free_port(host: str) -> int:
     """A port for JAX, a new one at every start: nobody of an earlier start can come to it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as probe:
+    with _listen(host, 0) as probe:
         return probe.getsockname()[1]

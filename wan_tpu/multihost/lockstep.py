@@ -1,13 +1,18 @@
 """One interface for a process in lock-step, whichever it is, and a job that all of them make."""
 
 import enum
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from wan_tpu.errors import Cancelled
+from wan_tpu.errors import Cancelled, WanTpuError
 from wan_tpu.multihost.identity import Identity
 
 T = TypeVar("T")
+
+
+EXIT_LOST = os.EX_TEMPFAIL
+"""75, the exit code of a process that lost another: start all of them again, and it may well do."""
 
 
 class Outcome(enum.StrEnum):
@@ -46,20 +51,24 @@ class Lockstep(Protocol):
         """
         ...
 
-    def note(self, stage: str) -> None:
-        """The pipeline has come to this stage."""
+    def note(self, stage: str, *, is_over: bool) -> None:
+        """The pipeline is at this stage, or has just finished it."""
         ...
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """Whether to leave the job at this point: what process 0's `asked` says, in all of them."""
         ...
 
-    def leave(self, outcome: Outcome, reason: str = "") -> None:
-        """This process has left the job. Process 0 waits for all others, and checks them."""
+    def leave(self, outcome: Outcome, reason: str = "") -> str:
+        """This process has left the job. Process 0 waits for all others, and checks them.
+
+        Returns:
+            Why process 0 failed, where that is what stopped this one; else nothing.
+        """
         ...
 
-    def give_up(self, reason: str) -> None:
-        """This process cannot go on; the others learn why."""
+    def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
+        """This process cannot go on; the others learn why, and whether it is worth a new try."""
         ...
 
     def close(self) -> None:
@@ -82,17 +91,18 @@ class Alone:
         assert task is not None
         return task
 
-    def note(self, stage: str) -> None:
+    def note(self, stage: str, *, is_over: bool) -> None:
         """See `Lockstep.note`."""
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`."""
         return asked()
 
-    def leave(self, outcome: Outcome, reason: str = "") -> None:
+    def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`."""
+        return ""
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`."""
 
     def close(self) -> None:
@@ -117,12 +127,18 @@ def run_in_step(
 
     Returns:
         What `make` does.
+
+    Raises:
+        Cancelled: process 0 was asked to stop.
+        WanTpuError: process 0 failed, which stopped this one.
     """
     task = process.begin(task)
     try:
         result = make(task, lambda: process.should_stop(asked))
     except Cancelled:
-        process.leave(Outcome.STOPPED)
+        failure = process.leave(Outcome.STOPPED)
+        if failure:
+            raise WanTpuError(f"process 0 failed: {failure}") from None
         raise
     except BaseException as error:
         process.leave(Outcome.FAILED, f"{type(error).__name__}: {str(error)[:300]}")

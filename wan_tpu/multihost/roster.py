@@ -22,12 +22,19 @@ class Here:
     Attributes:
         number: of the job, from 1; 0 before the first.
         point: how many times it has said to go on or to cancel.
+        stage: of the pipeline.
         has_left: whether it is not in the job any more.
     """
 
     number: int
     point: int
+    stage: str
     has_left: bool
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it is in the compiler, which takes as long as it takes."""
+        return is_compiling(self.stage)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -40,6 +47,7 @@ class Member:
         is_loaded: whether it waits for jobs.
         at: where it was at its last beat.
         left: how it left the job, once it has.
+        leaving: why it will end after this job, if it said so.
         goodbye: why it ends, if it said so.
         is_gone: whether it has hung up.
     """
@@ -52,6 +60,7 @@ class Member:
     is_loaded: bool = False
     at: At = dataclasses.field(default_factory=lambda: At(number=0, point=0, stage=""))
     left: Left | None = None
+    leaving: str = ""
     goodbye: str = ""
     is_gone: bool = False
     _was: tuple[int, int] = (0, 0)
@@ -82,7 +91,9 @@ class Member:
                 f"process 0 at point {here.point} of job {here.number}"
             )
         failed = self.left is not None and self.left.outcome == Outcome.FAILED
-        self._failed_beats = self._failed_beats + 1 if failed and not here.has_left else 0
+        # What cannot be compiled fails in all, but not in all at once.
+        alone = failed and not here.has_left and not here.compiles
+        self._failed_beats = self._failed_beats + 1 if alone else 0
         if self.left is not None and self._failed_beats * BEAT_SECONDS > GRACE_SECONDS:
             return f"failed where process 0 did not: {self.left.reason}"
         return ""
@@ -92,7 +103,9 @@ class Member:
         left = self.left
         assert left is not None
         # What stops one may be an error in another: process 0 alone fails when its disk is full.
-        alike = left.outcome == outcome or Outcome.DONE not in (left.outcome, outcome)
+        # But a program that was compiled in some of them only is not asked for in step again.
+        stopped = Outcome.DONE not in (left.outcome, outcome) and not here.compiles
+        alike = left.outcome == outcome or stopped
         if alike and (left.number, left.point) == (here.number, here.point):
             return ""
         return (
@@ -105,7 +118,7 @@ class Member:
         """How long it has been behind process 0 without moving."""
         place = (self.at.number, self.at.point)
         is_behind = here.number > 0 and (here.has_left or place < (here.number, here.point))
-        is_behind = is_behind and self.left is None and not self.at.stage.startswith("compile")
+        is_behind = is_behind and self.left is None and not is_compiling(self.at.stage)
         # Beats are old when steps are short: who moves is well, however far behind it seems.
         is_stuck = is_behind and place == self._was
         self._was = place
@@ -117,11 +130,10 @@ class Pace:
     """How long the units of process 0's stage take: steps, frames."""
 
     def __init__(self) -> None:
-        self.start("")
+        self.start()
 
-    def start(self, stage: str) -> None:
-        """The stage begins."""
-        self.stage = stage
+    def start(self) -> None:
+        """A stage begins."""
         self._longest = 0.0
         self._points = self._beats = 0
         self._since = time.monotonic()
@@ -140,4 +152,14 @@ class Pace:
         # The first point of a stage is its start; how long a unit takes is known from the second.
         if self._points < 2 or still <= max(patience_seconds, STILL_FACTOR * self._longest):
             return ""
-        return f"({self.stage}) for {still:g} s, where {self._longest:.1f} s were the most before"
+        return f"for {still:g} s, where {self._longest:.1f} s were the most before"
+
+
+def is_compiling(stage: str) -> bool:
+    """Whether a stage, as it was noted, is the compiler's."""
+    return stage.startswith("compile ")
+
+
+def noted(stage: str, *, is_over: bool) -> str:
+    """How a stage is noted: once a program is compiled, it runs under that name."""
+    return stage.replace("compile ", "compiled ", 1) if is_over else stage

@@ -27,6 +27,12 @@ class Hello:
     num_processes: int
     machine: str
 
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether the fields are what they should be; anybody can send one."""
+        kinds = (type(self.process_id), type(self.num_processes), type(self.machine))
+        return kinds == (int, int, str)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identified:
@@ -44,7 +50,14 @@ class Welcome:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """To a follower: it cannot take part."""
+    """To a follower, before `Welcome`: it cannot take part, because the processes do not match."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GaveUp:
+    """To a follower: process 0 cannot go on, and all start anew."""
 
     reason: str
 
@@ -74,7 +87,13 @@ class Cancel:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """To a follower: process 0 has left the job, finished or not."""
+    """To a follower: process 0 has left the job.
+
+    Attributes:
+        failure: why it failed there; empty if it is done, or was told to stop.
+    """
+
+    failure: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +139,13 @@ class Beat:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """From a follower: it ends after this job, and why."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Goodbye:
     """From a follower: it ends, and why."""
 
@@ -127,8 +153,8 @@ class Goodbye:
 
 
 _LINES = JsonLines(
-    Hello, Identified, Welcome, Refused, Loaded, Begin, Continue, Cancel, End, Stop, Left, At, Beat,
-    Goodbye,
+    Hello, Identified, Welcome, Refused, GaveUp, Loaded, Begin, Continue, Cancel, End, Stop, Left,
+    At, Beat, Leaving, Goodbye,
 )  # fmt: skip
 
 

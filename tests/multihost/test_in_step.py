@@ -1,0 +1,157 @@
+"""A leader and followers in threads, where a single word or a missing beat decides."""
+
+import threading
+
+import pytest
+
+from tests.multihost.running import free_port
+from wan_tpu.errors import Cancelled, WanTpuError
+from wan_tpu.multihost import follower, leader, words
+from wan_tpu.multihost.group import ProcessGroup
+from wan_tpu.multihost.join import join
+from wan_tpu.multihost.lockstep import run_in_step
+
+
+class Pair:
+    """Process 0 and one that follows it; what they would end for is kept."""
+
+    def __init__(self):
+        self.lost = []
+        port = free_port()
+        groups = [
+            ProcessGroup(num_processes=2, process_id=number, host="127.0.0.1", port=port)
+            for number in (0, 1)
+        ]
+        self.processes = [None, None]
+        threads = [threading.Thread(target=self._join, args=(group,)) for group in groups]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _join(self, group):
+        self.processes[group.process_id], _ = join(
+            group, dict, on_lost=self.lost.append, on_stop=lambda: None
+        )
+
+    def run(self, *makes, task=None, asked=lambda: False):
+        """Each makes its own of one job; returns what each gives or raises."""
+        found = [None, None]
+
+        def run_one(number):
+            given = (task or {}) if number == 0 else None
+            try:
+                found[number] = run_in_step(
+                    self.processes[number], given, makes[number], asked=asked
+                )
+            except Exception as error:  # noqa: BLE001 - what it is, the test asks
+                found[number] = error
+
+        thread = threading.Thread(target=run_one, args=(1,))
+        thread.start()
+        run_one(0)
+        thread.join()
+        return found
+
+
+@pytest.fixture
+def pair():
+    both = Pair()
+    yield both
+    both.processes[0].close()
+
+
+def asks(times):
+    def make(task, should_stop):
+        for _ in range(times):
+            if should_stop():
+                raise Cancelled
+        return task
+
+    return make
+
+
+def fails_after(times):
+    def make(task, should_stop):
+        asks(times)(task, should_stop)
+        raise OSError("No space left on device")
+
+    return make
+
+
+def test_the_task_is_process_0_s(pair):
+    assert pair.run(asks(3), asks(3), task={"seed": 7}) == [{"seed": 7}, {"seed": 7}]
+    assert pair.processes[0].account()["words"] == 3 + 2
+
+
+def test_the_others_are_not_asked(pair):
+    first, second = pair.run(asks(3), asks(3), asked=lambda: True)
+    assert isinstance(first, Cancelled)
+    assert isinstance(second, Cancelled)
+    assert pair.run(asks(1), asks(1)) == [{}, {}]
+
+
+def test_a_failure_of_process_0_is_told_to_the_others(pair):
+    first, second = pair.run(fails_after(2), asks(5))
+    assert isinstance(first, OSError)
+    assert type(second) is WanTpuError
+    assert str(second) == "process 0 failed: OSError: No space left on device"
+    assert pair.run(asks(1), asks(1)) == [{}, {}]
+    assert pair.lost == []
+
+
+def test_one_point_more_is_out_of_step(pair):
+    """As if one process had compiled a program that the other had already."""
+
+    def one_more(task, should_stop):
+        return asks(3)(task, should_stop)
+
+    pair.run(asks(2), one_more)
+    assert len(pair.lost) == 1
+    assert "process 1 (" in pair.lost[0]
+    assert "fell out of step: it is stopped with job 1 at point 2" in pair.lost[0]
+
+
+def test_after_a_compilation_no_beat_is_waited_for(monkeypatch):
+    """Red when a follower does not say by itself that it has compiled."""
+    for module in (follower, leader, words):
+        monkeypatch.setattr(module, "BEAT_SECONDS", 5.0)
+    pair = Pair()
+    reached = []
+
+    def compiles(number):
+        def make(task, should_stop):
+            for name in ("a", "b", "c"):
+                should_stop()
+                pair.processes[number].note(f"compile {name}", is_over=False)
+                should_stop()
+                pair.processes[number].note(f"compile {name}", is_over=True)
+                reached.append(name)
+            should_stop()
+            return "ok"
+
+        return make
+
+    both = threading.Thread(target=lambda: reached.append(pair.run(compiles(0), compiles(1))))
+    both.start()
+    both.join(4.5)  # less than one beat; it takes milliseconds
+    assert reached[-1] == ["ok", "ok"], reached
+    pair.processes[0].close()
+
+
+def test_when_a_process_is_lost_process_0_says_nothing_more(pair):
+    """Red when it goes on to say Stop: the others would take their loss for a good end."""
+    heard = []
+    pair.processes[1]._on_stop = lambda: heard.append("stop")
+
+    def hangs_up(task, should_stop):
+        pair.processes[1]._connection.close()
+        threading.Event().wait()
+
+    waiting = threading.Thread(target=pair.run, args=(fails_after(0), hangs_up), daemon=True)
+    waiting.start()
+    waiting.join(2)
+    assert waiting.is_alive(), "process 0 waits until it is ended"
+    assert len(pair.lost) >= 1
+    pair.processes[0].close()
+    assert heard == []
