@@ -11,6 +11,8 @@ import pytest
 from tests.multihost.running import clean_environment, free_port
 from tests.server.running import ROOT
 
+pytestmark = pytest.mark.xdist_group("same video")
+
 TOLERANCE = 1e-5
 """Of float32, over the largest value. Gloo adds in another order than the devices of one process:
 0 to 2e-6 were seen."""

@@ -9,6 +9,8 @@ from tests.multihost.running import Slice
 from wan_tpu.demo.recognition import judge_file
 from wan_tpu.pipeline.video_file import read_frames
 
+pytestmark = pytest.mark.xdist_group("slice in service")
+
 LONG = {"num_inference_steps": 60}
 """Half a minute on two cores: time enough to interfere."""
 
