@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -110,21 +111,23 @@ def run(parsed: argparse.Namespace) -> int:
         from wan_tpu.pipeline.check import check_request
         from wan_tpu.pipeline.text_to_video import TextToVideo
 
-        def check() -> VideoRequest:
-            return check_request(open_model(parsed.model), request)[0]
+        @functools.cache  # both may ask the hub
+        def check() -> tuple[pathlib.Path, VideoRequest]:
+            description = open_model(parsed.model)
+            assert description.folder is not None
+            return description.folder, check_request(description, request)[0]
 
         def identify() -> Identity:
+            folder, complete = check()
             shared = {name: getattr(parsed, name) for name in SHARED_ARGUMENTS}
-            folder = open_model(parsed.model).folder
-            assert folder is not None
             return make_identity(
                 model_folder=folder,
-                settings=shared | dataclasses.asdict(check()),
+                settings=shared | dataclasses.asdict(complete),
                 packages=("wan_tpu",),
             )
 
         joined = generation.join(identify)
-        complete = check()
+        _, complete = check()
         runtime.start(
             host_devices=parsed.host_devices,
             cache_folder=None if parsed.no_cache else runtime.default_cache_folder(),
@@ -237,9 +240,11 @@ class _Generation:
                 )
 
             task = dataclasses.asdict(request) if self._group.leads else None
-            with self._open_output(request) as on_frames:
-                result = run_in_step(self._process, task, make, asked=self._cancelled.is_set)
-            self._process.close()
+            try:
+                with self._open_output(request) as on_frames:
+                    result = run_in_step(self._process, task, make, asked=self._cancelled.is_set)
+            finally:
+                self._process.close()
         if self._output is not None:
             metadata = result.metadata
             if isinstance(self._process, Leader):
