@@ -275,9 +275,11 @@ def _say(words: str) -> None:
 
 
 def _keep_stdout_for_data() -> None:
-    """Sends to stderr what C++ prints: Gloo tells on stdout whom it has connected."""
+    """Drops what C++ prints there: Gloo tells, for each program and device, whom it has connected."""
     sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _read_request(parsed: argparse.Namespace) -> VideoRequest:
