@@ -275,7 +275,7 @@ def _say(words: str) -> None:
 
 
 def _keep_stdout_for_data() -> None:
-    """Drops what C++ prints there: Gloo tells, for each program and device, whom it has connected."""
+    """Drops what C++ prints there: Gloo tells, program by program, whom it has connected."""
     sys.stdout = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
