@@ -321,10 +321,10 @@ def test_strangers_on_the_port_disturb_nobody(start_slice):
     found = start_slice(2).wait_ready()
     host, _, port = found.coordinator.partition(":")
     for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "Stop"}\n', b"\0" * 100_000, b""):
-        with socket.create_connection((host, int(port))) as stranger:
-            with contextlib.suppress(OSError):  # it may have hung up on us by now
-                stranger.sendall(rubbish)
-                stranger.shutdown(socket.SHUT_WR)
+        stranger = socket.create_connection((host, int(port)))
+        with stranger, contextlib.suppress(OSError):  # it may have hung up on us by now
+            stranger.sendall(rubbish)
+            stranger.shutdown(socket.SHUT_WR)
     video = found.create("slow", num_inference_steps=5)
     late = b'{"kind": "Hello", "process_id": 7, "num_processes": 2, "machine": "elsewhere"}\n'
     with socket.create_connection((host, int(port))) as stranger:
