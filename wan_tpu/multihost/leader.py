@@ -303,12 +303,14 @@ class Leader:
                 self._followers[hello.process_id] = follower
                 self._changed.notify_all()
                 return True
+        if again:
+            self._lose(reason)  # the end of the one before may never reach us
+        # It learns first: this process may end as soon as it knows itself.
+        follower.connection.dismiss(word(reason=reason), CLOSE_SECONDS)
+        with self._changed:
             if not self._is_complete:  # later, a stranger disturbs nobody
                 self._problem = reason
                 self._changed.notify_all()
-        if again:
-            self._lose(reason)  # the end of the one before may never reach us
-        follower.connection.dismiss(word(reason=reason), CLOSE_SECONDS)
         return False
 
     def _hear(self, follower: Member, word: Any) -> None:
