@@ -23,7 +23,6 @@ import dataclasses
 import importlib
 import logging
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -249,7 +248,7 @@ def _identity(settings: Settings) -> Identity:
     assert folder is not None
     shared = {f"WAN_TPU_{name.upper()}": getattr(settings, name) for name in SHARED_SETTINGS}
     return make_identity(
-        model_folder=pathlib.Path(folder),
+        model_folder=folder,
         settings={**shared, "WAN_TPU_ENGINE": settings.engine},
         packages=("wan_tpu", "server"),
     )

@@ -10,12 +10,12 @@ import pathlib
 import jax
 
 from wan_tpu.errors import MismatchError, ProcessLostError
-from wan_tpu.multihost.group import Joined
+from wan_tpu.multihost.group import TPU_FILES, Joined
 
 logger = logging.getLogger(__name__)
 
-ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
-"""Device files of TPUs (old and new driver), NVIDIA and AMD GPUs."""
+ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/kfd")
+"""Device files of TPUs, NVIDIA and AMD GPUs."""
 
 ONE_DAY = 86_400
 

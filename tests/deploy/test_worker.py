@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import urllib.request
 import pytest
 
 from tests.deploy.conftest import ROOT, WHERE, node
+from tests.multihost.running import free_port
 
 SYSTEMCTL = pathlib.Path(__file__).with_name("fake_systemctl.py")
 
@@ -109,11 +109,6 @@ def make_workers(cloud, tmp_path, one_slice):
     cloud.answer("--command=sudo", run=True)
     cloud.port = str(free_port())
     return cloud
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture

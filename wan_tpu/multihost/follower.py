@@ -52,7 +52,7 @@ class Follower:
         *,
         on_lost: Callable[[str], None],
         on_stop: Callable[[], None],
-        patience_seconds: float = 20.0,
+        patience_seconds: float,
     ):
         """Prepares to join; nothing is sent yet.
 

@@ -51,8 +51,8 @@ class Leader:
         group: ProcessGroup,
         *,
         on_lost: Callable[[str], None],
-        on_waiting: Callable[[str], None] = lambda _: None,
-        patience_seconds: float = 20.0,
+        on_waiting: Callable[[str], None],
+        patience_seconds: float,
     ):
         """Listens for the others.
 
