@@ -51,11 +51,11 @@ def _serve(settings: Settings) -> int:
     for name in unknown_variables(os.environ):
         logger.warning("%s is set, but there is no such setting; see --help", name)
     if not group.leads:
-        from server.lockstep import follow
+        from server.engine.lockstep import follow
 
         follow(settings)
+    from server.http.serving import serve
     from server.service import Service
-    from server.serving import serve
 
     service = Service(settings)
     if settings.api_keys_file is None:

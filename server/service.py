@@ -6,20 +6,18 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from server.board import Board
-from server.engine_client import EngineClient
+from server.engine.client import EngineClient
+from server.engine.failure import Failure
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
-from server.events import Streams
-from server.intake import digest
-from server.jobs import Failure, Job, make_id
+from server.files.media import Media
+from server.jobs.board import Board
+from server.jobs.job import Job, make_id
+from server.jobs.store import Store
+from server.jobs.worker import Worker, working
 from server.keys import Keys, KeysError
-from server.media import Media
 from server.metrics import Metrics
-from server.schemas import VideoCreate
-from server.served_model import ServedModel, serve_model
 from server.settings import Settings
-from server.store import Store
-from server.worker import Worker, working
+from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +35,11 @@ class Service:
         """Checks what can be checked before anything starts.
 
         Raises:
-            WanTpuError: the model does not exist.
             KeysError: the keys' file cannot be used.
             StoreError: the database cannot be used.
         """
         self.settings = settings
         self.started_at = int(time.time())
-        self.model: ServedModel = serve_model(settings)
         self.keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
         self.store = Store(settings.database, settings.data_dir)
         self.media = Media(settings.data_dir, min_free_bytes=settings.min_free_bytes)
@@ -53,7 +49,6 @@ class Service:
             keep_seconds=settings.expiry_seconds,
             max_attempts=settings.max_attempts,
         )
-        self.streams = Streams(self.board)
         self.worker = Worker(self.board, self.media, EngineClient(), self.metrics, settings)
 
     @contextlib.asynccontextmanager
@@ -78,19 +73,31 @@ class Service:
         """Takes no more jobs and gives the running one its grace."""
         logger.info("draining: no new jobs, up to %g s for the running one", self._grace)
         await self.worker.drain(self._grace)
-        self.streams.close()
 
-    async def accept(self, owner: str, create: VideoCreate, idempotency_key: str | None) -> Job:
+    async def accept(
+        self,
+        owner: str,
+        request: VideoRequest,
+        *,
+        model: str,
+        request_digest: str,
+        idempotency_key: str | None,
+    ) -> Job:
         """Takes a job.
 
+        Args:
+            owner: name of the key that asks.
+            request: complete and checked.
+            model: as clients call it.
+            request_digest: of what the client sent, the same for the same fields.
+            idempotency_key: the client's.
+
         Raises:
-            ApiError: the request is wrong, the queue is full, or no work is taken now.
+            ApiError: the queue is full, or no work is taken now.
         """
         if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
             message = f"Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
             raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
-        request = self.model.request(create)
-        request_digest = digest(create)
 
         def make(newest: str | None) -> Job:
             if idempotency_key is not None:
@@ -101,7 +108,7 @@ class Service:
             return Job(
                 id=make_id(newest),
                 owner=owner,
-                model=self.model.id,
+                model=model,
                 request=request,
                 created_at=time.time(),
                 idempotency_key=idempotency_key,

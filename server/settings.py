@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     )
 
     engine: str = Field(
-        default="server.pipeline_engine:PipelineEngine",
+        default="server.engine.pipeline:PipelineEngine",
         description="what makes the videos, module:class",
     )
     start_timeout_seconds: float = Field(

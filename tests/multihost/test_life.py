@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from server.lockstep import EXIT_LOST
+from server.engine.lockstep import EXIT_LOST
 from tests.server.running import wait_for
 
 SLOW = {"num_inference_steps": 90}

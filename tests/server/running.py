@@ -118,7 +118,7 @@ class RunningServer:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
-                    found += [child.pid] if "server.engine_process" in child.cmdline() else []
+                    found += [child.pid] if "server.engine.process" in child.cmdline() else []
         return found
 
     def kill(self):

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from server.jobs import Failure
+from server.engine.failure import Failure
 from wan_tpu.pipeline.progress import Watch
 
 QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2

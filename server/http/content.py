@@ -1,0 +1,90 @@
+"""Serves the files of finished videos, in parts where a player asks for parts."""
+
+import asyncio
+import os
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from server.errors import DO_NOT_RETRY, ApiError
+from server.files.media import FILE_NAMES, MEDIA_TYPES, Media
+from server.jobs.job import Job, State
+
+
+async def content_response(request: Request, media: Media, job: Job) -> Response:
+    """A file of a job.
+
+    Raises:
+        ApiError: there is none, and why.
+    """
+    variant = request.query_params.get("variant", "video")
+    if variant not in FILE_NAMES:
+        known = ", ".join(FILE_NAMES)
+        message = f"there is no variant {variant[:80]!r}; known: {known}"
+        raise ApiError(400, "invalid_value", message, param="variant")
+    _check_finished(job)
+    path = media.path(job.id, variant)
+    try:
+        status = await asyncio.to_thread(os.stat, path)
+    except FileNotFoundError:
+        raise ApiError(404, "not_found", f"the files of {job.id} are gone") from None
+    etag = f'"{job.id}-{variant}"'  # a finished video never changes
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    return RangedFile(
+        path,
+        headers=headers,
+        media_type=MEDIA_TYPES[variant],
+        filename=f"{job.id}-{FILE_NAMES[variant]}",
+        content_disposition_type="inline",
+        stat_result=status,
+    )
+
+
+def _check_finished(job: Job) -> None:
+    if job.state == State.FAILED:
+        message = f"{job.id} has no video, because it failed: {job.error_message}"
+        raise ApiError(409, "video_failed", message, headers=DO_NOT_RETRY)
+    if job.state != State.COMPLETED:
+        message = f"{job.id} is {job.state}; its video is there once it is completed"
+        raise ApiError(409, "video_not_ready", message, headers=DO_NOT_RETRY)
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in tags or etag in tags
+
+
+class RangedFile(FileResponse):
+    """Starlette's file response, which refuses ranges in plain text, with our errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        headers = MutableHeaders(scope=scope)
+        if headers.get("range", "").partition("=")[0].strip().lower() != "bytes":
+            del headers["range"]  # units that a server does not know it ignores: RFC 9110, 14.2
+        refusal: ApiError | None = None
+
+        async def translate(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in (400, 416):
+                refusal = self._refusal(message["status"])
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, translate)
+        if refusal is not None:
+            await refusal.response()(scope, receive, send)
+
+    def _refusal(self, status: int) -> ApiError:
+        assert self.stat_result is not None
+        size = self.stat_result.st_size
+        if status == 416:
+            message = f"the range lies outside of the file's {size} bytes"
+            headers = {"Content-Range": f"bytes */{size}"}
+            return ApiError(416, "range_not_satisfiable", message, headers=headers)
+        message = "the Range header is malformed; write for example bytes=0-1023"
+        return ApiError(400, "invalid_range", message)
