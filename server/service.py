@@ -69,6 +69,16 @@ class Service:
             self.board.close()
             self.store.close()
 
+    @property
+    def missing(self) -> list[str]:
+        """What stands between the service and being ready, as sentences; empty when it is."""
+        return self.worker.missing
+
+    @property
+    def retry_seconds(self) -> float:
+        """When to come again to a service that is not ready or takes no jobs."""
+        return RETRY_SECONDS
+
     async def drain(self) -> None:
         """Takes no more jobs and gives the running one its grace."""
         logger.info("draining: no new jobs, up to %g s for the running one", self._grace)
@@ -136,7 +146,7 @@ class Service:
     def _check_open(self, owner: str) -> None:
         """Refuses a job that cannot be taken now."""
         settings, queue = self.settings, self.board.queue
-        later = retry_after(RETRY_SECONDS)
+        later = retry_after(self.retry_seconds)
         if self.worker.is_draining:
             raise ApiError(503, "draining", "the service is shutting down", headers=later)
         if not self.media.has_room():

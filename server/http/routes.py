@@ -125,10 +125,13 @@ async def live(request: Request) -> Response:
 @router.get("/readyz", **docs.READY, response_model=Readiness)
 async def ready(request: Request) -> Response:
     """Says whether jobs are worked on, and if not, what is missing."""
-    missing = _service(request).worker.missing
+    service = _service(request)
+    missing = service.missing
     if not missing:
         return JSONResponse({"status": "ready", "missing": []})
-    error = ApiError(503, "not_ready", "; ".join(missing), headers=retry_after(5))
+    error = ApiError(
+        503, "not_ready", "; ".join(missing), headers=retry_after(service.retry_seconds)
+    )
     body: dict[str, Any] = {"status": "not_ready", "missing": missing, **error.body}
     return JSONResponse(body, error.status, headers=error.headers)
 
@@ -138,7 +141,7 @@ async def metrics(request: Request) -> Response:
     """What Prometheus reads."""
     service = _service(request)
     service.metrics.queue_length.set(len(service.board.queue))
-    service.metrics.ready.set(not service.worker.missing)
+    service.metrics.ready.set(not service.missing)
     text = await asyncio.to_thread(generate_latest, service.metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
