@@ -86,6 +86,7 @@ def test_a_follower_killed_in_a_job(start_slice):
     assert done["status"] == "completed", done
     assert files_of(found) == [video["id"]]
     assert found.log().count('message="job started"') == 2
+    found.wait_log("code=completed")
     assert found.log().count("code=completed") == 1
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from wan_tpu.multihost.connection import Connection
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.handshake import MAX_LINE_BYTES, LeadersSide, Signer
+from wan_tpu.multihost.secret import VARIABLE
 from wan_tpu.multihost.words import Hello, decode
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,8 @@ class Listener:
             if stranger.socket.send(answer) < len(answer):
                 raise ConnectionError("it does not read")
             if stranger.side.is_denied:
-                self._turn_away(stranger, UNPROVED)
+                said = f"it says it is process {stranger.side.process_id}; does it have the same "
+                self._turn_away(stranger, UNPROVED, f"{said}{VARIABLE}?")
                 return
             if stranger.side.keys is not None:
                 stranger.hears = Signer(stranger.side.keys.to_leader)

@@ -30,10 +30,11 @@ def read_secret(path: pathlib.Path) -> str:
     try:
         # Not blocking: a named pipe would keep us waiting for somebody to write.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            _check_file(path, status)
-            line = file.read(MAX_BYTES).partition(b"\n")[0]
+        try:
+            _check_file(path, os.fstat(descriptor))
+            line = os.read(descriptor, MAX_BYTES).partition(b"\n")[0]
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise InputError(f"the slice's secret cannot be read: {error}") from None
     try:
