@@ -113,6 +113,7 @@ class Leader:
                         f"command must run on every host{self._unproved}"
                     )
             self._is_complete = True
+        self._listener.expect_nobody()
 
     def agree(self, identity: Identity) -> str:
         """See `Lockstep.agree`."""

@@ -31,9 +31,12 @@ SPARE_STRANGERS = 64
 
 MAX_HELLO_BYTES = 1024
 
-ACCEPTS_AT_ONCE, ACCEPT_REST_SECONDS = 16, 0.02
-"""800 connections a second at the most: 63 processes get in within a tenth of a second, and who
-connects in a loop does not keep the interpreter from the pipeline's thread."""
+BACKLOG = 1024
+"""Connections that wait in the kernel; where there is no place, one is tried again after a second."""
+
+ACCEPTS_AT_ONCE, ACCEPT_REST_SECONDS = 16, 0.1
+"""160 connections a second at the most once all are here: who connects in a loop does not keep the
+interpreter from the pipeline's thread."""
 
 OUT_OF_DESCRIPTORS_REST_SECONDS = 1.0
 
@@ -83,6 +86,7 @@ class Listener:
         self._max_strangers = group.num_processes + SPARE_STRANGERS
         self._strangers: list[_Stranger] = []  # in the order of their deadlines
         self._complaints = _Complaints()
+        self._expects_nobody = False
         self._rests_until: float | None = None
         self._wakes, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -90,6 +94,10 @@ class Listener:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._is_closing = False
         threading.Thread(target=self._run, name="listener", daemon=True).start()
+
+    def expect_nobody(self) -> None:
+        """All processes are here; from now on who connects may wait a little."""
+        self._expects_nobody = True
 
     def close(self) -> None:
         """Listens no more; from any thread."""
@@ -123,7 +131,7 @@ class Listener:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _accept(self) -> None:
-        rest = ACCEPT_REST_SECONDS
+        rest = ACCEPT_REST_SECONDS if self._expects_nobody else 0.0
         for _ in range(ACCEPTS_AT_ONCE):
             try:
                 connected, address = self._socket.accept()
@@ -134,8 +142,9 @@ class Listener:
                 rest = OUT_OF_DESCRIPTORS_REST_SECONDS
                 break
             self._take(connected, str(address[0]))
-        self._rests_until = time.monotonic() + rest
-        self._selector.unregister(self._socket)
+        if rest:
+            self._rests_until = time.monotonic() + rest
+            self._selector.unregister(self._socket)
 
     def _take(self, connected: socket.socket, address: str) -> None:
         """Lets somebody begin; where too many have, the most numerous make room.
@@ -256,4 +265,4 @@ def listen_at(host: str, port: int) -> socket.socket:
         OSError: that cannot be done.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family)
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
