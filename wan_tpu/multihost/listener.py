@@ -32,7 +32,7 @@ SPARE_STRANGERS = 64
 MAX_HELLO_BYTES = 1024
 
 BACKLOG = 1024
-"""Connections that wait in the kernel; where there is no place, one is tried again after a second."""
+"""Connections that wait in the kernel; who finds no place there tries again after a second."""
 
 ACCEPTS_AT_ONCE, ACCEPT_REST_SECONDS = 16, 0.1
 """160 connections a second at the most once all are here: who connects in a loop does not keep the
