@@ -5,7 +5,7 @@
     follower    wan-tpu-slice/1 proof MAC
     process 0   wan-tpu-slice/1 proof MAC        or        wan-tpu-slice/1 denied
 
-A MAC is HMAC-SHA256, under a key made of the secret, over the role of who proves and all lines
+A proof is HMAC-SHA256, under a key made of the secret, over the role of who proves and all lines
 before: both nonces, so a recorded proof is worth nothing, and the role, so one's own proof sent
 back is neither. The follower proves itself first, because anybody can connect to process 0. Of the
 same lines come two keys, one for each direction, with which every later line is signed and numbered
@@ -15,6 +15,7 @@ The lines are fixed text, so that no parser of ours is within a stranger's reach
 encrypted, and neither is what follows: this keeps strangers out, not the network's own eyes.
 """
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -32,8 +33,6 @@ _HEX = rb"([0-9a-f]{64})"
 _HELLO = re.compile(PROTOCOL + rb" hello ([0-9]{1,6}) ([0-9]{1,6}) " + _HEX + rb"\n")
 _CHALLENGE = re.compile(PROTOCOL + rb" challenge " + _HEX + rb"\n")
 _PROOF = re.compile(PROTOCOL + rb" proof " + _HEX + rb"\n")
-
-MAC_CHARACTERS = 64
 
 
 class Keys(NamedTuple):
@@ -121,7 +120,11 @@ class FollowersSide:
 
 
 class Signer:
-    """Signs the lines of one direction, or checks them; each has a number, which is not sent."""
+    """Signs the lines of one direction, or checks them; each has a number, which is not sent.
+
+    With BLAKE2b under a key (RFC 7693), not HMAC: between two steps of a video all caches are cold,
+    and there OpenSSL's HMAC takes 60 us where this takes 15.
+    """
 
     def __init__(self, key: bytes):
         self._key = key
@@ -144,8 +147,8 @@ class Signer:
 
     def _next_mac(self, line: bytes) -> bytes:
         self._number += 1
-        mac = hmac.digest(self._key, self._number.to_bytes(8, "big") + line, "sha256")
-        return mac.hex().encode()
+        signed = self._number.to_bytes(8, "big") + line
+        return hashlib.blake2b(signed, key=self._key, digest_size=32).hexdigest().encode()
 
 
 def _match(pattern: re.Pattern[bytes], line: bytes) -> re.Match[bytes]:
