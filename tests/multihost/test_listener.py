@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import socket
 import threading
 import time
@@ -172,6 +173,22 @@ def test_lines_on_strangers_are_few(listening, caplog):
             listening.join_with("o" * 32)
     assert len(caplog.records) <= 4, caplog.text
     assert "is no process of ours: no line of ours: b'GET / HTTP/1.1\\r\\n'" in caplog.text
+
+
+def test_without_a_free_descriptor_it_waits_for_one(listening, caplog):
+    """Red when the thread ends, or asks again and again without a rest."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as waiting:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        try:
+            waiting.connect(("127.0.0.1", listening.port))
+            wait_for(lambda: "nobody can connect for a moment: Too many open" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+        waiting.sendall(HELLO)
+        waiting.settimeout(10)
+        assert waiting.recv(4096).startswith(b"wan-tpu-slice/1 challenge ")
+    assert caplog.text.count("nobody can connect") == 1
 
 
 def test_after_the_end_nobody_listens(listening):
