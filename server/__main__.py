@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "keys":
             return _keys(parsed)
-        for name in ("coordinator", "processes", "process_id"):
+        for name in ("coordinator", "processes", "process_id", "group_secret_file"):
             if getattr(parsed, name) is not None:
                 os.environ[f"WAN_TPU_{name.upper()}"] = str(getattr(parsed, name))
         return _serve(Settings())

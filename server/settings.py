@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     process_id: int | None = Field(
         default=None, ge=0, description="which of them this is; 0 serves, the others follow it"
     )
+    group_secret_file: pathlib.Path | None = Field(
+        default=None,
+        description="secret by which they know each other; needed unless they are on loopback",
+    )
     join_timeout_seconds: float = Field(
         default=JOIN_SECONDS, gt=0, description="how long to wait for all processes at the start"
     )
@@ -163,7 +167,7 @@ class Settings(BaseSettings):
             for text in self.warm_up:
                 parse_warm_up(text)
             if (self.coordinator, self.processes, self.process_id) != (None, None, None):
-                find_group(self.coordinator, self.processes, self.process_id)
+                _ = self.group  # finds what is wrong with it
         except errors.InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -171,7 +175,7 @@ class Settings(BaseSettings):
     @functools.cached_property
     def group(self) -> ProcessGroup:
         """The processes that share the model; on a TPU VM its metadata says which."""
-        return find_group(self.coordinator, self.processes, self.process_id)
+        return find_group(self.coordinator, self.processes, self.process_id, self.group_secret_file)
 
     @property
     def is_loopback(self) -> bool:

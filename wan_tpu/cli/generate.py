@@ -87,7 +87,9 @@ def run(parsed: argparse.Namespace) -> int:
     """Makes the video; what is wrong with the request is said before anything starts."""
     request = _read_request(parsed)
     layout = read_layout(parsed)
-    group = find_group(parsed.coordinator, parsed.processes, parsed.process_id)
+    group = find_group(
+        parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file
+    )
     output = check_output_path(parsed.output) if group.leads else None
     if group.num_processes > 1:
         _keep_stdout_for_data()
