@@ -37,6 +37,8 @@ def test_a_data_folder_that_comes_back_is_used_again(start_server):
     server.wait_step(lost, 1)
     aside = folder.rename(folder.with_name("aside"))
     assert server.finish(lost)["error"]["code"] == "engine_error"
-    wait_for(lambda: "the worker failed and goes on" in server.log())
+    (reason,) = server.client.get("/readyz").json()["missing"]
+    assert reason == "the data folder cannot be used: No such file or directory"
+    assert server.retrieve(kept)["status"] == "queued"
     aside.rename(folder)
     assert server.finish(kept)["status"] == "completed"
