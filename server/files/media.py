@@ -196,6 +196,7 @@ class Media:
                 self.discard(path.name)
             else:
                 strangers.append(path)
+        self._bring_back(known.with_files)
         for path in strangers:
             self._move_to_trash(path)
         return [path.name for path in strangers]
@@ -229,6 +230,14 @@ class Media:
     def has_room(self) -> bool:
         """Whether the disk has room for more work."""
         return self.trouble is None
+
+    def _bring_back(self, wanted: Set[str]) -> None:
+        """Takes out of the trash what a database names again, after another one did not."""
+        for path in sorted(self._trash.iterdir()) if self._trash.is_dir() else ():
+            job_id = path.name.partition(f"-{self._videos.name}-")[2]
+            if job_id in wanted and not (self._videos / job_id).exists():
+                os.rename(path, self._videos / job_id)
+                logger.warning("the files of %s are back from the trash", job_id)
 
     def _move_to_trash(self, path: pathlib.Path) -> None:
         self._trash.mkdir(mode=0o700, exist_ok=True)

@@ -56,6 +56,8 @@ def from_row(row: dict[str, Any]) -> Job | None:
 def _read(row: dict[str, Any]) -> Job:
     state = State(row["state"])
     fields = json.loads(row["request"])
+    if not isinstance(fields, dict):
+        raise _NotUnderstoodError
     unknown = fields.keys() - REQUEST_FIELDS
     # What is made already stays as it is, whatever else the request said.
     if state not in FINISHED and (unknown or int(row["version"]) > JOB_VERSION):

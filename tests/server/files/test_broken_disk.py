@@ -2,8 +2,6 @@
 
 import pytest
 
-from tests.server.running import wait_for
-
 
 def break_folder(folder):
     """Nothing can be made in it any more, not even by root."""
