@@ -294,7 +294,7 @@ class Service:
             await self.delete(expired[start : start + DELETED_AT_ONCE])
         if expired:
             logger.info("removed %d expired jobs", len(expired))
-        gone = await asyncio.to_thread(self.media.empty_trash)
+        gone = await asyncio.to_thread(self.media.empty_trash, self.board.now())
         if gone:
             logger.info("removed from the trash: %s", shown(gone))
 
@@ -314,6 +314,19 @@ def adopt(settings: Settings) -> str:
         folder, _, store = _open(settings, opened, adopts=True)
         bind(folder, store)
         return f"the folder {folder.path} and {store.name} belong together from now on"
+
+
+def downgrade(settings: Settings) -> str:
+    """Brings the database to the schema of the release before this one; returns what to say.
+
+    Raises:
+        DataFolderError: the folder cannot be used.
+        StoreError: the database cannot be used.
+    """
+    with contextlib.ExitStack() as opened:
+        _, _, store = _open(settings, opened)
+        store.downgrade()
+        return f"{store.name} is now one of the release before this one"
 
 
 def _open(

@@ -272,6 +272,10 @@ class Board:
         else:
             self._calls.note(None)
 
+    def now(self) -> float:
+        """Unix seconds by the clock that jobs expire by."""
+        return self._clock.now()
+
     def expired(self) -> list[str]:
         """Jobs whose time is over."""
         now = self._clock.now()
