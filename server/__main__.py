@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "keys":
             return _keys(parsed)
+        if parsed.command in ("adopt", "downgrade"):
+            return _maintain(parsed.command, Settings())
         for name in ("coordinator", "processes", "process_id", "group_secret_file"):
             if getattr(parsed, name) is not None:
                 os.environ[f"WAN_TPU_{name.upper()}"] = str(getattr(parsed, name))
@@ -61,9 +63,21 @@ def _serve(settings: Settings) -> int:
     if settings.api_keys_file is None:
         logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
     serve(service)
+    if service.fatal is not None:
+        logger.error("ending with %d: %s", EXIT_FAILED, service.fatal)
+        return EXIT_FAILED
     if service.worker.has_lost_process:
         logger.error("ending with %d, so that all processes start anew", EXIT_LOST)
         return EXIT_LOST
+    return 0
+
+
+def _maintain(command: str, settings: Settings) -> int:
+    """Does to the data folder and the database what no start does by itself."""
+    start_logging(settings.log_level, settings.group)
+    from server.service import adopt, downgrade
+
+    _say(adopt(settings) if command == "adopt" else downgrade(settings))
     return 0
 
 
@@ -97,6 +111,13 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add_group_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser(
+        "adopt",
+        help="use the data folder and the database together, though they do not know each other",
+    )
+    commands.add_parser(
+        "downgrade", help="bring the database to what the release before this one can use"
+    )
     keys = commands.add_parser("keys", help="add, list and remove API keys")
     keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")
     actions = keys.add_subparsers(dest="action", required=True, metavar="add|list|remove")

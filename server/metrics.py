@@ -17,6 +17,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
         self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
+        self.database_available = Gauge(
+            "wan_tpu_database_available", "Whether jobs can be written", registry=self.registry
+        )
         self.jobs = Counter(
             "wan_tpu_jobs",
             "Jobs that ended, by what became of them: completed, deleted or the error's code",

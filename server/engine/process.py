@@ -33,7 +33,7 @@ from server.engine.messages import (
     encode,
 )
 from server.engine.seam import Engine
-from server.files.writer import MediaFiles
+from server.files.writer import MediaFiles, is_disk_full
 from server.logs import start_logging
 from server.settings import Settings
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
@@ -109,7 +109,7 @@ def _answer(engine: Engine, service: Connection, work: Generate) -> Message:
     except Cancelled as error:
         return Failed(job=work.job, code=Failure.CANCELLED, message=str(error))
     except Exception as error:
-        code = engine.failure_of(error)
+        code = Failure.DISK_FULL if is_disk_full(error) else engine.failure_of(error)
         logger.exception("generation failed", extra={"job": work.job, "code": code})
         return Failed(job=work.job, code=code, message=_words(error, code))
 

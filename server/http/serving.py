@@ -40,7 +40,7 @@ class DrainingServer(uvicorn.Server):
         if self._signals and self._drain is None:
             self._drain = asyncio.create_task(self._end_orderly())
         drained = self._drain is not None and self._drain.done()
-        if self._service.worker.has_lost_process:
+        if self._service.worker.has_lost_process or self._service.fatal is not None:
             self._streams.close()
             return True
         return await super().on_tick(counter) or drained or self._signals > 1

@@ -8,13 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from server.engine.client import EngineClient, EngineFailure, ProcessLost
 from server.engine.failure import Failure
 from server.engine.messages import Progress
 from server.files.media import Media
 from server.jobs.board import Board
+from server.jobs.database import StoreUnavailable
 from server.jobs.job import Job, State
 from server.metrics import Metrics
 from server.settings import Settings
@@ -25,6 +24,7 @@ T = TypeVar("T")
 
 ENGINE_FAILURES = {Failure.OUT_OF_MEMORY, Failure.ENGINE_ERROR, Failure.ENGINE_CRASHED}
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 300.0
+LAST_WRITE_RETRY_SECONDS = 4.0
 ROOM_CHECK_SECONDS = 2.0
 
 
@@ -221,8 +221,11 @@ class Worker:
         job = self._board.find(job_id)
         if job is None or job.state != State.IN_PROGRESS:
             return False
-        await asyncio.to_thread(self._media.publish, job_id)
         kept = {name: value for name, value in metadata.items() if name not in ("request", "model")}
+        kept["files"] = await asyncio.to_thread(self._media.measure, job_id)
+        if not await self._persist(lambda: self._board.note_made(job_id, kept)):
+            return False
+        await asyncio.to_thread(self._media.publish, job_id)
         if await self._persist(lambda: self._board.complete(job_id, kept)):
             return True
         await asyncio.to_thread(self._media.remove, job_id)
@@ -256,10 +259,10 @@ class Worker:
         while True:
             try:
                 return await write()
-            except SQLAlchemyError as error:
-                logger.error("the database cannot be written, trying again: %s", error)
+            except StoreUnavailable as error:
+                logger.warning("the database cannot be written, trying again: %s", error)
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY_SECONDS)
+            delay = min(2 * delay, LAST_WRITE_RETRY_SECONDS)
 
 
 def _own_failure(error: Exception) -> EngineFailure:
