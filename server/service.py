@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from server.engine.client import EngineClient
 from server.engine.failure import Failure
+from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
 from server.files.media import Media
 from server.jobs.board import Board
@@ -22,9 +23,6 @@ from wan_tpu.request import VideoRequest
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 2.0
-RETRY_SECONDS = 30.0
-"""When to come again to a server that takes no jobs now."""
-
 MAX_IDEMPOTENCY_KEY = 255
 
 
@@ -49,7 +47,10 @@ class Service:
             keep_seconds=settings.expiry_seconds,
             max_attempts=settings.max_attempts,
         )
-        self.worker = Worker(self.board, self.media, EngineClient(), self.metrics, settings)
+        engine = EngineClient(patience_of(settings))
+        self.worker = Worker(self.board, self.media, engine, self.metrics, settings)
+        self.fatal: str | None = None
+        """Why the service must end without another word to its database; None while it need not."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -77,12 +78,20 @@ class Service:
     @property
     def retry_seconds(self) -> float:
         """When to come again to a service that is not ready or takes no jobs."""
-        return RETRY_SECONDS
+        return self.worker.retry_seconds
 
     async def drain(self) -> None:
         """Takes no more jobs and gives the running one its grace."""
         logger.info("draining: no new jobs, up to %g s for the running one", self._grace)
         await self.worker.drain(self._grace)
+
+    def hurry(self) -> None:
+        """Ends the running job's grace: it goes back at once."""
+        self.worker.hurry()
+
+    def abandon(self) -> None:
+        """Has the service end without another write: its jobs belong to another server."""
+        self.worker.abandon()
 
     async def accept(
         self,

@@ -224,10 +224,23 @@ def test_three_failures_in_a_row_make_it_not_ready_until_a_video_succeeds(start_
 
 
 def test_an_engine_that_cannot_start_is_said(start_server):
+    """Also while it is tried again: what was wrong the last time, and when the next try is."""
     server = start_server(environment={"SCRIPTED_ENGINE_CANNOT_START": "no such chip"})
-    wait_for(lambda: "ended with status 1" in server.client.get("/readyz").text)
+    wrong = "the engine failed with RuntimeError"
+    waiting = wait_for(
+        lambda: "next try in" in (r := server.client.get("/readyz")).text and wrong in r.text and r
+    )
+    assert 1 <= int(waiting.headers["Retry-After"]) <= 30
+    again = wait_for(
+        lambda: "starting the engine" in (t := server.client.get("/readyz").text) and t
+    )
+    assert f"the last try: {wrong}" in wait_for(
+        lambda: "the last try" in (t := server.client.get("/readyz").text) and t
+    ), again
     assert "no such chip" in server.log()
     assert server.create()["status"] == "queued"
+    server.terminate()
+    assert server.process.wait(30) == 0
 
 
 def test_an_idle_engine_that_dies_is_replaced(quick):
