@@ -76,6 +76,7 @@ def _serve(settings: Settings) -> int:
         return _serve_at(settings, listening, told, notifier)
     finally:
         listening.close()
+        told.finish()
 
 
 def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: Notifier) -> int:

@@ -43,6 +43,14 @@ class Told:
         """From now on signals are counted."""
         self._serves = True
 
+    def finish(self) -> None:
+        """From now on signals are ignored: everything is in order, and the exit code stands.
+
+        Python gives the others their default back while it ends, but not those that are ignored.
+        """
+        for number in ending_signals():
+            signal.signal(number, signal.SIG_IGN)
+
     def _arrived(self, number: int, frame: types.FrameType | None) -> None:
         if self._serves:
             self.times += 1

@@ -66,7 +66,7 @@ class Patience:
         if self._kind is not None:
             self._remember(self._kind, self._still)
         is_over = done >= total
-        self._turn_to(f"after {stage}" if is_over else stage, total)
+        self._turn_to(f"after {stage}" if is_over else stage, 1 if is_over else total)
 
     def end(self) -> None:
         """The engine has no work."""

@@ -210,19 +210,6 @@ def test_a_failure_of_the_engine_fails_its_job_alone(quick, prompt, code):
     assert quick.metric(f'wan_tpu_jobs_total{{outcome="{code}"}}') == 1
 
 
-def test_three_failures_in_a_row_make_it_not_ready_until_a_video_succeeds(start_server):
-    server = start_server(max_failures=3).wait_ready()
-    for _ in range(2):
-        server.finish(server.create("boom"))
-    assert server.client.get("/readyz").status_code == 200
-    server.finish(server.create("boom"))
-    response = server.client.get("/readyz")
-    assert response.status_code == 503
-    assert "the last 3 videos failed, the latest with: the engine failed" in response.text
-    assert server.finish(server.create(num_inference_steps=2))["status"] == "completed"
-    server.wait_ready()
-
-
 def test_an_engine_that_cannot_start_is_said(start_server):
     """Also while it is tried again: what was wrong the last time, and when the next try is."""
     server = start_server(environment={"SCRIPTED_ENGINE_CANNOT_START": "no such chip"})
