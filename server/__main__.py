@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "keys":
             return _keys(parsed)
+        if parsed.command == "adopt":
+            return _adopt(Settings())
         for name in ("coordinator", "processes", "process_id"):
             if getattr(parsed, name) is not None:
                 os.environ[f"WAN_TPU_{name.upper()}"] = str(getattr(parsed, name))
@@ -96,6 +98,15 @@ def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: 
     return 0 if has_served else EXIT_FAILED
 
 
+def _adopt(settings: Settings) -> int:
+    """Has the data folder and the database belong together, whatever they were before."""
+    start_logging(settings.log_level, settings.group)
+    from server.service import adopt
+
+    _say(adopt(settings))
+    return 0
+
+
 def _keys(parsed: argparse.Namespace) -> int:
     """Adds, lists or removes keys. Data on stdout, talk on stderr."""
     path = _keys_file(parsed)
@@ -126,6 +137,10 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add_group_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser(
+        "adopt",
+        help="use the data folder and the database together, though they do not know each other",
+    )
     keys = commands.add_parser("keys", help="add, list and remove API keys")
     keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")
     actions = keys.add_subparsers(dest="action", required=True, metavar="add|list|remove")

@@ -17,6 +17,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
         self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
+        self.database_available = Gauge(
+            "wan_tpu_database_available", "Whether jobs can be written", registry=self.registry
+        )
         self.jobs = Counter(
             "wan_tpu_jobs",
             "Jobs that ended, by what became of them: completed, deleted or the error's code",
@@ -26,8 +29,10 @@ class Metrics:
         self.steps = Counter(
             "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
         )
-        self.engine_starts = Counter(
-            "wan_tpu_engine_starts", "Engine processes started", registry=self.registry
+        self.engine_restarts = Counter(
+            "wan_tpu_engine_restarts",
+            "Times that the engine's process was started after the first",
+            registry=self.registry,
         )
         self.engine_failures = Counter(
             "wan_tpu_engine_failures",

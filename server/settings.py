@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import math
 import pathlib
 import re
 from collections.abc import Iterable
@@ -26,13 +27,23 @@ def _split(value: object) -> object:
     return value
 
 
+def _never(value: object) -> object:
+    """What people write for "keep them for ever", as None."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+    return None if value in ("", "never", "none", "inf", "infinity", math.inf) else value
+
+
+Seconds = Annotated[float | None, BeforeValidator(_never)]
+"""A time that may be never."""
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
     """The settings of one server; the defaults serve wan-tiny from `./data` on loopback."""
 
-    model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True, allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(
@@ -55,10 +66,20 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None,
-        description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite",
+        description="postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:////FILE; default SQLite",
     )
-    expiry_seconds: float = Field(
-        default=86_400, gt=0, description="how long a finished job and its files are kept"
+    database_timeout_seconds: float = Field(
+        default=4, ge=1, description="how long the database may take to answer a call"
+    )
+    expiry_seconds: Seconds = Field(
+        default=86_400,
+        gt=0,
+        description="how long a finished job and its files are kept; never keeps them",
+    )
+    trash_seconds: float = Field(
+        default=604_800,
+        gt=0,
+        description="how long files that belong to no known job are kept in the trash",
     )
     min_free_bytes: int = Field(
         default=500_000_000, ge=0, description="with less free disk than this no work is taken"
@@ -136,8 +157,18 @@ class Settings(BaseSettings):
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
-    max_queued_jobs_per_key: int = Field(
-        default=1000, ge=1, description="jobs of one key that may wait"
+    max_queued_jobs_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="jobs of one key that may wait; default a quarter of all, where there are keys",
+    )
+    max_finished_jobs_per_key: int = Field(
+        default=10_000,
+        ge=1,
+        description="finished jobs of one key that are kept; the oldest without a video go first",
+    )
+    max_kept_bytes_per_key: int = Field(
+        default=100_000_000_000, ge=1, description="bytes of one key's finished videos"
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
     max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
@@ -210,6 +241,13 @@ class Settings(BaseSettings):
             return frozenset(("*",))
         host = f"[{self.host}]" if ":" in self.host else self.host
         return frozenset(name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+
+    @property
+    def queue_share(self) -> int:
+        """Jobs of one key that may wait: the others must find room, too."""
+        if self.max_queued_jobs_per_key is not None:
+            return self.max_queued_jobs_per_key
+        return self.max_queued_jobs if self.api_keys_file is None else -(-self.max_queued_jobs // 4)
 
     @property
     def database(self) -> str:

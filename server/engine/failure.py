@@ -1,7 +1,6 @@
 """Why a video could not be made: the words that clients get as `error.code`."""
 
 import enum
-import errno
 
 
 class Failure(enum.StrEnum):
@@ -21,9 +20,6 @@ class Failure(enum.StrEnum):
 ENGINES_OWN = frozenset({Failure.BAD_NUMBERS, Failure.ENGINE_CRASHED, Failure.ENGINE_ERROR})
 """What says something about the engine. The others are what a request asked for, or the disk's."""
 
-_DISK_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
-_DISK_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
-
 
 class EngineFailure(Exception):
     """The engine could not start, or could not make a video."""
@@ -35,18 +31,3 @@ class EngineFailure(Exception):
 
 class ProcessLost(Exception):
     """The engine ended because another process of the slice was lost; see `engine.lockstep`."""
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it was made of, is a disk without room.
-
-    The numbers are Python's own, the words those of programs such as ffmpeg and of libraries that
-    wrap the system's error in one of theirs.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL_NUMBERS:
-            return True
-        if any(words in str(error) for words in _DISK_FULL_WORDS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

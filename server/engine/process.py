@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from server.engine.failure import Failure, is_disk_full
+from server.engine.failure import Failure
 from server.engine.lockstep import LeadingEngine, end_for_loss, make_engine
 from server.engine.messages import (
     Beat,
@@ -36,6 +36,7 @@ from server.engine.messages import (
     encode,
 )
 from server.engine.seam import Engine
+from server.files.disk import is_disk_full
 from server.files.writer import MediaFiles
 from server.logs import start_logging
 from server.settings import Settings

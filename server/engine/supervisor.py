@@ -33,6 +33,7 @@ class Supervisor:
         self._settings = settings
         self._metrics = metrics
         self._at: str | None = START
+        self._has_started = False
         self._delay = FIRST_RETRY_SECONDS
         self._next_try: float | None = None
         self._trouble = ""
@@ -111,7 +112,9 @@ class Supervisor:
     async def _start(self) -> None:
         self._at = START
         started = time.monotonic()
-        self._metrics.engine_starts.inc()
+        if self._has_started:
+            self._metrics.engine_restarts.inc()
+        self._has_started = True
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds) as bound:
                 description = await self._engine.start(self._note_loading)

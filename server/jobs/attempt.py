@@ -12,9 +12,10 @@ from collections.abc import Set
 from typing import Any
 
 from server.engine.client import EngineClient
-from server.engine.failure import EngineFailure, Failure, ProcessLost, is_disk_full
+from server.engine.failure import EngineFailure, Failure, ProcessLost
 from server.engine.messages import Progress
 from server.engine.supervisor import Supervisor
+from server.files.disk import is_disk_full
 from server.files.media import Media
 from server.jobs.board import Board
 from server.jobs.job import Job, State
@@ -187,8 +188,11 @@ class Attempt:
         job = self._board.find(job_id)
         if job is None or job.state != State.IN_PROGRESS:
             return False
-        await asyncio.to_thread(self._media.publish, job_id)
         kept = {name: value for name, value in metadata.items() if name not in ("request", "model")}
+        kept["files"] = await asyncio.to_thread(self._media.measure, job_id)
+        if not await self._persistence.write(lambda: self._board.note_made(job_id, kept)):
+            return False
+        await asyncio.to_thread(self._media.publish, job_id)
         if await self._persistence.write(lambda: self._board.complete(job_id, kept)):
             return True
         await asyncio.to_thread(self._media.remove, job_id)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from server.jobs.database import OwnershipLost, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,11 @@ class Persistence:
         while not self._is_forbidden:
             try:
                 return await self._once(write)
-            except SQLAlchemyError as error:
-                logger.error("the database cannot be written, trying again: %s", error)
+            except StoreUnavailable as error:
+                logger.warning("the database cannot be written, trying again: %s", error)
+            except OwnershipLost as error:
+                self.forbid()
+                raise GaveUpError(str(error)) from None
             if await _is_set_within(until, delay):
                 break
             delay = min(2 * delay, LAST_RETRY_SECONDS)

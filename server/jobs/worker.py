@@ -159,6 +159,7 @@ class Worker:
                 self.has_lost_process = True
             except GaveUpError as error:
                 logger.error("%s", error)
+                await self._unless_draining(asyncio.sleep(AFTER_FAILURE_SECONDS))
             except Exception as error:
                 # A fault of ours must not end the worker: nobody else would do the work.
                 logger.exception("the worker failed and goes on")

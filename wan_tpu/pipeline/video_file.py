@@ -8,6 +8,7 @@ folder, and renamed at the end.
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -298,7 +299,9 @@ class _Mp4File:
         status = self._process.wait()
         self._reader.join()
         ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return OSError(f"ffmpeg: {_last_words(self._messages) or ended}")
+        # Its last words may be about what came of it.
+        full = [line for line in self._messages if os.strerror(errno.ENOSPC).encode() in line]
+        return OSError(f"ffmpeg: {_last_words(full) or _last_words(self._messages) or ended}")
 
 
 def _ffmpeg() -> str:

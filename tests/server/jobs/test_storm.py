@@ -204,8 +204,9 @@ def check_end(storm):
         for file in ("video.mp4", "thumbnail.webp", "spritesheet.jpg")
     }
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    database = {"jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm"}
-    assert found - database == {"lock", "server.log", "partial", "videos"} | expected
+    database = {f"jobs.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-ballast")}
+    own = {"lock", "wan-tpu.json", "partial", "videos", "deleting"}
+    assert found - database == own | expected
     with sqlite3.connect(folder / "jobs.sqlite") as connection:
         rows = connection.execute("SELECT id, state FROM jobs").fetchall()
     connection.close()
