@@ -29,6 +29,21 @@ class Metrics:
         self.steps = Counter(
             "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
         )
+        self.engine_restarts = Counter(
+            "wan_tpu_engine_restarts",
+            "Times that the engine's process was started after the first",
+            registry=self.registry,
+        )
+        self.engine_failures = Counter(
+            "wan_tpu_engine_failures",
+            "Failures of the engine itself, with and without a job",
+            registry=self.registry,
+        )
+        self.worker_failures = Counter(
+            "wan_tpu_worker_failures",
+            "Failures of the service around the engine",
+            registry=self.registry,
+        )
         self.stage_seconds = Histogram(
             "wan_tpu_stage_seconds",
             "Seconds of each stage of finished jobs",

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from server.engine.client import EngineClient
 from server.engine.failure import Failure
+from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
 from server.files.data_folder import DataFolder, DataFolderError
 from server.files.media import FilesLost, Media, shown
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 2.0
 DELETED_AT_ONCE = 20
 """Jobs whose files are out of sight at a time, until the database has forgotten them."""
-
-RETRY_SECONDS = 30.0
-"""When to come again to a server that takes no jobs now."""
 
 DATABASE_RETRY_SECONDS = 5.0
 """When to come again to a server whose database is away: it is looked for every two seconds."""
@@ -68,7 +66,8 @@ class Service:
                 self.board.load(jobs, lambda job: self.media.is_whole(job.id, files_of(job)))
                 self._put_in_order()
             self._opened = opened.pop_all()
-        self.worker = Worker(self.board, self.media, EngineClient(), self.metrics, settings)
+        engine = EngineClient(patience_of(settings))
+        self.worker = Worker(self.board, self.media, engine, self.metrics, settings)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -140,12 +139,20 @@ class Service:
     @property
     def retry_seconds(self) -> float:
         """When to come again to a service that is not ready or takes no jobs."""
-        return RETRY_SECONDS
+        return self.worker.retry_seconds
 
     async def drain(self) -> None:
         """Takes no more jobs and gives the running one its grace."""
         logger.info("draining: no new jobs, up to %g s for the running one", self._grace)
         await self.worker.drain(self._grace)
+
+    def hurry(self) -> None:
+        """Ends the running job's grace: it goes back at once."""
+        self.worker.hurry()
+
+    def abandon(self) -> None:
+        """Has the service end without another write: its jobs belong to another server."""
+        self.worker.abandon()
 
     async def accept(
         self,

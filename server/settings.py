@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
     )
+    unix_socket: pathlib.Path | None = Field(
+        default=None, description="socket file to listen at, instead of host and port; mode 0660"
+    )
     allowed_hosts: Words = Field(
         default=(),
         description="further names, comma-separated, that a Host header may carry; * is any",
@@ -135,7 +138,15 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         default=30,
         ge=0,
-        description="how long past its timeout a job may take to stop before it is killed",
+        description="how long a job that was cancelled, or is past its timeout, may take to stop",
+    )
+    stall_seconds: float = Field(
+        default=60,
+        ge=3,
+        description="how long the engine may be silent or at one step, or 5 of its longest",
+    )
+    compile_timeout_seconds: float = Field(
+        default=1800, gt=0, description="how long compiling one program may take inside a job"
     )
     drain_seconds: float = Field(
         default=30, ge=0, description="how long the running job may go on after SIGTERM"
@@ -146,7 +157,7 @@ class Settings(BaseSettings):
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="failures of the engine in a row that make the service not ready",
+        description="failures of the engine in a row after which it has to prove itself",
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
@@ -185,6 +196,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        if self.unix_socket is not None and {"host", "port"} & self.model_fields_set:
+            raise ValueError(
+                "WAN_TPU_UNIX_SOCKET takes the place of WAN_TPU_HOST and WAN_TPU_PORT; "
+                "set the one or the others"
+            )
         if self.api_keys_file is None and not self.is_loopback:
             raise ValueError(
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
@@ -211,7 +227,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
+        if self.unix_socket is not None or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback

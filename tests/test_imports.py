@@ -76,7 +76,7 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
-    {"errors", "keys", "logs", "metrics", "settings"},
+    {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
     {"files"},
     {"engine"},
     {"jobs"},

@@ -4,7 +4,6 @@ Runs in the engine process. The folder is the job's own and unpublished; `server
 it its place once all three are complete.
 """
 
-import errno
 import math
 import os
 import pathlib
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from server.files.media import FILE_NAMES
-from wan_tpu.errors import OutputError
 from wan_tpu.pipeline.video_file import VideoWriter
 
 THUMBNAIL_EDGE = 320
@@ -80,24 +78,6 @@ class MediaFiles:
         for index, cell in enumerate(self._cells):
             sheet.paste(cell, (index % columns * width, index // columns * height))
         return sheet
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception is the full disk's, wherever it struck: here, in ffmpeg, in a library.
-
-    What a library raised in its place has the system's own error as its cause or context.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(seen, OutputError) and _NO_SPACE in str(seen):  # ffmpeg's words
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def _shrunk(frame: np.ndarray, edge: int) -> Image.Image:

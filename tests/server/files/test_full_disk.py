@@ -9,8 +9,9 @@ import subprocess
 
 import pytest
 
+from server.files.disk import is_disk_full
 from server.files.media import FILE_NAMES
-from server.files.writer import MediaFiles, is_disk_full
+from server.files.writer import MediaFiles
 from tests.requirements import require
 from tests.server.files.test_media import frames
 from tests.server.running import SCRIPTED, RunningServer, wait_for
