@@ -14,7 +14,7 @@ from server.jobs.board import Board
 from server.jobs.job import Job, make_id
 from server.jobs.store import Store
 from server.jobs.worker import Worker, working
-from server.keys import Keys, KeysError
+from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
 from wan_tpu.request import VideoRequest
@@ -72,7 +72,8 @@ class Service:
     @property
     def missing(self) -> list[str]:
         """What stands between the service and being ready, as sentences; empty when it is."""
-        return self.worker.missing
+        unreadable = self.keys is not None and self.keys.problem is not None
+        return [*(["the API keys cannot be read"] if unreadable else []), *self.worker.missing]
 
     @property
     def retry_seconds(self) -> float:
@@ -114,7 +115,7 @@ class Service:
                 before = self.board.find_idempotent(owner, idempotency_key)
                 if before is not None:
                     return _same_request(before, request_digest)
-            self._check_open(owner)
+            self.check_open(owner)
             return Job(
                 id=make_id(newest),
                 owner=owner,
@@ -143,8 +144,12 @@ class Service:
             await self.worker.stop_running(job_id)
             await asyncio.to_thread(self.media.remove, job_id)
 
-    def _check_open(self, owner: str) -> None:
-        """Refuses a job that cannot be taken now."""
+    def check_open(self, owner: str) -> None:
+        """Refuses a job that cannot be taken now.
+
+        Raises:
+            ApiError: the queue is full, the disk is, or the service ends.
+        """
         settings, queue = self.settings, self.board.queue
         later = retry_after(self.retry_seconds)
         if self.worker.is_draining:
@@ -166,13 +171,16 @@ class Service:
                 if expired:
                     await self.delete(expired)
                     logger.info("removed %d expired jobs", len(expired))
-                if self.keys is not None:
-                    self.keys.refresh()
-            except KeysError as error:
-                logger.error("the keys stay as they were: %s", error)
+                self._read_keys()
             except Exception:
                 logger.exception("housekeeping failed and goes on")
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    def _read_keys(self) -> None:
+        if self.keys is not None and self.keys.refresh():
+            self.board.wake()  # streams end whose key was taken out
+            if self.keys.problem is not None:
+                logger.error("no key is taken until this is mended: %s", self.keys.problem)
 
     @property
     def _grace(self) -> float:

@@ -34,7 +34,7 @@ from server.engine.messages import (
 )
 from server.engine.seam import Engine
 from server.files.writer import MediaFiles
-from server.logs import start_logging
+from server.logs import flush_logging, start_logging
 from server.settings import Settings
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
 from wan_tpu.pipeline.progress import Progress as PipelineProgress
@@ -83,6 +83,7 @@ class Connection:
                         self.on_stop()
                         break
         # Not an orderly end: XLA's threads, stopped in the middle of their work, abort noisily.
+        flush_logging()
         os._exit(0)
 
 
@@ -188,6 +189,7 @@ def main(arguments: list[str]) -> None:
         serve(engine, service)
     except Exception:
         logger.exception("the engine cannot start")
+    flush_logging()
     os._exit(1)  # an orderly end of Python would wait in JAX for other processes
 
 

@@ -8,7 +8,7 @@ import types
 import uvicorn
 
 from server.http.app import make_app
-from server.http.connections import PatientProtocol
+from server.http.connections import MAX_HEAD_BYTES, make_protocol
 from server.http.events import Streams
 from server.service import Service
 
@@ -53,20 +53,13 @@ class DrainingServer(uvicorn.Server):
 def serve(service: Service) -> None:
     """Serves until it is told to end."""
     settings = service.settings
-    protocol = type(
-        "Protocol",
-        (PatientProtocol,),
-        {
-            "head_timeout_seconds": settings.body_timeout_seconds,
-            "max_connections": settings.max_connections,
-        },
-    )
     app = make_app(service)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol,
+        http=make_protocol(settings, service.metrics),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         loop="uvloop",
         ws="none",
         log_config=None,

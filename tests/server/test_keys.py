@@ -20,7 +20,7 @@ def test_a_key_is_found_by_its_name_and_only_its_hash_is_kept(tmp_path):
 def test_the_hash_itself_opens_nothing(tmp_path):
     path = tmp_path / "keys"
     add_key(path, "ours")
-    assert Keys(path).find(read_keys(path)["ours"].decode()) is None
+    assert Keys(path).find(read_keys(path)[0].hash) is None
 
 
 def test_a_running_server_notices_what_changed(tmp_path):
