@@ -147,13 +147,16 @@ def add_key(path: pathlib.Path, name: str, *, second: bool = False) -> str:
     return key
 
 
-def remove_key(path: pathlib.Path, name: str, *, older: bool = False) -> None:
+def remove_key(
+    path: pathlib.Path, name: str, *, older: bool = False, key: str | None = None
+) -> None:
     """Takes the keys of a name out; a running server notices within seconds.
 
     Args:
         path: the file.
         name: whose.
         older: the older one of two alone.
+        key: this one alone.
 
     Raises:
         KeysError: there is no such key.
@@ -164,6 +167,8 @@ def remove_key(path: pathlib.Path, name: str, *, older: bool = False) -> None:
             raise KeysError(f"{path} has no key named {name!r}; {_known(entries)}")
         if older and len(its) < 2:
             raise KeysError(f"{name} has one key only; `keys rotate {name}` adds a second one")
+        if key is not None:
+            its = [entry for entry in its if entry.hash == hash_key(key)]
         for entry in its[:1] if older else its:
             entries.remove(entry)
 
