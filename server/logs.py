@@ -32,7 +32,7 @@ FIELDS = (
 """What a record may carry as `extra`, in the order in which it is written."""
 
 STDERR = 2
-WAITING_LINES = 10_000
+WAITING_LINES = 2000
 FLUSH_SECONDS = 2.0
 """How long the end of the process waits for its last lines to be read."""
 

@@ -40,6 +40,7 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})  # servers that hand on no state of the lifespan leave it out
         started = time.monotonic()
         identity = _identity(scope)
         token = request_id.set(identity)

@@ -157,6 +157,8 @@ class Worker:
         """Makes a job's video; however it goes, the next one can be made."""
         extra = {"job": job.id, "attempt": job.attempts}
         logger.info("job started", extra=extra)
+        if job.attempts == 1:
+            self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
         started = time.monotonic()
         self._running = job.id
         self._generation = asyncio.create_task(self._generate(job))

@@ -104,7 +104,9 @@ def test_a_base_url_without_v1_is_told_what_is_wrong(quick):
 def test_health_is_readiness(start_server):
     server = start_server()
     statuses = [server.client.get("/health").status_code]
-    wait_for(lambda: statuses.append(server.client.get("/health").status_code) or statuses[-1] == 200)
+    wait_for(
+        lambda: statuses.append(server.client.get("/health").status_code) or statuses[-1] == 200
+    )
     assert set(statuses) == {200, 503}
 
 
@@ -193,7 +195,9 @@ def test_any_seed_is_also_minus_one(quick):
         assert chosen >= 0
     headers = {"Idempotency-Key": "any-seed"}
     ids = {
-        quick.client.post("/v1/videos", json={"prompt": "x", **fields}, headers=headers).json()["id"]
+        quick.client.post("/v1/videos", json={"prompt": "x", **fields}, headers=headers).json()[
+            "id"
+        ]
         for fields in ({}, {"seed": -1}, {"seed": None})
     }
     assert len(ids) == 1
