@@ -87,11 +87,19 @@ def make_router(app: FastAPI) -> APIRouter:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, without FastAPI's own errors (422), which are answered as 400 here."""
+    """The OpenAPI document.
+
+    FastAPI adds its own errors (422), which are answered as 400 here, and takes the errors of a
+    stream for streams.
+    """
     document = app.openapi()
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    (schema,) = response["content"].values()
+                    response["content"] = {"application/json": schema}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document
