@@ -1,4 +1,4 @@
-"""`python -m server` serves; `python -m server keys add|list|remove` keeps the API keys.
+"""`python -m server` serves; `python -m server keys add|rotate|list|remove` keeps the API keys.
 
 On several hosts the same command runs on each: the first process serves, the others follow it.
 
@@ -108,24 +108,53 @@ def _maintain(command: str, settings: Settings) -> int:
 
 
 def _keys(parsed: argparse.Namespace) -> int:
-    """Adds, lists or removes keys. Data on stdout, talk on stderr."""
-    path = _keys_file(parsed)
+    """Adds, rotates, lists or removes keys. Data on stdout, talk on stderr."""
+    given = parsed.file or os.environ.get("WAN_TPU_API_KEYS_FILE")
+    if not given:
+        _say("which file? set WAN_TPU_API_KEYS_FILE or give --file")
+        return EXIT_USAGE
+    path = pathlib.Path(given)
     match parsed.action:
-        case "add":
-            sys.stdout.write(add_key(path, parsed.name) + "\n")
-            _say(f"the key of {parsed.name}, shown this once; only its hash is in {path}")
+        case "add" | "rotate":
+            _add_key(path, parsed.name, second=parsed.action == "rotate")
         case "list":
-            sys.stdout.writelines(f"{name}\n" for name in read_keys(path))
+            _print("".join(f"{entry.name} {entry.day}\n" for entry in read_keys(path)))
         case "remove":
-            remove_key(path, parsed.name)
+            remove_key(path, parsed.name, older=parsed.older)
     return 0
 
 
-def _keys_file(parsed: argparse.Namespace) -> pathlib.Path:
-    given = parsed.file or os.environ.get("WAN_TPU_API_KEYS_FILE")
-    if not given:
-        raise KeysError("which file? set WAN_TPU_API_KEYS_FILE or give --file")
-    return pathlib.Path(given)
+def _add_key(path: pathlib.Path, name: str, *, second: bool) -> None:
+    """Makes a key and prints it; one that cannot be printed is not kept, since nobody has it."""
+    if sys.stdout is None:
+        raise KeysError("standard output is closed, and the key would be shown there")
+    key = add_key(path, name, second=second)
+    try:
+        _print(key + "\n")
+    except KeysError:
+        remove_key(path, name, key=key)
+        raise
+    _say(f"the key of {name}, shown this once; only its hash is in {path}")
+    if second:
+        _say(f"both keys of {name} work; `keys remove {name} --older` takes the former out")
+    else:
+        _say(f"what was made under the name {name} before and is still there, it sees, too")
+
+
+def _print(text: str) -> None:
+    """Data on stdout.
+
+    Raises:
+        KeysError: it cannot be written.
+    """
+    if sys.stdout is None:
+        raise KeysError("standard output is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more at its end
+        raise KeysError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -144,13 +173,27 @@ def _make_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "downgrade", help="bring the database to what the release before this one can use"
     )
-    keys = commands.add_parser("keys", help="add, list and remove API keys")
-    keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")
-    actions = keys.add_subparsers(dest="action", required=True, metavar="add|list|remove")
-    for name, summary in (("add", "make a key and print it once"), ("remove", "take a key out")):
-        actions.add_parser(name, help=summary).add_argument("name", help="whose it is")
-    actions.add_parser("list", help="print the names")
+    keys = commands.add_parser("keys", help="add, rotate, list and remove API keys")
+    _add_file_argument(keys, default=None)
+    actions = keys.add_subparsers(dest="action", required=True, metavar="add|rotate|list|remove")
+    for name, summary in (
+        ("add", "make a key and print it once"),
+        ("rotate", "make a second key of a name, to take the place of its first"),
+        ("remove", "take the keys of a name out"),
+        ("list", "print each key's name and the day on which it was made"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary)
+        _add_file_argument(action, default=argparse.SUPPRESS)  # or it would undo one given before
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="whose it is")
+        if name == "remove":
+            action.add_argument("--older", action="store_true", help="of two keys the older alone")
     return parser
+
+
+def _add_file_argument(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    help_ = "the file of keys (default: WAN_TPU_API_KEYS_FILE)"
+    parser.add_argument("--file", metavar="FILE", default=default, help=help_)
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ from server.jobs.job import Job, make_id
 from server.jobs.shelf import files_of
 from server.jobs.store import Store
 from server.jobs.worker import Worker, working
-from server.keys import Keys, KeysError
+from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
 from wan_tpu.request import VideoRequest
@@ -122,6 +122,8 @@ class Service:
     def missing(self) -> list[str]:
         """What stands between the service and being ready, as sentences; empty when it is."""
         reasons = list(self.worker.missing)
+        if self.keys is not None and self.keys.problem is not None:
+            reasons.insert(0, "the API keys cannot be read")
         if self.board.lost is not None:
             reasons.append(self.board.lost)
         elif self.board.trouble is not None:
@@ -185,7 +187,7 @@ class Service:
                 before = self.board.find_idempotent(owner, idempotency_key)
                 if before is not None:
                     return _same_request(before, request_digest)
-            self._check_open(owner)
+            self.check_open(owner)
             return Job(
                 id=make_id(newest),
                 owner=owner,
@@ -248,11 +250,15 @@ class Service:
         if too_many <= 0:
             return
         if idempotency_key is None or self.board.find_idempotent(owner, idempotency_key) is None:
-            self._check_open(owner)
+            self.check_open(owner)
             await self.delete(self.board.oldest_failed(owner, too_many))
 
-    def _check_open(self, owner: str) -> None:
-        """Refuses a job that cannot be taken now."""
+    def check_open(self, owner: str) -> None:
+        """Refuses a job that cannot be taken now.
+
+        Raises:
+            ApiError: the queue is full, the disk is, or the service ends.
+        """
         settings, queue = self.settings, self.board.queue
         later = retry_after(self.retry_seconds)
         if self.worker.is_draining:
@@ -285,10 +291,7 @@ class Service:
                 self.metrics.database_available.set(self.board.trouble is None)
                 if self.board.trouble is None and self.board.lost is None:
                     await self._remove_expired()
-                if self.keys is not None:
-                    self.keys.refresh()
-            except KeysError as error:
-                logger.error("the keys stay as they were: %s", error)
+                self._read_keys()
             except ApiError as error:
                 logger.warning("what has expired stays for now: %s", error.message)
             except Exception:
@@ -304,6 +307,12 @@ class Service:
         gone = await asyncio.to_thread(self.media.empty_trash, self.board.now())
         if gone:
             logger.info("removed from the trash: %s", shown(gone))
+
+    def _read_keys(self) -> None:
+        if self.keys is not None and self.keys.refresh():
+            self.board.wake()  # streams end whose key was taken out
+            if self.keys.problem is not None:
+                logger.error("no key is taken until this is mended: %s", self.keys.problem)
 
     @property
     def _grace(self) -> float:

@@ -18,6 +18,11 @@ from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.sharding.layout import parse_layout
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LONGEST_SECONDS = 100 * 365 * 86_400
+HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|\[[0-9a-f:.]+\]")
+ORIGIN = re.compile(
+    r"\*|https?://[a-z0-9_.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?"
+)
 
 
 def _split(value: object) -> object:
@@ -50,11 +55,19 @@ class Settings(BaseSettings):
         default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
     )
     unix_socket: pathlib.Path | None = Field(
-        default=None, description="socket file to listen at, instead of host and port; mode 0660"
+        default=None,
+        description="socket file to listen at, instead of host and port; mode 0660, and who may "
+        "connect its folder says",
     )
     allowed_hosts: Words = Field(
         default=(),
-        description="further names, comma-separated, that a Host header may carry; * is any",
+        description="further names, comma-separated, that a Host header may carry, without port; "
+        "*.example.com is all below example.com, * is any",
+    )
+    cors_origins: Words = Field(
+        default=(),
+        description="origins, comma-separated, whose pages may use the API, for example "
+        "https://app.example.com; * is any, where keys are asked for",
     )
     api_keys_file: pathlib.Path | None = Field(
         default=None,
@@ -74,6 +87,7 @@ class Settings(BaseSettings):
     expiry_seconds: Seconds = Field(
         default=86_400,
         gt=0,
+        le=LONGEST_SECONDS,
         description="how long a finished job and its files are kept; never keeps them",
     )
     trash_seconds: float = Field(
@@ -86,6 +100,11 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(default="wan-tiny", description="wan-tiny, a diffusers folder, or a hub id")
+    served_model_name: str | None = Field(
+        default=None,
+        pattern=r"^[\w.:@/+-]{1,128}$",
+        description="what clients call the model; default its own name, or its folder's",
+    )
     layout: str | None = Field(default=None, description="split over devices, for example dp2-sp4")
     attention: str = Field(default="auto", description="auto, reference, splash, ...")
     vae: str = Field(default="flax", description="flax or maxdiffusion")
@@ -175,11 +194,29 @@ class Settings(BaseSettings):
         default=100_000_000_000, ge=1, description="bytes of one key's finished videos"
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
+    max_anonymous_requests_per_second: float = Field(
+        default=500, gt=0, description="requests of one address that carry no key that is known"
+    )
     max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
+    max_event_streams_per_key: int = Field(
+        default=64, ge=1, description="event streams of one key open at a time"
+    )
     max_connections: int = Field(
         default=1000, ge=1, description="connections open at a time; more are turned away"
     )
-    max_body_bytes: int = Field(default=1_048_576, ge=1, description="size of a request's body")
+    max_connections_per_address: int = Field(
+        default=500,
+        ge=1,
+        description="of one address; raise it behind a proxy, which has one for all",
+    )
+    write_timeout_seconds: float = Field(
+        default=30, gt=0, description="how long a client may read nothing of what waits for it"
+    )
+    max_body_bytes: int = Field(
+        default=131_072,
+        ge=1,
+        description="size of a request's body: two prompts of 4000 characters, however escaped",
+    )
     body_timeout_seconds: float = Field(
         default=10,
         gt=0,
@@ -201,7 +238,24 @@ class Settings(BaseSettings):
                 "WAN_TPU_UNIX_SOCKET takes the place of WAN_TPU_HOST and WAN_TPU_PORT; "
                 "set the one or the others"
             )
-        if self.api_keys_file is None and not self.is_loopback:
+        for name in self.allowed_hosts:
+            if not HOST_NAME.fullmatch(name.lower()):
+                raise ValueError(
+                    f"WAN_TPU_ALLOWED_HOSTS has {name!r}, expected a name without scheme, port and "
+                    "path, for example wan.example.com, *.example.com or [::1]"
+                )
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin.lower()):
+                raise ValueError(
+                    f"WAN_TPU_CORS_ORIGINS has {origin!r}, expected an origin without a path, for "
+                    "example https://app.example.com or http://localhost:3000"
+                )
+        if "*" in self.cors_origins and self.api_keys_file is None:
+            raise ValueError(
+                "WAN_TPU_CORS_ORIGINS=* without WAN_TPU_API_KEYS_FILE would let every page that "
+                "somebody here looks at use the service; name the origins, or set up keys"
+            )
+        if self.api_keys_file is None and not self.is_loopback and self.unix_socket is None:
             raise ValueError(
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
                 " set one (`python -m server keys add NAME`) or listen on 127.0.0.1"
@@ -239,12 +293,14 @@ class Settings(BaseSettings):
         """Names that a Host header may carry; `*` is any.
 
         On loopback others are refused, because a page of a foreign site whose name is made to
-        point here could read everything; elsewhere the key stands in front.
+        point here could read everything; elsewhere the key stands in front, and no page gets at a
+        Unix socket.
         """
-        if not self.is_loopback and not self.allowed_hosts:
+        if not self.allowed_hosts and (self.unix_socket is not None or not self.is_loopback):
             return frozenset(("*",))
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return frozenset(name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+        names = (name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+        return frozenset(name.rstrip(".") for name in names)
 
     @property
     def queue_share(self) -> int:
@@ -285,5 +341,5 @@ def describe_settings() -> str:
     lines = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else f" (default {field.default})"
-        lines.append(f"  WAN_TPU_{name.upper():<26}{field.description}{default}")
+        lines.append(f"  WAN_TPU_{name.upper():<34}{field.description}{default}")
     return "\n".join(lines)

@@ -25,7 +25,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -34,6 +33,7 @@ import numpy as np
 
 from server.engine.failure import Failure
 from server.engine.seam import Engine
+from server.logs import flush_logging
 from server.settings import Settings
 from server.signals import ending_signals
 from wan_tpu.checkpoints.models import open_model
@@ -284,5 +284,5 @@ def _make(engine: Engine, process: Lockstep) -> None:
 
 def _exit(status: int) -> NoReturn:
     """Ends this process at once: what waits inside XLA for another one cannot be interrupted."""
-    sys.stderr.flush()
+    flush_logging()
     os._exit(status)

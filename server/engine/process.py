@@ -38,7 +38,7 @@ from server.engine.messages import (
 from server.engine.seam import Engine
 from server.files.disk import is_disk_full
 from server.files.writer import MediaFiles
-from server.logs import start_logging
+from server.logs import flush_logging, start_logging
 from server.settings import Settings
 from server.signals import ending_signals
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
@@ -104,6 +104,7 @@ class Connection:
                         self.on_stop()
                         break
         # Not an orderly end: XLA's threads, stopped in the middle of their work, abort noisily.
+        flush_logging()
         os._exit(0)
 
 
@@ -236,6 +237,7 @@ def main(arguments: list[str]) -> None:
         logger.exception("the engine cannot start")
         words = f"{_words(error, Failure.ENGINE_ERROR)}"
         service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=words))
+    flush_logging()
     os._exit(1)  # an orderly end of Python would wait in JAX for other processes
 
 

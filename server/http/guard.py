@@ -1,77 +1,75 @@
-"""What stands in front of every route: Host, origin, key, rate, size and speed of bodies; the log.
+"""What stands in front of every route: Host, origin, strangers' rate, size and speed of bodies.
 
-Plain ASGI, because it runs for every poll.
+Plain ASGI, because it runs for every poll; what a route needs to know is a dependency.
 """
 
 import asyncio
-import logging
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, retry_after
-from server.http.limits import RequestRate
-from server.keys import Keys
-from server.metrics import Metrics
+from server.http.limits import RequestRate, address_of
 from server.settings import Settings
 
-access_log = logging.getLogger("server.access")
-
 API_PREFIX = "/v1/"
+PROBES = frozenset(("/livez", "/readyz", "/health"))
+PROBES_ONLY = "probes_only"
+"""In the state of a request that came in over one of the places that are kept for probes."""
+
+CONNECTIONS_RETRY_SECONDS = 5.0
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
-NO_OWNER = ""
-CLOSE = {"Connection": "close"}
-"""Sent when a body is not read to its end, since what follows it could not be told apart."""
 
 
 class Guard:
-    """Refuses what must not come in, and notes who asks: `scope["state"]["owner"]`."""
+    """Refuses what must not come in."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys | None, metrics: Metrics):
+    def __init__(self, app: ASGIApp, *, settings: Settings, strangers: RequestRate):
         self._app = app
         self._settings = settings
         self._hosts = settings.hosts
-        self._keys = keys
-        self._rate = RequestRate(settings.max_requests_per_second)
-        self._metrics = metrics
+        self._domains = tuple(name[1:] for name in self._hosts if name.startswith("*."))
+        self._origins = frozenset(origin.lower() for origin in settings.cors_origins)
+        self._strangers = strangers
+        self._probes = RequestRate(settings.max_anonymous_requests_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
+        inner = _normal(scope)
+        body = Body(inner, receive, self._settings)
 
-        async def watched_send(message: Message) -> None:
+        async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=message["headers"])
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("Cache-Control", "no-store")
-                self._note(scope, message["status"], time.monotonic() - started)
+                scope["state"]["route"] = inner.get("route")
+                if not body.is_complete or PROBES_ONLY in scope["state"]:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
-            self._check(scope)
-            limited = self._limited(scope, receive)
+            self._check(inner)
+            body.check_head()
         except ApiError as error:
-            await error.response()(scope, receive, watched_send)
+            await error.response()(inner, receive, guarded_send)
             return
-        await self._app(scope, limited, watched_send)
+        await self._app(inner, body.receive, guarded_send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if PROBES_ONLY in scope["state"] and scope["path"] not in PROBES:
+            words = "as many connections are open as may, from this address or altogether"
+            later = retry_after(CONNECTIONS_RETRY_SECONDS)
+            raise ApiError(503, "too_many_connections", words, headers=later)
         self._check_host(headers)
         if scope["method"] not in SAFE_METHODS:
-            _check_origin(headers)
-        if scope["path"].startswith(API_PREFIX):
-            owner = self._owner(headers)
-            scope["state"]["owner"] = owner
-            wait = self._rate.take(owner)
-            if wait:
-                rate = self._settings.max_requests_per_second
-                message = f"more than {rate:g} requests a second; wait {wait:.2g} seconds"
-                raise ApiError(429, "rate_limited", message, headers=retry_after(wait))
+            self._check_origin(headers)
+        if scope["path"] in PROBES:
+            self._probes.check(address_of(scope))
+        elif not scope["path"].startswith(API_PREFIX):
+            self._strangers.check(address_of(scope))
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -80,97 +78,100 @@ class Guard:
         if "*" in self._hosts:
             return
         host = _host_name(hosts[0] if hosts else "")
-        if host not in self._hosts:
+        if host not in self._hosts and not host.endswith(self._domains):
             raise ApiError(
                 400,
                 "invalid_host",
-                f"this server does not go by the name {host!r}; "
+                f"this server does not go by the name {host[:100]!r}; "
                 "names are added with WAN_TPU_ALLOWED_HOSTS",
             )
 
-    def _owner(self, headers: Headers) -> str:
-        if self._keys is None:
-            return NO_OWNER
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            message = "an API key is needed: send it as `Authorization: Bearer KEY`"
-            raise ApiError(401, "missing_api_key", message, headers={"WWW-Authenticate": "Bearer"})
-        owner = self._keys.find(key.strip())
-        if owner is None:
-            message = "this API key is not known here"
-            raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
-        return owner
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, but of a body that is not too large and comes in time."""
-        settings = self._settings
-        limit = settings.max_body_bytes
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "")
-        if scope["method"] in SAFE_METHODS and (
-            length not in ("", "0") or "transfer-encoding" in headers
-        ):
-            message = f"{scope['method']} takes no body"
-            raise ApiError(400, "unexpected_body", message, headers=CLOSE)
-        too_large = ApiError(
-            413, "body_too_large", f"the body is larger than {limit} bytes", headers=CLOSE
-        )
-        if length.isdecimal() and int(length) > limit:
-            raise too_large
-        deadline = time.monotonic() + settings.body_timeout_seconds
-        received, complete = 0, False
-
-        async def limited() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()  # only whether the client is still there
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                seconds = settings.body_timeout_seconds
-                words = f"the body did not arrive within {seconds:g} seconds"
-                raise ApiError(408, "body_too_slow", words, headers=CLOSE) from None
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise too_large
-            complete = not message.get("more_body", False)
-            return message
-
-        return limited
-
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-        self._metrics.request_seconds.labels(method, str(status)).observe(seconds)
-        if method in SAFE_METHODS and status < 400:
-            return  # polls would drown everything else
-        access_log.info(
-            "request",
-            extra={
-                "method": method,
-                "path": scope["path"],
-                "status": status,
-                "seconds": seconds,
-                "client": (scope.get("client") or ("unknown",))[0],
-            },
-        )
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuses what a page of another site sends through its visitor's browser."""
+        origin = headers.get("origin")
+        if origin is None or "*" in self._origins or origin.lower() in self._origins:
+            return
+        if origin.partition("://")[2].lower() != headers.get("host", "").lower():
+            message = f"requests from pages of {origin[:100]} are not taken"
+            raise ApiError(403, "cross_origin", message)
 
 
-KNOWN_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+class Body:
+    """The body of one request, which must not be too large and must come in time.
+
+    Where it was not read to its end the connection is closed, since what follows could not be told
+    apart.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings):
+        self._headers = Headers(scope=scope)
+        self._method = scope["method"]
+        self._receive = receive
+        self._limit = settings.max_body_bytes
+        self._seconds = settings.body_timeout_seconds
+        self._deadline = time.monotonic() + self._seconds
+        self._received = 0
+        self._has_length = self._headers.get("content-length", "") not in ("", "0")
+        self._is_chunked = "transfer-encoding" in self._headers
+        self.is_complete = not (self._has_length or self._is_chunked)
+
+    def check_head(self) -> None:
+        """Refuses by what the head says of the body.
+
+        Raises:
+            ApiError: there must be none, it is too large, or its end is uncertain.
+        """
+        if self.is_complete:
+            return
+        if self._method in SAFE_METHODS:
+            raise ApiError(400, "unexpected_body", f"{self._method} takes no body")
+        if self._has_length and self._is_chunked:
+            message = "there are both Content-Length and Transfer-Encoding"
+            raise ApiError(400, "invalid_http", message)
+        if self._has_length and int(self._headers["content-length"]) > self._limit:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """See ASGI.
+
+        Raises:
+            ApiError: it is too large or too slow.
+        """
+        if self.is_complete:
+            return await self._receive()  # only whether the client is still there
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            words = f"the body did not arrive within {self._seconds:g} seconds"
+            raise ApiError(408, "body_too_slow", words) from None
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise self._too_large()
+        self.is_complete = not message.get("more_body", False)
+        return message
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "body_too_large", f"the body is larger than {self._limit} bytes")
 
 
-def _check_origin(headers: Headers) -> None:
-    """Refuses what a page of another site sends through its visitor's browser."""
-    origin = headers.get("origin")
-    if origin is None:
-        return
-    if origin.partition("://")[2].lower() != headers.get("host", "").lower():
-        message = f"requests from pages of {origin[:100]} are not taken"
-        raise ApiError(403, "cross_origin", message)
+def _normal(scope: Scope) -> Scope:
+    """The request as routes know it: HEAD is a GET without its body, and no slash is at the end.
+
+    The server leaves the body out, since it looks at what was really asked.
+    """
+    scope["state"]["is_head"] = scope["method"] == "HEAD"
+    path = scope["path"]
+    if path.endswith("/") and len(path) > 1 and not path.startswith("/web/"):
+        path = path.rstrip("/") or "/"
+    elif scope["method"] != "HEAD":
+        return scope
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "path": path}
 
 
 def _host_name(host: str) -> str:
     """A Host header without its port, in lower case; brackets of IPv6 stay."""
     if host.startswith("["):
         return (host.partition("]")[0] + "]").lower()
-    return host.partition(":")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")

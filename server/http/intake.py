@@ -1,27 +1,45 @@
-"""Reads the body of `POST /v1/videos`, JSON or multipart, into a checked `VideoCreate`."""
+"""Reads the body of `POST /v1/videos`, JSON or multipart, into a checked `VideoCreate`.
+
+A dependency, since FastAPI reads a body that a route declares before it asks for the key.
+"""
 
 import hashlib
 import json
-from typing import Any, NoReturn
+import re
+from typing import Annotated, Any, NoReturn
 
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
-from server.errors import ApiError
+from server.errors import SHOWN_CHARACTERS, ApiError
+from server.http.answers import unknown_field
 from server.http.schemas import EXPECTED, VideoCreate
 
 MAX_FIELDS = 64
-SHOWN_CHARACTERS = 80
+JSON, FORM = "application/json", "multipart/form-data"
+
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": VideoCreate.model_json_schema()} for kind in (JSON, FORM)},
+    }
+}
+"""`openapi_extra=` of a route that takes a `SentVideo`."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+"""A text of JSON, whole or cut short, or a bracket outside of any; in linear time."""
 
 
 async def read_create(request: Request) -> VideoCreate:
     """The body, checked.
 
     Raises:
-        ApiError: it is of another type, malformed, or a field is wrong; names the field.
+        ApiError: it is of another type, or malformed.
+        RequestValidationError: a field is wrong.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match content_type:
@@ -33,13 +51,19 @@ async def read_create(request: Request) -> VideoCreate:
             raise ApiError(
                 415,
                 "unsupported_media_type",
-                "the body must be application/json or multipart/form-data, got "
+                f"the body must be {JSON} or {FORM}, got "
                 f"{content_type[:SHOWN_CHARACTERS] or 'no Content-Type'!r}",
             )
     try:
         return VideoCreate.model_validate(fields)
     except ValidationError as error:
-        raise _first_problem(error) from None
+        problems = error.errors(include_url=False)
+        raise RequestValidationError(
+            [{**problem, "loc": ("body", *problem["loc"])} for problem in problems]
+        ) from None
+
+
+SentVideo = Annotated[VideoCreate, Depends(read_create)]
 
 
 def digest(create: VideoCreate) -> str:
@@ -49,15 +73,54 @@ def digest(create: VideoCreate) -> str:
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:
+    _check_flat(body)
     try:
         fields = json.loads(
-            body, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
+            body.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_repetition,
         )
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "invalid_json", 'the body must be a JSON object, {"prompt": "..."}')
     return fields
+
+
+def _check_flat(body: bytes) -> None:
+    """Refuses what is not one object of a few texts, numbers and nulls, before it is parsed.
+
+    Parsing a hundred thousand objects that no field takes would hold everybody up.
+    """
+    opened, texts, name = False, 0, b'""'
+    for match in _TOKEN.finditer(body):
+        token = match[0]
+        if token.startswith(b'"'):
+            name, texts = token, texts + 1
+            if texts > 2 * MAX_FIELDS:
+                message = f"the body has more than {MAX_FIELDS} fields"
+                raise ApiError(400, "invalid_json", message)
+        elif token in b"[{":
+            if opened:
+                raise _nested(name, "a list" if token == b"[" else "an object")
+            if token == b"[":
+                message = 'the body must be a JSON object, {"prompt": "..."}, got a list'
+                raise ApiError(400, "invalid_json", message)
+            opened = True
+
+
+def _nested(name: bytes, what: str) -> ApiError:
+    """There is a list or an object inside, most likely of the field that was named before it."""
+    try:
+        field = json.loads(name)
+    except ValueError:
+        field = ""
+    if field in VideoCreate.model_fields:
+        message = f"{field} must be {EXPECTED[field]}, got {what}"
+        return ApiError(400, "invalid_value", message, param=field)
+    if field:
+        return unknown_field(field)
+    return ApiError(400, "invalid_json", f"the body holds {what} where no field is")
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -84,6 +147,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
+            if not value.filename and not value.size:
+                continue  # what browsers send of an input where no file was chosen
             await form.close()
             message = f"{name} is a file, and no field takes one: text to video only"
             raise ApiError(400, "unknown_field", message, param=name)
@@ -105,24 +170,3 @@ def _check_text(content_type: str, body: bytes) -> None:
         raise ApiError(400, "invalid_form", f"the form is not UTF-8: {error}") from None
     if body and b"--" + options[b"boundary"] + b"--" not in body:
         raise ApiError(400, "invalid_form", "the form ends before its last boundary")
-
-
-def _first_problem(error: ValidationError) -> ApiError:
-    problem = error.errors(include_url=False)[0]
-    field = str(problem["loc"][0]) if problem["loc"] else None
-    match problem["type"]:
-        case "missing":
-            return ApiError(400, "missing_field", f"{field} is missing", param=field)
-        case "extra_forbidden":
-            known = ", ".join(VideoCreate.model_fields)
-            message = f"unknown field {str(field)[:SHOWN_CHARACTERS]!r}; known: {known}"
-            return ApiError(400, "unknown_field", message, param=field)
-        case _:
-            name, got = field or "the name of a field", _shown(problem["input"])
-            message = f"{name} must be {EXPECTED.get(name, 'text')}, got {got}"
-            return ApiError(400, "invalid_value", message, param=field)
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

@@ -1,8 +1,9 @@
 """The API as types: requests are checked by them, responses documented."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from wan_tpu.request import MAX_SEED
 
@@ -16,6 +17,19 @@ def _no_boolean(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+
+VIDEO_ID = "video_[0-9a-f]{32}"
+LARGEST_PAGE = 100
+
+
+def _plain_digits(value: object) -> object:
+    """Text of a query that is surely a number: no sign, no blanks, no digits of other scripts."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise ValueError("must be a number")
+    return value
+
+
+PageLimit = Annotated[int, BeforeValidator(_plain_digits), Field(ge=1, le=LARGEST_PAGE)]
 
 SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
 """Text that is surely seconds; what else reads as a number is taken, too."""
@@ -34,8 +48,8 @@ class VideoCreate(BaseModel):
     model: str | None = Field(default=None, description="one of `GET /v1/models`")
     size: str | None = Field(
         default=None,
-        pattern="^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
-        description="`WIDTHxHEIGHT`, pixels",
+        pattern="^[1-9][0-9]{0,5}[xX*×][1-9][0-9]{0,5}$",
+        description="`WIDTHxHEIGHT`, pixels; `X`, `*` and `×` do as well",
     )
     seconds: Number | None = Field(
         default=None,
@@ -67,13 +81,34 @@ class VideoCreate(BaseModel):
     )
     seed: Whole | None = Field(
         default=None,
-        ge=0,
+        ge=-1,
         le=MAX_SEED,
-        description="of the noise; chosen and reported when left out",
+        description="of the noise; chosen and reported when left out, null or -1",
     )
     scheduler: Literal["unipc", "euler"] | None = Field(
         default=None, description="`unipc` or `euler`"
     )
+    input_reference: None = Field(
+        default=None, description="not taken: text to video only; null and empty are left out"
+    )
+
+    @field_validator("size", mode="after")
+    @classmethod
+    def _write_size(cls, size: str | None) -> str | None:
+        """However it was written, so that a repetition is known for one."""
+        return None if size is None else re.sub("[X*×]", "x", size)
+
+    @field_validator("seed", mode="after")
+    @classmethod
+    def _choose_seed(cls, seed: int | None) -> int | None:
+        """Other programs write -1 for any seed."""
+        return None if seed == -1 else seed
+
+    @field_validator("input_reference", mode="before")
+    @classmethod
+    def _leave_out(cls, reference: object) -> object:
+        """What forms send of an input that nobody filled in."""
+        return None if reference == "" else reference
 
 
 EXPECTED = {
@@ -87,10 +122,20 @@ EXPECTED = {
     "num_inference_steps": "a whole number between 1 and 1000",
     "guidance_scale": "a number between 0 and 100",
     "flow_shift": "a number between 0.001 and 100",
-    "seed": f"a whole number between 0 and {MAX_SEED}",
+    "seed": f"a whole number between 0 and {MAX_SEED}, or -1 for any",
     "scheduler": "unipc or euler",
+    "input_reference": "left out, since this server makes videos from text only",
 }
 """What each field takes, in words for people; a test holds it to the fields."""
+
+EXPECTED_PARAMETERS = {
+    "after": "the id of a video",
+    "limit": f"a whole number between 1 and {LARGEST_PAGE}",
+    "order": "asc or desc",
+    "variant": "video, thumbnail or spritesheet",
+    "Idempotency-Key": "text of 1 to 255 characters",
+}
+"""The same of queries and headers."""
 
 
 class VideoError(BaseModel):
@@ -198,6 +243,12 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class Live(BaseModel):
+    """What `/livez` answers."""
+
+    status: Literal["live"]
+
+
 class Readiness(BaseModel):
     """Whether requests are answered with work."""
 
@@ -222,3 +273,5 @@ class ErrorBody(BaseModel):
 
 class NotReady(Readiness, ErrorBody):
     """What `/readyz` answers while something is missing."""
+
+    retry_seconds: int = Field(description="when to ask again")

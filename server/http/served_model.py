@@ -2,16 +2,17 @@
 
 import dataclasses
 import pathlib
+import re
 import secrets
 
-from server.errors import ApiError
-from server.http.schemas import VideoCreate
+from server.errors import ApiError, shown
+from server.http.schemas import Model, ModelDefaults, ModelLimits, VideoCreate
 from server.jobs.estimate import work_of
 from server.jobs.video_object import format_seconds
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
 from wan_tpu.errors import GeometryError
-from wan_tpu.geometry import Compression, Geometry, parse_size
+from wan_tpu.geometry import Compression, parse_size
 from wan_tpu.pipeline.check import check_request, compression_of
 from wan_tpu.request import SCHEDULERS, VideoRequest
 
@@ -54,37 +55,39 @@ class ServedModel:
         """Pixels to latents to tokens."""
         return compression_of(self.description)
 
-    def as_object(self, created: int) -> dict[str, object]:
+    def as_object(self, created: int) -> Model:
         """The model as `GET /v1/models` shows it."""
         defaults = self.description.defaults
         compression = self.compression
-        return {
-            "id": self.id,
-            "object": "model",
-            "created": created,
-            "owned_by": OWNER,
-            "defaults": {
-                "size": f"{defaults.width}x{defaults.height}",
-                "seconds": format_seconds(defaults.num_frames, defaults.fps),
-                "num_frames": defaults.num_frames,
-                "fps": defaults.fps,
-                "num_inference_steps": defaults.num_inference_steps,
-                "guidance_scale": defaults.guidance_scale,
-                "flow_shift": defaults.flow_shift(defaults.width, defaults.height),
-                "negative_prompt": defaults.negative_prompt,
-                "scheduler": SCHEDULERS[0],
-            },
-            "limits": {
-                "size_multiple": [compression.width_multiple, compression.height_multiple],
-                "frame_multiple": compression.temporal,
-                "max_prompt_characters": self.max_prompt_characters,
-                "max_num_inference_steps": MAX_STEPS,
-                "max_work": self.max_work,
-            },
-            "sizes": list(self.warm_sizes),
-            "schedulers": list(SCHEDULERS),
-            "example_prompts": list(TINY_PROMPTS if self.id == WAN_TINY else WAN_PROMPTS),
-        }
+        return Model(
+            id=self.id,
+            object="model",
+            created=created,
+            owned_by=OWNER,
+            defaults=ModelDefaults(
+                size=f"{defaults.width}x{defaults.height}",
+                seconds=format_seconds(defaults.num_frames, defaults.fps),
+                num_frames=defaults.num_frames,
+                fps=defaults.fps,
+                num_inference_steps=defaults.num_inference_steps,
+                guidance_scale=defaults.guidance_scale,
+                flow_shift=defaults.flow_shift(defaults.width, defaults.height),
+                negative_prompt=defaults.negative_prompt,
+                scheduler=SCHEDULERS[0],
+            ),
+            limits=ModelLimits(
+                size_multiple=[compression.width_multiple, compression.height_multiple],
+                frame_multiple=compression.temporal,
+                max_prompt_characters=self.max_prompt_characters,
+                max_num_inference_steps=MAX_STEPS,
+                max_work=self.max_work,
+            ),
+            sizes=list(self.warm_sizes),
+            schedulers=list(SCHEDULERS),
+            example_prompts=list(
+                TINY_PROMPTS if self.description.name == WAN_TINY else WAN_PROMPTS
+            ),
+        )
 
     def request(self, create: VideoCreate) -> VideoRequest:
         """The complete request of what a client sent.
@@ -96,7 +99,7 @@ class ServedModel:
             raise ApiError(
                 404,
                 "model_not_found",
-                f"there is no model {create.model!r} here; known: {self.id}",
+                f"there is no model {shown(create.model)} here; known: {self.id}",
                 param="model",
             )
         self._check_text("prompt", create.prompt)
@@ -122,7 +125,7 @@ class ServedModel:
         )
         self._check("size", dataclasses.replace(request, num_frames=1))
         complete = self._check(field, request)
-        self._check_work(complete)
+        self._check_work(complete, create)
         return complete
 
     def _check_text(self, field: str, text: str) -> None:
@@ -171,7 +174,7 @@ class ServedModel:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
         return complete
 
-    def _check_work(self, request: VideoRequest) -> None:
+    def _check_work(self, request: VideoRequest, create: VideoCreate) -> None:
         work = work_of(request)
         if work > self.max_work:
             raise ApiError(
@@ -180,8 +183,25 @@ class ServedModel:
                 f"{request.width}x{request.height} pixels x {request.num_frames} frames x "
                 f"{request.num_inference_steps} steps are {work}, at most {self.max_work} are "
                 "taken; ask for a smaller size, fewer frames or fewer steps",
-                param="size",
+                param=self._to_blame(request, create),
             )
+
+    def _to_blame(self, request: VideoRequest, create: VideoCreate) -> str | None:
+        """Of the fields that were sent, the one that asks for the most beyond the default."""
+        defaults = self.description.defaults
+        assert request.num_frames is not None
+        assert request.num_inference_steps is not None
+        assert request.width is not None
+        assert request.height is not None
+        frames = request.num_frames / defaults.num_frames
+        times = {
+            "size": request.width * request.height / (defaults.width * defaults.height),
+            "num_frames": frames,
+            "seconds": frames,
+            "num_inference_steps": request.num_inference_steps / defaults.num_inference_steps,
+        }
+        sent = create.model_dump(exclude_none=True)
+        return max((name for name in times if name in sent), key=times.__getitem__, default=None)
 
 
 def serve_model(settings: Settings) -> ServedModel:
@@ -196,17 +216,27 @@ def serve_model(settings: Settings) -> ServedModel:
     warm = [parse_warm_up(text) for text in settings.warm_up]
     warm = warm or [(defaults.width, defaults.height, defaults.num_frames)]
     for width, height, num_frames in warm:
-        Geometry(
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            compression=compression_of(description),
-        )
-    folder = pathlib.Path(settings.model).expanduser()
+        size = VideoRequest(prompt="x", width=width, height=height, num_frames=num_frames)
+        try:
+            check_request(description, size)
+        except GeometryError as error:
+            raise GeometryError(f"WAN_TPU_WARM_UP={width}x{height}x{num_frames}: {error}") from None
     return ServedModel(
-        id=folder.name if folder.is_dir() else settings.model,
+        id=settings.served_model_name or name_of(settings.model),
         description=description,
         max_work=int(settings.max_work * work_of(complete)),
         max_prompt_characters=settings.max_prompt_characters,
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
     )
+
+
+def name_of(model: str) -> str:
+    """What clients call a model: its own name, its folder's, or the one that it has on the hub."""
+    folder = pathlib.Path(model).expanduser()
+    if model == WAN_TINY or not folder.is_dir():
+        return model
+    folder = folder.resolve()
+    cached = re.fullmatch("models--(.+)", folder.parent.parent.name)
+    if folder.parent.name == "snapshots" and cached is not None:
+        return cached[1].replace("--", "/")
+    return folder.name or model

@@ -10,7 +10,7 @@ from collections.abc import Generator
 import uvicorn
 
 from server.http.app import make_app
-from server.http.connections import PatientProtocol
+from server.http.connections import MAX_HEAD_BYTES, make_protocol
 from server.http.events import Streams
 from server.http.listening import Listening
 from server.service import Service
@@ -101,18 +101,11 @@ def serve(service: Service, listening: Listening, told: Told, notifier: Notifier
         Whether it has served at all; the log says why it has not.
     """
     settings = service.settings
-    protocol = type(
-        "Protocol",
-        (PatientProtocol,),
-        {
-            "head_timeout_seconds": settings.body_timeout_seconds,
-            "max_connections": settings.max_connections,
-        },
-    )
     app = make_app(service)
     config = uvicorn.Config(
         app,
-        http=protocol,
+        http=make_protocol(settings, service.metrics),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         loop="uvloop",
         ws="none",
         log_config=None,

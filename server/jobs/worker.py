@@ -238,6 +238,8 @@ class Worker:
         now = self._board.find(job.id)
         if now is None or now.state != State.IN_PROGRESS:
             return  # cancelled or deleted meanwhile
+        if job.attempts == 1:
+            self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
         attempt = self._attempt = Attempt(
             job,
             board=self._board,

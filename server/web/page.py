@@ -3,8 +3,8 @@
 import os
 import pathlib
 
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -59,13 +59,16 @@ class PageFiles(StaticFiles):
 
 
 files = PageFiles(directory=WEB)
+router = APIRouter()
 
 
+@router.get("/")
 async def page(request: Request) -> Response:
     """The page."""
     return await files.get_response(INDEX, request.scope)
 
 
+@router.get("/favicon.ico")
 async def icon(request: Request) -> Response:
     """The icon, for browsers that ask for it by the old name."""
     return await files.get_response(ICON, request.scope)

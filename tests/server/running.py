@@ -122,6 +122,16 @@ class RunningServer:
                     found += [child.pid] if "server.engine.process" in child.cmdline() else []
         return found
 
+    def open_sockets(self):
+        """Connections that the server holds."""
+        connections = psutil.Process(self.process.pid).net_connections("inet")
+        return [c for c in connections if c.status == psutil.CONN_ESTABLISHED]
+
+    def cpu_seconds(self):
+        """Processor seconds of the server so far, its engine not counted."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def kill(self):
         """As the kernel does, without a word."""
         self.process.kill()

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from server.metrics import Metrics
+from server.settings import Settings
 from tests.requirements import require
 
 TEXT = (pathlib.Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
@@ -73,9 +75,10 @@ def test_the_keys_calls(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    key, name = done.stdout.splitlines()
+    key, listed, second = done.stdout.splitlines()
     assert key.startswith("wt-")
-    assert name == "ada"
+    assert second.startswith("wt-")
+    assert listed.split()[0] == "ada"
     assert (tmp_path / "keys").read_text() == ""
 
 
@@ -86,3 +89,16 @@ def test_every_error_code_of_the_server_is_documented():
     assert len(used) > 20
     missing = {word for word in used - {"http_error"} if f"`{word}`" not in TEXT}
     assert not missing
+
+
+def test_every_metric_is_documented():
+    names = {metric.name for metric in Metrics().registry.collect()}
+    assert len(names) > 8
+    missing = {name for name in names if f"`{name}`" not in TEXT and f"`{name}_total`" not in TEXT}
+    assert not missing
+
+
+def test_every_setting_that_bounds_a_client_is_documented():
+    bounds = {name for name in Settings.model_fields if name.startswith("max_")}
+    own = {"max_attempts", "max_failures"}
+    assert not {name for name in bounds - own if f"`WAN_TPU_{name.upper()}`" not in TEXT}

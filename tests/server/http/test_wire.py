@@ -98,10 +98,10 @@ def test_a_form_in_utf_8(quick):
     "body",
     [
         b'{"prompt": "x", "seed": 1, "seed": 2}',
-        b'{"prompt": "x", "model": {"a": 1, "a": 1}}',
-        b'{"prompt": "x"' + b"".join(b', "k%d": 1' % i for i in range(60_000)) + b"}",
+        b'{"prompt": "x", "seed": 1, "prompt": "y"}',
+        b'{"prompt": "x"' + b"".join(b', "k%d": 1' % i for i in range(6_000)) + b"}",
     ],
-    ids=["twice", "twice inside", "sixty thousand"],
+    ids=["twice", "twice and apart", "six thousand"],
 )
 def test_json_has_each_field_once_and_few_of_them(quick, body):
     assert code(send(quick, post(body))) == (400, "invalid_json")
@@ -114,7 +114,7 @@ def test_a_name_that_is_no_text_is_described(quick):
 
 
 def test_a_client_that_goes_away_is_no_failure(quick):
-    meter = 'wan_tpu_http_request_seconds_count{method="POST",status="400"}'
+    meter = 'wan_tpu_http_request_seconds_count{method="POST",route="/v1/videos",status="400"}'
     before = quick.metric(meter)
     with connect(quick) as connection:
         connection.sendall(post(b'{"prompt": "x"}')[:-5])
@@ -125,20 +125,26 @@ def test_a_client_that_goes_away_is_no_failure(quick):
 def test_too_many_connections_are_turned_away_and_the_others_served(start_server):
     server = start_server(max_connections=20)
     server.client.close()
-    held = [connect(server) for _ in range(40)]
-    for connection in held[20:]:
-        assert code(read_response(connection)) == (503, "too_many_connections")
-    for connection in held[:20]:
+    held = [connect(server) for _ in range(20)]
+    for connection in held:
         connection.sendall(request(b"GET", b"/livez"))
+        assert read_response(connection)[0] == 200
+    with connect(server) as one_more:
+        one_more.sendall(request(b"GET", b"/v1/models"))
+        answer = read_response(one_more)
+        assert code(answer) == (503, "too_many_connections")
+        assert "retry-after: 5" in answer[1]
+    for connection in held:
+        connection.sendall(request(b"GET", b"/v1/models"))
         assert read_response(connection)[0] == 200
     for connection in held:
         connection.close()
-    wait_for(lambda: send(server, request(b"GET", b"/livez"))[0] == 200)
+    wait_for(lambda: send(server, request(b"GET", b"/v1/models"))[0] == 200)
 
 
 def test_an_endless_second_request_ends_the_connection(quick):
     """Its first one is a stream that goes on; what follows must not fill the memory meanwhile."""
-    video = quick.create("slow", num_inference_steps=90)
+    video = quick.create("slow", num_inference_steps=20)
     with connect(quick) as connection:
         path = f"/v1/videos/{video['id']}/events".encode()
         connection.sendall(request(b"GET", path))
@@ -146,15 +152,6 @@ def test_an_endless_second_request_ends_the_connection(quick):
         with pytest.raises(ConnectionError):
             connection.sendall(b"GET / HTTP/1.1\r\n" + b"X: " * 50_000_000)
     quick.client.delete(f"/v1/videos/{video['id']}")
-
-
-def test_an_answer_comes_in_one_piece(quick):
-    """Or each poll would wake its client twice."""
-    with connect(quick) as connection:
-        for _ in range(20):
-            connection.sendall(request(b"GET", b"/livez"))
-            received = connection.recv(65536)
-            assert received.endswith(b'\r\n\r\n{"status":"live"}')
 
 
 @pytest.mark.parametrize("header", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
