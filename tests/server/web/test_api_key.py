@@ -1,7 +1,14 @@
 """The page of a service that asks for an API key."""
 
 from tests.server.running import wait_for
-from tests.server.web.page_actions import card_of, frame_at, red_centre, submit, wait_status
+from tests.server.web.page_actions import (
+    card_of,
+    frame_at,
+    notice,
+    red_centre,
+    submit,
+    wait_status,
+)
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -47,7 +54,7 @@ def test_the_key_is_asked_for_kept_for_the_tab_and_sent_with_media(open_page, ke
     page.click("#open-key")
     assert "another one can take its place" in page.inner_text("#key-text")
     page.keyboard.press("Escape")
-    assert not page.is_visible("#banner")  # the key that is there goes on serving
+    assert page.locator(".notice").count() == 0  # the key that is there goes on serving
     other_tab = page.context.new_page()
     other_tab.goto(server.url)
     other_tab.locator("#key-dialog").wait_for()
@@ -61,11 +68,10 @@ def test_who_has_no_key_now_can_enter_it_later(open_page, keyed):
     page = open_page(server)
     page.locator("#key-dialog").wait_for()
     page.keyboard.press("Escape")
-    wait_for(lambda: "needs an API key" in page.inner_text("#banner"))
-    page.click("#banner-action")
+    notice(page, "key").get_by_role("button", name="Enter the key").click()
     enter_key(page, key)
     page.locator("#submit:enabled").wait_for()
-    wait_for(lambda: not page.is_visible("#banner"))
+    notice(page, "key").wait_for(state="detached")
 
 
 def test_a_keys_own_limit_is_said(open_page, keyed):
@@ -77,8 +83,8 @@ def test_a_keys_own_limit_is_said(open_page, keyed):
     second = submit(page, "a red square moving up on a black background")
     page.fill("#prompt", "a red square moving down on a black background")
     page.click("#submit")
-    page.locator("#banner").wait_for()
-    assert "Try again" in page.inner_text("#banner")
+    notice(page, "submit").wait_for()
+    assert "Try again" in notice(page, "submit").inner_text()
     for card in (second, first):
         card.get_by_role("button", name="Cancel").click()
         wait_status(card, "failed")
