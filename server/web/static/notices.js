@@ -25,8 +25,10 @@ export function showNotice(owner, text, { kind = "error", action = null, onActio
 }
 
 export function hideNotice(owner) {
+  const hadFocus = rows.get(owner)?.contains(document.activeElement);
   rows.get(owner)?.remove();
   rows.delete(owner);
+  if (hadFocus) byId("notices").focus(); // the keyboard goes on from there
 }
 
 function addRow(owner) {

@@ -33,6 +33,7 @@ export class Queue {
   render() {
     const waiting = this.#videos.queue;
     const shown = this.#isWhole ? waiting : waiting.slice(0, SHOWN);
+    if (!waiting.length && byId("queue").contains(document.activeElement)) byId("gallery-title").focus();
     byId("queue").hidden = waiting.length === 0;
     byId("queue-cancel").hidden = waiting.length < 2;
     setText(byId("queue-count"), String(waiting.length));
@@ -83,7 +84,7 @@ export class Queue {
       const hadFocus = row.contains(document.activeElement);
       row.remove();
       this.#rows.delete(id);
-      if (hadFocus) (next?.querySelector('[data-action="cancel"]') ?? byId("prompt")).focus();
+      if (hadFocus) (next?.querySelector('[data-action="cancel"]') ?? byId("gallery-title")).focus();
     }
   }
 }

@@ -185,11 +185,15 @@ export class Videos extends EventTarget {
   }
 
   async #poll(signal) {
+    let idle = 0;
     while (!signal.aborted) {
+      const wasLooked = await pause(BUSY_POLL_MS * this.#pages, signal);
+      idle += BUSY_POLL_MS * this.#pages;
       const isBusy = this.shown.some(isActive);
-      await pause((isBusy ? BUSY_POLL_MS : IDLE_POLL_MS) * this.#pages, signal);
       // Out of sight it goes on as long as there is something to wait for.
-      if (signal.aborted || (document.hidden && !isBusy)) continue;
+      const isDue = isBusy || wasLooked || (idle >= IDLE_POLL_MS && !document.hidden);
+      if (signal.aborted || !isDue) continue;
+      idle = 0;
       await this.refresh().catch(() => this.#reconnects(true));
     }
   }
@@ -260,14 +264,14 @@ function inTurn(listen) {
   return navigator.locks?.request("stream out of sight", { ifAvailable: true }, (lock) => lock && listen());
 }
 
-/** Waits, and no longer than until the page is looked at again. */
+/** Waits, and no longer than until the page is looked at again: whether it was that. */
 function pause(milliseconds, signal) {
   return new Promise((resolve) => {
     const done = new AbortController();
-    const end = () => (done.abort(), clearTimeout(timer), resolve());
-    const timer = setTimeout(end, milliseconds);
-    signal.addEventListener("abort", end, { signal: done.signal });
-    const look = () => document.hidden || end();
+    const end = (wasLooked) => (done.abort(), clearTimeout(timer), resolve(wasLooked));
+    const timer = setTimeout(end, milliseconds, false);
+    signal.addEventListener("abort", () => end(false), { signal: done.signal });
+    const look = () => document.hidden || end(true);
     document.addEventListener("visibilitychange", look, { signal: done.signal });
   });
 }

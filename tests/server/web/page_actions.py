@@ -33,6 +33,17 @@ def wait_status(card, status):
     wait_for(lambda: card.get_attribute("data-status") == status)
 
 
+def look_away(page, *, away=True):
+    """Hides the tab from its page, or shows it again; a headless browser never does so by itself."""
+    page.evaluate(
+        """away => {
+          Object.defineProperty(document, "hidden", { configurable: true, get: () => away });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        away,
+    )
+
+
 def frame_at(video, seconds):
     """The picture of a <video> at a time: `[height, width, 3]`, uint8."""
     shape_and_pixels = video.evaluate(

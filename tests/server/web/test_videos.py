@@ -26,8 +26,8 @@ def test_a_video_is_made_before_the_readers_eyes_and_plays(open_page, tiny):
 
     def watch():  # in one look: between two the page may have gone on
         status, *texts = card.evaluate(
-            """card => [card.dataset.status, card.querySelector(".frame-stage").textContent,
-                card.querySelector(".frame-detail").textContent]"""
+            """card => [card.dataset.status, card.querySelector(".frame-stage")?.textContent,
+                card.querySelector(".frame-detail")?.textContent]"""
         )
         if status == "in_progress":
             seen.add(tuple(texts))
@@ -239,7 +239,8 @@ def test_the_keyboard_alone_submits_opens_and_deletes(open_page, tiny):
         if order[-1] == "frame-open":
             break
     assert order[:5] == ["size", "num_frames", "seed", "new-seed", None]  # then "Advanced"
-    assert order[-2:] == ["submit", "frame-open"], order
+    past_the_form = order[order.index("submit") + 1 :]
+    assert past_the_form in (["frame-open"], ["search", "kind", "frame-open"]), order
 
     page.keyboard.press("Enter")
     wait_for(lambda: page.is_visible("#viewer"))
