@@ -34,7 +34,7 @@ def wait_status(card, status):
 
 
 def look_away(page, *, away=True):
-    """Hides the tab from its page, or shows it again; a headless browser never does so by itself."""
+    """Hides the tab, or shows it again, as far as its page can tell: a headless one never is."""
     page.evaluate(
         """away => {
           Object.defineProperty(document, "hidden", { configurable: true, get: () => away });

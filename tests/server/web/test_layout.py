@@ -137,7 +137,7 @@ def test_failures_of_every_code_have_words(open_page, filled):
         }""",
         errors,
     )
-    by_code = dict(zip(codes + ["bad_numbers", "tomorrow", "silent", "none"], words, strict=True))
+    by_code = dict(zip([*codes, "bad_numbers", "tomorrow", "silent", "none"], words, strict=True))
     assert by_code["bad_numbers"]["title"] == "No picture"
     assert by_code["tomorrow"] == {"title": "Failed", "text": "The moon is in the way."}
     assert by_code["invalid_request"]["text"] == "The engine said."  # about what was asked for
