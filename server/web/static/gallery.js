@@ -19,6 +19,7 @@ export class Gallery {
   #act;
   #loadOlder;
   #limit = SHOWN;
+  #isSearching = false;
   #cards = new Map();
   #seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "400px" });
 
@@ -103,7 +104,10 @@ export class Gallery {
   async #filter() {
     this.#limit = SHOWN;
     this.render();
+    if (this.#isSearching) return;
+    this.#isSearching = true;
     while (this.#isFiltered && this.#videos.hasOlder && (await this.#loadOlder()));
+    this.#isSearching = false;
   }
 
   #showAll() {

@@ -15,6 +15,8 @@ import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
 import { advice, failure, plain, stage } from "./words.js";
 
+const NO_ANSWER = "The service does not answer. Nothing you wrote is lost, and nothing is made twice.";
+
 const videos = new Videos();
 const gallery = new Gallery(videos, { act, loadOlder });
 const queue = new Queue(videos, { act, cancelAll });
@@ -76,14 +78,13 @@ async function submit(body, key) {
  * after all; `owner` names what was asked for, and `again` does it once more.
  */
 function refuse(owner, error, again = null) {
-  if (error instanceof Unreachable) {
-    const text = "The service does not answer. Nothing you wrote is lost, and nothing is made twice.";
-    return showNotice(owner, text, { action: again && "Try again", onAction: again });
-  }
-  if (!(error instanceof ServiceError)) throw error;
-  if (error.status === 401) return undefined; // the dialog for the key is open
-  const isForLater = again && [429, 503].includes(error.status);
-  return showNotice(owner, advice(error), { action: isForLater ? "Try again" : null, onAction: again });
+  const isAway = error instanceof Unreachable;
+  if (!isAway && !(error instanceof ServiceError)) throw error;
+  if (error.status === 401) return; // the dialog for the key is open
+  const text = isAway ? NO_ANSWER : advice(error);
+  const isForLater = again && (isAway || [429, 503].includes(error.status));
+  showNotice(owner, text, { action: isForLater ? "Try again" : null, onAction: again });
+  if (document.querySelector("dialog[open]")) toast(text); // the notice lies behind it
 }
 
 /** Deletes at the service when the time to undo it is over, or the page is left. */

@@ -45,6 +45,8 @@ export function announce(text) {
   byId("live").textContent = text;
 }
 
+document.addEventListener("close", () => document.body.append(byId("toasts")), true);
+
 /** Shows a sentence for a while, with at most one thing to do; `onEnd` runs unless it was done. */
 export function toast(text, { action = null, onAction = null, onEnd = () => {} } = {}) {
   const element = document.createElement("div");
@@ -78,6 +80,8 @@ export function toast(text, { action = null, onAction = null, onEnd = () => {} }
   for (const stay of ["pointerenter", "focusin"]) element.addEventListener(stay, () => clearTimeout(timer));
   for (const go of ["pointerleave", "focusout"]) element.addEventListener(go, wait);
   addEventListener("pagehide", leave);
+  // What lies behind an open dialog can be neither read nor pressed.
+  (document.querySelector("dialog[open]") ?? document.body).append(byId("toasts"));
   byId("toasts").append(element);
   wait();
 }

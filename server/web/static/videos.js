@@ -159,7 +159,8 @@ export class Videos extends EventTarget {
 
   /** Makes these ids the list; what is not among them is gone from the service. */
   #keep(ids) {
-    for (const id of this.#order.filter((id) => !ids.includes(id))) {
+    const kept = new Set(ids);
+    for (const id of this.#order.filter((id) => !kept.has(id))) {
       this.#videos.delete(id);
       this.#hidden.delete(id);
     }
