@@ -22,20 +22,21 @@ export class Absence {
     videos.addEventListener("change", () => this.#showTitle());
     videos.addEventListener("moved", ({ detail: { video } }) => this.#moved(video));
     document.addEventListener("visibilitychange", () => this.#looked());
+    addEventListener("focus", () => this.#looked());
     byId("notify").hidden = !canNotify();
     byId("notify").addEventListener("click", () => this.#toggle());
     this.#showButton();
   }
 
   #moved(video) {
-    if (isActive(video) || isCancelled(video) || !document.hidden) return;
+    if (isActive(video) || isCancelled(video) || !isAway()) return;
     this.#ended.push(video);
     this.#showTitle();
     if (isWanted()) this.#notify(video);
   }
 
   #looked() {
-    if (document.hidden) return;
+    if (isAway()) return;
     this.#ended = [];
     this.#showTitle();
   }
@@ -74,6 +75,11 @@ export class Absence {
     byId("notify").setAttribute("aria-pressed", isWanted());
     byId("notify").title = isWanted() ? "Stop notifying me" : "Notify me when a video is done";
   }
+}
+
+/** Whether nobody looks, as far as a page can know: another tab, or another window before it. */
+function isAway() {
+  return document.hidden || !document.hasFocus();
 }
 
 /** "Done", "3 done", or "" for none. */

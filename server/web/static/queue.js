@@ -22,6 +22,8 @@ export class Queue {
       this.render();
     });
     byId("queue-rows").addEventListener("click", (event) => {
+      const prompt = event.target.closest(".row-prompt");
+      if (prompt) prompt.setAttribute("aria-expanded", prompt.classList.toggle("whole"));
       const button = event.target.closest("[data-action]");
       if (button) act(button.dataset.action, button.closest("[data-id]").dataset.id, event);
     });

@@ -9,6 +9,7 @@ import { endOf, isActive, isEnded } from "./video.js";
 
 const PAGE = 100;
 const RESULTS = 24; // that are there at once, however many wait before them
+const TRIES = 3;
 const BUSY_POLL_MS = 3_000;
 const IDLE_POLL_MS = 20_000;
 
@@ -68,7 +69,9 @@ export class Videos extends EventTarget {
   async refresh() {
     let pages;
     let edits;
+    let tries = 0;
     do {
+      if (tries++ === TRIES) return; // much is being changed here, and the next poll is soon
       edits = this.#edits;
       pages = await this.#newest();
     } while (edits !== this.#edits);

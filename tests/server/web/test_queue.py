@@ -55,6 +55,13 @@ def test_results_come_first_however_many_wait(open_page, crowded):
     assert places == [str(i + 1) for i in range(WAITING)]
     page.click("#queue-more")
     assert page.locator(".row").count() == 3
+    page.set_viewport_size({"width": 320, "height": 700})
+    prompt = page.locator(".row-prompt").first
+    line = prompt.bounding_box()["height"]
+    prompt.evaluate("e => { e.textContent = 'a very long prompt '.repeat(9); }")
+    assert prompt.bounding_box()["height"] == line
+    prompt.click()
+    assert prompt.bounding_box()["height"] > 2 * line
 
     page.click("#older")
     wait_for(lambda: page.locator(".card").count() == FINISHED + 2)
