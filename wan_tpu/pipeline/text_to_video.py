@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jax.sharding import NamedSharding
 
-from wan_tpu.checkpoints.models import ModelDescription, open_model
+from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
 from wan_tpu.geometry import Geometry
@@ -28,6 +28,7 @@ from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
 from wan_tpu.text.encoder import ALIASES
 from wan_tpu.text.prompt import tokenize
+from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
 from wan_tpu.transformer.denoiser import patchify
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
@@ -47,7 +48,7 @@ class TextToVideo:
         self,
         model: VideoModel,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text_params: dict[str, jax.Array],
         denoiser_params: dict[str, jax.Array],
         vae: VaeBackend,
@@ -112,7 +113,7 @@ class TextToVideo:
         )
         return cls(
             model,
-            tokenizer=_load_tokenizer(description),
+            tokenizer=load_tokenizer(description.component_folder("tokenizer")),
             text_params=load_weights(
                 "text encoder",
                 model.text_encoder.weights(),
@@ -334,14 +335,6 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def _batch(request: VideoRequest) -> int:
     """Entries of the transformer's batch: guidance needs the prompt and the negative one."""
     return 2 if request.uses_guidance else 1
-
-
-def _load_tokenizer(description: ModelDescription) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        description.component_folder("tokenizer"), local_files_only=True
-    )
 
 
 def _subset(params: dict[str, jax.Array], weights: list[Weight]) -> dict[str, jax.Array]:
