@@ -20,8 +20,8 @@ STATE=$ROOT/var/lib/wan-tpu
 UNIT=$ROOT/etc/systemd/system/wan-tpu.service
 USER_NAME=wan-tpu
 KEEP_RELEASES=3
+LISTS=requirements
 TORCH=torch==2.13.0
-UV='uv>=0.13,<0.14'
 
 say() { printf '%s\n' "$*"; }
 fail() { say "error: $*" >&2; exit 1; }
@@ -90,16 +90,24 @@ make_venv() {
         ln -s "$WAN_TPU_VENV" "$release/.venv"
         return
     fi
+    [ -e "$release/$LISTS/slice.txt" ] \
+        || fail "this commit has no $LISTS/slice.txt: take the deploy/ of its own checkout for it"
     # uv brings the right Python where the image has an older one, and knows PyTorch's CPU builds.
     [ -x "$tools/bin/uv" ] || python3 -m venv "$tools"
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$UV"
+    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-deps --require-hashes --requirement "$release/$LISTS/uv.txt"
     export UV_PYTHON_INSTALL_DIR=$OPT/python UV_CACHE_DIR=$OPT/uv-cache UV_TORCH_BACKEND=cpu
     say "virtual environment"
     "$tools/bin/uv" venv --quiet --clear --python '>=3.11,<3.13' "$release/.venv"
-    say "packages: $TORCH (CPU build), wan_tpu[tpu,server]"
-    "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$TORCH"
-    "$tools/bin/uv" pip install --quiet --python "$release/.venv" --editable "${release}[tpu,server]"
+    # The same versions, by the same hashes, as every other worker and the checks have.
+    say "packages: $LISTS/slice.txt, $TORCH (CPU build)"
+    into_venv --no-deps --require-hashes --requirement "$release/$LISTS/slice.txt"
+    into_venv "$TORCH"
+    into_venv --no-deps --no-build-isolation --editable "$release"
+    "$tools/bin/uv" pip check --quiet --python "$release/.venv"
 }
+
+into_venv() { "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$@"; }
 
 remove_old_releases() {
     local old keep
