@@ -1,7 +1,10 @@
 """The command line: verbs, flags, exit codes."""
 
 import argparse
+import io
+import os
 import pathlib
+import signal
 import sys
 from typing import Optional
 
@@ -27,8 +30,10 @@ INTERRUPTED = 130
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Runs one verb; 0 done, 1 something failed, 2 the command line cannot be meant."""
+    _settle_streams()
     args = make_parser().parse_args(argv)
     try:
+        _check_numbers(args)
         flags = {key: getattr(args, key.replace("-", "_"), None) for key in DEFAULTS}
         settings = read_settings(args.name, flags, args.config)
         if not args.dry_run:
@@ -36,11 +41,42 @@ def main(argv: Optional[list[str]] = None) -> int:
         print(f"# {args.verb} {settings.name}\n{settings.describe()}", flush=True)
         return run_verb(args, settings)
     except DeployError as error:
-        sys.stdout.flush()
         print(f"wan-tpu-deploy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        where = error.filename or "standard output"
+        print(f"wan-tpu-deploy: {where}: {error.strerror}", file=sys.stderr)
+        # What could not be written is still there, and Python would try it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _settle_streams() -> None:
+    """Says what it must wherever it is started: streams that are closed, terminals of ASCII."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as any Unix program
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers that no verb could mean, before gcloud is asked anything."""
+    for key, least, example in (
+        ("timeout_seconds", 1, 3600),
+        ("lines", 0, 100),
+        ("worker", 0, 0),
+        ("slice", 0, 0),
+    ):
+        value = getattr(args, key, None)
+        if value is not None and value < least:
+            flag = key.replace("_", "-")
+            raise DeployError(f"--{flag} is {value}; expected {least} or more, such as {example}")
 
 
 def run_verb(args: argparse.Namespace, settings: Settings) -> int:

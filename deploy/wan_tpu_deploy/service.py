@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import Optional
 
-from wan_tpu_deploy.accelerators import find_type
 from wan_tpu_deploy.deployment import Deployment, Node
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import Task, print_table
 from wan_tpu_deploy.gcloud import Command
 from wan_tpu_deploy.settings import Settings
-from wan_tpu_deploy.slices import flags_again, show_nodes
+from wan_tpu_deploy.slices import describe_price, flags_again, show_nodes
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 STATE = "/var/lib/wan-tpu"
@@ -46,7 +45,7 @@ def install(deployment: Deployment) -> None:
     # other's way.
     first = [Task(f"{nodes[0].name}/0", deployment.gcloud.ssh(nodes[0].name, 0, "true"))]
     deployment.must("first connection", first, quiet=True)
-    script = deployment.script("install", shlex.quote(repository), commit)
+    script = deployment.script("install", repository, commit)
     deployment.must("install", deployment.worker_tasks(nodes, script))
     name = deployment.settings.name
     print(f"\nnext: deploy/wan-tpu-deploy start {name}{flags_again(deployment)}")
@@ -75,7 +74,7 @@ def _resolve(repository: str, ref: str, *, dry_run: bool) -> str:
     if dry_run:
         print(command.render())
         return f"COMMIT_OF_{ref}"
-    done = subprocess.run(command.argv, capture_output=True, text=True, check=False)
+    done = _run_git(command.argv)
     lines = done.stdout.split("\n")
     found = {name: commit for commit, _, name in (line.partition("\t") for line in lines) if name}
     # Of an annotated tag git also lists the commit behind it, which is what we want.
@@ -86,10 +85,15 @@ def _resolve(repository: str, ref: str, *, dry_run: bool) -> str:
     raise DeployError(f"{repository} has no branch or tag {ref!r}: {reason}")
 
 
+def _run_git(argv: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:
+        raise DeployError("git is not on PATH: install it, or give --ref with 40 digits") from None
+
+
 def _git(*words: str) -> str:
-    done = subprocess.run(
-        ("git", "-C", str(CHECKOUT), *words), capture_output=True, text=True, check=False
-    )
+    done = _run_git(("git", "-C", str(CHECKOUT), *words))
     if done.returncode != 0:
         raise DeployError(f"git {' '.join(words)} in {CHECKOUT} failed: {done.stderr.strip()}")
     return done.stdout.strip()
@@ -114,7 +118,7 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
     if is_open and not settings["api-keys-file"]:
         raise DeployError(
             "--open lets others in, so it needs --api-keys-file FILE; make one with "
-            "python -m server keys add NAME"
+            "python -m server keys add NAME --file FILE"
         )
     nodes = deployment.ready_nodes()
     _send_files(deployment, nodes)
@@ -169,8 +173,7 @@ def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
         if not deployment.settings[key]:
             continue
         path = pathlib.Path(deployment.settings[key])
-        if not path.is_file() or path.stat().st_size == 0:
-            raise DeployError(f"{key}: {path} is not there, or empty")
+        _check_local_file(key, path)
         script = (
             f"umask 077; cat >{place}.new; test -s {place}.new; "
             f"chown {owner}: {place}.new; mv {place}.new {place}; echo {FILE_SENT}"
@@ -185,11 +188,25 @@ def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
         deployment.must(f"sending {path.name}", tasks, quiet=True)
 
 
+def _check_local_file(key: str, path: pathlib.Path) -> None:
+    try:
+        with path.open("rb") as file:
+            is_empty = not file.read(1)
+    except FileNotFoundError:
+        raise DeployError(f"{key}: {path} is not there") from None
+    except OSError as error:
+        raise DeployError(f"{key}: {path} cannot be read: {error.strerror}") from None
+    if is_empty:
+        raise DeployError(f"{key}: {path} is empty")
+
+
 def _check_same_commit(tasks: list[Task]) -> None:
     """Workers on different commits would run different programs and hang."""
     commits: dict[str, list[str]] = {}
     for task in tasks:
-        commits.setdefault(task.lines[-1].rpartition(" ")[2][:12], []).append(task.where)
+        said = [line for line in task.lines if re.fullmatch("started [0-9a-f]{40}", line)]
+        commit = said[-1].partition(" ")[2][:12] if said else "an unknown commit"
+        commits.setdefault(commit, []).append(task.where)
     if len(commits) > 1:
         text = "; ".join(f"{commit} on {', '.join(where)}" for commit, where in commits.items())
         raise DeployError(
@@ -257,8 +274,7 @@ def stop(deployment: Deployment) -> None:
     _drain(deployment, nodes)
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"))
     deployment.must("stop", tasks)
-    kind, zone = find_type(nodes[0].accelerator_type), deployment.settings["zone"]
-    price = kind.describe_price(zone, spot=nodes[0].spot)
+    price = describe_price(deployment, nodes[0])
     print(f"\nthe service is stopped; each slice goes on costing {price}")
     print(f"  deploy/wan-tpu-deploy delete {deployment.settings.name}  ends that")
 
@@ -341,7 +357,9 @@ def tunnel(deployment: Deployment, *, index: int, local_port: Optional[int]) -> 
     """Forwards a port of this machine to worker 0 of a slice, until Ctrl-C; ssh's exit code."""
     node = _pick(deployment.ready_nodes(), index)
     port = deployment.settings["port"]
-    here = local_port or int(port)
+    here = int(port) if local_port is None else local_port
+    if not 1 <= here <= 65535:
+        raise DeployError(f"--local-port is {here}; expected 1 to 65535, such as 8000")
     forward = ("-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{here}:127.0.0.1:{port}")
     command = deployment.gcloud.ssh(node.name, 0, ssh_args=forward)
     if deployment.dry_run:
@@ -349,7 +367,8 @@ def tunnel(deployment: Deployment, *, index: int, local_port: Optional[int]) -> 
         return 0
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", here)) == 0:
-            raise DeployError(f"port {here} of this machine is taken: give --local-port {here + 1}")
+            other = here + 1 if here < 65535 else here - 1
+            raise DeployError(f"port {here} of this machine is taken: give --local-port {other}")
     print(f"http://127.0.0.1:{here} is {node.name} until Ctrl-C", flush=True)
     return subprocess.call(command.argv)
 
@@ -374,7 +393,7 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
         deployment.run("fetch", copy)
         print(unpack.render())
         return
-    to.mkdir(parents=True, exist_ok=True)
+    _make_folder(to, part)
     try:
         if not deployment.run("fetch", copy, quiet=True, table=False):
             raise DeployError(f"{path} could not be copied from worker 0 of {node.name}")
@@ -385,7 +404,18 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
     print(to / path.name)
 
 
+def _make_folder(to: pathlib.Path, part: pathlib.Path) -> None:
+    """Makes the folder that is to hold the files, and tries it out."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except FileExistsError:
+        raise DeployError(f"--to is {to}, a file; expected a folder, such as {to}.d") from None
+    except OSError as error:
+        raise DeployError(f"--to is {to}, which cannot be written: {error.strerror}") from None
+
+
 def _pick(nodes: list[Node], index: int) -> Node:
-    if index >= len(nodes):
+    if not 0 <= index < len(nodes):
         raise DeployError(f"there is no slice {index}; there are {len(nodes)}, counted from 0")
     return nodes[index]

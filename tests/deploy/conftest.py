@@ -49,10 +49,13 @@ class Cloud:
         """What `tpu-vm list` answers."""
         self.answer("tpu-vm list", out=json.dumps(nodes))
 
-    def start(self, *words: str, **options) -> subprocess.Popen:
-        """Starts the command."""
+    def start(self, *words: str, shell_redirection: str = "", **options) -> subprocess.Popen:
+        """Starts the command; with a redirection, as a shell does."""
+        argv = (sys.executable, str(COMMAND), *words)
+        if shell_redirection:
+            argv = ("bash", "-c", f"{shlex.join(argv)} {shell_redirection}")
         return subprocess.Popen(
-            (sys.executable, str(COMMAND), *words),
+            argv,
             cwd=self.here,
             env={**os.environ, **self.environment},
             text=True,

@@ -196,7 +196,15 @@ def test_secrets_go_over_standard_input_alone(slice_):
 def test_a_file_that_is_not_there(slice_):
     done = slice_.run("start", "wan", *WHERE, "--env-file", "nowhere.env")
     assert done.returncode == 1
-    assert "nowhere.env is not there, or empty" in done.stderr
+    assert "nowhere.env is not there" in done.stderr
+    assert slice_.lines == [LIST]
+
+
+def test_a_file_that_cannot_be_one(slice_):
+    (slice_.here / "empty.env").touch()
+    assert "is empty" in slice_.run("start", "wan", *WHERE, "--env-file", "empty.env").stderr
+    done = slice_.run("start", "wan", *WHERE, "--env-file", str(slice_.here))
+    assert "cannot be read: Is a directory" in done.stderr
 
 
 def test_stop(slice_):
@@ -303,6 +311,27 @@ def test_tunnel_to_the_second_of_two_slices(cloud):
     words = ("tunnel", "wan", *WHERE, "--local-port", "18766", "--slice", "1")
     assert cloud.run(*words).returncode == 0
     assert "no slice 2; there are 2" in cloud.run(*words[:-1], "2").stderr
+    assert "--slice is -1; expected 0 or more" in cloud.run(*words[:-1], "-1").stderr
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999"])
+def test_a_local_port_that_is_none(slice_, port):
+    done = slice_.run("tunnel", "wan", *WHERE, "--local-port", port)
+    assert done.returncode == 1
+    assert f"--local-port is {port}; expected 1 to 65535" in done.stderr
+
+
+def test_numbers_that_no_verb_can_mean(slice_):
+    for words in (
+        ("start", "wan", "--timeout-seconds", "0"),
+        ("logs", "wan", "--lines", "-5"),
+        ("logs", "wan", "--worker", "-1"),
+        ("fetch", "wan", "video_1", "--slice", "-1"),
+    ):
+        done = slice_.run(*words, *WHERE)
+        assert done.returncode == 1
+        assert f"{words[-2]} is {words[-1]}; expected" in done.stderr
+    assert slice_.calls == []
 
 
 def test_a_port_that_is_taken(slice_):
@@ -358,6 +387,16 @@ def test_fetch_of_what_is_not_there_leaves_nothing(cloud):
     assert done.returncode == 1
     assert "could not be copied" in done.stderr
     assert list((cloud.here / "out").iterdir()) == []
+
+
+def test_fetch_to_where_no_folder_can_be(slice_):
+    (slice_.here / "out").write_text("a file of the user's")
+    for to, message in (("out", "out, a file; expected a folder"), ("out/in", "Not a directory")):
+        done = slice_.run("fetch", "wan", "video_1a2b", *WHERE, "--to", to)
+        assert done.returncode == 1
+        assert message in done.stderr
+    assert (slice_.here / "out").read_text() == "a file of the user's"
+    assert not any(" pack " in line for line in slice_.lines)
 
 
 @pytest.mark.parametrize("what", ["../etc/passwd", "a b", "x;reboot", "-x", "/var/../etc/shadow"])
