@@ -7,6 +7,7 @@
 #
 #     /opt/wan-tpu/releases/COMMIT    a checkout with its own .venv; `current` is the one that runs
 #     /etc/wan-tpu/wan-tpu.env        what `start` was told; extra.env: the user's own; both mode 600
+#     /etc/wan-tpu/group-secret       what the workers of a slice know each other by; mode 600
 #     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models
 #
 # WAN_TPU_ROOT puts all of it under another folder and leaves the system alone (no packages, no user).
@@ -67,7 +68,7 @@ install_packages() {
 make_user() {
     id "$USER_NAME" > /dev/null 2>&1 \
         || useradd --system --home-dir "$STATE" --shell /usr/sbin/nologin "$USER_NAME"
-    install -d -o "$USER_NAME" -g "$USER_NAME" -m 750 "$STATE"
+    install -d -o "$USER_NAME" -g "$USER_NAME" -m 700 "$STATE"
 }
 
 check_out() {
@@ -138,7 +139,8 @@ start_service() {
     write_unit
     systemctl daemon-reload
     systemctl enable --quiet wan-tpu
-    systemctl restart wan-tpu
+    # It counts as started once its port listens, or not at all: `ready` watches, and says why.
+    systemctl restart --no-block wan-tpu
     say "started $(basename "$release")"
 }
 
@@ -170,14 +172,27 @@ copy_model() {
     say "model is here: $(du -sh "$ROOT$folder" | cut -f1)"
 }
 
+# The first digits of a digest: whether the workers have the same secret, and nothing of it.
+show_secret() {
+    local file=$ETC/group-secret owner=$USER_NAME
+    on_system || owner=$(id -un)
+    if [ -f "$file" ] && [ "$(stat -c '%a %U' "$file")" = "600 $owner" ]; then
+        say "secret=$(sha256sum "$file" | cut -c 1-16)"
+    else
+        say secret=none
+    fi
+}
+
 write_environment() {
     local file=$ETC/wan-tpu.env
+    [ -f "$ETC/group-secret" ] || fail "there is no $ETC/group-secret: start sends it"
     mkdir -p "$STATE/data" "$STATE/hub" "$STATE/compiled"
     own "$STATE"
     (
         umask 077
         printf '%s\n' "$@" \
             "WAN_TPU_DATA_DIR=$STATE/data" "WAN_TPU_CACHE_DIR=$STATE/compiled" \
+            "WAN_TPU_GROUP_SECRET_FILE=$ETC/group-secret" \
             "HF_HOME=$STATE/hub" "HOME=$STATE" PYTHONUNBUFFERED=1 > "$file.new"
     )
     mv "$file.new" "$file"
@@ -189,9 +204,21 @@ point() {
     mv -T "$1.new" "$1"
 }
 
+# A setting that counts seconds, as the service will read it: the user's own file comes last.
+seconds_of() {
+    local name=$1 value
+    value=$(cat "$ETC/wan-tpu.env" "$ETC/extra.env" 2> /dev/null \
+        | sed -n "s/^$name=[\"']\?\([0-9]\{1,9\}\).*/\1/p" | tail -1)
+    say "${value:-$2}"
+}
+
 write_unit() {
+    local drain grace
+    drain=$(seconds_of WAN_TPU_DRAIN_SECONDS 30)
+    grace=$(seconds_of WAN_TPU_STOP_GRACE_SECONDS 30)
     mkdir -p "$(dirname "$UNIT")"
-    sed -e "s#=\(-\?\)/\(opt\|etc\|var/lib\)/wan-tpu#=\1$ROOT/\2/wan-tpu#" \
+    sed -e "s#^TimeoutStopSec=.*#TimeoutStopSec=$((10#$drain + 10#$grace + 60))#" \
+        -e "s#=\(-\?\)/\(opt\|etc\|var/lib\)/wan-tpu#=\1$ROOT/\2/wan-tpu#" \
         "$OPT/current/deploy/wan-tpu.service" > "$UNIT"
 }
 
@@ -219,6 +246,11 @@ wait_until_ready() {
         if [[ $body == *' 200' ]]; then
             say "ready after $((SECONDS - start)) s"
             return
+        fi
+        if [ "$(unit_property ActiveState)" = failed ]; then
+            say "the service ended and stays down; its last words:"
+            journalctl --unit wan-tpu --lines 30 --no-pager --output cat || true
+            exit 1
         fi
         restarts=$(unit_property NRestarts)
         if ((${restarts:-0} - ${restarts_at_start:-0} >= 3)); then
@@ -281,6 +313,7 @@ case ${1:-} in
     copy-model) shift; copy_model "$@" < /dev/null ;;
     start) shift; start_service "$@" < /dev/null ;;
     stop) stop_service < /dev/null ;;
+    secret) show_secret < /dev/null ;;
     ready) shift; wait_until_ready "$@" < /dev/null ;;
     status) show_status < /dev/null ;;
     pack) shift; pack "$@" < /dev/null ;;

@@ -88,7 +88,11 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
         service.install(deployment)
     elif args.verb == "start":
         service.start(
-            deployment, commit=args.commit, is_open=args.open, timeout=args.timeout_seconds
+            deployment,
+            commit=args.commit,
+            is_open=args.open,
+            timeout=args.timeout_seconds,
+            new_secret=args.new_group_secret,
         )
     elif args.verb == "status":
         return 0 if service.status(deployment) else 1
@@ -129,6 +133,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--open", action="store_true", help="listen on every address; needs --api-keys-file"
+    )
+    start.add_argument(
+        "--new-group-secret",
+        action="store_true",
+        help="give the workers of each slice another secret to know each other by",
     )
     start.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
 

@@ -1,8 +1,10 @@
 """The verbs that work on the service of slices that are there: install to stop."""
 
 import json
+import os
 import pathlib
 import re
+import secrets
 import shlex
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from wan_tpu_deploy.slices import describe_price, flags_again, show_nodes
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 STATE = "/var/lib/wan-tpu"
 KEYS_ON_WORKER = "/etc/wan-tpu/api-keys"
+SECRET_ON_WORKER = "/etc/wan-tpu/group-secret"
 FILE_SENT = "wan-tpu: sent"
 START_SETTINGS = ("model", "layout", "bucket", "port", "env-file", "api-keys-file")
 """What `start` takes besides where the slices are; every start says all of it anew."""
@@ -102,7 +105,9 @@ def _git(*words: str) -> str:
 # --- start and stop -----------------------------------------------------------------------------
 
 
-def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -> None:
+def start(
+    deployment: Deployment, *, commit: str, is_open: bool, timeout: int, new_secret: bool
+) -> None:
     """Starts an installed commit on every worker and waits until worker 0 of each slice is ready.
 
     Args:
@@ -110,6 +115,7 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
         commit: the first digits of an installed commit, `latest` or `previous`.
         is_open: listen on every address; needs API keys.
         timeout: seconds until a slice counts as failed.
+        new_secret: give the workers another secret, even where they have one.
 
     Raises:
         DeployError: a worker failed, the workers differ, or a slice did not get ready.
@@ -127,6 +133,8 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
         copy = deployment.script("copy-model", source, _model(settings))
         deployment.must("copying the model", deployment.worker_tasks(nodes, copy))
     _drain(deployment, nodes)
+    for node in nodes:
+        _give_secret(deployment, node, anew=new_secret)
     variables = _variables(settings, is_open=is_open)
     extra = "env-file" if settings["env-file"] else "no-env-file"
     script = deployment.script("start", commit, extra, *variables)
@@ -174,18 +182,57 @@ def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
             continue
         path = pathlib.Path(deployment.settings[key])
         _check_local_file(key, path)
-        script = (
-            f"umask 077; cat >{place}.new; test -s {place}.new; "
-            f"chown {owner}: {place}.new; mv {place}.new {place}; echo {FILE_SENT}"
-        )
-        command = f"sudo sh -ec {shlex.quote(script)}"
-        tasks = deployment.worker_tasks(
-            nodes,
-            lambda node, worker, path=path, command=command: deployment.gcloud.ssh(
-                node.name, worker, command, stdin=path, end_mark=FILE_SENT
-            ),
-        )
-        deployment.must(f"sending {path.name}", tasks, quiet=True)
+        _send(deployment, nodes, path, place, owner)
+
+
+def _send(
+    deployment: Deployment, nodes: list[Node], path: pathlib.Path, place: str, owner: str
+) -> None:
+    """Puts a local file on every worker, mode 600, at once or not at all."""
+    script = (
+        f"umask 077; cat >{place}.new; test -s {place}.new; "
+        f"chown {owner}: {place}.new; mv {place}.new {place}; echo {FILE_SENT}"
+    )
+    command = f"sudo sh -ec {shlex.quote(script)}"
+    tasks = deployment.worker_tasks(
+        nodes,
+        lambda node, worker: deployment.gcloud.ssh(
+            node.name, worker, command, stdin=path, end_mark=FILE_SENT
+        ),
+    )
+    deployment.must(f"sending {path.name}", tasks, quiet=True)
+
+
+def _give_secret(deployment: Deployment, node: Node, *, anew: bool) -> None:
+    """Sees to it that all workers of a slice have one secret, that others do not know.
+
+    It is made once and stays through restarts and other commits, until it is asked for anew or a
+    worker is without it. It exists here for as long as it takes to send it, and is never said.
+    """
+    if not anew and _has_secret(deployment, node):
+        return
+    name = f"group-secret-{node.name}"
+    if deployment.dry_run:
+        print(f"\n# {name}: 64 random characters, gone from here once they are sent")
+        _send(deployment, [node], pathlib.Path(name), SECRET_ON_WORKER, "wan-tpu")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / name
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(secrets.token_urlsafe(48) + "\n")
+        _send(deployment, [node], file, SECRET_ON_WORKER, "wan-tpu")
+    print(f"# the workers of {node.name} have a new secret between them")
+
+
+def _has_secret(deployment: Deployment, node: Node) -> bool:
+    """Whether all workers have one, and the same."""
+    look = deployment.worker_tasks([node], deployment.script("secret"))
+    deployment.must("looking for the secret", look, quiet=True)
+    if deployment.dry_run:
+        print("# assumed to answer: none, or not the same")
+        return False
+    found = {_facts(task).get("secret", "none") for task in look}
+    return len(found) == 1 and "none" not in found
 
 
 def _check_local_file(key: str, path: pathlib.Path) -> None:

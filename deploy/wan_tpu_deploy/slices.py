@@ -59,8 +59,8 @@ def _say_what_costs(deployment: Deployment, tasks: list[Task]) -> str:
     if not there:
         return "Nothing was created, and nothing costs"
     return (
-        f"There, and it costs: {', '.join(there)}; deploy/wan-tpu-deploy delete {name}  removes it, "
-        "and then create can try again"
+        f"There, and it costs: {', '.join(there)}. It goes with  "
+        f"deploy/wan-tpu-deploy delete {name},  and then create can try again"
     )
 
 

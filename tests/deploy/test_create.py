@@ -112,7 +112,7 @@ def test_one_of_three_slices_is_refused(cloud):
     cloud.answer("create")
     done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16", "--slices", "3")
     assert done.returncode == 1
-    assert "not created: wan-1. There, and it costs: wan-0, wan-2;" in done.stderr
+    assert "not created: wan-1. There, and it costs: wan-0, wan-2. " in done.stderr
     assert "delete wan" in done.stderr
 
 
@@ -156,7 +156,9 @@ def test_what_an_error_left_is_named(cloud):
     assert done.returncode == 1
     assert "not created: wan-0, wan-1, wan-2." in done.stderr
     again = "delete wan --project my-project --zone us-east5-b"
-    assert f"There, and it costs: wan-1; deploy/wan-tpu-deploy {again} " in done.stderr
+    assert (
+        f"There, and it costs: wan-1. It goes with  deploy/wan-tpu-deploy {again}, " in done.stderr
+    )
 
 
 def test_what_an_error_left_and_nobody_can_see(cloud):
