@@ -122,6 +122,12 @@ remove_old_releases() {
     done
 }
 
+# A setting as the service reads it: the user's own file comes last, and may have quotes.
+setting() {
+    cat "$ETC/wan-tpu.env" "$ETC/extra.env" 2> /dev/null \
+        | sed -n "s/^$1=[\"']\?\([^\"']*\).*/\1/p" | tail -1
+}
+
 # --- start and stop ------------------------------------------------------------------------------
 
 # Takes what to run (latest, previous, or a commit's first digits), whether an extra.env was sent for
@@ -204,12 +210,11 @@ point() {
     mv -T "$1.new" "$1"
 }
 
-# A setting that counts seconds, as the service will read it: the user's own file comes last.
+# A setting that counts seconds, without its fraction; what is no number is taken as the default.
 seconds_of() {
-    local name=$1 value
-    value=$(cat "$ETC/wan-tpu.env" "$ETC/extra.env" 2> /dev/null \
-        | sed -n "s/^$name=[\"']\?\([0-9]\{1,9\}\).*/\1/p" | tail -1)
-    say "${value:-$2}"
+    local value
+    value=$(setting "$1")
+    if [[ $value =~ ^[0-9]{1,9} ]]; then say "${BASH_REMATCH[0]}"; else say "$2"; fi
 }
 
 write_unit() {
@@ -232,17 +237,24 @@ stop_service() {
 
 # --- watch ---------------------------------------------------------------------------------------
 
-port() { sed -n 's/^WAN_TPU_PORT=//p' "$ETC/wan-tpu.env"; }
+# Asks the service on this worker, on its port or on its socket.
+ask() {
+    local path=$1 socket
+    shift
+    socket=$(setting WAN_TPU_UNIX_SOCKET)
+    curl --silent ${socket:+--unix-socket "$socket"} "$@" \
+        "http://127.0.0.1:$(setting WAN_TPU_PORT)$path"
+}
+
 unit_property() { systemctl show wan-tpu --property "$1" --value 2> /dev/null || true; }
 
 # Waits for /readyz on this worker; says what is missing whenever that changes.
 wait_until_ready() {
-    local seconds=$1 start=$SECONDS before='' body='' url restarts_at_start restarts
-    url=http://127.0.0.1:$(port)/readyz
+    local seconds=$1 start=$SECONDS before='' body='' restarts_at_start restarts
     restarts_at_start=$(unit_property NRestarts)
     while ((SECONDS - start < seconds)); do
         # An older curl has no --fail-with-body: the answer of a 503 says what is missing.
-        body=$(curl --silent --show-error --max-time 10 --write-out ' %{http_code}' "$url" 2>&1) || true
+        body=$(ask /readyz --show-error --max-time 10 --write-out ' %{http_code}' 2>&1) || true
         if [[ $body == *' 200' ]]; then
             say "ready after $((SECONDS - start)) s"
             return
@@ -270,7 +282,7 @@ wait_until_ready() {
 
 # KEY=VALUE lines for the table of `status`.
 show_status() {
-    local python=$OPT/current/.venv/bin/python url
+    local python=$OPT/current/.venv/bin/python
     say "unit=$(unit_property ActiveState)/$(unit_property SubState)"
     say "restarts=$(unit_property NRestarts)"
     say "commit=$(basename "$(readlink "$OPT/current" 2> /dev/null || echo none)")"
@@ -280,9 +292,8 @@ show_status() {
     fi
     say "disk=$(df --output=pcent "$STATE" 2> /dev/null | tail -1 | tr -d ' ')"
     if [ -e "$ETC/wan-tpu.env" ]; then
-        url=http://127.0.0.1:$(port)
-        say "readyz=$(curl --silent --max-time 5 "$url/readyz" | tr -d '\n')"
-        say "queue=$(curl --silent --max-time 5 "$url/metrics" | sed -n 's/^wan_tpu_queue_length //p')"
+        say "readyz=$(ask /readyz --max-time 5 | tr -d '\n')"
+        say "queue=$(ask /metrics --max-time 5 | sed -n 's/^wan_tpu_queue_length //p')"
     fi
 }
 

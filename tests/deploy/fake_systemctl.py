@@ -46,7 +46,8 @@ def environment(unit):
         if path.exists() or not file.startswith("-"):
             for line in path.read_text().splitlines():
                 key, _, value = line.partition("=")
-                variables[key] = value
+                quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+                variables[key] = value[1:-1] if quoted else value
     return variables
 
 

@@ -48,8 +48,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-address = os.environ["WAN_TPU_HOST"], int(os.environ["WAN_TPU_PORT"])
-server = http.server.HTTPServer(address, Handler)
+class OnSocket(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+    def get_request(self):
+        return self.socket.accept()[0], ("", 0)
+
+
+if "WAN_TPU_UNIX_SOCKET" in os.environ:
+    server = OnSocket(os.environ["WAN_TPU_UNIX_SOCKET"], Handler)
+else:
+    address = os.environ["WAN_TPU_HOST"], int(os.environ["WAN_TPU_PORT"])
+    server = http.server.HTTPServer(address, Handler)
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
     systemd.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 server.serve_forever()
@@ -130,7 +143,7 @@ def install(worker, repository, ref):
 
 
 def start(worker, *flags):
-    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "120")
+    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "300")
     return worker.run(*words, *flags)
 
 
@@ -253,6 +266,17 @@ def test_an_env_file_of_an_earlier_start_goes(worker, repository):
     (worker.root / "etc/wan-tpu/extra.env").write_text("WAN_TPU_LOG_LEVEL=debug\n")
     start(worker)
     assert not (worker.root / "etc/wan-tpu/extra.env").exists()
+
+
+def test_a_service_on_a_unix_socket_is_asked_there(worker, repository, tmp_path_factory):
+    """As behind a proxy; nothing listens on the port."""
+    path = tmp_path_factory.mktemp("s") / "http.sock"
+    install(worker, repository, commit(repository, "one"))
+    (worker.here / "wan.env").write_text(f'WAN_TPU_UNIX_SOCKET="{path}"\n')
+    done = start(worker, "--env-file", "wan.env")
+    assert done.returncode == 0, done.stdout
+    done = worker.run("status", "wan", *WHERE)
+    assert "wan/0: ready; 2 jobs wait" in done.stdout
 
 
 def test_a_service_that_keeps_ending_is_not_waited_for(worker, repository):
