@@ -62,7 +62,8 @@ HELP = {
     "repository": "git URL that the workers install from; by default this checkout's origin",
     "ref": "commit, tag or branch; by default this checkout's commit",
     "bucket": "gs://BUCKET[/FOLDER]: --model is a folder in it, copied to each worker's disk",
-    "model": "name, hub id, folder on the workers, or folder in --bucket (default wan-tiny)",
+    "model": "name or hub id, also at a revision (owner/name@commit), folder on the workers, or "
+    "folder in --bucket (default wan-tiny)",
     "layout": "how the model is split, for example dp2-sp8; chosen when left out",
     "port": "port of the service (default 8000)",
     "env-file": "local file with more WAN_TPU_... lines for the service; may hold secrets",
