@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Optional
 
-from wan_tpu_deploy import service, slices
+from wan_tpu_deploy import reach, service, slices
 from wan_tpu_deploy.deployment import Deployment
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.gcloud import check_installed
@@ -99,9 +99,9 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
     elif args.verb == "logs":
         service.logs(deployment, worker=args.worker, lines=args.lines, follow=args.follow)
     elif args.verb == "tunnel":
-        return service.tunnel(deployment, index=args.slice, local_port=args.local_port)
+        return reach.tunnel(deployment, index=args.slice, local_port=args.local_port)
     elif args.verb == "fetch":
-        service.fetch(deployment, what=args.what, index=args.slice, to=args.to)
+        reach.fetch(deployment, what=args.what, index=args.slice, to=args.to)
     elif args.verb == "stop":
         service.stop(deployment)
     else:

@@ -12,6 +12,9 @@ from wan_tpu_deploy.gcloud import Command, Gcloud, read_list
 from wan_tpu_deploy.settings import Settings
 
 WORKER_SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "worker.sh"
+STATE = "/var/lib/wan-tpu"
+"""Where a worker keeps jobs, models and compiled programs."""
+
 SCRIPT_DONE = "wan-tpu-worker: done"
 """What worker.sh says last."""
 

@@ -207,6 +207,12 @@ def summarize(title: str, tasks: list[Task]) -> None:
         print(f"  {where} -> {hint}")
 
 
+def read_facts(task: Task) -> dict[str, str]:
+    """The KEY=VALUE lines that a worker said."""
+    pairs = (line.partition("=") for line in task.lines)
+    return {key: value for key, equals, value in pairs if equals and key.isalpha()}
+
+
 def say_what_was_left(tasks: list[Task]) -> None:
     """After Ctrl-C: who had finished, and where something may still run."""
     done = [task.where for task in tasks if task.returncode == 0]
