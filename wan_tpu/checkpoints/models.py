@@ -1,11 +1,13 @@
 """From a model's name to its files and configurations; no weights are read here.
 
 A name is `wan-tiny` (in the package), a folder in diffusers format, a hub id, or one of the
-`KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline.
+`KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline. A
+model of the hub may be of one commit, branch or tag: `owner/name@revision`; else it is the newest.
 """
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from importlib import resources
@@ -13,6 +15,8 @@ from typing import Any
 
 from wan_tpu.errors import CheckpointError, UnknownNameError
 from wan_tpu.request import GenerationDefaults
+
+logger = logging.getLogger(__name__)
 
 WAN_TINY = "wan-tiny"
 COMPONENTS = ("text_encoder", "transformer", "vae")
@@ -96,6 +100,13 @@ class ModelDescription:
     configs: Mapping[str, Mapping[str, Any]]
     defaults: GenerationDefaults
 
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit that the files are of; None for files that do not come from there."""
+        if self.folder is None or self.folder.parent.name != "snapshots":
+            return None
+        return self.folder.name
+
     def component_folder(self, component: str) -> pathlib.Path:
         """Where a component's weights lie.
 
@@ -117,8 +128,8 @@ def describe_model(name: str) -> ModelDescription:
         UnknownNameError: nothing is called so.
         CheckpointError: its files are not those of a Wan text-to-video model.
     """
-    if name in KNOWN_MODELS:
-        known = KNOWN_MODELS[name]
+    if name.partition("@")[0] in KNOWN_MODELS:
+        known = KNOWN_MODELS[name.partition("@")[0]]
         configs = {
             "text_encoder": _UMT5_XXL,
             "transformer": known.transformer,
@@ -136,8 +147,13 @@ def open_model(name: str) -> ModelDescription:
         UnknownNameError: nothing is called so.
         CheckpointError: files are missing, cannot be had, or are of another kind of model.
     """
-    hub_id = KNOWN_MODELS[name].hub_id if name in KNOWN_MODELS else name
-    return _read_folder(name, _locate(hub_id, patterns=["*.json", "*.safetensors", "*.model"]))
+    known, at, revision = name.partition("@")
+    source = f"{KNOWN_MODELS[known].hub_id}{at}{revision}" if known in KNOWN_MODELS else name
+    model = _read_folder(name, _locate(source, patterns=["*.json", "*.safetensors", "*.model"]))
+    if model.revision is not None:
+        hint = "" if revision == model.revision else f"; {known}@{model.revision} keeps it there"
+        logger.info("model %s is at the hub's commit %s%s", known, model.revision, hint)
+    return model
 
 
 def _locate(name: str, *, patterns: list[str]) -> pathlib.Path:
@@ -153,13 +169,24 @@ def _locate(name: str, *, patterns: list[str]) -> pathlib.Path:
     raise UnknownNameError("model", name, known)
 
 
-def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
-    """A hub repository's files, from the cache where they are there already."""
+def _download(source: str, patterns: list[str]) -> pathlib.Path:
+    """A hub repository's files, `owner/name[@revision]`, from the cache where they are there."""
     import huggingface_hub
     from huggingface_hub import errors
 
+    hub_id, at, revision = source.partition("@")
+    if at and not revision:
+        raise CheckpointError(f"{source} names no revision after @, for example {hub_id}@main")
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision or None, allow_patterns=patterns
+            )
+        )
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            f"{hub_id} has no revision {revision!r}; expected a commit, branch or tag, such as main"
+        ) from None
     except errors.GatedRepoError:
         raise CheckpointError(
             f"{hub_id} is gated: accept its terms and log in (`hf auth login`)"
@@ -171,7 +198,7 @@ def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{hub_id} is not in the cache and cannot be downloaded: {reason}"
+            f"{source} is not in the cache and cannot be downloaded: {reason}"
         ) from None
 
 

@@ -299,6 +299,7 @@ class TextToVideo:
         devices = model.mesh.devices
         return {
             "model": model.description.name,
+            "model_revision": model.description.revision,
             "request": dataclasses.asdict(request),
             "seed": request.seed,
             "tokens": geometry.num_tokens,
