@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from wan_tpu.checkpoints.models import ModelDescription, open_model
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import denoise
@@ -148,6 +149,7 @@ class TextToVideo:
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
             Cancelled: `should_cancel` said so.
+            BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
         """
         request, geometry = check_request(self.model.description, request)
         watch = Watch(on_progress, should_cancel)
@@ -200,9 +202,11 @@ class TextToVideo:
         batch = _batch(request)
         stages = [
             self.model.text_stage(batch),
+            self.model.text_check_stage(batch),
             self.model.context_stage(batch, batch),
             self.model.start_stage(geometry, schedule),
             self.model.step_stage(geometry, schedule, batch),
+            self.model.latents_check_stage(geometry),
             self.model.latents_stage(geometry),
             *self._vae.stages(geometry.latent_height, geometry.latent_width),
         ]
@@ -228,6 +232,7 @@ class TextToVideo:
             ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
         text_stage = self.model.text_stage(len(ids))
         encode = self._program(text_stage, watch)
+        is_finite = self._program(self.model.text_check_stage(len(ids)), watch)
         contextualise = self._program(self.model.context_stage(len(ids), batch), watch)
         with watch.stage("text", len(ids)) as report:
             tokens = [
@@ -235,6 +240,8 @@ class TextToVideo:
                 for x, argument in zip((ids, mask), text_stage.arguments[1:], strict=True)
             ]
             embeddings = encode(self._text_params, *tokens)
+            if not np.asarray(is_finite(embeddings)):
+                raise BadNumbersError("text, the prompt's embeddings")
             weights = _subset(self._denoiser_params, self.model.denoiser.context_weights())
             context = jax.block_until_ready(contextualise(weights, embeddings))
             report(len(ids))
@@ -253,12 +260,14 @@ class TextToVideo:
         schedule, batch = self._schedule(request), _batch(request)
         start = self._program(self.model.start_stage(geometry, schedule), watch)
         step = self._program(self.model.step_stage(geometry, schedule, batch), watch)
+        is_finite = self._program(self.model.latents_check_stage(geometry), watch)
         state = denoise(
             step,
             _subset(self._denoiser_params, self.model.denoiser.step_weights()),
             context,
             start(noise),
             schedule,
+            is_finite=is_finite,
             guidance_scale=request.guidance_scale,
             mesh=self.model.mesh,
             watch=watch,
