@@ -126,7 +126,8 @@ def run(parsed: argparse.Namespace) -> int:
     if plot is not None:
         plotting.require_matplotlib()
     job = _make_job(parsed, request, where)
-    cache = FactsCache(None if parsed.no_cache else runtime.default_cache_folder().parent / "plans")
+    base = None if parsed.no_cache else runtime.default_cache_base()
+    cache = FactsCache(None if base is None else base / "plans")
     rows = Planner(job, cache, _Progress().show).plan(layouts)
     if json_file is not None:
         write_json_atomically(json_file, to_json(job, rows, operations=parsed.operations))
