@@ -28,7 +28,7 @@ from wan_tpu.sharding.layout import Layout, default_layout
 from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
 from wan_tpu.text.encoder import ALIASES
-from wan_tpu.text.prompt import tokenize
+from wan_tpu.text.prompt import check_prompt, tokenize
 from wan_tpu.transformer.denoiser import patchify
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
@@ -151,6 +151,7 @@ class TextToVideo:
             Cancelled: `should_cancel` said so.
             BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
         """
+        check_prompt(request.prompt)
         request, geometry = check_request(self.model.description, request)
         watch = Watch(on_progress, should_cancel)
         context = self._encode_text(request, watch)
