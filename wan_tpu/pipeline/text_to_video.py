@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from jax.sharding import NamedSharding
 
+from wan_tpu.checkpoints.files import pointer_hint
 from wan_tpu.checkpoints.models import ModelDescription, open_model
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
-from wan_tpu.errors import BadNumbersError
+from wan_tpu.errors import BadNumbersError, CheckpointError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import denoise
@@ -29,6 +30,7 @@ from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
 from wan_tpu.text.encoder import ALIASES
 from wan_tpu.text.prompt import check_prompt, tokenize
+from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import patchify
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
@@ -92,8 +94,8 @@ class TextToVideo:
         description = open_model(name)
         dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
         if layout is None:
-            heads = description.configs["transformer"].get("num_attention_heads", 40)
-            layout = default_layout(len(devices), heads)
+            transformer = TransformerConfig.from_json(description.configs["transformer"])
+            layout = default_layout(len(devices), transformer.num_attention_heads)
         mesh = make_mesh(layout, devices)
         model = make_video_model(description, mesh, layout, dtype=dtype, attention=attention)
         backend = load_vae(
@@ -113,17 +115,24 @@ class TextToVideo:
         )
         return cls(
             model,
-            tokenizer=_load_tokenizer(description),
+            tokenizer=_load_tokenizer(description, model.text_encoder.config.vocab_size),
             text_params=load_weights(
                 "text encoder",
                 model.text_encoder.weights(),
-                SafetensorsSource(description.component_folder("text_encoder"), aliases=ALIASES),
+                SafetensorsSource(
+                    description.component_folder("text_encoder"),
+                    aliases=ALIASES,
+                    plain_name="model",
+                ),
                 mesh,
             ),
             denoiser_params=load_weights(
                 "transformer",
                 model.denoiser.weights(),
-                SafetensorsSource(description.component_folder("transformer")),
+                SafetensorsSource(
+                    description.component_folder("transformer"),
+                    plain_name="diffusion_pytorch_model",
+                ),
                 mesh,
             ),
             vae=backend,
@@ -346,12 +355,28 @@ def _batch(request: VideoRequest) -> int:
     return 2 if request.uses_guidance else 1
 
 
-def _load_tokenizer(description: ModelDescription) -> Any:
+def _load_tokenizer(description: ModelDescription, vocab_size: int) -> Any:
+    """The tokenizer, tried once, so that one that cannot be used is found before the weights."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        description.component_folder("tokenizer"), local_files_only=True
-    )
+    folder = description.component_folder("tokenizer")
+    try:
+        # No code of the model's own: it would be run, or asked about on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        tokenize(tokenizer, ["a"])
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = pointer_hint(folder / "tokenizer.json")
+        what = f"tokenizer.json {hint}" if hint else f"cannot be used: {reason}"
+        raise CheckpointError(f"the tokenizer in {folder}: {what}") from None
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder knows "
+            f"{vocab_size}: they are not of one model"
+        )
+    return tokenizer
 
 
 def _subset(params: dict[str, jax.Array], weights: list[Weight]) -> dict[str, jax.Array]:

@@ -26,8 +26,8 @@ SHOWN_CHARACTERS = 200
 """How much of a dropped tail a warning quotes."""
 
 BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0\ufffd"
-"""Letters and symbols by category that say nothing: Hangul's fillers, Braille's empty cell, and what
-ftfy puts for half a surrogate pair."""
+"""Letters and symbols by category that say nothing: Hangul's fillers, Braille's empty cell, and
+what ftfy puts for half a surrogate pair."""
 
 
 def clean_prompt(text: str) -> str:

@@ -164,7 +164,7 @@ def load_vae(name: str, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: A
 
 def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
     """The checkpoint, whose tensors are exactly the model's."""
-    source = SafetensorsSource(folder)
+    source = SafetensorsSource(folder, plain_name="diffusion_pytorch_model")
     check_tensors("VAE", expected_tensors(config), source)
     return source
 
