@@ -85,5 +85,5 @@ def _video_of(side: Path) -> str | None:
     if "request" in data and isinstance(versions, dict) and "wan_tpu" in versions:
         # Earlier ones did not say of which: of the one that is there.
         there = [side.with_suffix(suffix) for suffix in SUFFIXES]
-        return next((video.name for video in there if video.exists()), side.name)
+        return next((video for video in there if video.exists()), there[0]).name
     return None
