@@ -13,7 +13,8 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from wan_tpu.text.prompt import SHOWN_CHARACTERS, clean_prompt, tokenize
+from wan_tpu.errors import PromptError
+from wan_tpu.text.prompt import SHOWN_CHARACTERS, check_prompt, clean_prompt, tokenize
 from wan_tpu.text.tokenizer import load_tokenizer
 
 NASTY = [
@@ -68,6 +69,54 @@ def test_cleaning_of_every_character_equals_diffusers():
 )
 def test_cleaning_by_example(text, cleaned):
     assert clean_prompt(text) == cleaned
+
+
+NOTHING = [
+    *(
+        "",
+        " \n",
+        "&nbsp;",
+        "&amp;nbsp;",
+        "\ufeff",
+        "\u200b",
+        "&#8203;",
+        "\x00\x01\x1b",
+        "\u2060\u00ad",
+    ),
+    *(
+        "\u200e\u202e",
+        "\ufe0f",
+        "\u0301",
+        "\ud800",
+        "\u3164\u3164",
+        "\u2800",
+        "\U000e0041",
+        " \u200b &nbsp; ",
+    ),
+]
+SOMETHING = [
+    "a",
+    "\u732b",
+    "7",
+    "?",
+    "\U0001f431",
+    "&lt;",
+    "\u200ba\u200b",
+    "e\u0301",
+    "\u0e01\u0e33",
+    "&amp;",
+]
+
+
+@pytest.mark.parametrize("text", NOTHING)
+def test_a_prompt_of_which_nothing_is_left_is_refused(text):
+    with pytest.raises(PromptError, match="prompt is empty once blanks and invisible"):
+        check_prompt(text)
+
+
+@pytest.mark.parametrize("text", SOMETHING)
+def test_a_prompt_of_which_something_is_left_is_taken(text):
+    check_prompt(text)
 
 
 @pytest.fixture

@@ -6,20 +6,25 @@ model of the hub may be of one commit, branch or tag: `owner/name@revision`; els
 """
 
 import dataclasses
-import json
+import errno
 import logging
 import pathlib
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from wan_tpu.errors import CheckpointError, UnknownNameError
-from wan_tpu.request import GenerationDefaults
+from wan_tpu.checkpoints.config_values import read_fields
+from wan_tpu.checkpoints.files import read_json
+from wan_tpu.checkpoints.strangers import describe_stranger, refuse_name
+from wan_tpu.errors import CheckpointError, InputError, UnknownNameError
+from wan_tpu.request import GenerationDefaults, VideoRequest
 
 logger = logging.getLogger(__name__)
 
 WAN_TINY = "wan-tiny"
 COMPONENTS = ("text_encoder", "transformer", "vae")
+LONGEST_NAME = 200
+"""Characters; hub ids have at most 96, and a message need not be longer."""
 DEFAULTS_FILE = "generation_defaults.json"
 
 WAN_NEGATIVE_PROMPT = (
@@ -160,13 +165,22 @@ def _locate(name: str, *, patterns: list[str]) -> pathlib.Path:
     """The folder of a model, downloading the files that match `patterns` if it is a hub id."""
     if name == WAN_TINY:
         return pathlib.Path(str(resources.files("wan_tpu") / "demo" / "wan-tiny"))
-    folder = pathlib.Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    try:
+        folder = pathlib.Path(name).expanduser()
+        if name and folder.is_dir():
+            return folder
+        if name:
+            refuse_name(name, folder)
+    except RuntimeError:
+        pass  # ~somebody, who has no account here
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and len(name) <= LONGEST_NAME:
         return _download(name, patterns)
     known = [WAN_TINY, *KNOWN_MODELS, "a folder in diffusers format", "a hub id like owner/name"]
-    raise UnknownNameError("model", name, known)
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    raise UnknownNameError("model", shown, known)
 
 
 def _download(source: str, patterns: list[str]) -> pathlib.Path:
@@ -204,47 +218,47 @@ def _download(source: str, patterns: list[str]) -> pathlib.Path:
 
 def _read_folder(name: str, folder: pathlib.Path) -> ModelDescription:
     """Reads the configurations of a folder in diffusers format."""
+    try:
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(f"model_index.json is missing: {describe_stranger(folder)}")
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if pipeline != "WanPipeline":
+        what = "names no _class_name" if pipeline is None else f"is of a {pipeline}"
         raise CheckpointError(
-            f"{folder} holds a {pipeline}; WanPipeline (text to video) is implemented"
+            f"{folder}/model_index.json {what}; WanPipeline (text to video) is implemented"
         )
-    if (index.get("transformer_2") or [None])[0] is not None:
+    if index.get("transformer_2") not in (None, [], [None, None]):
         raise CheckpointError(
             f"{folder} has two transformers (Wan 2.2 A14B), which is not implemented yet"
         )
     configs = {component: read_json(folder / component / "config.json") for component in COMPONENTS}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     if (folder / DEFAULTS_FILE).is_file():
-        defaults = _read_defaults(read_json(folder / DEFAULTS_FILE))
+        defaults = _read_defaults(folder / DEFAULTS_FILE)
     else:
-        large = configs["transformer"].get("num_attention_heads", 40) >= 40
-        defaults = _WAN_720P_DEFAULTS if large else _WAN_DEFAULTS
+        small = configs["transformer"].get("num_attention_heads") in range(1, 40)
+        defaults = _WAN_DEFAULTS if small else _WAN_720P_DEFAULTS
     return ModelDescription(name=name, folder=folder, configs=configs, defaults=defaults)
 
 
-def _read_defaults(values: Mapping[str, Any]) -> GenerationDefaults:
-    """The model's own defaults; its one flow shift holds for every size."""
-    values = dict(values)
-    shift = values.pop("flow_shift")
-    return GenerationDefaults(**values, flow_shift_by_height=((0, float(shift)),))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_defaults(path: pathlib.Path) -> GenerationDefaults:
+    """The model's own defaults, Wan's for what it leaves out; its flow shift is for all sizes."""
+    values = read_json(path)
+    shift = values.pop("flow_shift", None)
+    known = {f.name for f in dataclasses.fields(GenerationDefaults)} - {"flow_shift_by_height"}
+    unknown = sorted(values.keys() - known)
+    if unknown:
         raise CheckpointError(
-            f"{path} is missing: not a model folder in diffusers format"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return value
+            f"{path}: unknown {unknown[0]!r}; known: {', '.join(sorted(known | {'flow_shift'}))}"
+        )
+    defaults = GenerationDefaults(**read_fields(GenerationDefaults, values, f"file {path}"))
+    try:
+        if shift is not None:
+            defaults = dataclasses.replace(defaults, flow_shift_by_height=((0, float(shift)),))
+        VideoRequest(prompt="default").resolved(defaults)
+    except (InputError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return defaults

@@ -7,11 +7,13 @@ Cleaning and padding are those of diffusers' `WanPipeline` (`prompt_clean`,
 import html
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import ftfy
 import numpy as np
 
+from wan_tpu.errors import PromptError
 from wan_tpu.geometry import TEXT_TOKENS
 from wan_tpu.text.tokenizer import Tokenizer
 
@@ -19,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 200
 """How much of a dropped tail a warning quotes."""
+
+BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0\ufffd"
+"""Letters and symbols by category that say nothing: Hangul's fillers, Braille's empty cell, and
+what ftfy puts for half a surrogate pair."""
 
 
 def clean_prompt(text: str) -> str:
@@ -28,6 +34,26 @@ def clean_prompt(text: str) -> str:
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
+
+
+def check_prompt(text: str) -> None:
+    """Refuses a prompt of which nothing visible is left once it is cleaned.
+
+    `&nbsp;`, zero-width spaces and control characters would make the video of the empty prompt.
+
+    Raises:
+        PromptError: there is no letter, digit, sign or symbol in it.
+    """
+    if not any(_is_visible(character) for character in clean_prompt(text)):
+        raise PromptError(
+            "the prompt is empty once blanks and invisible characters are taken away; say what the "
+            f"video shall show, got {text[:SHOWN_CHARACTERS]!r}"
+        )
+
+
+def _is_visible(character: str) -> bool:
+    """Whether Unicode counts it among letters, numbers, punctuation and symbols, and it shows."""
+    return unicodedata.category(character)[0] in "LNPS" and character not in BLANK_LETTERS
 
 
 def tokenize(

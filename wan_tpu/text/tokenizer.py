@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from wan_tpu.checkpoints.files import pointer_hint
 from wan_tpu.errors import CheckpointError
 
 JSON_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "spiece.model"
@@ -22,10 +23,11 @@ class Tokenizer(Protocol):
 
     Attributes:
         pad_id: fills up what is shorter than the model reads.
+        num_tokens: ids lie below it.
     """
 
-    @property
-    def pad_id(self) -> int: ...  # noqa: D102
+    pad_id: int
+    num_tokens: int
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, its end token last."""
@@ -34,27 +36,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         ...
-
-
-def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder: `tokenizer.json`, else `spiece.model`.
-
-    Raises:
-        CheckpointError: neither is there, or it is damaged.
-    """
-    for name, make in ((JSON_FILE, JsonTokenizer), (SENTENCEPIECE_FILE, SentencePieceTokenizer)):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            return make(path)
-        except CheckpointError:
-            raise
-        except Exception as error:  # tokenizers raises Exception itself for whatever is wrong
-            raise CheckpointError(f"{path} is damaged or not a tokenizer: {error}") from error
-    raise CheckpointError(
-        f"{folder} holds no tokenizer: neither {JSON_FILE} nor {SENTENCEPIECE_FILE} is there"
-    )
 
 
 class JsonTokenizer:
@@ -77,6 +58,7 @@ class JsonTokenizer:
         if pad_id is None:
             raise CheckpointError(f"{path} has no token {pad_token!r} to pad with")
         self.pad_id: int = pad_id
+        self.num_tokens: int = self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -99,7 +81,9 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self._end_id, self.pad_id = self._processor.eos_id(), self._processor.pad_id()
+        self._end_id: int = self._processor.eos_id()
+        self.pad_id: int = self._processor.pad_id()
+        self.num_tokens: int = self._processor.get_piece_size()
         if min(self._end_id, self.pad_id) < 0:
             raise CheckpointError(f"{path} has no token to end a text or to pad it with")
 
@@ -110,6 +94,42 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
         return self._processor.decode(list(ids))
+
+
+MAKERS = {JSON_FILE: JsonTokenizer, SENTENCEPIECE_FILE: SentencePieceTokenizer}
+"""By the name of the file; the first that is there is taken."""
+
+
+def load_tokenizer(folder: pathlib.Path, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder: `tokenizer.json`, else `spiece.model`.
+
+    Args:
+        folder: of the component.
+        vocab_size: tokens that the text encoder knows.
+
+    Raises:
+        CheckpointError: neither is there, it is damaged, or it is of another model.
+    """
+    names = [name for name in MAKERS if (folder / name).is_file()]
+    if not names:
+        raise CheckpointError(f"the tokenizer in {folder}: neither {' nor '.join(MAKERS)} is there")
+    path = folder / names[0]
+    try:
+        tokenizer = MAKERS[path.name](path)
+        tokenizer.encode("a")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # tokenizers raises nothing narrower; SentencePiece RuntimeError for whatever is wrong.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = pointer_hint(path) or f"cannot be used: {reason}"
+        raise CheckpointError(f"the tokenizer in {folder}: {path.name} {hint}") from error
+    if vocab_size is not None and tokenizer.num_tokens > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.num_tokens} tokens, the text encoder knows "
+            f"{vocab_size}: they are not of one model"
+        )
+    return tokenizer
 
 
 def _pad_token(config: pathlib.Path) -> str:
