@@ -91,7 +91,7 @@ export class Composer {
   }
 
   #default(name) {
-    return String(this.model.defaults?.[name] ?? "");
+    return String(this.model?.defaults?.[name] ?? "");
   }
 
   #useModel() {

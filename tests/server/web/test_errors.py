@@ -113,11 +113,13 @@ def test_a_page_that_found_nobody_starts_when_somebody_comes(open_page, quick):
     page.reload()
     page.locator('#service[data-state="offline"]').wait_for()
     assert page.is_disabled("#submit")
+    page.fill("#prompt", "written before there are models")
     for path in ("**/v1/**", "**/readyz"):
         page.unroute(path)
     page.locator("#submit:enabled").wait_for()
     page.locator('#service[data-state="ready"]').wait_for()
     page.locator(".skeleton").first.wait_for(state="detached")
+    assert page.input_value("#prompt") == "written before there are models"
 
 
 def test_a_refusal_outlives_what_is_said_of_the_service(open_page, start_server):
