@@ -285,7 +285,7 @@ class Board:
         """Waits for the last write."""
         if self._operations:
             await asyncio.wait(self._operations)
-        self._calls.close()
+        await self._calls.close()
 
     async def _accept(self, make_job: Callable[[str | None], Job]) -> Job:
         async with self._writing:
