@@ -298,10 +298,12 @@ class Settings(BaseSettings):
         """Names that a Host header may carry; `*` is any.
 
         On loopback others are refused, because a page of a foreign site whose name is made to
-        point here could read everything; elsewhere the key stands in front, and no page gets at a
-        Unix socket.
+        point here could read everything; elsewhere, and on a Unix socket that others reach through
+        a proxy, the key stands in front.
         """
-        if not self.allowed_hosts and (self.unix_socket is not None or not self.is_loopback):
+        is_behind_keys = self.api_keys_file is not None
+        is_elsewhere = not self.is_loopback if self.unix_socket is None else is_behind_keys
+        if is_elsewhere and not self.allowed_hosts:
             return frozenset(("*",))
         host = f"[{self.host}]" if ":" in self.host else self.host
         names = (name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
