@@ -37,7 +37,7 @@ def run(folder, **settings):
 @pytest.fixture
 def serve(tmp_path):
     """Starts a server at a socket file."""
-    started = []
+    started, clients = [], []
 
     def start(path):
         process = subprocess.Popen(
@@ -47,19 +47,21 @@ def serve(tmp_path):
         )
         started.append(process)
         client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost"
+            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60
         )
+        clients.append(client)
 
-        def answers():
-            try:
-                return client.get("/livez").status_code == 200
-            except httpx.TransportError:
-                return False
+        def is_open():  # httpx leaves its socket open where nobody listens
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(path)) == 0
 
-        wait_for(answers)
+        wait_for(is_open)
+        assert client.get("/livez").status_code == 200
         return process, client
 
     yield start
+    for client in clients:
+        client.close()
     for process in started:
         process.kill()
         process.wait()
