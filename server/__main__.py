@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "keys":
             return _keys(parsed)
-        if parsed.command == "adopt":
-            return _adopt(Settings())
+        if parsed.command in ("adopt", "downgrade"):
+            return _maintain(parsed.command, Settings())
         for name in ("coordinator", "processes", "process_id"):
             if getattr(parsed, name) is not None:
                 os.environ[f"WAN_TPU_{name.upper()}"] = str(getattr(parsed, name))
@@ -98,12 +98,12 @@ def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: 
     return 0 if has_served else EXIT_FAILED
 
 
-def _adopt(settings: Settings) -> int:
-    """Has the data folder and the database belong together, whatever they were before."""
+def _maintain(command: str, settings: Settings) -> int:
+    """Does to the data folder and the database what no start does by itself."""
     start_logging(settings.log_level, settings.group)
-    from server.service import adopt
+    from server.service import adopt, downgrade
 
-    _say(adopt(settings))
+    _say(adopt(settings) if command == "adopt" else downgrade(settings))
     return 0
 
 
@@ -140,6 +140,9 @@ def _make_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "adopt",
         help="use the data folder and the database together, though they do not know each other",
+    )
+    commands.add_parser(
+        "downgrade", help="bring the database to what the release before this one can use"
     )
     keys = commands.add_parser("keys", help="add, list and remove API keys")
     keys.add_argument("--file", metavar="FILE", help="default: WAN_TPU_API_KEYS_FILE")

@@ -244,12 +244,12 @@ class Service:
 
     async def _make_place(self, owner: str, idempotency_key: str | None) -> None:
         """Forgets the oldest jobs without a video of an owner that has as many as may be kept."""
-        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.max_finished_jobs_per_key
+        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.finished_share
         if too_many <= 0:
             return
         if idempotency_key is None or self.board.find_idempotent(owner, idempotency_key) is None:
             self._check_open(owner)
-            await self.delete(self.board.oldest_failed(owner, too_many))
+            await self.delete(self.board.oldest_failed(owner, int(too_many)))
 
     def _check_open(self, owner: str) -> None:
         """Refuses a job that cannot be taken now."""
@@ -266,14 +266,14 @@ class Service:
             message = f"{queue.count(owner)} jobs of this key wait, which is as many as may"
             raise ApiError(429, "queue_full", message, headers=later)
         kept = self.board.kept_of(owner)
-        is_full = kept.jobs >= settings.max_finished_jobs_per_key
+        is_full = kept.jobs >= settings.finished_share
         if is_full and not self.board.oldest_failed(owner, 1):
             message = f"{kept.jobs} finished videos of this key are kept, which is as many as may"
             raise ApiError(429, "quota_exceeded", f"{message}; delete some", headers=later)
-        if kept.file_bytes >= settings.max_kept_bytes_per_key:
+        if kept.file_bytes >= settings.kept_bytes_share:
             message = (
                 f"the videos of this key take {kept.file_bytes} bytes, and "
-                f"{settings.max_kept_bytes_per_key} may be kept; delete some"
+                f"{settings.kept_bytes_share:.0f} may be kept; delete some"
             )
             raise ApiError(429, "quota_exceeded", message, headers=later)
 
@@ -301,7 +301,7 @@ class Service:
             await self.delete(expired[start : start + DELETED_AT_ONCE])
         if expired:
             logger.info("removed %d expired jobs", len(expired))
-        gone = await asyncio.to_thread(self.media.empty_trash)
+        gone = await asyncio.to_thread(self.media.empty_trash, self.board.now())
         if gone:
             logger.info("removed from the trash: %s", shown(gone))
 
@@ -321,6 +321,19 @@ def adopt(settings: Settings) -> str:
         folder, _, store = _open(settings, opened, adopts=True)
         bind(folder, store)
         return f"the folder {folder.path} and {store.name} belong together from now on"
+
+
+def downgrade(settings: Settings) -> str:
+    """Brings the database to the schema of the release before this one; returns what to say.
+
+    Raises:
+        DataFolderError: the folder cannot be used.
+        StoreError: the database cannot be used.
+    """
+    with contextlib.ExitStack() as opened:
+        _, _, store = _open(settings, opened)
+        store.downgrade()
+        return f"{store.name} is now one of the release before this one"
 
 
 def _open(

@@ -14,8 +14,7 @@ import os
 import pathlib
 import re
 import shutil
-import time
-from collections.abc import Callable, Set
+from collections.abc import Set
 from contextlib import suppress
 from typing import Any
 
@@ -78,7 +77,6 @@ class Media:
         *,
         min_free_bytes: int,
         trash_seconds: float = 604_800,
-        clock: Callable[[], float] = time.time,
     ):
         root = data_dir.resolve()
         self._videos = root / "videos"
@@ -87,7 +85,6 @@ class Media:
         self._trash = root / "trash"
         self._min_free_bytes = min_free_bytes
         self._trash_seconds = trash_seconds
-        self._clock = clock
         for folder in (self._videos, self._partial, self._deleting):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             make_private(folder)
@@ -201,9 +198,12 @@ class Media:
             self._move_to_trash(path)
         return [path.name for path in strangers]
 
-    def empty_trash(self) -> list[str]:
-        """Removes what has been in the trash for long enough; returns its names."""
-        now = self._clock()
+    def empty_trash(self, now: float) -> list[str]:
+        """Removes what has been in the trash for long enough; returns its names.
+
+        Args:
+            now: unix seconds by a clock that does not jump ahead.
+        """
         gone = []
         for path in self._trash.iterdir() if self._trash.is_dir() else ():
             match = TRASHED.fullmatch(path.name)
@@ -241,7 +241,7 @@ class Media:
 
     def _move_to_trash(self, path: pathlib.Path) -> None:
         self._trash.mkdir(mode=0o700, exist_ok=True)
-        now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
+        now = datetime.datetime.now(datetime.UTC)
         name = f"{now.strftime(TRASH_TIME)}-{path.parent.name}-{path.name}"
         target = self._trash / name
         for number in range(1, 1000):

@@ -272,6 +272,10 @@ class Board:
         else:
             self._calls.note(None)
 
+    def now(self) -> float:
+        """Unix seconds by the clock that jobs expire by."""
+        return self._clock.now()
+
     def expired(self) -> list[str]:
         """Jobs whose time is over."""
         now = self._clock.now()
@@ -281,7 +285,7 @@ class Board:
         """Waits for the last write."""
         if self._operations:
             await asyncio.wait(self._operations)
-        self._calls.close()
+        await self._calls.close()
 
     async def _accept(self, make_job: Callable[[str | None], Job]) -> Job:
         async with self._writing:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+START_MS = 120_000
+"""For reading or changing all that the database has."""
+
 AT_ONCE = 500
 """Databases bound the parameters of a statement; SQLite's bound has been 999."""
 
@@ -78,6 +81,7 @@ class Store:
     def load(self) -> list[Job]:
         """Every job, oldest first; rows whose ids are no job's stay where they are."""
         with self._database.reading() as connection:
+            self._give_time(connection)
             rows = connection.execute(sa.select(jobs).order_by(jobs.c.id)).mappings().all()
         found = [from_row(dict(row)) for row in rows]
         known = [job for job in found if job is not None]
@@ -205,6 +209,11 @@ class Store:
         if self._ballast is not None:
             self._ballast.keep()
 
+    def _give_time(self, connection: Connection) -> None:
+        """Lets one transaction take as long as a start may, which nobody waits for."""
+        if not self._database.is_sqlite:
+            connection.execute(sa.text(f"SET LOCAL statement_timeout = {START_MS}"))
+
     def _migrate(self) -> None:
         def upgrade(config: alembic.config.Config) -> None:
             connection: Connection = config.attributes["connection"]
@@ -224,8 +233,7 @@ class Store:
         config = alembic.config.Config()
         config.set_main_option("script_location", str(pathlib.Path(__file__).parent / "migrations"))
         with self._database.writing() as connection:
-            if not self._database.is_sqlite:
-                connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            self._give_time(connection)
             config.attributes["connection"] = connection
             run(config)
 

@@ -1,6 +1,7 @@
 """Files that are complete or absent."""
 
 import hashlib
+import time
 
 import numpy as np
 import pytest
@@ -162,16 +163,14 @@ def test_what_nobody_knows_is_moved_and_what_is_not_ours_is_not_touched(media, t
 
 
 def test_the_trash_is_emptied_after_its_time_and_of_ours_alone(tmp_path):
-    now = [1e9]
-    media = Media(tmp_path, min_free_bytes=0, trash_seconds=100, clock=lambda: now[0])
+    media = Media(tmp_path, min_free_bytes=0, trash_seconds=100)
     finished(media, 1)
     finished(media, 2)
     media.tidy(known(with_files=[2]))
     (tmp_path / "trash" / "kept by hand").mkdir()
-    now[0] += 99
-    assert media.empty_trash() == []
-    now[0] += 2
-    (gone,) = media.empty_trash()
+    now = time.time()
+    assert media.empty_trash(now + 90) == []
+    (gone,) = media.empty_trash(now + 102)
     assert gone.endswith(job_id(1))
     assert names(tmp_path / "trash") == ["kept by hand"]
 
