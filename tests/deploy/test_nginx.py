@@ -281,6 +281,19 @@ def test_an_upgrade_that_is_offered_is_not_passed_on(proxy, client):
     assert answer.status_code == 200, answer.text
 
 
+def test_http_2(proxy):
+    """As a browser speaks it, and `curl --http2`: a body arrives whole."""
+    command = (
+        f"curl --silent --http2 --resolve {NAME}:{proxy.https}:127.0.0.1 "
+        f"--cacert {proxy.folder}/certificate.pem --json @- "
+        f"--write-out %{{stderr}}%{{http_version}} https://{NAME}:{proxy.https}/v1/videos"
+    )
+    body = json.dumps({"prompt": "a red circle"})
+    done = subprocess.run(command.split(), input=body, capture_output=True, text=True, check=True)
+    assert done.stderr == "2"
+    assert json.loads(done.stdout)["status"] in ("queued", "in_progress", "completed")
+
+
 def test_a_service_that_is_away(tmp_path):
     require(NGINX, "no nginx here: apt-get install nginx")
     proxy = Proxy(tmp_path / "nginx", f"127.0.0.1:{free_port()}")
