@@ -36,7 +36,7 @@ def test_files_that_are_there_are_not_looked_for_on_the_hub(tmp_path, monkeypatc
     ("name", "message"),
     [
         ("nobody/gone.safetensors", f"there is no file nobody/gone.*{DIFFUSERS}"),
-        ("gone.gguf", "there is no file gone.gguf, and a GGUF file is not taken"),
+        ("gone.gguf", "there is no file gone.gguf, nor would a GGUF file be taken"),
         ("https://huggingface.co/Wan-AI/Wan2.1/tree/main", "hub id alone will do: Wan-AI/Wan2.1$"),
         ("huggingface.co/Wan-AI/Wan2.1", "hub id alone will do: Wan-AI/Wan2.1$"),
         ("https://example.com/wan.zip", "is an address, and models have none"),
