@@ -169,7 +169,6 @@ def _locate(name: str, *, patterns: list[str]) -> pathlib.Path:
 
 def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
     """A hub repository's files, from the cache where they are there already."""
-    import httpx  # the hub's own client; an address that is none comes from there
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -183,13 +182,7 @@ def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
         raise CheckpointError(
             f"the hub has no model {hub_id!r}, and no folder is called so"
         ) from None
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.HfHubHTTPError,
-        httpx.HTTPError,
-        httpx.InvalidURL,
-        OSError,
-    ) as error:
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{hub_id} is not in the cache and cannot be downloaded: {reason}"
