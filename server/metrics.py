@@ -20,6 +20,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
         self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
+        self.database_available = Gauge(
+            "wan_tpu_database_available", "Whether jobs can be written", registry=self.registry
+        )
         self.jobs = Counter(
             "wan_tpu_jobs",
             "Jobs that ended, by what became of them: completed, deleted or the error's code",
@@ -28,6 +31,21 @@ class Metrics:
         )
         self.steps = Counter(
             "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
+        )
+        self.engine_restarts = Counter(
+            "wan_tpu_engine_restarts",
+            "Times that the engine's process was started after the first",
+            registry=self.registry,
+        )
+        self.engine_failures = Counter(
+            "wan_tpu_engine_failures",
+            "Failures of the engine itself, with and without a job",
+            registry=self.registry,
+        )
+        self.worker_failures = Counter(
+            "wan_tpu_worker_failures",
+            "Failures of the service around the engine",
+            registry=self.registry,
         )
         self.stage_seconds = Histogram(
             "wan_tpu_stage_seconds",
@@ -57,11 +75,6 @@ class Metrics:
             "wan_tpu_waiting_seconds",
             "Seconds from a job's acceptance to its first start",
             buckets=WAITING_BUCKETS,
-            registry=self.registry,
-        )
-        self.engine_restarts = Counter(
-            "wan_tpu_engine_restarts",
-            "Times that the engine's process was started after the first",
             registry=self.registry,
         )
         dropped = Gauge(

@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import math
 import pathlib
 import re
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from wan_tpu.geometry import parse_size
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.sharding.layout import parse_layout
+
+FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
+"""What one of several keys may keep, unless it is set."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 LONGEST_SECONDS = 100 * 365 * 86_400
@@ -31,14 +35,17 @@ def _split(value: object) -> object:
     return value
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-
-
 def _never(value: object) -> object:
-    """`never` as None."""
-    if isinstance(value, str) and value.strip().lower() in ("never", "inf", "infinity"):
-        return None
-    return value
+    """What people write for "keep them for ever", as None."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+    return None if value in ("", "never", "none", "inf", "infinity", math.inf) else value
+
+
+Seconds = Annotated[float | None, BeforeValidator(_never)]
+"""A time that may be never."""
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -50,14 +57,15 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
     )
+    unix_socket: pathlib.Path | None = Field(
+        default=None,
+        description="socket file to listen at, instead of host and port; mode 0660, and who may "
+        "connect its folder says",
+    )
     allowed_hosts: Words = Field(
         default=(),
         description="further names, comma-separated, that a Host header may carry, without port; "
         "*.example.com is all below example.com, * is any",
-    )
-    unix_socket: pathlib.Path | None = Field(
-        default=None,
-        description="listen on this socket instead of an address; who may connect, its folder says",
     )
     cors_origins: Words = Field(
         default=(),
@@ -74,13 +82,21 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None,
-        description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite",
+        description="postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:////FILE; default SQLite",
     )
-    expiry_seconds: Annotated[float | None, BeforeValidator(_never)] = Field(
+    database_timeout_seconds: float = Field(
+        default=4, ge=1, description="how long the database may take to answer a call"
+    )
+    expiry_seconds: Seconds = Field(
         default=86_400,
         gt=0,
         le=LONGEST_SECONDS,
-        description="how long a finished job and its files are kept, or never, to keep them",
+        description="how long a finished job and its files are kept; never keeps them",
+    )
+    trash_seconds: float = Field(
+        default=604_800,
+        gt=0,
+        description="how long files that belong to no known job are kept in the trash",
     )
     min_free_bytes: int = Field(
         default=500_000_000, ge=0, description="with less free disk than this no work is taken"
@@ -119,6 +135,10 @@ class Settings(BaseSettings):
     process_id: int | None = Field(
         default=None, ge=0, description="which of them this is; 0 serves, the others follow it"
     )
+    group_secret_file: pathlib.Path | None = Field(
+        default=None,
+        description="secret by which they know each other; needed unless they are on loopback",
+    )
     join_timeout_seconds: float = Field(
         default=JOIN_SECONDS, gt=0, description="how long to wait for all processes at the start"
     )
@@ -140,7 +160,15 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         default=30,
         ge=0,
-        description="how long past its timeout a job may take to stop before it is killed",
+        description="how long a job that was cancelled, or is past its timeout, may take to stop",
+    )
+    stall_seconds: float = Field(
+        default=60,
+        ge=3,
+        description="how long the engine may be silent or at one step, or 5 of its longest",
+    )
+    compile_timeout_seconds: float = Field(
+        default=1800, gt=0, description="how long compiling one program may take inside a job"
     )
     drain_seconds: float = Field(
         default=30, ge=0, description="how long the running job may go on after SIGTERM"
@@ -151,12 +179,24 @@ class Settings(BaseSettings):
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="failures of the engine in a row that make the service not ready",
+        description="failures of the engine in a row after which it has to prove itself",
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
-    max_queued_jobs_per_key: int = Field(
-        default=1000, ge=1, description="jobs of one key that may wait"
+    max_queued_jobs_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="jobs of one key that may wait; default a quarter of all, where there are keys",
+    )
+    max_finished_jobs_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="finished jobs of one key that are kept; default 10000, where there are keys",
+    )
+    max_kept_bytes_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="bytes of one key's videos; default 100000000000, where there are keys",
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
     max_anonymous_requests_per_second: float = Field(
@@ -198,6 +238,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        if self.unix_socket is not None and {"host", "port"} & self.model_fields_set:
+            raise ValueError(
+                "WAN_TPU_UNIX_SOCKET takes the place of WAN_TPU_HOST and WAN_TPU_PORT; "
+                "set the one or the others"
+            )
         for name in self.allowed_hosts:
             if not HOST_NAME.fullmatch(name.lower()):
                 raise ValueError(
@@ -228,7 +273,7 @@ class Settings(BaseSettings):
             for text in self.warm_up:
                 parse_warm_up(text)
             if (self.coordinator, self.processes, self.process_id) != (None, None, None):
-                find_group(self.coordinator, self.processes, self.process_id)
+                _ = self.group  # finds what is wrong with it
         except errors.InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -236,12 +281,12 @@ class Settings(BaseSettings):
     @functools.cached_property
     def group(self) -> ProcessGroup:
         """The processes that share the model; on a TPU VM its metadata says which."""
-        return find_group(self.coordinator, self.processes, self.process_id)
+        return find_group(self.coordinator, self.processes, self.process_id, self.group_secret_file)
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
+        if self.unix_socket is not None or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -263,6 +308,28 @@ class Settings(BaseSettings):
         host = f"[{self.host}]" if ":" in self.host else self.host
         names = (name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
         return frozenset(name.rstrip(".") for name in names)
+
+    @property
+    def queue_share(self) -> int:
+        """Jobs of one key that may wait: the others must find room, too."""
+        if self.max_queued_jobs_per_key is not None:
+            return self.max_queued_jobs_per_key
+        return self.max_queued_jobs if self.api_keys_file is None else -(-self.max_queued_jobs // 4)
+
+    @property
+    def finished_share(self) -> float:
+        """Finished jobs of one key that are kept; infinity without keys, for there is one user."""
+        return self._share(self.max_finished_jobs_per_key, FINISHED_JOBS_PER_KEY)
+
+    @property
+    def kept_bytes_share(self) -> float:
+        """Bytes of one key's videos that are kept; infinity likewise."""
+        return self._share(self.max_kept_bytes_per_key, KEPT_BYTES_PER_KEY)
+
+    def _share(self, given: int | None, default: int) -> float:
+        if given is not None:
+            return given
+        return math.inf if self.api_keys_file is None else default
 
     @property
     def database(self) -> str:

@@ -1,7 +1,15 @@
-"""Eight virtual CPU devices for every test; set before JAX starts."""
+"""What every test stands on: eight virtual CPU devices, one cache of programs, fixed draws.
+
+`make test` compares like with like and ends the same way every time: hypothesis draws what it drew
+the last time, and LLVM's late passes, most of the time of a test that compiles, are left out. The
+slow set draws anew and compiles as users do.
+"""
 
 import os
+import pathlib
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask on an ordinary machine
@@ -10,12 +18,62 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import hypothesis
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture.providers import HypothesisProvider
+from hypothesis.internal.constants_ast import Constants
 
 # Started in the background, this process ignores Ctrl-C and its children inherit that; the tests of
 # Ctrl-C need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine with other work must not decide what fails, nor what an earlier run has found.
+settings.register_profile(
+    "fresh", database=None, deadline=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.register_profile("fixed", settings.get_profile("fresh"), derandomize=True)
+
+
+def runs_slow_tests(config: pytest.Config) -> bool:
+    """Whether `-m` was given: `make test` takes pyproject's."""
+    return config.getoption("markexpr") != "not slow"
+
+
+def pytest_configure(config):
+    """Chooses the draws and how programs are compiled; makes the run's folder."""
+    if runs_slow_tests(config):
+        settings.load_profile("fresh")
+    else:
+        settings.load_profile("fixed")
+        # It also draws the constants of whichever modules of ours are imported: with them a test
+        # would depend on the tests that this process happened to run before.
+        HypothesisProvider._local_constants = Constants()
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
+        jax.config.update("jax_disable_most_optimizations", True)
+    if not hasattr(config, "workerinput"):  # xdist's workers inherit the environment
+        share_compiled_programs(config)
+
+
+def share_compiled_programs(config: pytest.Config) -> None:
+    """Gives the processes that this run's tests start one empty cache folder.
+
+    Never the user's: programs of an earlier run could hide that they cannot be made any more.
+    """
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="wan-tpu-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """In the slow set every property is tried on fresh draws, too."""
+    if runs_slow_tests(config):
+        for item in items:
+            if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +82,12 @@ def devices():
     found = jax.devices()
     assert len(found) == 8, f"sharding tests need 8 virtual devices, found {len(found)}"
     return found
+
+
+@pytest.fixture
+def compiled_as_users_do():
+    """All of LLVM's passes for this test's programs."""
+    quick = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quick)

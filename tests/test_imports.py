@@ -13,7 +13,7 @@ ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
     {"errors", "geometry", "request", "json_lines", "multihost"},
-    {"sharding", "torch_compat", "runtime"},
+    {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "torch_bridge", "checkpoints"},
     {"attention"},
     {"text", "transformer", "vae", "schedulers"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-SAME_FLOOR_OK = [FLOORS[0], FLOORS[2]]
+SAME_FLOOR_OK = [FLOORS[0], {"runtime", "compile_cache"}, FLOORS[2]]
 TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "transformer"}
 
 
@@ -76,7 +76,7 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
-    {"errors", "keys", "logs", "metrics", "settings"},
+    {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
     {"files"},
     {"engine"},
     {"jobs"},

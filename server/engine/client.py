@@ -1,68 +1,84 @@
-"""The service's end of the engine process: starts it, talks to it, kills it. No JAX here."""
+"""The service's end of the engine process: starts it, talks to it, ends it. No JAX here."""
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
-import signal
-import socket
-import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-from server.engine.failure import Failure
+from server.engine.child import STOP_SECONDS, Child, how_it_ended
+from server.engine.failure import EngineFailure, Failure, ProcessLost
 from server.engine.messages import (
+    Beat,
     Cancel,
     Done,
     Failed,
     Generate,
     Loading,
     Message,
+    Probe,
     Progress,
     Ready,
     Stop,
     decode,
     encode,
 )
+from server.engine.patience import TICK_SECONDS, Patience
 from wan_tpu.multihost.lockstep import EXIT_LOST
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
 
-LINE_LIMIT_BYTES = 1 << 22
-STOP_SECONDS = 10
-"""For an engine to end in good order; with others of a slice it waits up to 5 s for them."""
 
+class _Line:
+    """What one process has said and nobody has heard yet, until it has ended."""
 
-class EngineFailure(Exception):
-    """The engine could not start, or could not make a video."""
-
-    def __init__(self, code: Failure, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-class ProcessLost(Exception):
-    """The engine ended because another process of the slice was lost; see `engine.lockstep`."""
+    def __init__(self, child: Child):
+        self.child = child
+        self.inbox: asyncio.Queue[Message | Exception] = asyncio.Queue()
+        self.ended = asyncio.Event()
+        self.is_lost = False
+        """Whether it ended because another process of the slice was lost."""
+        self.reason = ""
+        """What the service ended it for, if it did."""
+        self.is_known = False
+        """Whether somebody who waited for an answer has learnt of its end."""
+        self.tasks: list[asyncio.Task[None]] = []
 
 
 class EngineClient:
     """One engine process at a time; a new one is started where the last one ended."""
 
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, patience: Callable[[], Patience]) -> None:
+        """Starts nothing.
+
+        Args:
+            patience: makes what judges one process.
+        """
+        self._make_patience = patience
+        self._patience = patience()
+        self._line: _Line | None = None
+        self._undead: Child | None = None
+        self._killed_at = 0.0
+        self._num_probes = 0
 
     @property
     def is_alive(self) -> bool:
         """Whether there is a process that has not ended."""
-        return self._process is not None and self._process.returncode is None
+        return self._line is not None and not self._line.ended.is_set()
+
+    @property
+    def how_it_ended(self) -> str:
+        """Why there is no process, where it ended or hung without work; else nothing."""
+        line = self._line
+        if line is None or not line.ended.is_set() or line.is_known or line.is_lost:
+            return ""
+        return line.reason or how_it_ended(line.child.status)
 
     async def start(self, on_loading: Callable[[str], None]) -> dict[str, Any]:
-        """Starts a process and waits until it is ready.
+        """Starts a process and waits until it is ready; cancelled, it leaves none.
 
         Args:
             on_loading: told what it is at.
@@ -74,33 +90,29 @@ class EngineClient:
             EngineFailure: it ended instead; the message says why.
             ProcessLost: it ended because another process was lost, now or since it was ready.
         """
-        if self._process is not None and self._process.returncode == EXIT_LOST:
+        if self._line is not None and self._line.is_lost:
             raise ProcessLost
         await self.kill()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "server.engine.process",
-                str(theirs.fileno()),
-                str(os.getpid()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
-                start_new_session=True,  # Ctrl-C in the terminal is for the service alone
-            )
-        self._reader, self._writer = await asyncio.open_connection(
-            sock=ours, limit=LINE_LIMIT_BYTES
-        )
-        while True:
-            match await self._receive():
-                case Loading(what=what):
-                    on_loading(what)
-                case Ready(description=description):
-                    return description
-                case Failed(code=code, message=message):
-                    raise EngineFailure(Failure(code), message)
+        self._check_undead()
+        try:
+            line = self._line = _Line(await Child.spawn())
+            line.tasks.append(asyncio.create_task(self._listen(line), name="engine"))
+            while True:
+                match await self._receive(line):
+                    case Loading(what=what):
+                        on_loading(what)
+                    case Ready(description=description):
+                        self._patience = self._make_patience()
+                        line.tasks.append(asyncio.create_task(self._watch(line), name="patience"))
+                        return description
+                    case Failed(code=code, message=message):
+                        raise EngineFailure(Failure(code), message)
+        except asyncio.CancelledError:
+            await self.stop()  # the others of a slice are to end in good order, too
+            raise
+        except EngineFailure:
+            await self.kill()
+            raise
 
     async def generate(
         self,
@@ -108,6 +120,8 @@ class EngineClient:
         request: VideoRequest,
         folder: pathlib.Path,
         on_progress: Callable[[Progress], None],
+        *,
+        timeout_seconds: float,
     ) -> dict[str, Any]:
         """Makes a job's video.
 
@@ -116,6 +130,7 @@ class EngineClient:
             request: complete.
             folder: where the files are left.
             on_progress: told at every step.
+            timeout_seconds: that the caller will wait; nothing ends by it here.
 
         Returns:
             What ran: layout, attention, versions, seconds by stage.
@@ -124,73 +139,132 @@ class EngineClient:
             EngineFailure: no video; with the code that the job fails with.
             ProcessLost: another process of the slice was lost.
         """
-        await self._send(
-            Generate(job=job_id, request=dataclasses.asdict(request), folder=str(folder))
-        )
-        while True:
-            match await self._receive():
-                case Progress(job=name) as progress if name == job_id:
-                    on_progress(progress)
-                case Done(job=name, metadata=metadata) if name == job_id:
-                    return metadata
-                case Failed(job=name, code=code, message=message) if name == job_id:
-                    raise EngineFailure(Failure(code), message)
+        work = Generate(job=job_id, request=dataclasses.asdict(request), folder=str(folder))
+        size = (request.width, request.height, request.num_frames)
+        return await self._do(work, on_progress, size, timeout_seconds)
+
+    async def probe(self, *, timeout_seconds: float) -> None:
+        """Has the engine make a small video of its own, which is thrown away.
+
+        Raises:
+            EngineFailure: it cannot.
+            ProcessLost: another process of the slice was lost.
+        """
+        self._num_probes += 1
+        work = Probe(job=f"probe-{self._num_probes}")
+        await self._do(work, lambda _: None, (0,), timeout_seconds)
 
     async def cancel(self, job_id: str) -> None:
         """Asks for a job to be stopped at its next step; `generate` then ends."""
-        if self.is_alive:
-            await self._send(Cancel(job=job_id))
+        if self._line is not None:
+            self._line.child.send(encode(Cancel(job=job_id)))
 
     async def ended(self) -> None:
         """Waits for the process to end."""
-        assert self._process is not None
-        await self._process.wait()
+        assert self._line is not None
+        await self._line.ended.wait()
 
     async def stop(self) -> None:
         """Ends the process in good order, and all others of the slice; or else as `kill` does."""
-        if self.is_alive:
-            assert self._process is not None
-            await self._send(Stop())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        line = self._line
+        if line is not None and not line.ended.is_set():
+            line.child.send(encode(Stop()))
+            ending = asyncio.ensure_future(line.ended.wait())
+            try:
+                await asyncio.wait({ending}, timeout=STOP_SECONDS)
+            finally:
+                ending.cancel()
         await self.kill()
 
     async def kill(self) -> None:
-        """Ends the process, whatever it is at."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-        self._process = self._reader = self._writer = None
+        """Ends the process, whatever it is at. Returns in any case, after a while.
 
-    async def _send(self, message: Message) -> None:
-        assert self._writer is not None
-        self._writer.write(encode(message))
-        # Whoever waits for the answer learns how the process ended.
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
+        A process that does not end even so holds the accelerator: none is started until it has.
+        """
+        line, self._line = self._line, None
+        if line is None:
+            return
+        line.child.strike()
+        if line.tasks:
+            await asyncio.wait({line.tasks[0]})
+        for task in line.tasks:
+            task.cancel()
+        if line.child.status is None:
+            self._undead, self._killed_at = line.child, time.monotonic()
 
-    async def _receive(self) -> Message:
-        reader, process = self._reader, self._process  # `kill` forgets them while this waits
-        assert reader is not None
-        assert process is not None
+    async def _do(
+        self,
+        work: Generate | Probe,
+        on_progress: Callable[[Progress], None],
+        size: tuple[int | None, ...],
+        timeout_seconds: float,
+    ) -> dict[str, Any]:
+        """Gives the engine work and waits for what becomes of it."""
+        line = self._line
+        if line is None:
+            raise EngineFailure(Failure.ENGINE_CRASHED, "the engine was ended before the job began")
+        self._patience.begin(size, timeout_seconds)
+        line.child.send(encode(work))
         try:
-            line = await reader.readline()
-        except ConnectionError:
-            line = b""
-        if not line.endswith(b"\n"):
-            status = await process.wait()
-            if status == EXIT_LOST:
-                raise ProcessLost
-            raise EngineFailure(Failure.ENGINE_CRASHED, _how_it_ended(status))
-        return decode(line)
+            while True:
+                match await self._receive(line):
+                    case Progress(job=name) as progress if name == work.job:
+                        self._patience.moved(progress.stage, progress.done, progress.total)
+                        on_progress(progress)
+                    case Done(job=name, metadata=metadata) if name == work.job:
+                        return metadata
+                    case Failed(job=name, code=code, message=message) if name == work.job:
+                        raise EngineFailure(Failure(code), message)
+        finally:
+            self._patience.end()
 
+    async def _receive(self, line: _Line) -> Message:
+        said = await line.inbox.get()
+        if isinstance(said, Exception):
+            line.inbox.put_nowait(said)  # whoever asks again learns the same
+            line.is_known = True
+            raise said
+        return said
 
-def _how_it_ended(status: int) -> str:
-    if status >= 0:
-        return f"the engine process ended with status {status}"
-    name = signal.Signals(-status).name
-    hint = ", as the kernel does when memory runs out" if -status == signal.SIGKILL else ""
-    return f"the engine process was ended by {name}{hint}"
+    async def _listen(self, line: _Line) -> None:
+        """Hears a process until it has ended, and passes on how that was."""
+        try:
+            while (said := await line.child.receive()) is not None:
+                message = decode(said)
+                self._patience.heard()
+                if not isinstance(message, Beat):
+                    line.inbox.put_nowait(message)
+        except ValueError as error:
+            line.reason = f"the engine process makes no sense and was ended: {error}"
+            logger.error("%s", line.reason)
+            line.child.strike()
+        # It hung up: a process that ends does that, and one that does not is of no use any more.
+        status = await line.child.end(STOP_SECONDS)
+        line.is_lost = status == EXIT_LOST
+        failure = EngineFailure(Failure.ENGINE_CRASHED, line.reason or how_it_ended(status))
+        line.inbox.put_nowait(ProcessLost() if line.is_lost else failure)
+        line.ended.set()
+
+    async def _watch(self, line: _Line) -> None:
+        """Ends a process that hangs: its job learns why."""
+        while not line.ended.is_set():
+            await asyncio.sleep(TICK_SECONDS)
+            wrong = self._patience.tick()
+            if wrong and not line.ended.is_set():
+                line.reason = f"the engine {wrong}; it was ended"
+                logger.error("%s", line.reason)
+                line.child.strike()
+                return
+
+    def _check_undead(self) -> None:
+        if self._undead is None:
+            return
+        if self._undead.status is not None:
+            self._undead = None
+            return
+        raise EngineFailure(
+            Failure.ENGINE_CRASHED,
+            f"the engine's process {self._undead.pid} was killed "
+            f"{time.monotonic() - self._killed_at:.0f} s ago and does not end (a device or a disk "
+            "that does not answer?); it may hold the accelerator",
+        )

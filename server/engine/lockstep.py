@@ -35,6 +35,7 @@ from server.engine.failure import Failure
 from server.engine.seam import Engine
 from server.logs import flush_logging
 from server.settings import Settings
+from server.signals import ending_signals
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
 from wan_tpu.multihost.follower import Follower
@@ -91,6 +92,10 @@ class LeadingEngine:
     def describe(self) -> dict[str, Any]:
         """See `Engine.describe`."""
         return {**self._engine.describe(), "num_processes": self._settings.group.num_processes}
+
+    def probe_request(self) -> VideoRequest:
+        """See `Engine.probe_request`."""
+        return self._engine.probe_request()
 
     def generate(
         self,
@@ -203,8 +208,8 @@ class _Ending:
         self._process = process
 
     def take_signals(self) -> None:
-        """Takes SIGTERM and Ctrl-C; on the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Takes the signals that end a server; on the main thread."""
+        for number in ending_signals():
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._tells.fileno())
 

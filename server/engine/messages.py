@@ -16,6 +16,13 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """To the engine: show that you work, with a video that nobody asked for; then throw it away."""
+
+    job: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
     """To the engine: stop at the next step; an answer about the job still comes."""
 
@@ -56,6 +63,11 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """From the engine, once in a while: the process lives. Whether it works, progress tells."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """From the engine: the files lie in the folder, complete."""
 
@@ -68,7 +80,7 @@ class Failed:
     """From the engine: no video. Without a job: it could not start.
 
     Attributes:
-        code: one of `server.jobs.job.Failure`.
+        code: one of `server.engine.failure.Failure`.
     """
 
     job: str | None
@@ -81,9 +93,9 @@ class Stop:
     """To the engine: end now, in good order, whatever runs."""
 
 
-Message = Generate | Cancel | Stop | Loading | Ready | Progress | Done | Failed
+Message = Generate | Probe | Cancel | Stop | Loading | Ready | Progress | Beat | Done | Failed
 
-_LINES = JsonLines(Generate, Cancel, Stop, Loading, Ready, Progress, Done, Failed)
+_LINES = JsonLines(Generate, Probe, Cancel, Stop, Loading, Ready, Progress, Beat, Done, Failed)
 
 
 def encode(message: Message) -> bytes:

@@ -10,13 +10,15 @@ import numpy as np
 from server.engine.failure import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
-from wan_tpu.errors import Cancelled, InputError, OutputError
+from wan_tpu.errors import BadNumbersError, Cancelled, InputError
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.model import parse_dtype
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.text_to_video import TextToVideo
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
+
+PROBE_STEPS = 2
 
 
 class PipelineEngine:
@@ -44,13 +46,7 @@ class PipelineEngine:
 
     def warm_up(self, on_progress: Callable[[Progress], None]) -> None:
         """See `Engine.warm_up`."""
-        request = VideoRequest(prompt="warm up")
-        sizes = [parse_warm_up(text) for text in self._settings.warm_up]
-        requests = [
-            dataclasses.replace(request, width=width, height=height, num_frames=frames)
-            for width, height, frames in sizes
-        ]
-        for each in requests or [request]:
+        for each in self._warm_up_requests():
             self._loaded.warm_up(each, on_progress=on_progress)
 
     def describe(self) -> dict[str, Any]:
@@ -64,6 +60,11 @@ class PipelineEngine:
             "device_kind": devices.flat[0].device_kind,
             "num_devices": int(devices.size),
         }
+
+    def probe_request(self) -> VideoRequest:
+        """See `Engine.probe_request`; one program serves every number of steps."""
+        first = self._warm_up_requests()[0]
+        return dataclasses.replace(first, num_inference_steps=PROBE_STEPS, seed=0)
 
     def generate(
         self,
@@ -86,14 +87,23 @@ class PipelineEngine:
                 return Failure.CANCELLED
             case InputError():
                 return Failure.INVALID_REQUEST
-            case OutputError() if "No space left" in str(error):
-                return Failure.DISK_FULL
+            case BadNumbersError():
+                return Failure.BAD_NUMBERS
             case MemoryError():
                 return Failure.OUT_OF_MEMORY
             case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
                 return Failure.OUT_OF_MEMORY
             case _:
                 return Failure.ENGINE_ERROR
+
+    def _warm_up_requests(self) -> list[VideoRequest]:
+        """A request of each size that is compiled at the start, at least one."""
+        request = VideoRequest(prompt="warm up")
+        sizes = [parse_warm_up(text) for text in self._settings.warm_up]
+        return [
+            dataclasses.replace(request, width=width, height=height, num_frames=frames)
+            for width, height, frames in sizes
+        ] or [request]
 
     @property
     def _loaded(self) -> TextToVideo:

@@ -37,6 +37,13 @@ class Engine(Protocol):
         """Layout, attention, devices; JSON-ready."""
         ...
 
+    def probe_request(self) -> VideoRequest:
+        """A complete request that shows whether the engine works: small, and already compiled.
+
+        It is the same in every process of several.
+        """
+        ...
+
     def generate(
         self,
         request: VideoRequest,

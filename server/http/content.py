@@ -1,7 +1,6 @@
 """Serves the files of finished videos, in parts where a player asks for parts."""
 
 import asyncio
-import os
 from typing import Literal
 
 from starlette.datastructures import MutableHeaders
@@ -10,7 +9,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import DO_NOT_RETRY, ApiError
-from server.files.media import FILE_NAMES, MEDIA_TYPES, Media
+from server.files.media import FILE_NAMES, MEDIA_TYPES, FilesLost, Media
 from server.jobs.job import Job, State
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -24,22 +23,22 @@ async def content_response(request: Request, media: Media, job: Job, variant: Va
         ApiError: there is none, and why.
     """
     _check_finished(job)
-    path = media.path(job.id, variant)
+    files = (job.metadata or {}).get("files")
     try:
-        status = await asyncio.to_thread(os.stat, path)
-    except FileNotFoundError:
-        raise ApiError(404, "not_found", f"the files of {job.id} are gone") from None
-    etag = f'"{job.id}-{variant}"'  # a finished video never changes
+        file = await asyncio.to_thread(media.open, job.id, variant, files)
+    except FilesLost as error:
+        raise ApiError(410, "files_lost", str(error), headers=DO_NOT_RETRY) from None
+    etag = f'"{file.digest or f"{job.id}-{variant}"}"'  # a finished video never changes
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     return RangedFile(
-        path,
+        file.path,
         headers=headers,
         media_type=MEDIA_TYPES[variant],
         filename=f"{job.id}-{FILE_NAMES[variant]}",
         content_disposition_type="inline",
-        stat_result=status,
+        stat_result=file.status,
     )
 
 

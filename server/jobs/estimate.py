@@ -1,6 +1,8 @@
 """How far a job is and how long it still takes, from what earlier jobs took."""
 
 import dataclasses
+import math
+from typing import Any
 
 from server.engine.messages import Progress
 from server.jobs.job import Job
@@ -38,7 +40,7 @@ class Durations:
         self._denoise: float | None = None  # seconds per pixel, frame and step
         self._decode: float | None = None  # seconds per pixel and frame
 
-    def observe(self, request: VideoRequest, seconds: dict[str, float]) -> None:
+    def observe(self, request: VideoRequest, seconds: dict[str, Any]) -> None:
         """Learns from a finished job's seconds by stage."""
         self._denoise = _average(self._denoise, seconds.get("denoise"), work_of(request))
         self._decode = _average(self._decode, seconds.get("decode"), volume_of(request))
@@ -89,8 +91,9 @@ def work_of(request: VideoRequest) -> int:
     return volume_of(request) * request.num_inference_steps
 
 
-def _average(before: float | None, seconds: float | None, work: int) -> float | None:
-    if seconds is None:
+def _average(before: float | None, seconds: object, work: int) -> float | None:
+    # What was stored may be another release's, or a hand's.
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or work <= 0:
         return before
     new = seconds / work
     return new if before is None else before + WEIGHT_OF_NEW * (new - before)

@@ -30,6 +30,11 @@ MOVES: dict[State, frozenset[State]] = {
 }
 """From each state, where a job may go. Queued fails by being cancelled or tried too often."""
 
+FINISHED = frozenset(state for state, moves in MOVES.items() if not moves)
+
+UNREADABLE = "unreadable"
+"""`error.code` of a job that this version cannot read; no job of ours ends with it."""
+
 
 class IllegalMove(Exception):
     """A job was to go where its state does not lead: our own mistake, never the client's."""
@@ -47,7 +52,10 @@ class Job:
         attempts: times it was started.
         created_at: unix seconds, like every `_at`.
         idempotency_key: the client's, with the digest of what came with it.
-        metadata: what the engine said about the finished video.
+        expires_at: None for never.
+        metadata: what the engine said about the finished video, and the size and digest of each
+            of its files. A running job has it once its files are about to get their place.
+        is_unreadable: its row holds what this version does not know, and stays as it is.
     """
 
     id: str
@@ -59,16 +67,17 @@ class Job:
     created_at: float
     finished_at: float | None = None
     expires_at: float | None = None
-    error_code: Failure | None = None
+    error_code: Failure | str | None = None
     error_message: str | None = None
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
     request_digest: str | None = None
+    is_unreadable: bool = False
 
     @property
     def is_finished(self) -> bool:
         """Whether it stays as it is until it expires."""
-        return not MOVES[self.state]
+        return self.state in FINISHED
 
     def started(self) -> "Job":
         """The engine takes it up."""
@@ -80,19 +89,39 @@ class Job:
         Args:
             counts: whether the attempt counts; one that was ended in good order does not.
         """
-        return self._move(State.QUEUED, attempts=self.attempts - (not counts))
+        return self._move(State.QUEUED, attempts=self.attempts - (not counts), metadata=None)
 
-    def completed(self, metadata: dict[str, Any], *, keep_seconds: float) -> "Job":
-        """Its files are in their place."""
+    def made(self, metadata: dict[str, Any]) -> "Job":
+        """Its files are complete and about to be put in their place; it runs still."""
+        if self.state != State.IN_PROGRESS:
+            raise IllegalMove(f"{self.id} is {self.state} and has no files")
+        return dataclasses.replace(self, metadata=metadata)
+
+    def completed(self, metadata: dict[str, Any], *, keep_seconds: float | None) -> "Job":
+        """Its files are in their place, and kept for so long; None keeps them."""
         return self._finish(State.COMPLETED, keep_seconds, metadata=metadata)
 
-    def failed(self, code: Failure, message: str, *, keep_seconds: float) -> "Job":
+    def failed(self, code: Failure, message: str, *, keep_seconds: float | None) -> "Job":
         """It ends without a video."""
-        return self._finish(State.FAILED, keep_seconds, error_code=code, error_message=message)
+        return self._finish(
+            State.FAILED, keep_seconds, error_code=code, error_message=message, metadata=None
+        )
 
-    def _finish(self, state: State, keep_seconds: float, **changes: Any) -> "Job":
+    def set_aside(self) -> "Job":
+        """The database takes no change of it: it is shown as failed, and its row stays."""
+        words = "the database refuses to change this job; the server's log says more"
+        return dataclasses.replace(
+            self,
+            state=State.FAILED,
+            error_code=UNREADABLE,
+            error_message=words,
+            is_unreadable=True,
+        )
+
+    def _finish(self, state: State, keep_seconds: float | None, **changes: Any) -> "Job":
         now = time.time()
-        return self._move(state, finished_at=now, expires_at=now + keep_seconds, **changes)
+        expires_at = None if keep_seconds is None else now + keep_seconds
+        return self._move(state, finished_at=now, expires_at=expires_at, **changes)
 
     def _move(self, state: State, **changes: Any) -> "Job":
         if state not in MOVES[self.state]:

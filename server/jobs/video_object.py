@@ -23,12 +23,14 @@ def video_object(
     job: Job,
     *,
     running: Running | None = None,
+    damage: str | None = None,
 ) -> dict[str, Any]:
     """The object of a job, without the place in the queue that it may have: see `encode_place`.
 
     Args:
         job: as it stands.
         running: where it is, if it runs.
+        damage: what is wrong with its files, if it is completed and they are not.
     """
     request = job.request
     seconds_left = running.seconds_left if running is not None else None
@@ -47,10 +49,12 @@ def video_object(
         "completed_at": _whole(job.finished_at) if job.state == State.COMPLETED else None,
         "expires_at": _whole(job.expires_at),
         "prompt": request.prompt,
-        "size": f"{request.width}x{request.height}",
-        "seconds": format_seconds(request.num_frames, request.fps),
+        "size": "unknown" if request.width is None else f"{request.width}x{request.height}",
+        "seconds": "0"
+        if request.num_frames is None
+        else format_seconds(request.num_frames, request.fps),
         "remixed_from_video_id": None,
-        "error": _error(job),
+        "error": _error(job, damage),
         "metadata": metadata,
         "queue_position": None,
         "stage": running.stage if running is not None else None,
@@ -92,7 +96,13 @@ def _progress(job: Job, running: Running | None) -> int:
     return running.percent if running is not None else 0
 
 
-def _error(job: Job) -> dict[str, str] | None:
+FILES_LOST = "files_lost"
+"""`error.code` of a completed job whose files are gone or damaged."""
+
+
+def _error(job: Job, damage: str | None) -> dict[str, str] | None:
+    if damage is not None:
+        return {"code": FILES_LOST, "message": damage}
     if job.state != State.FAILED:
         return None
     return {"code": str(job.error_code), "message": job.error_message or ""}

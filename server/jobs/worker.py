@@ -2,34 +2,46 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from server.engine.client import EngineClient, EngineFailure, ProcessLost
-from server.engine.failure import Failure
-from server.engine.messages import Progress
+from server.engine.client import EngineClient
+from server.engine.failure import ProcessLost
+from server.engine.supervisor import USUAL_RETRY_SECONDS, Supervisor
 from server.files.media import Media
+from server.jobs.attempt import Attempt, Why
 from server.jobs.board import Board
 from server.jobs.job import Job, State
+from server.jobs.persistence import GaveUpError, Persistence
 from server.metrics import Metrics
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-ENGINE_FAILURES = {Failure.OUT_OF_MEMORY, Failure.ENGINE_ERROR, Failure.ENGINE_CRASHED}
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 300.0
 ROOM_CHECK_SECONDS = 2.0
+AFTER_FAILURE_SECONDS = 1.0
+
+TIMES_AT_ONE_JOB, FIRST_SKIP_SECONDS, LAST_SKIP_SECONDS = 3, 60.0, 3600.0
+"""A job that cannot even be claimed is left aside for a while after so many tries, ever longer."""
+
+REMEMBERED_SECONDS = 120.0
+"""How long failures around the engine keep the service from being ready, if none follow."""
+
+END_SECONDS = 60.0
+"""For the worker to come to an end by itself once all it waits for was ended. It has bounds
+everywhere; this one is for those that were forgotten."""
 
 
 class Worker:
-    """Keeps an engine running and feeds it."""
+    """Keeps an engine running and feeds it.
+
+    Attributes:
+        is_draining: whether no more jobs are taken.
+        has_lost_process: whether the service must end, so that all processes of the slice start
+            anew.
+    """
 
     def __init__(
         self,
@@ -39,19 +51,25 @@ class Worker:
         metrics: Metrics,
         settings: Settings,
     ):
+        self.is_draining = False
+        self.has_lost_process = False
         self._board = board
         self._media = media
         self._engine = engine
         self._metrics = metrics
         self._settings = settings
-        self._loading: str | None = "starting the engine"
-        self._failures = 0
+        self._supervisor = Supervisor(engine, settings, metrics)
+        self._persistence = Persistence()
+        self._draining, self._hurried = asyncio.Event(), asyncio.Event()
+        self._is_abandoned = False
+        self._attempt: Attempt | None = None
+        self._has_crashed: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._own_failures = 0
         self._last_failure = ""
-        self._generation: asyncio.Task[None] | None = None
-        self._running: str | None = None
-        self.is_draining = False
-        self.has_lost_process = False
-        """Whether the service must end, so that all processes of the slice start anew."""
+        self._failed_at = 0.0
+        self._claim_failures: dict[str, int] = {}
+        self._skipped_until: dict[str, float] = {}
 
     @property
     def missing(self) -> list[str]:
@@ -59,227 +77,196 @@ class Worker:
         reasons = []
         if self.is_draining:
             reasons.append("the service is shutting down")
-        if self._loading is not None:
-            reasons.append(f"the engine is not ready: {self._loading}")
-        if self._failures >= self._settings.max_failures:
+        reasons += self._supervisor.missing
+        is_recent = time.monotonic() - self._failed_at < REMEMBERED_SECONDS
+        if is_recent and self._own_failures >= self._settings.max_failures:
             reasons.append(
-                f"the last {self._failures} videos failed, the latest with: {self._last_failure}"
+                f"the service failed {self._own_failures} times in a row around the engine, the "
+                f"latest with {self._last_failure}; its log says more"
             )
-        if not self._media.has_room():
-            reasons.append("the disk is nearly full")
+        try:
+            if not self._media.has_room():
+                reasons.append("the disk is nearly full")
+        except OSError as error:
+            reasons.append(f"the data folder cannot be used ({type(error).__name__})")
         return reasons
 
-    async def run(self) -> None:
+    @property
+    def retry_seconds(self) -> float:
+        """When to come again to a service that is not ready."""
+        return self._supervisor.retry_seconds if not self.is_draining else USUAL_RETRY_SECONDS
+
+    def start(self) -> None:
+        """Begins to work, beside whoever calls."""
+        self._task = asyncio.create_task(self._run(), name="worker")
+
+    async def stop_running(self, job_id: str) -> None:
+        """Stops a job that was cancelled or deleted, if it runs: within a step, or by force."""
+        if self._attempt is not None and self._attempt.job.id == job_id:
+            self._attempt.stop(Why.UNWANTED)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Takes no more jobs; the running one finishes within the grace, or goes back.
+
+        The engine has ended, and nothing is written any more, when this returns.
+        """
+        self.is_draining = True
+        self._draining.set()
+        if self._attempt is not None:
+            self._attempt.is_last = True
+        if self._task is not None:
+            hurried = asyncio.ensure_future(self._hurried.wait())
+            await asyncio.wait(
+                {self._task, hurried},
+                timeout=grace_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            hurried.cancel()
+            self._persistence.is_over.set()
+            if self._attempt is not None:
+                self._attempt.stop(Why.ABANDONED if self._is_abandoned else Why.GIVEN_BACK)
+            await asyncio.wait({self._task}, timeout=END_SECONDS)
+            if not self._task.done():
+                logger.error("the worker does not end and is left")
+                self._task.cancel()
+        await self._engine.stop()
+
+    def hurry(self) -> None:
+        """Ends the grace that `drain` gives."""
+        self._hurried.set()
+
+    def abandon(self) -> None:
+        """The jobs belong to another server now: nothing more is written about them."""
+        self._is_abandoned = True
+        self._persistence.forbid()
+        self.hurry()
+
+    async def close(self) -> None:
+        """Ends the engine, and all processes of the slice; the running job goes back."""
+        self.hurry()
+        await self.drain(0)
+
+    async def _run(self) -> None:
         """Works until it is drained, or a process of the slice is lost."""
         while not self.is_draining and not self.has_lost_process:
             try:
-                await self._ensure_engine()
-                job = await self._next_job()
-                if job is not None:
-                    await self._make(job)
+                if await self._unless_draining(self._supervisor.ensure()):
+                    job = await self._next_job()
+                    if job is not None:
+                        await self._make(job)
+                        self._own_failures = 0
             except ProcessLost:
                 self.has_lost_process = True
-            except Exception:
+            except GaveUpError as error:
+                logger.error("%s", error)
+                await self._unless_draining(asyncio.sleep(AFTER_FAILURE_SECONDS))
+            except Exception as error:
                 # A fault of ours must not end the worker: nobody else would do the work.
                 logger.exception("the worker failed and goes on")
-                await asyncio.sleep(FIRST_RETRY_SECONDS)
+                self._own_failures += 1
+                self._last_failure, self._failed_at = type(error).__name__, time.monotonic()
+                self._metrics.worker_failures.inc()
+                await self._unless_draining(asyncio.sleep(AFTER_FAILURE_SECONDS))
 
-    async def stop_running(self, job_id: str) -> None:
-        """Has the engine stop a job that was cancelled or deleted, if it is at that one."""
-        if self._running == job_id:
-            await self._engine.cancel(job_id)
-
-    async def drain(self, grace_seconds: float) -> None:
-        """Takes no more jobs; the running one finishes within the grace, or goes back."""
-        self.is_draining = True
-        generation = self._generation
-        if generation is None:
-            return
-        await asyncio.wait({generation}, timeout=grace_seconds)
-        job_id = self._running
-        if not generation.done() and job_id is not None:
-            logger.info("the running job goes back to the queue", extra={"job": job_id})
-            await self._persist(lambda: self._board.requeue(job_id))
-            await self._engine.stop()
-            await generation
-
-    async def close(self) -> None:
-        """Ends the engine, and all processes of the slice."""
-        await self._engine.stop()
-
-    async def _ensure_engine(self) -> None:
-        """Starts the engine where there is none, and again, ever more rarely, when it cannot."""
-        delay = FIRST_RETRY_SECONDS
-        while not self._engine.is_alive:
-            self._loading = "starting the engine"
-            started = time.monotonic()
-            try:
-                async with asyncio.timeout(self._settings.start_timeout_seconds):
-                    description = await self._engine.start(self._note_loading)
-            except (EngineFailure, TimeoutError) as error:
-                await self._engine.kill()
-                self._loading = str(error) or "it did not start in time"
-                logger.error("the engine cannot start: %s", self._loading)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LAST_RETRY_SECONDS)
-            else:
-                self._loading = None
-                words = ", ".join(f"{name} {value}" for name, value in description.items())
-                seconds = time.monotonic() - started
-                logger.info("the engine is ready: %s", words, extra={"seconds": seconds})
-
-    def _note_loading(self, what: str) -> None:
-        self._loading = what
-        logger.debug("the engine is %s", what)
+    async def _unless_draining(self, what: Coroutine[Any, Any, None]) -> bool:
+        """Does something that draining cuts short; whether it was done."""
+        task = asyncio.ensure_future(what)
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+            is_done = task.done()
+            if not is_done:
+                task.cancel()
+                await asyncio.wait({task})
+        if is_done:
+            task.result()
+        return is_done and not self.is_draining
 
     async def _next_job(self) -> Job | None:
         """Waits for a job and claims it; None when there is another reason to look around."""
         changed = self._board.next_change()
-        order = self._board.queue.order()
+        now = time.monotonic()
+        waiting = self._board.queue.order()
+        order = [job_id for job_id in waiting if self._skipped_until.get(job_id, 0) <= now]
         if order and self._media.has_room():
-            return await self._persist(lambda: self._board.claim(order[0]))
-        waiting = [
-            asyncio.ensure_future(changed.wait()),
-            asyncio.ensure_future(self._engine.ended()),
+            return await self._claim(order[0])
+        events = [
+            asyncio.ensure_future(what)
+            for what in (changed.wait(), self._engine.ended(), self._draining.wait())
         ]
         try:
             await asyncio.wait(
-                waiting,
-                timeout=ROOM_CHECK_SECONDS if order else None,
+                events,
+                timeout=ROOM_CHECK_SECONDS if waiting else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for task in waiting:
-                task.cancel()
+            for event in events:
+                event.cancel()
+        if not waiting:
+            self._own_failures = 0
         return None
+
+    async def _claim(self, job_id: str) -> Job | None:
+        """Takes a job; one that fails again and again is left aside, the others go on."""
+        try:
+            job = await self._persistence.write(
+                lambda: self._board.claim(job_id), until=self._draining
+            )
+        except GaveUpError:
+            raise
+        except Exception:
+            times = self._claim_failures[job_id] = self._claim_failures.get(job_id, 0) + 1
+            if times >= TIMES_AT_ONE_JOB:
+                longer = 2.0 ** min(times - TIMES_AT_ONE_JOB, 10)
+                seconds = min(FIRST_SKIP_SECONDS * longer, LAST_SKIP_SECONDS)
+                logger.error("the job is left aside for %g s", seconds, extra={"job": job_id})
+                self._skipped_until[job_id] = time.monotonic() + seconds
+            raise
+        self._claim_failures.pop(job_id, None)
+        self._skipped_until.pop(job_id, None)
+        return job
 
     async def _make(self, job: Job) -> None:
         """Makes a job's video; however it goes, the next one can be made."""
-        extra = {"job": job.id, "attempt": job.attempts}
-        logger.info("job started", extra=extra)
+        if self.is_draining:
+            # The claim was on its way when the end came: as if it had not been.
+            await self._persistence.write(lambda: self._board.requeue(job.id))
+            return
+        now = self._board.find(job.id)
+        if now is None or now.state != State.IN_PROGRESS:
+            return  # cancelled or deleted meanwhile
         if job.attempts == 1:
             self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
-        started = time.monotonic()
-        self._running = job.id
-        self._generation = asyncio.create_task(self._generate(job))
-        try:
-            await self._watch(job, self._generation)
-        except Exception as error:  # the boundary of jobs: the next one must be able to run
-            logger.exception("the job could not be handled", extra=extra)
-            await self._note_failure(job, _own_failure(error))
-            if job.id not in self._board.completed_ids():
-                await asyncio.to_thread(self._media.remove, job.id)
-        finally:
-            self._generation = self._running = None
-            await asyncio.to_thread(self._media.discard, job.id)
-        now = self._board.find(job.id)
-        outcome = "deleted" if now is None else str(now.error_code or now.state)
-        self._metrics.jobs.labels(outcome).inc()
-        logger.info(
-            "job ended", extra={**extra, "code": outcome, "seconds": time.monotonic() - started}
+        attempt = self._attempt = Attempt(
+            job,
+            board=self._board,
+            media=self._media,
+            engine=self._engine,
+            supervisor=self._supervisor,
+            persistence=self._persistence,
+            metrics=self._metrics,
+            settings=self._settings,
+            has_crashed=self._has_crashed,
         )
-
-    async def _watch(self, job: Job, generation: asyncio.Task[None]) -> None:
-        """Waits for the end; past the timeout asks for it, and past the grace makes it."""
-        settings = self._settings
-        done, _ = await asyncio.wait({generation}, timeout=settings.job_timeout_seconds)
-        if not done:
-            message = f"the video took longer than {settings.job_timeout_seconds:g} seconds"
-            await self._persist(lambda: self._board.fail(job.id, Failure.TIMEOUT, message))
-            await self._engine.cancel(job.id)
-            done, _ = await asyncio.wait({generation}, timeout=settings.stop_grace_seconds)
-        if not done:
-            logger.error("the engine does not stop and is killed", extra={"job": job.id})
-            await self._engine.kill()
-        await generation
-
-    async def _generate(self, job: Job) -> None:
-        """Has the engine make the video and notes what became of it."""
         try:
-            folder = await asyncio.to_thread(self._media.begin, job.id)
-            metadata = await self._engine.generate(
-                job.id, job.request, folder, lambda progress: self._note_progress(job.id, progress)
-            )
-            published = await self._publish(job.id, metadata)
-        except ProcessLost:
-            await self._put_back(job)
-            self.has_lost_process = True
-        except EngineFailure as failure:
-            if failure.code == Failure.ENGINE_CRASHED and self._settings.group.num_processes > 1:
-                await self._put_back(job)  # what kills the engine may be the loss of another one
-            else:
-                await self._note_failure(job, failure)
-        else:
-            if published:
-                self._note_success(metadata)
-
-    async def _put_back(self, job: Job) -> None:
-        """Has a job made again that ended with a process of the slice; so often, and no more."""
-        if await self._persist(lambda: self._board.put_back(job.id)):
-            logger.error("the job is put back: a process was lost", extra={"job": job.id})
-
-    async def _publish(self, job_id: str, metadata: dict[str, Any]) -> bool:
-        """Puts the files in their place, then says so; takes them back if nobody wants them."""
-        job = self._board.find(job_id)
-        if job is None or job.state != State.IN_PROGRESS:
-            return False
-        await asyncio.to_thread(self._media.publish, job_id)
-        kept = {name: value for name, value in metadata.items() if name not in ("request", "model")}
-        if await self._persist(lambda: self._board.complete(job_id, kept)):
-            return True
-        await asyncio.to_thread(self._media.remove, job_id)
-        return False
-
-    def _note_success(self, metadata: dict[str, Any]) -> None:
-        self._failures = 0
-        for stage, seconds in metadata.get("seconds", {}).items():
-            self._metrics.stage_seconds.labels(stage.partition(" ")[0]).observe(seconds)
-
-    async def _note_failure(self, job: Job, failure: EngineFailure) -> None:
-        """Fails the job, unless it was stopped on purpose, and keeps count."""
-        code, message = failure.code, str(failure)
-        if not await self._persist(lambda: self._board.fail(job.id, code, message)):
-            return
-        logger.error("job failed: %s", message, extra={"job": job.id, "code": code})
-        if code in ENGINE_FAILURES:
-            self._failures += 1
-            self._last_failure = message
-        if self._failures >= self._settings.max_failures:
-            await self._engine.kill()  # a new process is the best cure there is
-
-    def _note_progress(self, job_id: str, progress: Progress) -> None:
-        if progress.stage == "denoise" and progress.done:
-            self._metrics.steps.inc()
-        self._board.report(job_id, progress)
-
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeats a write to the database until it succeeds: the outcome must not be lost."""
-        delay = FIRST_RETRY_SECONDS
-        while True:
-            try:
-                return await write()
-            except SQLAlchemyError as error:
-                logger.error("the database cannot be written, trying again: %s", error)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY_SECONDS)
-
-
-def _own_failure(error: Exception) -> EngineFailure:
-    """What a job is told whose video was lost around the engine, not in it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EngineFailure(Failure.DISK_FULL, "the server's disk is full")
-    words = f"the server failed with {type(error).__name__}; its log says more"
-    return EngineFailure(Failure.ENGINE_ERROR, words)
+            await attempt.run()
+        finally:
+            self._attempt = None
+            if attempt.crashed:
+                self._has_crashed.add(job.id)
+            after = self._board.find(job.id)
+            if after is None or after.is_finished:
+                self._has_crashed.discard(job.id)
 
 
 @contextlib.asynccontextmanager
-async def working(worker: Worker):
+async def working(worker: Worker) -> AsyncIterator[None]:
     """Runs a worker beside the block."""
-    task = asyncio.create_task(worker.run(), name="worker")
+    worker.start()
     try:
-        yield task
+        yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         await worker.close()

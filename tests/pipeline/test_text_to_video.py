@@ -1,5 +1,6 @@
 """The whole pipeline against diffusers' `WanPipeline`, and what a caller can rely on."""
 
+import functools
 import json
 from typing import Any
 
@@ -17,6 +18,8 @@ from wan_tpu.pipeline.text_to_video import TextToVideo
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
 
+pytestmark = pytest.mark.xdist_group("pipeline")
+
 PARITY_PSNR = 50.0
 """dB; a difference of one level in every pixel is 48."""
 
@@ -26,6 +29,7 @@ def random_checkpoint(tmp_path_factory):
     return str(make_random_checkpoint(tmp_path_factory.mktemp("random-wan")))
 
 
+@functools.cache
 def generate_original(folder, request: VideoRequest):
     """diffusers' frames, uint8, in float32 on the CPU."""
     pipeline: Any = WanPipeline.from_pretrained(folder)
@@ -50,7 +54,7 @@ def make_request(name, **kwargs):
 
 
 @pytest.mark.parametrize("layout", ["single", "dp2-sp2-tp2"])
-def test_wan_tiny_equals_diffusers(layout, devices):
+def test_wan_tiny_equals_diffusers(layout, devices, compiled_as_users_do):
     request = make_request("wan-tiny", seed=3)
     folder = open_model("wan-tiny").folder
     layout = parse_layout(layout)
@@ -62,8 +66,14 @@ def test_wan_tiny_equals_diffusers(layout, devices):
     assert psnr(ours.frames, generate_original(folder, request)) >= PARITY_PSNR
 
 
+@pytest.fixture(scope="module")
+def random_pipeline(random_checkpoint, devices):
+    """One for both guidances: they differ in the step's program alone."""
+    return TextToVideo.from_pretrained(random_checkpoint, devices=devices[:1], dtype="float32")
+
+
 @pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
-def test_random_checkpoint_equals_diffusers(random_checkpoint, guidance_scale, devices):
+def test_random_checkpoint_equals_diffusers(random_checkpoint, random_pipeline, guidance_scale):
     """Sizes that divide by nothing; with guidance and without."""
     request = make_request(
         random_checkpoint,
@@ -76,8 +86,7 @@ def test_random_checkpoint_equals_diffusers(random_checkpoint, guidance_scale, d
         negative_prompt="moving left",
         seed=11,
     )
-    pipeline = TextToVideo.from_pretrained(random_checkpoint, devices=devices[:1], dtype="float32")
-    ours = pipeline(request).frames
+    ours = random_pipeline(request).frames
     expected = generate_original(random_checkpoint, request)
     assert expected.std() > 5, "a flat picture would prove nothing"
     assert psnr(ours, expected) >= PARITY_PSNR

@@ -24,8 +24,9 @@ class RunningServer:
 
     def __init__(self, data_dir, *, environment=None, **settings):
         self.data_dir = data_dir
-        self.log_path = data_dir / "server.log"
-        data_dir.mkdir(parents=True, exist_ok=True)
+        # Beside the data folder: a server refuses one that holds other things.
+        self.log_path = data_dir.with_name(f"{data_dir.name}.log")
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
         keep = {
             name: value
             for name, value in os.environ.items()

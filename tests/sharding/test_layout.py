@@ -18,8 +18,6 @@ from wan_tpu.sharding.layout import (
     variants,
 )
 
-REPEATABLE = settings(database=None, deadline=None, derandomize=True)
-
 
 @pytest.mark.parametrize(
     ("text", "layout"),
@@ -55,7 +53,7 @@ def test_every_factorisation_round_trips(sequence_parallel, weights):
 
 
 @given(st.text(alphabet="dpst-0123456789 ", max_size=12))
-@settings(REPEATABLE, max_examples=500)
+@settings(max_examples=500)
 def test_any_text_is_a_layout_or_refused(text):
     try:
         layout = parse_layout(text)
@@ -192,7 +190,6 @@ def test_gathering_keys_or_passing_them_round_needs_no_heads_per_sp_shard():
 @given(
     dp=st.integers(1, 8), sp=st.integers(1, 16), tp=st.integers(1, 16), num_heads=st.integers(1, 64)
 )
-@settings(REPEATABLE)
 def test_padding_is_the_least_that_divides(dp, sp, tp, num_heads):
     padded = Layout(dp=dp, sp=sp, tp=tp).padded_heads(num_heads)
     assert padded % (sp * tp) == 0
@@ -218,7 +215,6 @@ def test_default_layouts(num_devices, num_heads, batch, expected):
 
 
 @given(num_devices=st.integers(1, 256), num_heads=st.integers(1, 64), batch=st.sampled_from([1, 2]))
-@settings(REPEATABLE)
 def test_the_default_layout_always_fits(num_devices, num_heads, batch):
     layout = default_layout(num_devices, num_heads, batch=batch)
     layout.require_devices(num_devices)

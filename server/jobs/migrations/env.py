@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from server.jobs.store import metadata
+from server.jobs.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -7,12 +7,14 @@ const SILENCE_MS = 45_000; // the service sends a ping at least every 15 s
 
 /** The service answered, and said no. */
 export class ServiceError extends Error {
-  constructor(status, { message, code = null, param = null }, retryAfterSeconds = null) {
+  constructor(status, { message, code = null, param = null }, headers) {
     super(message);
     this.status = status;
     this.code = code;
     this.param = param;
-    this.retryAfterSeconds = retryAfterSeconds;
+    const retryAfter = Number.parseInt(headers.get("Retry-After"), 10);
+    this.retryAfterSeconds = Number.isNaN(retryAfter) ? null : retryAfter;
+    this.requestId = headers.get("X-Request-Id");
   }
 }
 
@@ -22,11 +24,36 @@ export class Unreachable extends Error {}
 /** Tells "reachable", "unreachable" and "unauthorised" as calls find out. */
 export const contact = new EventTarget();
 
+/** The key of this tab, or the one that a person chose to keep on this device. */
 export const apiKey = {
-  get: () => sessionStorage.getItem("api-key"),
-  set: (key) => sessionStorage.setItem("api-key", key),
-  forget: () => sessionStorage.removeItem("api-key"),
+  get: () => keyOfPage ?? stored("sessionStorage") ?? stored("localStorage"),
+  set: (key, { keep = false } = {}) => {
+    keyOfPage = key;
+    store("sessionStorage", keep ? null : key);
+    store("localStorage", keep ? key : null);
+  },
+  forget: () => apiKey.set(null),
+  isKept: () => stored("localStorage") !== null,
 };
+
+let keyOfPage = null; // where storage is blocked, the key holds until the page is closed
+
+function stored(storage) {
+  try {
+    return globalThis[storage].getItem("api-key");
+  } catch {
+    return null; // storage is blocked
+  }
+}
+
+function store(storage, key) {
+  try {
+    if (key === null) globalThis[storage].removeItem("api-key");
+    else globalThis[storage].setItem("api-key", key);
+  } catch {
+    // Storage is blocked: `keyOfPage` has it.
+  }
+}
 
 export function urlOf(path) {
   return new URL(path, document.baseURI).href;
@@ -37,7 +64,7 @@ export function contentPath(id, variant) {
 }
 
 export const api = {
-  models: () => callJson("v1/models"),
+  models: (key = apiKey.get()) => callJson("v1/models", { key }),
   list: ({ limit, after }) => {
     const query = new URLSearchParams({ limit, order: "desc", ...(after && { after }) });
     return callJson(`v1/videos?${query}`);
@@ -49,9 +76,12 @@ export const api = {
   },
   cancel: (id) => callJson(`${videoPath(id)}/cancel`, { method: "POST" }),
   remove: (id) => callJson(videoPath(id), { method: "DELETE", keepalive: true }),
-  content: async (id, variant) => (await call(contentPath(id, variant), { timeout: 600_000 })).blob(),
+  content: async (id, variant, signal = null) => {
+    const response = await call(contentPath(id, variant), { timeout: 600_000, signal });
+    return response.blob();
+  },
   events,
-  readiness,
+  isReady,
 };
 
 /** Yields the states of a job until it ends, or null when it is deleted; throws when it breaks off. */
@@ -63,6 +93,11 @@ async function* events(id, signal) {
     signal: AbortSignal.any([signal, silence.signal]),
     timeout: null,
   });
+  if (response.status === 204) { // it had ended before
+    clearTimeout(timer);
+    yield api.get(id);
+    return;
+  }
   const alive = new TransformStream({
     transform(chunk, controller) {
       clearTimeout(timer);
@@ -82,13 +117,13 @@ async function* events(id, signal) {
   }
 }
 
-/** Whether the service can run jobs: {ready, reason}. */
-async function readiness() {
+/** Whether the service can run jobs. The reason is for those who run it, not for those who ask. */
+async function isReady() {
   try {
     await call("readyz", { timeout: 5_000 });
-    return { ready: true, reason: null };
+    return true;
   } catch (error) {
-    if (error instanceof ServiceError) return { ready: false, reason: error.message };
+    if (error instanceof ServiceError) return false;
     throw error;
   }
 }
@@ -108,8 +143,7 @@ function parseJson(text) {
   );
 }
 
-async function call(path, { headers = {}, timeout = TIMEOUT_MS, signal = null, ...options } = {}) {
-  const key = apiKey.get();
+async function call(path, { headers = {}, timeout = TIMEOUT_MS, signal = null, key = apiKey.get(), ...options } = {}) {
   if (key) headers = { ...headers, Authorization: `Bearer ${key}` };
   const signals = [signal, timeout && AbortSignal.timeout(timeout)].filter(Boolean);
   let response;
@@ -135,6 +169,5 @@ async function readError(response) {
   contact.dispatchEvent(new Event("reachable"));
   if (response.status === 401) contact.dispatchEvent(new Event("unauthorised"));
   const error = body?.error ?? { message: `the service answered ${response.status}` };
-  const retryAfter = Number.parseInt(response.headers.get("Retry-After"), 10);
-  return new ServiceError(response.status, error, Number.isNaN(retryAfter) ? null : retryAfter);
+  return new ServiceError(response.status, error, response.headers);
 }

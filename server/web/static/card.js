@@ -2,11 +2,12 @@
 
 import { apiKey, Unreachable } from "./api.js";
 import { setText } from "./dom.js";
-import { mediaUrl } from "./media.js";
+import { letGo, mediaUrl } from "./media.js";
 import { fileName, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
 const SMALL_PIXELS = 160;
+const SOON_SECONDS = 3_600;
 const PLAYS = 2; // of a video that has just been made; then it rests
 const template = document.getElementById("card-template");
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
@@ -55,12 +56,46 @@ export class Card {
     const parts = [this.#video.size.replace("x", "×"), words.duration(frames / fps)];
     parts.push(words.relativeTime(this.#video.created_at));
     setText(this.#part(".card-facts"), parts.join(" · "));
+    const kept = this.#part(".card-kept");
+    const until = isPlayable(this.#video) ? this.#video.expires_at : null;
+    kept.hidden = until === null;
+    if (until === null) return;
+    setText(kept, words.keptFor(until));
+    kept.title = `Kept until ${words.dateTime(until)}`;
+    kept.classList.toggle("soon", until - Date.now() / 1000 < SOON_SECONDS);
   }
 
   /** Says that the card came into sight, so that its picture is worth loading. */
   see() {
     this.#seen = true;
+    this.measure();
     this.#loadMedia({ play: false });
+  }
+
+  /** Says that it went out of sight: what it holds in memory is given back. */
+  unsee() {
+    this.#seen = false;
+    if (!apiKey.get()) return; // then the browser looks after it
+    const player = this.#part(".frame-video");
+    this.pause();
+    player.removeAttribute("poster");
+    player.removeAttribute("src");
+    player.load();
+    this.#part(".frame-sheet").style.backgroundImage = "";
+    this.#loaded = false;
+    letGo(this);
+  }
+
+  /** Offers the rest of the prompt where it is cut off. */
+  measure() {
+    const prompt = this.#part(".card-prompt");
+    const isWhole = prompt.classList.contains("whole");
+    this.#part(".card-more").hidden = !isWhole && prompt.scrollHeight <= prompt.clientHeight + 1;
+  }
+
+  /** Shows all of the prompt, or two lines of it. */
+  toggleMore() {
+    this.#showMore(this.#part(".card-prompt").classList.toggle("whole"));
   }
 
   /** Puts the keyboard on the card. */
@@ -79,10 +114,12 @@ export class Card {
   }
 
   #name(video) {
-    setText(this.#part(".card-prompt"), video.prompt);
-    this.#part(".card-prompt").title = video.prompt;
-    this.#part(".frame-open").setAttribute("aria-label", `Play “${video.prompt}”`);
-    this.#part("progress").setAttribute("aria-label", `Progress of “${video.prompt}”`);
+    const prompt = words.plain(video.prompt);
+    setText(this.#part(".card-prompt"), prompt);
+    this.#part(".card-prompt").title = prompt;
+    this.#showMore(false);
+    this.#part(".frame-open").setAttribute("aria-label", `Play “${prompt}”`);
+    this.#part("progress").setAttribute("aria-label", `Progress of “${prompt}”`);
     this.#part(".frame-video").classList.toggle("pixelated", isSmall(video));
     this.#part(".frame-sheet").classList.toggle("pixelated", isSmall(video));
     const labels = {
@@ -92,12 +129,21 @@ export class Card {
       reuse: "Use these settings",
       curl: "Copy as curl",
       delete: "Delete",
+      id: "Copy the id",
     };
     for (const [action, label] of Object.entries(labels)) {
-      this.#action(action).setAttribute("aria-label", `${label}: ${video.prompt}`);
+      this.#action(action).setAttribute("aria-label", `${label}: ${prompt}`);
       this.#action(action).title = label;
     }
     this.#action("download").download = fileName(video);
+  }
+
+  #showMore(isWhole) {
+    const button = this.#part(".card-more");
+    const word = isWhole ? "Less" : "More";
+    setText(button, word);
+    button.setAttribute("aria-label", `${word} of the prompt: ${this.#part(".card-prompt").textContent}`);
+    button.setAttribute("aria-expanded", isWhole);
   }
 
   #action(name) {
@@ -115,8 +161,10 @@ export class Card {
   }
 
   #showFailure(video) {
-    setText(this.#part(".failure-title"), words.failureTitle(video.error?.code));
-    setText(this.#part(".failure-text"), isCancelled(video) ? "" : words.sentence(video.error?.message ?? ""));
+    const { title, text } = words.failure(video.error);
+    setText(this.#part(".failure-title"), title);
+    setText(this.#part(".failure-text"), text);
+    this.#action("id").hidden = isCancelled(video);
   }
 
   #showActions(video) {
@@ -132,24 +180,31 @@ export class Card {
     const { id } = this.#video;
     const player = this.#part(".frame-video");
     try {
-      player.poster = await mediaUrl(id, "thumbnail");
-      if (!apiKey.get()) this.#action("download").href = await mediaUrl(id, "video");
-      else this.#action("download").href = "#"; // fetched with the key when it is asked for
+      const poster = await mediaUrl(id, "thumbnail", this);
+      if (!this.#seen) return; // it has let go meanwhile
+      player.poster = poster;
+      // With a key it is fetched when it is asked for.
+      this.#action("download").href = apiKey.get() ? "#" : await mediaUrl(id, "video", this);
       if (!play) return;
-      player.src = await mediaUrl(id, "video");
+      player.src = await mediaUrl(id, "video", this);
       this.#part(".frame-open").classList.add("playing");
       await player.play();
     } catch (error) {
       // The viewer says what is wrong, and a browser may refuse to play by itself.
       this.#part(".frame-open").classList.remove("playing");
-      this.#loaded = !(error instanceof Unreachable);
+      this.#loaded = !(error instanceof Unreachable) && this.#seen;
     }
   }
 
   #ended() {
     this.#plays += 1;
-    if (this.#plays < PLAYS) this.#part(".frame-video").play();
-    else this.pause();
+    const player = this.#part(".frame-video");
+    if (this.#plays < PLAYS) return player.play();
+    this.pause();
+    if (!player.src.startsWith("blob:")) return undefined;
+    player.removeAttribute("src");
+    player.load(); // rests at its poster
+    return letGo(this, "video");
   }
 
   /** Shows the frame under the pointer: the left edge is the first, the right one the last. */
@@ -164,7 +219,7 @@ export class Card {
     const scale = Math.min(open.clientWidth / width, open.clientHeight / height);
     const [shownWidth, shownHeight] = [width * scale, height * scale];
     if (!picture.style.backgroundImage) {
-      picture.style.backgroundImage = `url("${await mediaUrl(this.#video.id, "spritesheet")}")`;
+      picture.style.backgroundImage = `url("${await mediaUrl(this.#video.id, "spritesheet", this)}")`;
     }
     picture.style.width = `${shownWidth}px`;
     picture.style.height = `${shownHeight}px`;

@@ -5,9 +5,12 @@ import { byId, setFieldError } from "./dom.js";
 import { drawKey, requestBody } from "./video.js";
 import { duration, sentence } from "./words.js";
 
+const BASICS = ["size", "custom_size", "num_frames", "seed"];
 const OTHER_SIZE = "other";
 const MAX_EXAMPLES = 4;
 const ADVANCED = ["negative_prompt", "num_inference_steps", "guidance_scale", "flow_shift", "fps", "scheduler"];
+
+const isNarrow = matchMedia("(max-width: 56rem)");
 
 /** What wan-tiny knows; used where the service offers no examples of its own. */
 const TINY_EXAMPLES = [
@@ -33,6 +36,10 @@ export class Composer {
     byId("form").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
     });
+    // On a phone the videos matter more than settings that are seldom changed.
+    const unfold = () => (byId("basics").open = !isNarrow.matches);
+    isNarrow.addEventListener("change", unfold);
+    unfold();
     byId("model").addEventListener("change", () => this.#useModel());
     byId("next-example").addEventListener("click", () => this.#useExample());
     byId("reset").addEventListener("click", () => this.#reset());
@@ -84,7 +91,7 @@ export class Composer {
   }
 
   #default(name) {
-    return String(this.model.defaults?.[name] ?? "");
+    return String(this.model?.defaults?.[name] ?? "");
   }
 
   #useModel() {
@@ -121,6 +128,7 @@ export class Composer {
       button.type = "button";
       button.className = "example";
       button.textContent = prompt;
+      button.dir = "auto";
       button.addEventListener("click", () => this.#useExample(prompt));
       return button;
     });
@@ -151,6 +159,10 @@ export class Composer {
     const seconds = byId("num_frames").value / (byId("fps").value || this.#default("fps"));
     const known = Number.isFinite(seconds) && seconds > 0;
     byId("length").textContent = known ? `frames, ${duration(seconds)}` : "frames";
+    const size = byId("size").value === OTHER_SIZE ? byId("custom_size").value : byId("size").value;
+    const seed = byId("seed").value.trim();
+    const basics = [size.replace("x", " × "), known && duration(seconds), seed && `seed ${seed}`];
+    byId("basics-text").textContent = basics.filter(Boolean).join(" · ");
   }
 
   /** The request that the form describes; what equals the model's default is left to the model. */
@@ -211,6 +223,7 @@ export class Composer {
   #point(name, message) {
     setFieldError(name, sentence(message));
     if (ADVANCED.includes(name)) byId("advanced").open = true;
+    if (BASICS.includes(name)) byId("basics").open = true;
     byId(name).focus();
   }
 

@@ -2,14 +2,15 @@
 
 import { api, contact } from "./api.js";
 import { byId } from "./dom.js";
-import { hideBanner, showBanner } from "./notices.js";
-import { sentence } from "./words.js";
+import { hideNotice, showNotice } from "./notices.js";
 
 const FIRST_RETRY_MS = 1_000;
 const LONGEST_RETRY_MS = 15_000;
 const STARTING_MS = 2_000;
 const READY_MS = 10_000;
 
+const NOT_READY = "The service is not ready. What you ask for now waits in line and is made as soon as it can be.";
+const AWAY = "The service cannot be reached. Reconnecting by itself; nothing you wrote is lost.";
 const WORDS = { connecting: "Connecting", ready: "Ready", waiting: "Not ready", offline: "Reconnecting" };
 
 /** Back-off with jitter: 1, 2, 4, 8, 15, 15 ... seconds, each between one half and all of it. */
@@ -41,29 +42,28 @@ export class Connection extends EventTarget {
     this.#asking = true;
     clearTimeout(this.#timer);
     try {
-      const { ready, reason } = await api.readiness();
-      this.#found(ready, reason);
+      this.#found(await api.isReady());
     } catch {
-      this.#lost(); // `readiness` throws only when nothing answers
+      this.#lost(); // `isReady` throws only when nothing answers
     } finally {
       this.#asking = false;
       this.#schedule();
     }
   }
 
-  #found(ready, reason) {
+  #found(ready) {
     const wasAway = this.#state === "offline";
     this.#attempt = 0;
     this.#show(ready ? "ready" : "waiting");
-    if (ready) hideBanner("connection");
-    else showBanner("connection", `${sentence(reason)} Jobs wait in the queue meanwhile.`, { kind: "warning" });
+    if (ready) hideNotice("connection");
+    else showNotice("connection", NOT_READY, { kind: "warning" });
     if (wasAway) this.dispatchEvent(new Event("back"));
   }
 
   #lost() {
     if (this.#state === "offline") return;
     this.#show("offline");
-    showBanner("connection", "The service cannot be reached. Reconnecting by itself; nothing you wrote is lost.", {
+    showNotice("connection", AWAY, {
       kind: "warning",
       action: "Try now",
       onAction: () => this.check(),

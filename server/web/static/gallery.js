@@ -1,24 +1,41 @@
-// The grid of cards: one per video, in the order of the list, each kept where it is.
+// The grid of cards: what runs first, then the results, the latest first; and what of it to show.
 
 import { Card } from "./card.js";
 import { byId } from "./dom.js";
-import { isActive } from "./video.js";
+import { isActive, isPlayable } from "./video.js";
 
 const AGES_MS = 30_000;
+const SHOWN = 24; // at once; more on demand
+const WORTH_SEARCHING = 7; // fewer are seen at a glance
+
+const KINDS = {
+  all: () => true,
+  completed: isPlayable,
+  failed: (video) => video.status === "failed",
+};
 
 export class Gallery {
   #videos;
   #act;
+  #loadOlder;
+  #limit = SHOWN;
+  #isSearching = false;
   #cards = new Map();
-  #seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "200px" });
+  #seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "400px" });
 
-  /** `act(action, id)` does what a button or key on a card asks for. */
-  constructor(videos, act) {
+  /** `act(action, id)` does what a button or key on a card asks for; `loadOlder()` lengthens the list. */
+  constructor(videos, { act, loadOlder }) {
     this.#videos = videos;
     this.#act = act;
+    this.#loadOlder = loadOlder;
     videos.addEventListener("change", () => this.render());
     byId("grid").addEventListener("click", (event) => this.#click(event));
     byId("grid").addEventListener("keydown", (event) => this.#key(event));
+    byId("older").addEventListener("click", () => this.#showMore());
+    byId("search").addEventListener("input", () => this.#filter());
+    byId("kind").addEventListener("change", () => this.#filter());
+    byId("show-all").addEventListener("click", () => this.#showAll());
+    new ResizeObserver(() => this.#cards.forEach((card) => card.measure())).observe(byId("grid"));
     setInterval(() => this.#cards.forEach((card) => card.updateAge()), AGES_MS);
   }
 
@@ -30,8 +47,19 @@ export class Gallery {
     byId("grid").classList.toggle("narrow", ratio < 1.2);
   }
 
+  /** The videos that the search and the kind leave, in the order of the grid. */
+  get matching() {
+    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const isKind = KINDS[byId("kind").value];
+    return this.#videos.results.filter((video) => {
+      const prompt = video.prompt.toLowerCase();
+      return isKind(video) && words.every((word) => prompt.includes(word));
+    });
+  }
+
   render() {
-    const shown = this.#videos.shown;
+    const { matching } = this;
+    const shown = matching.slice(0, this.#limit);
     const grid = byId("grid");
     const isFirst = grid.getAttribute("aria-busy") === "true";
     if (isFirst) grid.replaceChildren();
@@ -40,12 +68,11 @@ export class Gallery {
     shown.forEach((video, index) => {
       const card = this.#cards.get(video.id) ?? this.#add(video, !isFirst);
       if (grid.children[index] !== card.element) grid.insertBefore(card.element, grid.children[index]);
+      card.update(video, this.#videos);
     });
-    this.#updateCards();
-    byId("empty").hidden = shown.length > 0;
     grid.hidden = shown.length === 0;
-    byId("older").hidden = !this.#videos.hasOlder;
-    byId("gallery-count").textContent = count(shown, this.#videos.hasOlder);
+    byId("older").hidden = matching.length <= this.#limit && !this.#videos.hasOlder;
+    this.#showHead(matching);
   }
 
   card(id) {
@@ -54,13 +81,47 @@ export class Gallery {
 
   /** The id of the card beside this one: the next, else the one before. */
   neighbour(id) {
-    const ids = this.#videos.shown.map((video) => video.id);
+    const ids = this.matching.map((video) => video.id);
     const index = ids.indexOf(id);
     return ids[index + 1] ?? ids[index - 1];
   }
 
-  #updateCards() {
-    for (const video of this.#videos.shown) this.#cards.get(video.id)?.update(video, this.#videos);
+  get #isFiltered() {
+    return byId("search").value.trim() !== "" || byId("kind").value !== "all";
+  }
+
+  #showHead(matching) {
+    const { shown, results, hasOlder } = this.#videos;
+    byId("empty").hidden = shown.length > 0;
+    byId("tools").hidden = !this.#isFiltered && !hasOlder && results.length < WORTH_SEARCHING;
+    byId("no-match").hidden = !this.#isFiltered || matching.length > 0;
+    const all = hasOlder ? `${results.length} and older ones` : String(results.length);
+    const count = this.#isFiltered ? `${matching.length} of ${all}` : all;
+    byId("gallery-count").textContent = results.length ? count : "";
+  }
+
+  /** Applies the search; what it finds may be anywhere in the list. */
+  async #filter() {
+    this.#limit = SHOWN;
+    this.render();
+    if (this.#isSearching) return;
+    this.#isSearching = true;
+    while (this.#isFiltered && this.#videos.hasOlder && (await this.#loadOlder()));
+    this.#isSearching = false;
+  }
+
+  #showAll() {
+    byId("search").value = "";
+    byId("kind").value = "all";
+    this.render();
+  }
+
+  async #showMore() {
+    this.#limit += SHOWN;
+    this.render();
+    byId("older").disabled = true;
+    if (this.matching.length < this.#limit && this.#videos.hasOlder) await this.#loadOlder();
+    byId("older").disabled = false;
   }
 
   #add(video, isNew) {
@@ -76,6 +137,7 @@ export class Gallery {
     for (const [id, card] of this.#cards) {
       if (ids.has(id)) continue;
       this.#seen.unobserve(card.element);
+      card.unsee();
       card.element.remove();
       this.#cards.delete(id);
     }
@@ -83,16 +145,18 @@ export class Gallery {
 
   #see(entries) {
     for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      this.#cards.get(target.dataset.id)?.see();
-      this.#seen.unobserve(target);
+      const card = this.#cards.get(target.dataset.id);
+      if (isIntersecting) card?.see();
+      else card?.unsee();
     }
   }
 
   #click(event) {
     const id = event.target.closest(".card")?.dataset.id;
+    if (!id) return;
+    if (event.target.closest(".card-more")) return void this.#cards.get(id).toggleMore();
     const button = event.target.closest("[data-action], .frame-open");
-    if (id && button) this.#act(button.dataset.action ?? "open", id, event);
+    if (button) this.#act(button.dataset.action ?? "open", id, event);
   }
 
   #key(event) {
@@ -100,14 +164,4 @@ export class Gallery {
     if (!id || event.key !== "Delete") return;
     this.#act(isActive(this.#videos.get(id)) ? "cancel" : "delete", id, event);
   }
-}
-
-function count(videos, hasOlder) {
-  const waiting = videos.filter((video) => video.status === "queued").length;
-  const running = videos.some((video) => video.status === "in_progress");
-  const parts = [];
-  if (running) parts.push("1 running");
-  if (waiting) parts.push(`${waiting} queued`);
-  if (parts.length || !videos.length) return parts.join(", ");
-  return hasOlder ? `the newest ${videos.length}` : String(videos.length);
 }

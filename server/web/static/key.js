@@ -1,10 +1,8 @@
-// Asks for the API key where the service wants one, and keeps it for this tab.
+// Asks for the API key where the service wants one, and keeps it for this tab or, asked to, longer.
 
 import { api, apiKey, contact, ServiceError } from "./api.js";
 import { byId, setFieldError } from "./dom.js";
-import { hideBanner, showBanner } from "./notices.js";
-
-const KEPT = "It is kept in this tab only and forgotten when you close it.";
+import { hideNotice, showNotice } from "./notices.js";
 
 /** `onKey` runs when the key has changed to one that the service takes. */
 export function watchKey(onKey) {
@@ -12,12 +10,9 @@ export function watchKey(onKey) {
   let isNeeded = false; // the service has refused to go on without another key
 
   const ask = () => {
-    const [text, leave] = isNeeded
-      ? [apiKey.get() ? "The service no longer takes the key of this tab." : "This service asks for a key.", "Not now"]
-      : ["This tab uses a key; another one can take its place.", "Forget the key"];
-    byId("key-text").textContent = `${text} ${KEPT}`;
-    byId("key-cancel").textContent = leave;
-    byId("key").value = "";
+    byId("key-text").textContent = isNeeded ? whatIsWrong() : whatIsKept();
+    byId("key-cancel").textContent = isNeeded ? "Not now" : "Forget the key";
+    byId("key-keep").checked = apiKey.isKept();
     setFieldError("key", null);
     dialog.showModal();
   };
@@ -29,12 +24,14 @@ export function watchKey(onKey) {
   };
 
   const take = async () => {
-    const error = await tryKey(byId("key").value.trim());
+    const key = byId("key").value.trim();
+    const error = await tryKey(key);
     setFieldError("key", error);
     if (error) return byId("key").select();
+    apiKey.set(key, { keep: byId("key-keep").checked });
     isNeeded = false;
     dialog.close();
-    hideBanner("key");
+    hideNotice("key");
     return onKey();
   };
 
@@ -45,8 +42,9 @@ export function watchKey(onKey) {
     ask();
   });
   dialog.addEventListener("close", () => {
+    byId("key").value = ""; // not on opening: a password manager may have filled it in by then
     if (!isNeeded) return;
-    showBanner("key", "This service needs an API key.", { kind: "warning", action: "Enter the key", onAction: ask });
+    showNotice("key", "This service needs an API key.", { kind: "warning", action: "Enter the key", onAction: ask });
   });
   byId("open-key").hidden = !apiKey.get();
   byId("open-key").addEventListener("click", ask);
@@ -54,17 +52,22 @@ export function watchKey(onKey) {
   byId("key-form").addEventListener("submit", (event) => (event.preventDefault(), take()));
 }
 
-/** Keeps a key that the service takes; else says what is wrong with it. */
+function whatIsWrong() {
+  return apiKey.get() ? "The service no longer takes the key used here." : "This service asks for a key.";
+}
+
+function whatIsKept() {
+  const kept = apiKey.isKept() ? "A key is kept on this device" : "A key is kept in this tab until you close it";
+  return `${kept}; another one can take its place.`;
+}
+
+/** What is wrong with a key, or null when the service takes it. */
 async function tryKey(key) {
   if (!/^[\x21-\x7e]+$/.test(key)) return "Enter the key as you were given it: letters, digits and signs.";
-  const before = apiKey.get();
-  apiKey.set(key);
   try {
-    await api.models();
+    await api.models(key);
     return null;
   } catch (error) {
-    if (before) apiKey.set(before);
-    else apiKey.forget();
     if (error instanceof ServiceError && error.status === 401) return "The service does not know this key.";
     return `The key could not be tried: ${error.message}.`;
   }

@@ -1,38 +1,51 @@
-// What the page says to a person: one banner, short toasts, and words for screen readers.
+// What the page says to a person: notices that stay, short toasts, and words for screen readers.
 
 import { byId } from "./dom.js";
 
 const TOAST_MS = 7_000;
 
-let bannerOwner = null;
+const rows = new Map(); // owner -> its row
+const template = byId("notice-template");
 
 /**
- * Shows the banner: a sentence, at most one thing to do, and, for an error, a way to dismiss it.
- * `owner` names who shows it, so that only the same one, or the reader, takes it away.
+ * Shows a notice: a sentence and at most one thing to do. Each owner has a row of its own, so that
+ * the state of the service never overwrites what a person was refused. A warning goes when its
+ * owner hides it; an error also when the reader dismisses it.
  */
-export function showBanner(owner, text, { kind = "error", action = null, onAction = null } = {}) {
-  bannerOwner = owner;
-  byId("banner").dataset.kind = kind;
-  byId("banner-text").textContent = text;
-  byId("banner-action").hidden = !action;
-  byId("banner-action").textContent = action ?? "";
-  byId("banner-action").onclick = onAction;
-  byId("banner-close").hidden = kind !== "error";
-  byId("banner").hidden = false;
+export function showNotice(owner, text, { kind = "error", action = null, onAction = null } = {}) {
+  const row = rows.get(owner) ?? addRow(owner);
+  const words = row.querySelector(".notice-text");
+  if (words.textContent !== text) words.textContent = text; // said once, not at every poll
+  row.dataset.kind = kind;
+  const button = row.querySelector(".notice-action");
+  button.hidden = !action;
+  button.textContent = action ?? "";
+  button.onclick = onAction;
+  row.querySelector(".notice-close").hidden = kind !== "error";
 }
 
-export function hideBanner(owner) {
-  if (bannerOwner !== owner) return;
-  bannerOwner = null;
-  byId("banner").hidden = true;
+export function hideNotice(owner) {
+  const hadFocus = rows.get(owner)?.contains(document.activeElement);
+  rows.get(owner)?.remove();
+  rows.delete(owner);
+  if (hadFocus) byId("notices").focus(); // the keyboard goes on from there
 }
 
-byId("banner-close").addEventListener("click", () => hideBanner(bannerOwner));
+function addRow(owner) {
+  const row = template.content.firstElementChild.cloneNode(true);
+  row.dataset.owner = owner;
+  row.querySelector(".notice-close").addEventListener("click", () => hideNotice(owner));
+  rows.set(owner, row);
+  byId("notices").append(row);
+  return row;
+}
 
 /** Says something to screen readers only. */
 export function announce(text) {
   byId("live").textContent = text;
 }
+
+document.addEventListener("close", () => document.body.append(byId("toasts")), true);
 
 /** Shows a sentence for a while, with at most one thing to do; `onEnd` runs unless it was done. */
 export function toast(text, { action = null, onAction = null, onEnd = () => {} } = {}) {
@@ -67,6 +80,8 @@ export function toast(text, { action = null, onAction = null, onEnd = () => {} }
   for (const stay of ["pointerenter", "focusin"]) element.addEventListener(stay, () => clearTimeout(timer));
   for (const go of ["pointerleave", "focusout"]) element.addEventListener(go, wait);
   addEventListener("pagehide", leave);
+  // What lies behind an open dialog can be neither read nor pressed.
+  (document.querySelector("dialog[open]") ?? document.body).append(byId("toasts"));
   byId("toasts").append(element);
   wait();
 }

@@ -4,8 +4,12 @@
 const NUMBERS = ["num_frames", "fps", "num_inference_steps", "guidance_scale", "flow_shift", "seed"];
 
 export const isActive = (video) => video.status === "queued" || video.status === "in_progress";
+export const isEnded = (video) => !isActive(video);
 export const isPlayable = (video) => video.status === "completed";
 export const isCancelled = (video) => video.error?.code === "cancelled";
+
+/** When a job ended, good enough to sort by: all are kept equally long, and only some say the moment. */
+export const endOf = (video) => video.expires_at ?? video.completed_at ?? video.created_at;
 
 /** The request that a video was made from: {prompt, model, size, seed, ...}. */
 export function settingsOf(video) {

@@ -3,7 +3,7 @@
 import { apiKey } from "./api.js";
 import { isSmall } from "./card.js";
 import { byId } from "./dom.js";
-import { mediaUrl } from "./media.js";
+import { canShare, letGo, mediaUrl } from "./media.js";
 import { fileName, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
@@ -13,10 +13,13 @@ const STAGES = { text: "text", denoise: "denoising", decode: "decoding" };
 
 export class Viewer {
   #videos;
+  #inOrder;
   #id = null;
 
-  constructor(videos, act) {
+  /** `act(action, id)` does what a button asks for; `inOrder()` are the videos to go through. */
+  constructor(videos, { act, inOrder }) {
     this.#videos = videos;
+    this.#inOrder = inOrder;
     const dialog = byId("viewer");
     byId("viewer-close").addEventListener("click", () => dialog.close());
     byId("viewer-previous").addEventListener("click", () => this.#step(-1));
@@ -24,7 +27,8 @@ export class Viewer {
     dialog.addEventListener("close", () => this.#closed());
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("keydown", (event) => this.#key(event));
-    for (const action of ["download", "reuse", "curl", "delete"]) {
+    byId("viewer-share").hidden = !canShare;
+    for (const action of ["download", "share", "reuse", "curl", "id", "delete"]) {
       byId(`viewer-${action}`).addEventListener("click", (event) => {
         if (action === "reuse" || action === "delete") dialog.close();
         act(action, this.#id, event);
@@ -39,11 +43,12 @@ export class Viewer {
     const video = this.#videos.get(id);
     this.#describe(video);
     if (!byId("viewer").open) byId("viewer").showModal();
+    byId("viewer").scrollTo(0, 0);
     await this.#play(video);
   }
 
   #describe(video) {
-    byId("viewer-prompt").textContent = video.prompt;
+    byId("viewer-prompt").textContent = words.plain(video.prompt);
     byId("viewer-facts").replaceChildren(
       ...factsOf(video).flatMap(([name, value]) => [make("dt", name), make("dd", value)]),
     );
@@ -54,13 +59,15 @@ export class Viewer {
 
   async #play(video) {
     const player = byId("viewer-video");
+    player.removeAttribute("src"); // what was there is given back before the next one is held
+    letGo(this);
     player.classList.toggle("pixelated", isSmall(video));
-    player.setAttribute("aria-label", video.prompt);
+    player.setAttribute("aria-label", words.plain(video.prompt));
     player.style.setProperty("--ratio", video.size.replace("x", " / "));
     try {
       const [poster, source] = await Promise.all([
-        mediaUrl(video.id, "thumbnail"),
-        mediaUrl(video.id, "video"),
+        mediaUrl(video.id, "thumbnail", this),
+        mediaUrl(video.id, "video", this),
       ]);
       if (this.#id !== video.id) return; // the reader has gone on meanwhile
       player.poster = poster;
@@ -79,7 +86,7 @@ export class Viewer {
   }
 
   get #playable() {
-    return this.#videos.shown.filter(isPlayable).map((video) => video.id);
+    return this.#inOrder().filter(isPlayable).map((video) => video.id);
   }
 
   #showSteps() {
@@ -112,6 +119,7 @@ export class Viewer {
     player.removeAttribute("src");
     player.removeAttribute("poster");
     player.load();
+    letGo(this);
   }
 }
 
@@ -129,13 +137,14 @@ function factsOf(video) {
     ["Guidance", settings.guidance_scale],
     ["Flow shift", settings.flow_shift],
     ["Scheduler", settings.scheduler],
-    ["Not shown", settings.negative_prompt],
+    ["Not shown", settings.negative_prompt && words.plain(settings.negative_prompt)],
     ["Model", video.model],
+    ["Kept until", video.expires_at && words.dateTime(video.expires_at)],
     ["Made", words.dateTime(video.completed_at ?? video.created_at)],
     ["Took", took && `${words.duration(took)}: ${stagesOf(seconds)}`],
     ["Layout", layout],
     ["Attention", attention],
-    ["Kept until", video.expires_at && words.dateTime(video.expires_at)],
+    ["Id", video.id],
   ].filter(([, value]) => value != null && value !== "" && value !== 0);
 }
 
@@ -148,5 +157,6 @@ function stagesOf(seconds) {
 function make(tag, text) {
   const element = document.createElement(tag);
   element.textContent = text;
+  element.dir = "auto"; // the negative prompt may be in any language
   return element;
 }

@@ -2,8 +2,6 @@
 
 import pytest
 
-from tests.server.running import wait_for
-
 
 def break_folder(folder):
     """Nothing can be made in it any more, not even by root."""
@@ -37,6 +35,8 @@ def test_a_data_folder_that_comes_back_is_used_again(start_server):
     server.wait_step(lost, 1)
     aside = folder.rename(folder.with_name("aside"))
     assert server.finish(lost)["error"]["code"] == "engine_error"
-    wait_for(lambda: "the worker failed and goes on" in server.log())
+    (reason,) = server.client.get("/readyz").json()["missing"]
+    assert reason == "the data folder cannot be used: No such file or directory"
+    assert server.retrieve(kept)["status"] == "queued"
     aside.rename(folder)
     assert server.finish(kept)["status"] == "completed"

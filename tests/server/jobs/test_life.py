@@ -210,24 +210,24 @@ def test_a_failure_of_the_engine_fails_its_job_alone(quick, prompt, code):
     assert quick.metric(f'wan_tpu_jobs_total{{outcome="{code}"}}') == 1
 
 
-def test_three_failures_in_a_row_make_it_not_ready_until_a_video_succeeds(start_server):
-    server = start_server(max_failures=3).wait_ready()
-    for _ in range(2):
-        server.finish(server.create("boom"))
-    assert server.client.get("/readyz").status_code == 200
-    server.finish(server.create("boom"))
-    response = server.client.get("/readyz")
-    assert response.status_code == 503
-    assert "the last 3 videos failed, the latest with: the engine failed" in response.text
-    assert server.finish(server.create(num_inference_steps=2))["status"] == "completed"
-    server.wait_ready()
-
-
 def test_an_engine_that_cannot_start_is_said(start_server):
+    """Also while it is tried again: what was wrong the last time, and when the next try is."""
     server = start_server(environment={"SCRIPTED_ENGINE_CANNOT_START": "no such chip"})
-    wait_for(lambda: "ended with status 1" in server.client.get("/readyz").text)
+    wrong = "the engine failed with RuntimeError"
+    waiting = wait_for(
+        lambda: "next try in" in (r := server.client.get("/readyz")).text and wrong in r.text and r
+    )
+    assert 1 <= int(waiting.headers["Retry-After"]) <= 30
+    again = wait_for(
+        lambda: "starting the engine" in (t := server.client.get("/readyz").text) and t
+    )
+    assert f"the last try: {wrong}" in wait_for(
+        lambda: "the last try" in (t := server.client.get("/readyz").text) and t
+    ), again
     assert "no such chip" in server.log()
     assert server.create()["status"] == "queued"
+    server.terminate()
+    assert server.process.wait(30) == 0
 
 
 def test_an_idle_engine_that_dies_is_replaced(quick):
@@ -281,7 +281,7 @@ def test_what_expires_goes_with_its_files(start_server):
     assert video["expires_at"] - video["completed_at"] in (1, 2)
     wait_for(lambda: server.client.get(f"/v1/videos/{video['id']}").status_code == 404)
     wait_for(lambda: files(server) == [])
-    assert server.client.get("/v1/videos").json()["data"] == []
+    wait_for(lambda: server.client.get("/v1/videos").json()["data"] == [])
     server.kill()
     server.start()
     assert server.client.get("/v1/videos").json()["data"] == []
@@ -291,6 +291,17 @@ def test_two_servers_do_not_share_a_folder(start_server):
     server = start_server()
     with pytest.raises(AssertionError, match="another server uses the folder"):
         RunningServer(server.data_dir, engine=SCRIPTED)
+
+
+def test_two_servers_do_not_share_a_database(start_server, tmp_path):
+    """Two folders, one SQLite file."""
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    first = start_server(database_url=url).wait_ready()
+    running = first.create("slow", num_inference_steps=10)
+    first.wait_step(running, 1)
+    with pytest.raises(AssertionError, match="another server uses the SQLite database"):
+        RunningServer(tmp_path / "second", engine=SCRIPTED, database_url=url)
+    assert first.finish(running)["status"] == "completed"
 
 
 def test_on_postgresql(start_server, postgres):

@@ -1,6 +1,8 @@
-"""kill -9 at random moments: every accepted job is completed, once, and nothing half is served.
+"""kill -9 at random moments: every accepted job ends, once, and nothing half is served or left.
 
-Real engine, real files. Each kill aims at one moment of a job's life, with a random delay in it.
+Real processes, databases and files. Each strike aims at one moment of a job's life, from its being
+accepted to its expiry, with a random delay in it; the engine is the real one or the scripted one,
+which makes many more strikes a minute.
 """
 
 import collections
@@ -8,7 +10,6 @@ import contextlib
 import hashlib
 import random
 import re
-import sqlite3
 import threading
 import time
 
@@ -16,11 +17,23 @@ import httpx
 import psutil
 import pytest
 
-from tests.server.running import RunningServer, wait_for
+from tests.server.running import SCRIPTED, RunningServer, wait_for
 
 NUM_JOBS = 10
-JOB = {"num_frames": 5, "num_inference_steps": 3}
-MOMENTS = ("start", "accept", "denoise", "decode", "rename", "engine")
+REAL, SCRIPTED_JOB = {"num_frames": 5, "num_inference_steps": 3}, {"num_inference_steps": 12}
+MOMENTS = (
+    "start",
+    "accept",
+    "denoise",
+    "decode",
+    "rename",
+    "engine",
+    "both",
+    "delete",
+    "cancel",
+    "drain",
+    "idle",
+)
 VARIANTS = ("video", "thumbnail", "spritesheet")
 
 
@@ -29,20 +42,27 @@ class Storm:
 
     Attributes:
         accepted: idempotency keys and ids of the jobs that the server said it has taken.
-        engine_kills: times the engine alone was killed; each may cost one job, with a code.
+        stopped: jobs that a client cancelled or deleted.
+        engine_kills: times the engine was killed; each may cost one job, with a code.
     """
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, *, scripted=False, **settings):
         self.random = random.Random(seed)
-        self.server = RunningServer(folder, warm_up="64x64x5", max_attempts=1000, max_failures=1000)
+        self.scripted = scripted
+        own = {"engine": SCRIPTED} if scripted else {"warm_up": "64x64x5"}
+        self.server = RunningServer(
+            folder, **{"max_attempts": 1000, "max_failures": 1000, **own, **settings}
+        )
         self.accepted = {}
+        self.stopped = set()
         self.engine_kills = 0
         self.seen = Witness(self)
 
     def accept(self, index):
         """Creates a job as a careful client does: until there is an answer, by one key."""
         key = f"job {index}"
-        body = {"prompt": f"a red circle moving right {index}", "seed": index, **JOB}
+        fields = SCRIPTED_JOB if self.scripted else REAL
+        body = {"prompt": f"a red circle moving right {index}", "seed": index, **fields}
         response = self.server.client.post(
             "/v1/videos", json=body, headers={"Idempotency-Key": key}
         )
@@ -67,7 +87,7 @@ class Storm:
         """While it starts for the second time: loading what survived, or compiling."""
         self.server.kill()
         self.server.start()
-        time.sleep(self.random.uniform(0, 8))
+        time.sleep(self.random.uniform(0, 2 if self.scripted else 8))
 
     def strike_at_accept(self):
         """Between a request and its answer."""
@@ -102,11 +122,48 @@ class Storm:
         time.sleep(self.random.uniform(0, 0.01))
 
     def strike_at_engine(self):
-        """The engine's process alone: its job fails with a code, the others go on."""
+        """The engine's process alone; the others go on."""
         self.wait_running(lambda video: video["stage"] is not None)
-        for process in psutil.Process(self.server.process.pid).children():
-            process.kill()
+        self.kill_engine()
+
+    def strike_at_both(self):
+        """The engine, and a moment later the service, or the other way round."""
+        self.wait_running(lambda video: video["stage"] is not None)
+        self.kill_engine()
+        time.sleep(self.random.uniform(0, 0.1))
+
+    def kill_engine(self):
+        for pid in self.server.engine_pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
         self.engine_kills += 1
+
+    def strike_at_delete(self):
+        """While the running job is being deleted."""
+        self.stop_one(lambda name: self.server.client.delete(f"/v1/videos/{name}"))
+
+    def strike_at_cancel(self):
+        """While the running job is being cancelled."""
+        self.stop_one(lambda name: self.server.client.post(f"/v1/videos/{name}/cancel"))
+
+    def stop_one(self, ask):
+        running = self.wait_running(lambda video: video["status"] == "in_progress")
+        if running == "all ended":
+            return
+        self.stopped.add(running["id"])
+        threading.Timer(self.random.uniform(0, 0.05), self.server.process.kill).start()
+        with contextlib.suppress(httpx.TransportError):
+            ask(running["id"])
+
+    def strike_at_drain(self):
+        """SIGTERM first, as a supervisor does that loses its patience."""
+        self.wait_running(lambda video: video["status"] == "in_progress")
+        self.server.terminate()
+        time.sleep(self.random.uniform(0, 0.5))
+
+    def strike_at_idle(self):
+        """At any time at all: between jobs, while files expire."""
+        time.sleep(self.random.uniform(0, 3))
 
     def wait_running(self, condition):
         """Waits for a running job that meets the condition, or until no job is left."""
@@ -130,6 +187,7 @@ class Witness:
         self.storm = storm
         self.digests = collections.defaultdict(set)
         self.completed = {}
+        self.ended = set()
         self.problems = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -160,10 +218,15 @@ class Witness:
                 self.problems.append(f"{name} was {ended} and is {now}")
             if video["status"] == "completed":
                 self.completed[name] = now
+            if video["status"] in ("completed", "failed"):
+                self.ended.add(name)
         for video in choose.sample(videos, min(5, len(videos))):
             name, ended = video["id"], self.completed.get(video["id"])
             variant = choose.choice(VARIANTS)
             answer = client.get(f"/v1/videos/{name}/content?variant={variant}")
+            gone = client.get(f"/v1/videos/{name}").status_code == 404
+            if gone:
+                continue  # it was deleted, or has expired
             if answer.status_code == 200:
                 self.digests[name, variant].add(hashlib.sha256(answer.content).digest())
             elif answer.status_code != 409 or ended is not None:
@@ -178,43 +241,54 @@ def wait_for_soon(condition):
         time.sleep(0.0005)
 
 
-def check_end(storm):
+def check_end(storm, *, expires=False):
     """Every job ended as it must, and nothing else is left."""
-    server, folder = storm.server, storm.server.data_dir
+    server = storm.server
     wait_for(storm.all_ended)
     videos = {video["id"]: video for video in storm.videos()}
-    assert videos.keys() == set(storm.accepted.values())
-    failed = [video for video in videos.values() if video["status"] == "failed"]
-    assert len(failed) <= storm.engine_kills
-    assert {video["error"]["code"] for video in failed} <= {"engine_crashed"}
-    completed = videos.keys() - {video["id"] for video in failed}
-    for name in completed:
+    accepted = set(storm.accepted.values())
+    assert videos.keys() <= accepted
+    assert expires or accepted - storm.stopped <= videos.keys()
+    failed = {name for name, video in videos.items() if video["status"] == "failed"}
+    assert len(failed - storm.stopped) <= storm.engine_kills
+    assert {videos[name]["error"]["code"] for name in failed} <= {"engine_crashed", "cancelled"}
+    for name in videos.keys() - failed:
         for variant in VARIANTS:
             answer = server.client.get(f"/v1/videos/{name}/content?variant={variant}")
+            if answer.status_code == 404 and expires:
+                continue
             assert answer.status_code == 200
             digest = hashlib.sha256(answer.content).digest()
             assert storm.seen.digests[name, variant] <= {digest}, (name, variant)
     assert storm.seen.problems == []
-    ends = collections.Counter(re.findall(r'"job ended" job=(\S+).* code=completed', server.log()))
+    ends = collections.Counter(
+        re.findall(r'"job ended".* job=(\S+).* code=completed', server.log())
+    )
     assert not [name for name, times in ends.items() if times > 1]
+    if expires:
+        assert accepted - storm.stopped <= ends.keys() | storm.seen.ended
+        wait_for(lambda: not storm.videos())
+    check_files(storm)
+
+
+def check_files(storm):
+    """The database's completed jobs have their files, and nobody else has any."""
+    server = storm.server
+    completed = {v["id"] for v in storm.videos() if v["status"] == "completed"}
+    wait_for(lambda: {path.name for path in (server.data_dir / "videos").iterdir()} == completed)
+    for name in completed:
+        found = {path.name for path in (server.data_dir / "videos" / name).iterdir()}
+        assert found == {"video.mp4", "thumbnail.webp", "spritesheet.jpg"}
+    for folder in ("partial", "deleting", "trash"):
+        path = server.data_dir / folder
+        wait_for(lambda path=path: not path.exists() or not list(path.iterdir()))
+    assert "traceback" not in server.log()
     server.kill()
-    expected = {f"videos/{name}" for name in completed} | {
-        f"videos/{name}/{file}"
-        for name in completed
-        for file in ("video.mp4", "thumbnail.webp", "spritesheet.jpg")
-    }
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    database = {"jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm"}
-    assert found - database == {"lock", "server.log", "partial", "videos"} | expected
-    with sqlite3.connect(folder / "jobs.sqlite") as connection:
-        rows = connection.execute("SELECT id, state FROM jobs").fetchall()
-    connection.close()
-    assert sorted(rows) == sorted((name, video["status"]) for name, video in videos.items())
 
 
-def storm_over(folder, moments, seed):
-    print(f"seed {seed}, moments {' '.join(moments)}")
-    storm = Storm(folder, seed)
+def storm_over(folder, moments, seed, **options):
+    print(f"seed {seed}, moments {' '.join(moments)}, {options}")
+    storm = Storm(folder, seed, **options)
     try:
         with storm.seen:
             for moment in moments:
@@ -222,9 +296,14 @@ def storm_over(folder, moments, seed):
                 storm.strike(moment)
             storm.fill_queue()
             wait_for(storm.all_ended)
-        check_end(storm)
+        check_end(storm, expires="expiry_seconds" in options)
     finally:
         storm.server.stop()
+
+
+def some_moments(seed, number):
+    choose = random.Random(seed)
+    return ["accept", *(choose.choice(MOMENTS) for _ in range(number - 1))]
 
 
 def some_seed():
@@ -232,12 +311,25 @@ def some_seed():
 
 
 def test_a_few_kills(tmp_path):
-    storm_over(tmp_path / "data", ("accept", "engine", "rename"), some_seed())
+    """The same three in every run of the tests; the slow ones draw theirs."""
+    storm_over(tmp_path / "data", ("accept", "engine", "rename"), 1)
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path):
+def test_kills_of_the_real_engine(tmp_path, database):
     seed = some_seed()
-    choose = random.Random(seed)
-    moments = ["accept", *(choose.choice(MOMENTS) for _ in range(19))]
-    storm_over(tmp_path / "data", moments, seed)
+    storm_over(tmp_path / "data", some_moments(seed, 12), seed, database_url=database)
+
+
+@pytest.mark.slow
+def test_forty_kills(tmp_path, database):
+    seed = some_seed()
+    moments = some_moments(seed, 40)
+    storm_over(tmp_path / "data", moments, seed, scripted=True, database_url=database)
+
+
+@pytest.mark.slow
+def test_forty_kills_while_jobs_expire(tmp_path, database):
+    seed = some_seed()
+    options = {"scripted": True, "database_url": database, "expiry_seconds": 6}
+    storm_over(tmp_path / "data", some_moments(seed, 40), seed, **options)

@@ -32,17 +32,22 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """Opens the page of a server in a fresh profile; any error in its scripts fails the test."""
+    """Opens the page of a server in a fresh profile; any error in its scripts fails the test.
+
+    `script` runs before those of the page, for what this browser has not.
+    """
     contexts, problems = [], []
 
     def hear(message):
         if "Content Security Policy" in message.text or "Trusted" in message.text:
             problems.append(message.text)
 
-    def open_page(server, **options):
+    def open_page(server, script=None, **options):
         context = chromium.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
         contexts.append(context)
         context.set_default_timeout(PATIENCE_SECONDS * 1000)
+        if script:
+            context.add_init_script(script)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"{error}\n{error.stack}"))
         page.on("console", hear)

@@ -6,7 +6,7 @@ from tests.server.running import wait_for
 
 
 def submit(page, prompt, **fields):
-    """Fills the form and presses Generate; the card of the new video."""
+    """Fills the form and presses Generate; the card, or line in the queue, of the new video."""
     page.locator("#submit:enabled").wait_for()
     page.fill("#prompt", prompt)
     for name, value in fields.items():
@@ -18,14 +18,30 @@ def submit(page, prompt, **fields):
 
 
 def card_of(page, prompt):
-    """The newest card with this prompt."""
-    card = page.locator(".card", has=page.get_by_text(prompt, exact=True)).first
+    """The newest card with this prompt, or its line in the queue while it waits."""
+    card = page.locator(".row, .card", has=page.get_by_text(prompt, exact=True)).first
     card.wait_for()
     return card
 
 
+def notice(page, owner):
+    """What the page says, and goes on saying, in the name of `owner`."""
+    return page.locator(f'.notice[data-owner="{owner}"]')
+
+
 def wait_status(card, status):
     wait_for(lambda: card.get_attribute("data-status") == status)
+
+
+def look_away(page, *, away=True):
+    """Hides the tab, or shows it again, as far as its page can tell: a headless one never is."""
+    page.evaluate(
+        """away => {
+          Object.defineProperty(document, "hidden", { configurable: true, get: () => away });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        away,
+    )
 
 
 def frame_at(video, seconds):

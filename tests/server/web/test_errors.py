@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tests.server.running import wait_for
-from tests.server.web.page_actions import card_of, focused, submit, wait_status
+from tests.server.web.page_actions import card_of, focused, notice, submit, wait_status
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_an_error_stands_beside_its_field(open_page, quick, field, value, name, 
     assert page.get_attribute(f"#{name}", "aria-invalid") == "true"
     assert f"{name}-error" in page.get_attribute(f"#{name}", "aria-describedby")
     assert focused(page) == name
-    assert not page.is_visible("#banner")
+    assert page.locator(".notice").count() == 0
     page.fill(f"#{name}", "1")
     assert error.is_hidden()
     assert page.get_attribute(f"#{name}", "aria-invalid") is None
@@ -61,7 +61,7 @@ def test_a_failed_job_says_why_and_offers_to_try_again(open_page, quick):
     assert card.get_by_role("button", name="Try again").is_visible()
 
 
-def test_a_full_queue_is_a_banner_that_tries_again(open_page, start_server):
+def test_a_full_queue_is_said_until_it_is_tried_again(open_page, start_server):
     server = start_server(max_queued_jobs=1).wait_ready()
     page = open_page(server)
     running = submit(page, "slow and long", num_inference_steps=60)
@@ -69,14 +69,15 @@ def test_a_full_queue_is_a_banner_that_tries_again(open_page, start_server):
     queued = submit(page, "slow, waiting")
     page.fill("#prompt", "one too many")
     page.click("#submit")
-    page.locator("#banner").wait_for()
-    assert "Try again in" in page.inner_text("#banner")
+    refusal = notice(page, "submit")
+    refusal.wait_for()
+    assert "Try again in" in refusal.inner_text()
     assert page.input_value("#prompt") == "one too many"
     queued.get_by_role("button", name="Cancel").click()
     wait_status(queued, "failed")
-    page.click("#banner-action")
+    refusal.get_by_role("button", name="Try again").click()
     card_of(page, "one too many")
-    wait_for(lambda: not page.is_visible("#banner"))
+    refusal.wait_for(state="detached")
 
 
 def test_the_page_gets_over_a_killed_server_by_itself(open_page, start_server):
@@ -89,19 +90,20 @@ def test_the_page_gets_over_a_killed_server_by_itself(open_page, start_server):
     server.kill()
     page.locator('#service[data-state="offline"]').wait_for()
     assert page.inner_text("#service-text") == "Reconnecting"
-    assert "Reconnecting" in page.inner_text("#banner")
+    assert "Reconnecting" in notice(page, "connection").inner_text()
     wait_for(lambda: "Reconnecting" in card.inner_text())
     page.fill("#prompt", "written meanwhile")
     page.click("#submit")  # nothing answers: it is said, and nothing is lost
-    page.locator(".toast").wait_for()
+    notice(page, "submit").wait_for()
     server.start()
     page.locator('#service[data-state="ready"]').wait_for()
-    wait_for(lambda: not page.is_visible("#banner"))
+    notice(page, "connection").wait_for(state="detached")
     wait_status(card, "completed")
     assert page.input_value("#prompt") == "written meanwhile"
-    page.click("#submit")
+    notice(page, "submit").get_by_role("button", name="Try again").click()
     wait_status(card_of(page, "written meanwhile"), "completed")
     assert page.locator(".card").count() == 2  # sent twice, made once
+    assert page.locator(".notice").count() == 0
 
 
 def test_a_page_that_found_nobody_starts_when_somebody_comes(open_page, quick):
@@ -111,19 +113,48 @@ def test_a_page_that_found_nobody_starts_when_somebody_comes(open_page, quick):
     page.reload()
     page.locator('#service[data-state="offline"]').wait_for()
     assert page.is_disabled("#submit")
+    page.fill("#prompt", "written before there are models")
     for path in ("**/v1/**", "**/readyz"):
         page.unroute(path)
     page.locator("#submit:enabled").wait_for()
     page.locator('#service[data-state="ready"]').wait_for()
     page.locator(".skeleton").first.wait_for(state="detached")
+    assert page.input_value("#prompt") == "written before there are models"
 
 
-def test_a_service_that_cannot_work_says_why(open_page, start_server):
-    server = start_server(environment={"SCRIPTED_ENGINE_CANNOT_START": "no chip answers"})
+def test_a_refusal_outlives_what_is_said_of_the_service(open_page, start_server):
+    no_chip = {"SCRIPTED_ENGINE_CANNOT_START": "no chip answers"}
+    server = start_server(environment=no_chip, max_queued_jobs=1)
     page = open_page(server)
-    page.locator('#service[data-state="waiting"]').wait_for()
-    wait_for(lambda: "ended with status 1" in page.inner_text("#banner"))
-    submit(page, "a patient one").get_by_text("next in line").wait_for()
+    state = notice(page, "connection")
+    state.wait_for()
+    assert "waits in line" in state.inner_text()
+    assert "status 1" not in state.inner_text()  # that is for those who run it
+    row = submit(page, "a patient one")
+    page.fill("#prompt", "one too many")
+    page.click("#submit")
+    refusal = notice(page, "submit")
+    refusal.wait_for()
+    for _ in range(2):
+        with page.expect_response("**/readyz"):
+            pass
+    assert "queue is full" in refusal.inner_text()
+    assert state.is_visible()
+
+    path = f"/v1/videos/{row.get_attribute('data-id')}"
+
+    def come_too_late(route):
+        server.client.delete(path)
+        route.continue_()
+
+    page.route(f"**{path}/cancel", come_too_late)
+    row.get_by_role("button", name="Cancel").click()
+    wait_for(lambda: page.locator(".notice").count() == 3)
+    assert "may have been deleted" in page.locator(".notice").last.inner_text()
+    assert "queue is full" in refusal.inner_text()
+    refusal.get_by_role("button", name="Dismiss").click()
+    refusal.wait_for(state="detached")
+    assert page.locator(".notice").count() == 2
 
 
 def test_a_lost_answer_makes_no_second_job(open_page, quick):
@@ -139,7 +170,7 @@ def test_a_lost_answer_makes_no_second_job(open_page, quick):
 
     page.route("**/v1/videos", lose_answer)
     page.click("#submit")
-    page.locator(".toast").wait_for()
+    notice(page, "submit").wait_for()
     page.unroute("**/v1/videos")
     page.locator("#submit:enabled").click()
     wait_status(card_of(page, "only one of these"), "completed")

@@ -1,18 +1,33 @@
 """How the page looks and reads: phone, dark and light, names, what the browser enforces."""
 
+import re
+
 import pytest
 
+from server.engine.failure import Failure
 from tests.server.running import wait_for
 from tests.server.web.page_actions import card_of
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 LONG = "an " + "extraordinarily" * 20 + " long word"
+ARABIC = "دائرة حمراء تتحرك إلى اليمين"
+TURNED = "invoice \u202etxt.exe"
+"""Reads "invoice exe.txt" where the sign in it is obeyed."""
+
+SHARING = """
+navigator.canShare = ({ files }) => files.length > 0;
+navigator.share = async ({ files: [file] }) => {
+  if (!window.late) throw (window.late = new DOMException("too late", "NotAllowedError"));
+  window.shared = [file.name, file.type, file.size];
+};
+"""
+"""What phones have, where the first click has been too long ago."""
 
 
 @pytest.fixture(scope="module")
 def filled(quick):
-    """A server with a finished, a failed and a very long video."""
-    for prompt in ("a finished one", "boom", LONG):
+    """A server with a finished and a failed video, and some whose prompts are hard to show."""
+    for prompt in ("a finished one", "boom", ARABIC, TURNED, LONG):
         quick.finish(quick.create(prompt))
     return quick
 
@@ -23,17 +38,34 @@ def overflow(page):
 
 
 def test_a_phone_needs_no_sideways_scrolling(open_page, filled):
-    page = open_page(filled, **PHONE)
-    card_of(page, "a finished one")
+    page = open_page(filled, **PHONE, script=SHARING)
+    card = card_of(page, LONG)
     assert overflow(page) <= 0
+    assert card.bounding_box()["y"] < PHONE["viewport"]["height"] * 0.6, "the form hides the videos"
     page.tap("#advanced summary")
     assert overflow(page) <= 0
     page.tap("#submit")  # without a prompt: the error is shown
     page.locator("#prompt-error").wait_for()
     assert overflow(page) <= 0
-    card_of(page, LONG).locator(".frame-open").tap()
+    page.tap("#basics summary")
+    page.fill("#seed", "a lot")
+    page.fill("#prompt", "with an error in a field that is folded away")
+    page.tap("#basics summary")
+    page.tap("#submit")
+    page.locator("#seed-error").wait_for()
+    card.locator(".frame-open").tap()
     wait_for(lambda: page.is_visible("#viewer"))
     assert overflow(page) <= 0
+    for name in ("viewer-download", "viewer-share"):  # beside each other, below the video
+        box = page.locator(f"#{name}").bounding_box()
+        assert box["y"] + box["height"] <= PHONE["viewport"]["height"]
+    page.tap("#viewer-share")
+    page.locator(".toast").get_by_role("button", name="Share").tap()  # loading it took too long
+    wait_for(lambda: page.evaluate("window.shared"))
+    content = filled.client.get(f"/v1/videos/{card.get_attribute('data-id')}/content").content
+    name, media_type, size = page.evaluate("shared")
+    assert name.endswith(".mp4")
+    assert (media_type, size) == ("video/mp4", len(content))
     assert (
         page.evaluate("(v => v.scrollWidth - v.clientWidth)(document.querySelector('#viewer'))")
         <= 0
@@ -47,6 +79,75 @@ def test_a_phone_needs_no_sideways_scrolling(open_page, filled):
           .map(([name]) => name)"""
     )
     assert small == [], "too small for a finger"
+
+
+def test_prompts_are_shown_in_their_own_direction_and_whole_on_demand(open_page, filled):
+    page = open_page(filled)
+    direction = "e => getComputedStyle(e).direction"
+    arabic = card_of(page, ARABIC).locator(".card-prompt")
+    assert arabic.evaluate(direction) == "rtl"
+    card = page.locator(".card", has_text="invoice")
+    prompt = card.locator(".card-prompt")
+    assert prompt.evaluate(direction) == "ltr"
+    assert prompt.inner_text() == "invoice txt.exe"  # as it would be read by a program
+    assert "\u202e" not in card.evaluate("e => e.outerHTML")
+    card.get_by_role("button", name="Use these settings").click()
+    assert page.input_value("#prompt") == TURNED  # and what is sent is what was written
+    page.fill("#prompt", ARABIC)
+    assert page.locator("#prompt").evaluate(direction) == "rtl"
+
+    long = card_of(page, LONG)
+    prompt, more = long.locator(".card-prompt"), long.locator(".card-more")
+    hidden = "e => e.scrollHeight - e.clientHeight"
+    assert prompt.evaluate(hidden) > 20
+    more.click()
+    assert prompt.evaluate(hidden) == 0
+    assert more.get_attribute("aria-expanded") == "true"
+    more.click()
+    assert prompt.evaluate(hidden) > 20
+    assert card_of(page, "a finished one").locator(".card-more").is_hidden()
+
+
+def test_a_card_says_how_long_it_is_kept_and_a_failed_one_has_an_id(open_page, filled):
+    page = open_page(filled, permissions=["clipboard-read", "clipboard-write"])
+    kept = card_of(page, "a finished one").locator(".card-kept")
+    assert kept.inner_text().endswith("kept 24 h")
+    assert "Kept until" in kept.get_attribute("title")
+    failed = card_of(page, "boom")
+    assert failed.locator(".card-kept").is_hidden()
+    assert "Something went wrong inside the service" in failed.inner_text()
+    assert not re.search(r"\blog\b", failed.inner_text())
+    failed.get_by_role("button", name="Copy the id").click()
+    page.locator(".toast").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == failed.get_attribute("data-id")
+
+
+def test_failures_of_every_code_have_words(open_page, filled):
+    page = open_page(filled)
+    codes = [code.value for code in Failure]
+    errors = [{"code": code, "message": "the engine said; its log says more"} for code in codes]
+    errors += [
+        {"code": "bad_numbers", "message": "the model gave NaN"},
+        {"code": "of_tomorrow", "message": "the moon is in the way; the server's log says more"},
+        {"code": "of_tomorrow", "message": ""},
+        None,
+    ]
+    words = page.evaluate(
+        """async errors => {
+          const { failure } = await import("/web/words.js");
+          return errors.map(failure);
+        }""",
+        errors,
+    )
+    by_code = dict(zip([*codes, "bad_numbers", "tomorrow", "silent", "none"], words, strict=True))
+    assert by_code["bad_numbers"]["title"] == "No picture"
+    assert by_code["tomorrow"] == {"title": "Failed", "text": "The moon is in the way."}
+    assert by_code["invalid_request"]["text"] == "The engine said."  # about what was asked for
+    for code, each in by_code.items():
+        assert each["title"], code
+        assert len(each["text"]) > 10 or code == "cancelled", code
+        assert "log" not in each["text"], code
 
 
 CONTRAST = """(selectors) => {
@@ -71,7 +172,7 @@ CONTRAST = """(selectors) => {
 }"""
 TEXTS = [
     "body", ".unit", "#service-text", ".text-button", "#submit", "#prompt-error", ".card-prompt",
-    ".card-facts", ".failure-title", ".failure-text", ".gallery-count",
+    ".card-facts", ".failure-title", ".failure-text", ".gallery-count", ".card-kept",
 ]  # fmt: skip
 
 
@@ -192,17 +293,3 @@ def test_events_are_read_whatever_their_chunks(open_page, quick):
         [stream, 1],
     )
     assert events == [["video", '{"a":\n1}'], ["message", "é"], ["message", "x"]]
-
-
-def test_older_videos_are_loaded_on_demand(open_page, start_server):
-    server = start_server().wait_ready()
-    videos = [server.create(f"video number {i}") for i in range(30)]
-    server.finish(videos[-1])
-    page = open_page(server)
-    card_of(page, "video number 29")
-    assert page.locator(".card").count() == 24
-    page.click("#older")
-    wait_for(lambda: page.locator(".card").count() == 30)
-    assert page.is_hidden("#older")
-    prompts = page.locator(".card-prompt").all_inner_texts()
-    assert prompts == [f"video number {i}" for i in reversed(range(30))]
