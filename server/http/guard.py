@@ -55,7 +55,10 @@ class Guard:
         except ApiError as error:
             await error.response()(inner, receive, guarded_send)
             return
-        await self._app(inner, body.receive, guarded_send)
+        try:
+            await self._app(inner, body.receive, guarded_send)
+        finally:
+            scope["state"]["route"] = inner.get("route")  # where it failed before it answered
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
