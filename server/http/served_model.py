@@ -234,7 +234,7 @@ def name_of(model: str) -> str:
     """What clients call a model: its own name, its folder's, or the one that it has on the hub."""
     folder = pathlib.Path(model).expanduser()
     if model == WAN_TINY or not folder.is_dir():
-        return model
+        return model.partition("@")[0]  # of which commit it is, is no part of its name
     folder = folder.resolve()
     cached = re.fullmatch("models--(.+)", folder.parent.parent.name)
     if folder.parent.name == "snapshots" and cached is not None:
