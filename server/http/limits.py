@@ -45,6 +45,16 @@ class RequestRate:
             raise ApiError(429, "rate_limited", message, headers=retry_after(math.ceil(wait)))
 
 
+def check_address(rate: RequestRate, scope: Scope) -> None:
+    """Takes a token of the address; none is asked of a Unix socket, where a proxy is for all.
+
+    Raises:
+        ApiError: there is none.
+    """
+    if scope.get("client"):
+        rate.check(address_of(scope))
+
+
 def address_of(scope: Scope) -> str:
     """Who is at the other end: an address, or the network that one subscriber has in IPv6."""
     client = scope.get("client")

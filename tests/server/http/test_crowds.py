@@ -4,10 +4,13 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
+from server.http.connections import allow_descriptors
 from server.keys import add_key
 from tests.server.http.test_access import bearer
 from tests.server.http.test_errors import check_shape
@@ -31,6 +34,7 @@ def ask(connection, path):
 @pytest.fixture
 def crowd():
     """Opens connections that ask for much and read nothing; closes them in the end."""
+    allow_descriptors(2000)
     with contextlib.ExitStack() as stack:
 
         def gather(server, count, asked, *, address="127.0.0.1"):
@@ -59,6 +63,20 @@ def test_a_thousand_connections_that_do_not_read(start_server, crowd, address):
     fields = b'{"prompt": "x", "num_inference_steps": 1}'
     wait_for(lambda: send(server, post(fields))[0] == 200)
     assert send(server, request(b"GET", b"/v1/videos"))[0] == 200
+
+
+def test_as_many_files_may_be_open_as_connections_need():
+    code = """
+import resource
+from server.http.connections import allow_descriptors
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1500))
+for count in (100, 1000, 5000):
+    allow_descriptors(count)
+    print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["256", "1000", "1500"]
+    assert "1500 open files are allowed, 5000 may be needed" in done.stderr
 
 
 def test_who_does_not_read_makes_room_for_others(start_server, crowd):
