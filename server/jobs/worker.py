@@ -65,8 +65,8 @@ class Worker:
             reasons.append(
                 f"the last {self._failures} videos failed, the latest with: {self._last_failure}"
             )
-        if not self._media.has_room():
-            reasons.append("the disk is nearly full")
+        if self._media.trouble is not None:
+            reasons.append(self._media.trouble)
         return reasons
 
     async def run(self) -> None:
