@@ -49,10 +49,15 @@ def check_address(rate: RequestRate, scope: Scope) -> None:
     """Takes a token of the address; none is asked of a Unix socket, where a proxy is for all.
 
     Raises:
-        ApiError: there is none.
+        ApiError: there is none. The connection is closed, and with it goes what was sent ahead.
     """
-    if scope.get("client"):
+    if not scope.get("client"):
+        return
+    try:
         rate.check(address_of(scope))
+    except ApiError as error:
+        error.headers["Connection"] = "close"
+        raise
 
 
 def address_of(scope: Scope) -> str:
