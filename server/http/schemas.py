@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from server.engine.failure import Failure
 from wan_tpu.request import MAX_SEED
 
 
@@ -141,10 +142,7 @@ EXPECTED_PARAMETERS = {
 class VideoError(BaseModel):
     """Why a job failed."""
 
-    code: str = Field(
-        description="cancelled, timeout, interrupted, out_of_memory, invalid_request, disk_full, "
-        "engine_crashed or engine_error"
-    )
+    code: str = Field(description=f"one of {', '.join(Failure)}")
     message: str
 
 
