@@ -5,6 +5,7 @@ ends when the service does, however that ended. Signals meant for the service do
 service decides whether a running job may finish.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -93,7 +94,7 @@ class Connection:
             time.sleep(BEAT_SECONDS)
 
     def _read(self) -> None:
-        with self._socket.makefile("rb") as lines:
+        with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:
             for line in lines:
                 match decode(line):
                     case Generate() | Probe() as request:
