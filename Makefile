@@ -2,10 +2,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# torch first and exact: with 2.13.0 here nothing pulls the CUDA build, which is several GB larger.
+# Everything but torch is in requirements/*.txt at its exact version and hash, and pip looks for
+# nothing that a list does not name. torch stands apart: its build differs by machine, and plain
+# `torch` would pull one for CUDA, which is several GB larger.
 TORCH := torch==2.13.0
+LOCK := build/lock
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK)/bin/uv pip compile --quiet --universal \
+	--python-version 3.11 --fork-strategy fewest --generate-hashes $(UPGRADE)
+COMPILE_PROJECT = $(COMPILE) pyproject.toml --no-emit-package torch
 
-.PHONY: help demo serve install test test-slow check format clean
+# What a list names, torch, and this checkout over them.
+define install_list
+$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(1)
+$(BIN)/python -m pip install --quiet $(TORCH)
+$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+@touch $@
+endef
+
+.PHONY: help demo serve install test test-slow check format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +38,8 @@ test: $(VENV)/.installed-dev  ## every test but the slow ones
 test-slow: $(VENV)/.installed-dev  ## the tests that compile for minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
-check: $(VENV)/.installed-dev  ## lint, format and types
+check: $(VENV)/.installed-dev  ## lint, format, types, and whether the packages fit each other
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -33,21 +48,27 @@ format: $(VENV)/.installed-dev  ## put the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock:  ## write requirements/*.txt anew from pyproject.toml; UPGRADE=--upgrade takes newer versions
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/uv.txt
+	$(COMPILE_PROJECT) --extra dev --extra tpu --output-file requirements/dev.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --output-file requirements/library.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --output-file requirements/server.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra postgres --extra tpu \
+		--output-file requirements/slice.txt
+	$(COMPILE) --group lock --output-file requirements/uv.txt
+
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable .
-	@touch $@
+$(VENV)/.installed: requirements/library.txt pyproject.toml | $(BIN)/python
+	$(call install_list,$<)
 
-$(VENV)/.installed-server: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[server]'
-	@touch $@
+$(VENV)/.installed-server: requirements/server.txt pyproject.toml | $(BIN)/python
+	$(call install_list,$<)
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	$(call install_list,$<)

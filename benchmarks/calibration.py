@@ -156,7 +156,8 @@ def _predict(published: PublishedRun) -> Prediction:
     request = VideoRequest(prompt="planned", width=1280, height=720, num_frames=81)
     model = describe_model("wan2.1-t2v-14b")
     job = make_job(model, request, where, stages=("step",), attention="splash")
-    cache = FactsCache(runtime.default_cache_folder().parent / "plans")
+    base = runtime.default_cache_base()
+    cache = FactsCache(None if base is None else base / "plans")
     (row,) = Planner(job, cache, _report).plan([published.layout])
     seconds = row.step_seconds
     if published.kernel == FIXED_M:

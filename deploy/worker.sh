@@ -7,6 +7,7 @@
 #
 #     /opt/wan-tpu/releases/COMMIT    a checkout with its own .venv; `current` is the one that runs
 #     /etc/wan-tpu/wan-tpu.env        what `start` was told; extra.env: the user's own; both mode 600
+#     /etc/wan-tpu/group-secret       what the workers of a slice know each other by; mode 600
 #     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models
 #
 # WAN_TPU_ROOT puts all of it under another folder and leaves the system alone (no packages, no user).
@@ -20,8 +21,8 @@ STATE=$ROOT/var/lib/wan-tpu
 UNIT=$ROOT/etc/systemd/system/wan-tpu.service
 USER_NAME=wan-tpu
 KEEP_RELEASES=3
+LISTS=requirements
 TORCH=torch==2.13.0
-UV='uv>=0.13,<0.14'
 
 say() { printf '%s\n' "$*"; }
 fail() { say "error: $*" >&2; exit 1; }
@@ -67,7 +68,7 @@ install_packages() {
 make_user() {
     id "$USER_NAME" > /dev/null 2>&1 \
         || useradd --system --home-dir "$STATE" --shell /usr/sbin/nologin "$USER_NAME"
-    install -d -o "$USER_NAME" -g "$USER_NAME" -m 750 "$STATE"
+    install -d -o "$USER_NAME" -g "$USER_NAME" -m 700 "$STATE"
 }
 
 check_out() {
@@ -90,16 +91,24 @@ make_venv() {
         ln -s "$WAN_TPU_VENV" "$release/.venv"
         return
     fi
+    [ -e "$release/$LISTS/slice.txt" ] \
+        || fail "this commit has no $LISTS/slice.txt: take the deploy/ of its own checkout for it"
     # uv brings the right Python where the image has an older one, and knows PyTorch's CPU builds.
     [ -x "$tools/bin/uv" ] || python3 -m venv "$tools"
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$UV"
+    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-deps --require-hashes --requirement "$release/$LISTS/uv.txt"
     export UV_PYTHON_INSTALL_DIR=$OPT/python UV_CACHE_DIR=$OPT/uv-cache UV_TORCH_BACKEND=cpu
     say "virtual environment"
     "$tools/bin/uv" venv --quiet --clear --python '>=3.11,<3.13' "$release/.venv"
-    say "packages: $TORCH (CPU build), wan_tpu[tpu,server]"
-    "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$TORCH"
-    "$tools/bin/uv" pip install --quiet --python "$release/.venv" --editable "${release}[tpu,server]"
+    # The same versions, by the same hashes, as every other worker and the checks have.
+    say "packages: $LISTS/slice.txt, $TORCH (CPU build)"
+    into_venv --no-deps --require-hashes --requirement "$release/$LISTS/slice.txt"
+    into_venv "$TORCH"
+    into_venv --no-deps --no-build-isolation --editable "$release"
+    "$tools/bin/uv" pip check --quiet --python "$release/.venv"
 }
+
+into_venv() { "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$@"; }
 
 remove_old_releases() {
     local old keep
@@ -111,6 +120,12 @@ remove_old_releases() {
             rm -rf "$old"
         fi
     done
+}
+
+# A setting as the service reads it: the user's own file comes last, and may have quotes.
+setting() {
+    cat "$ETC/wan-tpu.env" "$ETC/extra.env" 2> /dev/null \
+        | sed -n "s/^$1=[\"']\?\([^\"']*\).*/\1/p" | tail -1
 }
 
 # --- start and stop ------------------------------------------------------------------------------
@@ -130,7 +145,8 @@ start_service() {
     write_unit
     systemctl daemon-reload
     systemctl enable --quiet wan-tpu
-    systemctl restart wan-tpu
+    # It counts as started once its port listens, or not at all: `ready` watches, and says why.
+    systemctl restart --no-block wan-tpu
     say "started $(basename "$release")"
 }
 
@@ -162,14 +178,27 @@ copy_model() {
     say "model is here: $(du -sh "$ROOT$folder" | cut -f1)"
 }
 
+# The first digits of a digest: whether the workers have the same secret, and nothing of it.
+show_secret() {
+    local file=$ETC/group-secret owner=$USER_NAME
+    on_system || owner=$(id -un)
+    if [ -f "$file" ] && [ "$(stat -c '%a %U' "$file")" = "600 $owner" ]; then
+        say "secret=$(sha256sum "$file" | cut -c 1-16)"
+    else
+        say secret=none
+    fi
+}
+
 write_environment() {
     local file=$ETC/wan-tpu.env
+    [ -f "$ETC/group-secret" ] || fail "there is no $ETC/group-secret: start sends it"
     mkdir -p "$STATE/data" "$STATE/hub" "$STATE/compiled"
     own "$STATE"
     (
         umask 077
         printf '%s\n' "$@" \
             "WAN_TPU_DATA_DIR=$STATE/data" "WAN_TPU_CACHE_DIR=$STATE/compiled" \
+            "WAN_TPU_GROUP_SECRET_FILE=$ETC/group-secret" \
             "HF_HOME=$STATE/hub" "HOME=$STATE" PYTHONUNBUFFERED=1 > "$file.new"
     )
     mv "$file.new" "$file"
@@ -181,9 +210,20 @@ point() {
     mv -T "$1.new" "$1"
 }
 
+# A setting that counts seconds, without its fraction; what is no number is taken as the default.
+seconds_of() {
+    local value
+    value=$(setting "$1")
+    if [[ $value =~ ^[0-9]{1,9} ]]; then say "${BASH_REMATCH[0]}"; else say "$2"; fi
+}
+
 write_unit() {
+    local drain grace
+    drain=$(seconds_of WAN_TPU_DRAIN_SECONDS 30)
+    grace=$(seconds_of WAN_TPU_STOP_GRACE_SECONDS 30)
     mkdir -p "$(dirname "$UNIT")"
-    sed -e "s#=\(-\?\)/\(opt\|etc\|var/lib\)/wan-tpu#=\1$ROOT/\2/wan-tpu#" \
+    sed -e "s#^TimeoutStopSec=.*#TimeoutStopSec=$((10#$drain + 10#$grace + 60))#" \
+        -e "s#=\(-\?\)/\(opt\|etc\|var/lib\)/wan-tpu#=\1$ROOT/\2/wan-tpu#" \
         "$OPT/current/deploy/wan-tpu.service" > "$UNIT"
 }
 
@@ -197,20 +237,32 @@ stop_service() {
 
 # --- watch ---------------------------------------------------------------------------------------
 
-port() { sed -n 's/^WAN_TPU_PORT=//p' "$ETC/wan-tpu.env"; }
+# Asks the service on this worker, on its port or on its socket.
+ask() {
+    local path=$1 socket
+    shift
+    socket=$(setting WAN_TPU_UNIX_SOCKET)
+    curl --silent ${socket:+--unix-socket "$socket"} "$@" \
+        "http://127.0.0.1:$(setting WAN_TPU_PORT)$path"
+}
+
 unit_property() { systemctl show wan-tpu --property "$1" --value 2> /dev/null || true; }
 
 # Waits for /readyz on this worker; says what is missing whenever that changes.
 wait_until_ready() {
-    local seconds=$1 start=$SECONDS before='' body='' url restarts_at_start restarts
-    url=http://127.0.0.1:$(port)/readyz
+    local seconds=$1 start=$SECONDS before='' body='' restarts_at_start restarts
     restarts_at_start=$(unit_property NRestarts)
     while ((SECONDS - start < seconds)); do
         # An older curl has no --fail-with-body: the answer of a 503 says what is missing.
-        body=$(curl --silent --show-error --max-time 10 --write-out ' %{http_code}' "$url" 2>&1) || true
+        body=$(ask /readyz --show-error --max-time 10 --write-out ' %{http_code}' 2>&1) || true
         if [[ $body == *' 200' ]]; then
             say "ready after $((SECONDS - start)) s"
             return
+        fi
+        if [ "$(unit_property ActiveState)" = failed ]; then
+            say "the service ended and stays down; its last words:"
+            journalctl --unit wan-tpu --lines 30 --no-pager --output cat || true
+            exit 1
         fi
         restarts=$(unit_property NRestarts)
         if ((${restarts:-0} - ${restarts_at_start:-0} >= 3)); then
@@ -230,7 +282,7 @@ wait_until_ready() {
 
 # KEY=VALUE lines for the table of `status`.
 show_status() {
-    local python=$OPT/current/.venv/bin/python url
+    local python=$OPT/current/.venv/bin/python
     say "unit=$(unit_property ActiveState)/$(unit_property SubState)"
     say "restarts=$(unit_property NRestarts)"
     say "commit=$(basename "$(readlink "$OPT/current" 2> /dev/null || echo none)")"
@@ -240,9 +292,8 @@ show_status() {
     fi
     say "disk=$(df --output=pcent "$STATE" 2> /dev/null | tail -1 | tr -d ' ')"
     if [ -e "$ETC/wan-tpu.env" ]; then
-        url=http://127.0.0.1:$(port)
-        say "readyz=$(curl --silent --max-time 5 "$url/readyz" | tr -d '\n')"
-        say "queue=$(curl --silent --max-time 5 "$url/metrics" | sed -n 's/^wan_tpu_queue_length //p')"
+        say "readyz=$(ask /readyz --max-time 5 | tr -d '\n')"
+        say "queue=$(ask /metrics --max-time 5 | sed -n 's/^wan_tpu_queue_length //p')"
     fi
 }
 
@@ -273,6 +324,7 @@ case ${1:-} in
     copy-model) shift; copy_model "$@" < /dev/null ;;
     start) shift; start_service "$@" < /dev/null ;;
     stop) stop_service < /dev/null ;;
+    secret) show_secret < /dev/null ;;
     ready) shift; wait_until_ready "$@" < /dev/null ;;
     status) show_status < /dev/null ;;
     pack) shift; pack "$@" < /dev/null ;;

@@ -76,3 +76,11 @@ def retry_after(seconds: float) -> dict[str, str]:
 
 DO_NOT_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients repeat every 409 and 503 by themselves unless told not to."""
+
+SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """A value of the client's in quotes, as much of it as a message bears."""
+    text = ascii(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

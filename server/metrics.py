@@ -6,7 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server.logs import dropped_lines
+
 STAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+WAITING_BUCKETS = (0.1, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21_600, 86_400)
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
@@ -17,6 +20,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
         self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
+        self.database_available = Gauge(
+            "wan_tpu_database_available", "Whether jobs can be written", registry=self.registry
+        )
         self.jobs = Counter(
             "wan_tpu_jobs",
             "Jobs that ended, by what became of them: completed, deleted or the error's code",
@@ -25,6 +31,21 @@ class Metrics:
         )
         self.steps = Counter(
             "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
+        )
+        self.engine_restarts = Counter(
+            "wan_tpu_engine_restarts",
+            "Times that the engine's process was started after the first",
+            registry=self.registry,
+        )
+        self.engine_failures = Counter(
+            "wan_tpu_engine_failures",
+            "Failures of the engine itself, with and without a job",
+            registry=self.registry,
+        )
+        self.worker_failures = Counter(
+            "wan_tpu_worker_failures",
+            "Failures of the service around the engine",
+            registry=self.registry,
         )
         self.stage_seconds = Histogram(
             "wan_tpu_stage_seconds",
@@ -36,10 +57,32 @@ class Metrics:
         self.request_seconds = Histogram(
             "wan_tpu_http_request_seconds",
             "Seconds until a response began",
-            ("method", "status"),
+            ("method", "status", "route"),
             buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self.broken_answers = Counter(
+            "wan_tpu_http_broken_answers",
+            "Responses that failed after they had begun",
+            registry=self.registry,
+        )
+        self.oldest_waiting_seconds = Gauge(
+            "wan_tpu_oldest_waiting_seconds",
+            "Age of the oldest job that waits; 0 if none does",
+            registry=self.registry,
+        )
+        self.waiting_seconds = Histogram(
+            "wan_tpu_waiting_seconds",
+            "Seconds from a job's acceptance to its first start",
+            buckets=WAITING_BUCKETS,
+            registry=self.registry,
+        )
+        dropped = Gauge(
+            "wan_tpu_log_lines_dropped",
+            "Lines of the log that nobody read in time",
+            registry=self.registry,
+        )
+        dropped.set_function(dropped_lines)
         usage = tpu_usage()
         if usage is not None:
             self.registry.register(TpuCollector(usage))

@@ -3,29 +3,36 @@
 import asyncio
 import contextlib
 import logging
+import pathlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
-from server.board import Board
-from server.engine_client import EngineClient
+from server.engine.client import EngineClient
+from server.engine.failure import Failure
+from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
-from server.events import Streams
-from server.intake import digest
-from server.jobs import Failure, Job, make_id
-from server.keys import Keys, KeysError
-from server.media import Media
+from server.files.data_folder import DataFolder, DataFolderError
+from server.files.media import FilesLost, Media, shown
+from server.jobs.binding import bind, check_binding
+from server.jobs.board import Board
+from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
+from server.jobs.job import Job, make_id
+from server.jobs.shelf import files_of
+from server.jobs.store import Store
+from server.jobs.worker import Worker, working
+from server.keys import Keys
 from server.metrics import Metrics
-from server.schemas import VideoCreate
-from server.served_model import ServedModel, serve_model
 from server.settings import Settings
-from server.store import Store
-from server.worker import Worker, working
+from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 2.0
-RETRY_SECONDS = 30.0
-"""When to come again to a server that takes no jobs now."""
+DELETED_AT_ONCE = 20
+"""Jobs whose files are out of sight at a time, until the database has forgotten them."""
+
+DATABASE_RETRY_SECONDS = 5.0
+"""When to come again to a server whose database is away: it is looked for every two seconds."""
 
 MAX_IDEMPOTENCY_KEY = 255
 
@@ -37,32 +44,34 @@ class Service:
         """Checks what can be checked before anything starts.
 
         Raises:
-            WanTpuError: the model does not exist.
             KeysError: the keys' file cannot be used.
-            StoreError: the database cannot be used.
+            DataFolderError: the data folder cannot be used, or is not ours.
+            StoreError: the database cannot be used, or does not belong to the data folder.
         """
         self.settings = settings
         self.started_at = int(time.time())
-        self.model: ServedModel = serve_model(settings)
         self.keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
-        self.store = Store(settings.database, settings.data_dir)
-        self.media = Media(settings.data_dir, min_free_bytes=settings.min_free_bytes)
         self.metrics = Metrics()
-        self.board = Board(
-            self.store,
-            keep_seconds=settings.expiry_seconds,
-            max_attempts=settings.max_attempts,
-        )
-        self.streams = Streams(self.board)
-        self.worker = Worker(self.board, self.media, EngineClient(), self.metrics, settings)
+        with contextlib.ExitStack() as opened:
+            self.folder, self.media, self.store = _open(settings, opened)
+            self.board = Board(
+                self.store,
+                keep_seconds=settings.expiry_seconds,
+                max_attempts=settings.max_attempts,
+                timeout_seconds=settings.database_timeout_seconds,
+            )
+            with _usable(settings.data_dir):
+                jobs = self.store.load()
+                check_binding(self.folder, self.store, self.media, jobs)
+                self.board.load(jobs, lambda job: self.media.is_whole(job.id, files_of(job)))
+                self._put_in_order()
+            self._opened = opened.pop_all()
+        engine = EngineClient(patience_of(settings))
+        self.worker = Worker(self.board, self.media, engine, self.metrics, settings)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Reads what survived, cleans up, and works until the block is left."""
-        await self.board.load()
-        orphans = await asyncio.to_thread(self.media.remove_orphans, self.board.completed_ids())
-        if orphans:
-            logger.info("removed %d folders without a finished job", len(orphans))
+        """Works until the block is left."""
         housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
         try:
             async with working(self.worker):
@@ -71,65 +80,187 @@ class Service:
             housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeping
-            self.board.close()
-            self.store.close()
+            await self.board.close()
+            self.close()
+
+    def close(self) -> None:
+        """Lets others have the database and the folder."""
+        self._opened.close()
+
+    def _put_in_order(self) -> None:
+        """Compares the files with the database: what belongs to nobody goes to the trash."""
+        strangers = self.media.tidy(self.board.known_jobs())
+        if strangers:
+            logger.warning(
+                "%d folders of no known job are in %s now, for %.0f days: %s",
+                len(strangers),
+                self.settings.data_dir / "trash",
+                self.settings.trash_seconds / 86_400,
+                shown(strangers),
+            )
+        damaged = [job.id for job in self.board.completed() if self._damage(job) is not None]
+        if damaged:
+            logger.warning(
+                "%d completed videos are not served, because their files are gone or damaged: %s",
+                len(damaged),
+                shown(damaged),
+            )
+
+    def _damage(self, job: Job) -> str | None:
+        """What is wrong with a completed job's files; shown from then on."""
+        damage = None
+        try:
+            self.media.open(job.id, "video", files_of(job))
+            if files_of(job) and not self.media.is_whole(job.id, files_of(job)):
+                damage = f"a preview of {job.id} is gone or damaged"
+        except FilesLost as error:
+            damage = str(error)
+        self.board.note_damage(job.id, damage)
+        return damage
+
+    @property
+    def missing(self) -> list[str]:
+        """What stands between the service and being ready, as sentences; empty when it is."""
+        reasons = list(self.worker.missing)
+        if self.keys is not None and self.keys.problem is not None:
+            reasons.insert(0, "the API keys cannot be read")
+        if self.board.lost is not None:
+            reasons.append(self.board.lost)
+        elif self.board.trouble is not None:
+            reasons.append(f"the database cannot be written: {self.board.trouble}")
+        trouble = self.media.trouble
+        if trouble is not None and trouble not in reasons:
+            reasons.append(trouble)
+        return reasons
+
+    @property
+    def fatal(self) -> str | None:
+        """Why the server must end at once, and with an error: it does not own its jobs any more."""
+        return self.board.lost
+
+    @property
+    def retry_seconds(self) -> float:
+        """When to come again to a service that is not ready or takes no jobs."""
+        return self.worker.retry_seconds
 
     async def drain(self) -> None:
         """Takes no more jobs and gives the running one its grace."""
         logger.info("draining: no new jobs, up to %g s for the running one", self._grace)
         await self.worker.drain(self._grace)
-        self.streams.close()
 
-    async def accept(self, owner: str, create: VideoCreate, idempotency_key: str | None) -> Job:
+    def hurry(self) -> None:
+        """Ends the running job's grace: it goes back at once."""
+        self.worker.hurry()
+
+    def abandon(self) -> None:
+        """Has the service end without another write: its jobs belong to another server."""
+        self.worker.abandon()
+
+    async def accept(
+        self,
+        owner: str,
+        request: VideoRequest,
+        *,
+        model: str,
+        request_digest: str,
+        idempotency_key: str | None,
+    ) -> Job:
         """Takes a job.
 
+        Args:
+            owner: name of the key that asks.
+            request: complete and checked.
+            model: as clients call it.
+            request_digest: of what the client sent, the same for the same fields.
+            idempotency_key: the client's.
+
         Raises:
-            ApiError: the request is wrong, the queue is full, or no work is taken now.
+            ApiError: the queue is full, the key has as much as it may have, or no work is taken
+                now. Then there is no job, now or later.
         """
         if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
             message = f"Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
             raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
-        request = self.model.request(create)
-        request_digest = digest(create)
 
         def make(newest: str | None) -> Job:
             if idempotency_key is not None:
                 before = self.board.find_idempotent(owner, idempotency_key)
                 if before is not None:
                     return _same_request(before, request_digest)
-            self._check_open(owner)
+            self.check_open(owner)
             return Job(
                 id=make_id(newest),
                 owner=owner,
-                model=self.model.id,
+                model=model,
                 request=request,
                 created_at=time.time(),
                 idempotency_key=idempotency_key,
                 request_digest=request_digest,
             )
 
-        return await self.board.accept(make)
+        with _answered():
+            await self._make_place(owner, idempotency_key)
+            return await self.board.accept(make)
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job, at once for clients and within a step on the accelerator."""
         waiting = job_id in self.board.queue.order()
-        job = await self.board.cancel(job_id)
+        with _answered():
+            job = await self.board.cancel(job_id)
         if waiting and job is not None and job.error_code == Failure.CANCELLED:
             self.metrics.jobs.labels(str(Failure.CANCELLED)).inc()  # the worker counts the others
         await self.worker.stop_running(job_id)
         return job
 
     async def delete(self, job_ids: list[str]) -> None:
-        """Forgets jobs, stops the one that runs, removes their files."""
-        await self.board.delete(job_ids)
+        """Forgets jobs, stops the one that runs, removes their files.
+
+        Raises:
+            ApiError: the database cannot be written; the jobs and their files are still there.
+        """
+        for job_id in job_ids:
+            await asyncio.to_thread(self.media.set_aside, job_id)
+        try:
+            with _answered():
+                await self._delete_rows(job_ids)
+        except ApiError:
+            for job_id in job_ids:
+                await asyncio.to_thread(self.media.put_back, job_id)
+            raise
         for job_id in job_ids:
             await self.worker.stop_running(job_id)
             await asyncio.to_thread(self.media.remove, job_id)
 
-    def _check_open(self, owner: str) -> None:
-        """Refuses a job that cannot be taken now."""
+    async def _delete_rows(self, job_ids: list[str]) -> None:
+        """Deletes from the database; where a full disk forbids even that, the files go first.
+
+        Their owner, or their time, has given them up: if this server ends in between, the jobs are
+        there without files, and can be deleted again.
+        """
+        try:
+            await self.board.delete(job_ids)
+        except StoreFull:
+            for job_id in job_ids:
+                await asyncio.to_thread(self.media.remove, job_id)
+            await self.board.delete(job_ids)
+
+    async def _make_place(self, owner: str, idempotency_key: str | None) -> None:
+        """Forgets the oldest jobs without a video of an owner that has as many as may be kept."""
+        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.max_finished_jobs_per_key
+        if too_many <= 0:
+            return
+        if idempotency_key is None or self.board.find_idempotent(owner, idempotency_key) is None:
+            self.check_open(owner)
+            await self.delete(self.board.oldest_failed(owner, too_many))
+
+    def check_open(self, owner: str) -> None:
+        """Refuses a job that cannot be taken now.
+
+        Raises:
+            ApiError: the queue is full, the disk is, or the service ends.
+        """
         settings, queue = self.settings, self.board.queue
-        later = retry_after(RETRY_SECONDS)
+        later = retry_after(self.retry_seconds)
         if self.worker.is_draining:
             raise ApiError(503, "draining", "the service is shutting down", headers=later)
         if not self.media.has_room():
@@ -137,29 +268,125 @@ class Service:
         if len(queue) >= settings.max_queued_jobs:
             message = f"the queue is full: {len(queue)} jobs wait"
             raise ApiError(429, "queue_full", message, headers=later)
-        if queue.count(owner) >= settings.max_queued_jobs_per_key:
+        if queue.count(owner) >= settings.queue_share:
             message = f"{queue.count(owner)} jobs of this key wait, which is as many as may"
             raise ApiError(429, "queue_full", message, headers=later)
+        kept = self.board.kept_of(owner)
+        is_full = kept.jobs >= settings.max_finished_jobs_per_key
+        if is_full and not self.board.oldest_failed(owner, 1):
+            message = f"{kept.jobs} finished videos of this key are kept, which is as many as may"
+            raise ApiError(429, "quota_exceeded", f"{message}; delete some", headers=later)
+        if kept.file_bytes >= settings.max_kept_bytes_per_key:
+            message = (
+                f"the videos of this key take {kept.file_bytes} bytes, and "
+                f"{settings.max_kept_bytes_per_key} may be kept; delete some"
+            )
+            raise ApiError(429, "quota_exceeded", message, headers=later)
 
     async def _keep_house(self) -> None:
-        """Removes what has expired, and reads the keys again."""
+        """Looks after the database, removes what has expired, and reads the keys again."""
         while True:
             try:
-                expired = self.board.expired()
-                if expired:
-                    await self.delete(expired)
-                    logger.info("removed %d expired jobs", len(expired))
-                if self.keys is not None:
-                    self.keys.refresh()
-            except KeysError as error:
-                logger.error("the keys stay as they were: %s", error)
+                await self.board.check()
+                self.metrics.database_available.set(self.board.trouble is None)
+                if self.board.trouble is None and self.board.lost is None:
+                    await self._remove_expired()
+                self._read_keys()
+            except ApiError as error:
+                logger.warning("what has expired stays for now: %s", error.message)
             except Exception:
                 logger.exception("housekeeping failed and goes on")
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
+    async def _remove_expired(self) -> None:
+        expired = self.board.expired()
+        for start in range(0, len(expired), DELETED_AT_ONCE):
+            await self.delete(expired[start : start + DELETED_AT_ONCE])
+        if expired:
+            logger.info("removed %d expired jobs", len(expired))
+        gone = await asyncio.to_thread(self.media.empty_trash, self.board.now())
+        if gone:
+            logger.info("removed from the trash: %s", shown(gone))
+
+    def _read_keys(self) -> None:
+        if self.keys is not None and self.keys.refresh():
+            self.board.wake()  # streams end whose key was taken out
+            if self.keys.problem is not None:
+                logger.error("no key is taken until this is mended: %s", self.keys.problem)
+
     @property
     def _grace(self) -> float:
         return self.settings.drain_seconds
+
+
+def adopt(settings: Settings) -> str:
+    """Has a data folder and a database belong together from now on; returns what to say of it.
+
+    Raises:
+        DataFolderError: the folder cannot be used.
+        StoreError: the database cannot be used.
+    """
+    with contextlib.ExitStack() as opened:
+        folder, _, store = _open(settings, opened, adopts=True)
+        bind(folder, store)
+        return f"the folder {folder.path} and {store.name} belong together from now on"
+
+
+def downgrade(settings: Settings) -> str:
+    """Brings the database to the schema of the release before this one; returns what to say.
+
+    Raises:
+        DataFolderError: the folder cannot be used.
+        StoreError: the database cannot be used.
+    """
+    with contextlib.ExitStack() as opened:
+        _, _, store = _open(settings, opened)
+        store.downgrade()
+        return f"{store.name} is now one of the release before this one"
+
+
+def _open(
+    settings: Settings, opened: contextlib.ExitStack, *, adopts: bool = False
+) -> tuple[DataFolder, Media, Store]:
+    """The folder first: its lock keeps a second server from so much as looking at the database."""
+    folder = DataFolder(settings.data_dir, adopt=adopts)
+    opened.callback(folder.close)
+    with _usable(settings.data_dir):
+        media = Media(
+            settings.data_dir,
+            min_free_bytes=settings.min_free_bytes,
+            trash_seconds=settings.trash_seconds,
+        )
+    store = Store(settings.database, timeout_seconds=settings.database_timeout_seconds)
+    opened.callback(store.close)
+    return folder, media, store
+
+
+@contextlib.contextmanager
+def _usable(data_dir: pathlib.Path) -> Iterator[None]:
+    """Says in one line which part of the data folder cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise DataFolderError(
+            f"cannot use {error.filename or data_dir} of the data folder: {error.strerror}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """Has a client told that the database is away, and when to come again."""
+    later = retry_after(DATABASE_RETRY_SECONDS)
+    try:
+        yield
+    except StoreFull as error:
+        logger.error("%s", error)
+        words = "the disk of the server's database is full; deleting videos makes room"
+        raise ApiError(503, "disk_full", words, headers=later) from error
+    except (StoreUnavailable, OwnershipLost) as error:
+        logger.warning("a request is turned away: %s", error)
+        words = "the server's database takes nothing now; come again"
+        raise ApiError(503, "database_unavailable", words, headers=later) from error
 
 
 def _same_request(job: Job, request_digest: str) -> Job:

@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import math
 import pathlib
 import re
 from collections.abc import Iterable
@@ -17,6 +18,11 @@ from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.sharding.layout import parse_layout
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LONGEST_SECONDS = 100 * 365 * 86_400
+HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|\[[0-9a-f:.]+\]")
+ORIGIN = re.compile(
+    r"\*|https?://[a-z0-9_.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?"
+)
 
 
 def _split(value: object) -> object:
@@ -26,21 +32,42 @@ def _split(value: object) -> object:
     return value
 
 
+def _never(value: object) -> object:
+    """What people write for "keep them for ever", as None."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+    return None if value in ("", "never", "none", "inf", "infinity", math.inf) else value
+
+
+Seconds = Annotated[float | None, BeforeValidator(_never)]
+"""A time that may be never."""
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
     """The settings of one server; the defaults serve wan-tiny from `./data` on loopback."""
 
-    model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True, allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(
         default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
     )
+    unix_socket: pathlib.Path | None = Field(
+        default=None,
+        description="socket file to listen at, instead of host and port; mode 0660, and who may "
+        "connect its folder says",
+    )
     allowed_hosts: Words = Field(
         default=(),
-        description="further names, comma-separated, that a Host header may carry; * is any",
+        description="further names, comma-separated, that a Host header may carry, without port; "
+        "*.example.com is all below example.com, * is any",
+    )
+    cors_origins: Words = Field(
+        default=(),
+        description="origins, comma-separated, whose pages may use the API, for example "
+        "https://app.example.com; * is any, where keys are asked for",
     )
     api_keys_file: pathlib.Path | None = Field(
         default=None,
@@ -52,16 +79,32 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None,
-        description="SQLAlchemy URL, for example postgresql+psycopg://...; default SQLite",
+        description="postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:////FILE; default SQLite",
     )
-    expiry_seconds: float = Field(
-        default=86_400, gt=0, description="how long a finished job and its files are kept"
+    database_timeout_seconds: float = Field(
+        default=4, ge=1, description="how long the database may take to answer a call"
+    )
+    expiry_seconds: Seconds = Field(
+        default=86_400,
+        gt=0,
+        le=LONGEST_SECONDS,
+        description="how long a finished job and its files are kept; never keeps them",
+    )
+    trash_seconds: float = Field(
+        default=604_800,
+        gt=0,
+        description="how long files that belong to no known job are kept in the trash",
     )
     min_free_bytes: int = Field(
         default=500_000_000, ge=0, description="with less free disk than this no work is taken"
     )
 
     model: str = Field(default="wan-tiny", description="wan-tiny, a diffusers folder, or a hub id")
+    served_model_name: str | None = Field(
+        default=None,
+        pattern=r"^[\w.:@/+-]{1,128}$",
+        description="what clients call the model; default its own name, or its folder's",
+    )
     layout: str | None = Field(default=None, description="split over devices, for example dp2-sp4")
     attention: str = Field(default="auto", description="auto, reference, splash, ...")
     vae: str = Field(default="flax", description="flax or maxdiffusion")
@@ -89,6 +132,10 @@ class Settings(BaseSettings):
     process_id: int | None = Field(
         default=None, ge=0, description="which of them this is; 0 serves, the others follow it"
     )
+    group_secret_file: pathlib.Path | None = Field(
+        default=None,
+        description="secret by which they know each other; needed unless they are on loopback",
+    )
     join_timeout_seconds: float = Field(
         default=JOIN_SECONDS, gt=0, description="how long to wait for all processes at the start"
     )
@@ -99,7 +146,7 @@ class Settings(BaseSettings):
     )
 
     engine: str = Field(
-        default="server.pipeline_engine:PipelineEngine",
+        default="server.engine.pipeline:PipelineEngine",
         description="what makes the videos, module:class",
     )
     start_timeout_seconds: float = Field(
@@ -110,7 +157,15 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         default=30,
         ge=0,
-        description="how long past its timeout a job may take to stop before it is killed",
+        description="how long a job that was cancelled, or is past its timeout, may take to stop",
+    )
+    stall_seconds: float = Field(
+        default=60,
+        ge=3,
+        description="how long the engine may be silent or at one step, or 5 of its longest",
+    )
+    compile_timeout_seconds: float = Field(
+        default=1800, gt=0, description="how long compiling one program may take inside a job"
     )
     drain_seconds: float = Field(
         default=30, ge=0, description="how long the running job may go on after SIGTERM"
@@ -121,19 +176,47 @@ class Settings(BaseSettings):
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="failures of the engine in a row that make the service not ready",
+        description="failures of the engine in a row after which it has to prove itself",
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
-    max_queued_jobs_per_key: int = Field(
-        default=1000, ge=1, description="jobs of one key that may wait"
+    max_queued_jobs_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="jobs of one key that may wait; default a quarter of all, where there are keys",
+    )
+    max_finished_jobs_per_key: int = Field(
+        default=10_000,
+        ge=1,
+        description="finished jobs of one key that are kept; the oldest without a video go first",
+    )
+    max_kept_bytes_per_key: int = Field(
+        default=100_000_000_000, ge=1, description="bytes of one key's finished videos"
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
+    max_anonymous_requests_per_second: float = Field(
+        default=500, gt=0, description="requests of one address that carry no key that is known"
+    )
     max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
+    max_event_streams_per_key: int = Field(
+        default=64, ge=1, description="event streams of one key open at a time"
+    )
     max_connections: int = Field(
         default=1000, ge=1, description="connections open at a time; more are turned away"
     )
-    max_body_bytes: int = Field(default=1_048_576, ge=1, description="size of a request's body")
+    max_connections_per_address: int = Field(
+        default=500,
+        ge=1,
+        description="of one address; raise it behind a proxy, which has one for all",
+    )
+    write_timeout_seconds: float = Field(
+        default=30, gt=0, description="how long a client may read nothing of what waits for it"
+    )
+    max_body_bytes: int = Field(
+        default=131_072,
+        ge=1,
+        description="size of a request's body: two prompts of 4000 characters, however escaped",
+    )
     body_timeout_seconds: float = Field(
         default=10,
         gt=0,
@@ -150,7 +233,29 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        if self.api_keys_file is None and not self.is_loopback:
+        if self.unix_socket is not None and {"host", "port"} & self.model_fields_set:
+            raise ValueError(
+                "WAN_TPU_UNIX_SOCKET takes the place of WAN_TPU_HOST and WAN_TPU_PORT; "
+                "set the one or the others"
+            )
+        for name in self.allowed_hosts:
+            if not HOST_NAME.fullmatch(name.lower()):
+                raise ValueError(
+                    f"WAN_TPU_ALLOWED_HOSTS has {name!r}, expected a name without scheme, port and "
+                    "path, for example wan.example.com, *.example.com or [::1]"
+                )
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin.lower()):
+                raise ValueError(
+                    f"WAN_TPU_CORS_ORIGINS has {origin!r}, expected an origin without a path, for "
+                    "example https://app.example.com or http://localhost:3000"
+                )
+        if "*" in self.cors_origins and self.api_keys_file is None:
+            raise ValueError(
+                "WAN_TPU_CORS_ORIGINS=* without WAN_TPU_API_KEYS_FILE would let every page that "
+                "somebody here looks at use the service; name the origins, or set up keys"
+            )
+        if self.api_keys_file is None and not self.is_loopback and self.unix_socket is None:
             raise ValueError(
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
                 " set one (`python -m server keys add NAME`) or listen on 127.0.0.1"
@@ -163,7 +268,7 @@ class Settings(BaseSettings):
             for text in self.warm_up:
                 parse_warm_up(text)
             if (self.coordinator, self.processes, self.process_id) != (None, None, None):
-                find_group(self.coordinator, self.processes, self.process_id)
+                _ = self.group  # finds what is wrong with it
         except errors.InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -171,12 +276,12 @@ class Settings(BaseSettings):
     @functools.cached_property
     def group(self) -> ProcessGroup:
         """The processes that share the model; on a TPU VM its metadata says which."""
-        return find_group(self.coordinator, self.processes, self.process_id)
+        return find_group(self.coordinator, self.processes, self.process_id, self.group_secret_file)
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
+        if self.unix_socket is not None or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -188,12 +293,21 @@ class Settings(BaseSettings):
         """Names that a Host header may carry; `*` is any.
 
         On loopback others are refused, because a page of a foreign site whose name is made to
-        point here could read everything; elsewhere the key stands in front.
+        point here could read everything; elsewhere the key stands in front, and no page gets at a
+        Unix socket.
         """
-        if not self.is_loopback and not self.allowed_hosts:
+        if not self.allowed_hosts and (self.unix_socket is not None or not self.is_loopback):
             return frozenset(("*",))
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return frozenset(name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+        names = (name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
+        return frozenset(name.rstrip(".") for name in names)
+
+    @property
+    def queue_share(self) -> int:
+        """Jobs of one key that may wait: the others must find room, too."""
+        if self.max_queued_jobs_per_key is not None:
+            return self.max_queued_jobs_per_key
+        return self.max_queued_jobs if self.api_keys_file is None else -(-self.max_queued_jobs // 4)
 
     @property
     def database(self) -> str:
@@ -227,5 +341,5 @@ def describe_settings() -> str:
     lines = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else f" (default {field.default})"
-        lines.append(f"  WAN_TPU_{name.upper():<26}{field.description}{default}")
+        lines.append(f"  WAN_TPU_{name.upper():<34}{field.description}{default}")
     return "\n".join(lines)

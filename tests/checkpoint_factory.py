@@ -1,9 +1,12 @@
 """Random checkpoints in diffusers format, of sizes that wan-tiny does not have."""
 
+import json
 import pathlib
+import string
 from collections.abc import Mapping
 from typing import Any
 
+import tokenizers
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -11,6 +14,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_tpu.demo.tokenizer import make_tokenizer
@@ -73,3 +77,32 @@ def make_random_checkpoint(
                 parameter.data.normal_(0, 0.1)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def save_umt5_tokenizer(folder: pathlib.Path) -> None:
+    """A small tokenizer of UMT5's form, in a folder that names T5's class as Wan's do.
+
+    What T5's class would lose is in it: byte fallback, an unknown token at 3, a normalizer.
+    """
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    pieces += [("▁", -3.0), (",", -4.0)] + [(letter, -8.0) for letter in string.ascii_letters]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC()])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    metaspace = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    backend.add_special_tokens(["<pad>", "</s>", "<s>", "<unk>"])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "T5Tokenizer",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_max_length": 512,
+        "extra_ids": 0,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

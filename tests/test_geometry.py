@@ -132,16 +132,25 @@ def test_a_geometry_is_a_value():
     assert one.compression is WAN_COMPRESSION
 
 
-@pytest.mark.parametrize(("text", "size"), [("832x480", (832, 480)), ("1280X720", (1280, 720))])
-def test_sizes_are_read(text, size):
-    assert parse_size(text) == size
+@pytest.mark.parametrize("sign", ["x", "X", "*", "\u00d7"])
+def test_sizes_are_read(sign):
+    assert parse_size(f"832{sign}480") == (832, 480)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         *("", "x", "832", "832x", "x480", "832x480x3", "832 x 480", "-16x16", "0x480", "832x0"),
-        *("8.5x16", "\u0668\u0663\u0662x480", "832\u00d7480", "9" * 5000 + "x480", "832x480\n"),
+        *(
+            "8.5x16",
+            "\u0668\u0663\u0662x480",
+            "832**480",
+            "832xX480",
+            "832,480",
+            "832\u0445480",
+            "9" * 5000 + "x480",
+            "832x480\n",
+        ),
     ],
 )
 def test_what_is_not_a_size_is_refused(text):

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
     {"errors", "geometry", "request", "json_lines", "multihost"},
-    {"sharding", "torch_compat", "runtime"},
+    {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "torch_bridge", "checkpoints"},
     {"attention"},
     {"text", "transformer", "vae", "schedulers"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-SAME_FLOOR_OK = [FLOORS[0], FLOORS[2]]
+SAME_FLOOR_OK = [FLOORS[0], {"runtime", "compile_cache"}, FLOORS[2]]
 TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "transformer"}
 
 
@@ -75,7 +75,17 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 
 
 SERVER = pathlib.Path(server.__file__).parent
-ENGINE_ROOMS = {"engine_process", "pipeline_engine", "media_files"}
+SERVER_FLOORS = [
+    {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
+    {"files"},
+    {"engine"},
+    {"jobs"},
+    {"service", "web"},
+    {"http"},
+    {"__main__"},
+]
+SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
+ENGINE_ALONE = {"server.engine.process", "server.engine.pipeline", "server.files.writer"}
 
 
 def test_the_library_knows_nothing_of_the_server():
@@ -98,11 +108,26 @@ def test_the_server_imports_public_names_of_the_library():
     assert not wrong, wrong
 
 
+def test_the_server_imports_downward_alone():
+    """Red when, for example, a job imports a route, or the engine a job."""
+    wrong = []
+    for path, room, names in rooms_and_imports(SERVER):
+        for name in names:
+            other = name.split(".")[1] if name.startswith("server.") else room
+            is_same_file = room == other
+            if not is_same_file and SERVER_FLOOR[other] >= SERVER_FLOOR[room]:
+                friends = {room, other} <= SERVER_FLOORS[0]
+                wrong += [] if friends else [f"{path.relative_to(SERVER)} imports {name}"]
+    assert not wrong, wrong
+
+
 def test_only_the_engine_process_loads_the_pipeline():
     """What the API process imports, all of it, and none of it is JAX or torch."""
-    rooms = [path.stem for path in SERVER.glob("*.py") if path.stem not in ENGINE_ROOMS]
-    imports = ", ".join(f"server.{room}" for room in rooms if room not in ("__init__", "__main__"))
-    code = f"import sys, {imports}; print([m for m in ('jax', 'torch') if m in sys.modules])"
+    paths = [p.relative_to(SERVER.parent).with_suffix("") for p in SERVER.rglob("*.py")]
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    modules = {m for m in modules if "migrations" not in m and "__main__" not in m} - ENGINE_ALONE
+    code = f"import sys, {', '.join(sorted(modules))}; "
+    code += "print([m for m in ('jax', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -45,6 +45,20 @@ class OutputError(WanTpuError):
     """The result cannot be written."""
 
 
+class BadNumbersError(WanTpuError):
+    """The model computed NaN or infinite numbers, of which no video can be made.
+
+    Args:
+        where: the stage, and how far it was.
+    """
+
+    def __init__(self, where: str):
+        super().__init__(
+            f"the model gave NaN or infinite numbers in {where}: its weights may be damaged, or "
+            "too large for the dtype; float32 is the widest"
+        )
+
+
 class MismatchError(WanTpuError):
     """The processes of a slice differ in what must be the same; names what, and whose."""
 

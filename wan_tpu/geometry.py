@@ -123,10 +123,12 @@ class Geometry:
 def parse_size(text: str) -> tuple[int, int]:
     """Reads `WxH`, for example `1280x720`, as (width, height) in pixels.
 
+    An x of either case joins the two, or `*` as Wan's own programs write it, or the sign for times.
+
     Raises:
-        GeometryError: the text is not two positive integers joined by an x.
+        GeometryError: the text is not two positive integers joined so.
     """
-    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
+    match = re.fullmatch(r"([1-9][0-9]{0,5})[xX*×]([1-9][0-9]{0,5})", text)
     if match is None:
         raise GeometryError(
             f"size must be WIDTHxHEIGHT in pixels, for example 832x480, got {text!r}"

@@ -27,5 +27,5 @@ class JsonLines:
         try:
             fields = json.loads(line)
             return self._kinds[fields.pop("kind")](**fields)
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"not a message: {line[:80]!r}") from error

@@ -9,6 +9,7 @@ import pathlib
 
 import jax
 
+from wan_tpu import compile_cache
 from wan_tpu.errors import MismatchError, ProcessLostError
 from wan_tpu.multihost.group import TPU_FILES, Joined
 
@@ -30,7 +31,8 @@ def start(
 
     Args:
         host_devices: this many virtual CPU devices, and no accelerator.
-        cache_folder: where compiled programs are kept between runs; None keeps none.
+        cache_folder: where compiled programs are kept between runs; None keeps none. One that
+            cannot be had costs a warning, and compiling.
         joined: the processes that share one mesh; None for this one alone.
 
     Raises:
@@ -44,13 +46,7 @@ def start(
         # With libtpu installed and no TPU, looking for one prints pages of errors.
         jax.config.update("jax_platforms", "cpu")
     if cache_folder is not None:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder))
-        # JAX's own thresholds skip most programs.
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        # Without this, XLA's GPU caches put the folder into each key.
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        compile_cache.use_folder(cache_folder)
     if joined is not None:
         _connect(joined)
 
@@ -79,10 +75,28 @@ def _connect(joined: Joined) -> None:
         )
 
 
-def default_cache_folder() -> pathlib.Path:
-    """Where the command line keeps compiled programs: the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "wan-tpu" / "compiled"
+def default_cache_folder() -> pathlib.Path | None:
+    """Where the command line keeps compiled programs: in the user's cache folder.
+
+    Returns:
+        None for a user without a home, as in many containers.
+    """
+    base = default_cache_base()
+    return None if base is None else base / "compiled"
+
+
+def default_cache_base() -> pathlib.Path | None:
+    """Our part of the user's cache folder; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        found = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        logger.warning(
+            "no compiled program is kept: this user has no home folder; set XDG_CACHE_HOME to a "
+            "folder that can be written"
+        )
+        return None
+    return found / "wan-tpu"
 
 
 def accelerator_present() -> bool:

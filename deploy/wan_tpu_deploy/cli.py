@@ -1,11 +1,14 @@
 """The command line: verbs, flags, exit codes."""
 
 import argparse
+import io
+import os
 import pathlib
+import signal
 import sys
 from typing import Optional
 
-from wan_tpu_deploy import service, slices
+from wan_tpu_deploy import reach, service, slices
 from wan_tpu_deploy.deployment import Deployment
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.gcloud import check_installed
@@ -27,8 +30,10 @@ INTERRUPTED = 130
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Runs one verb; 0 done, 1 something failed, 2 the command line cannot be meant."""
+    _settle_streams()
     args = make_parser().parse_args(argv)
     try:
+        _check_numbers(args)
         flags = {key: getattr(args, key.replace("-", "_"), None) for key in DEFAULTS}
         settings = read_settings(args.name, flags, args.config)
         if not args.dry_run:
@@ -36,11 +41,42 @@ def main(argv: Optional[list[str]] = None) -> int:
         print(f"# {args.verb} {settings.name}\n{settings.describe()}", flush=True)
         return run_verb(args, settings)
     except DeployError as error:
-        sys.stdout.flush()
         print(f"wan-tpu-deploy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        where = error.filename or "standard output"
+        print(f"wan-tpu-deploy: {where}: {error.strerror}", file=sys.stderr)
+        # What could not be written is still there, and Python would try it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _settle_streams() -> None:
+    """Says what it must wherever it is started: streams that are closed, terminals of ASCII."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as any Unix program
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers that no verb could mean, before gcloud is asked anything."""
+    for key, least, example in (
+        ("timeout_seconds", 1, 3600),
+        ("lines", 0, 100),
+        ("worker", 0, 0),
+        ("slice", 0, 0),
+    ):
+        value = getattr(args, key, None)
+        if value is not None and value < least:
+            flag = key.replace("_", "-")
+            raise DeployError(f"--{flag} is {value}; expected {least} or more, such as {example}")
 
 
 def run_verb(args: argparse.Namespace, settings: Settings) -> int:
@@ -52,16 +88,20 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
         service.install(deployment)
     elif args.verb == "start":
         service.start(
-            deployment, commit=args.commit, is_open=args.open, timeout=args.timeout_seconds
+            deployment,
+            commit=args.commit,
+            is_open=args.open,
+            timeout=args.timeout_seconds,
+            new_secret=args.new_group_secret,
         )
     elif args.verb == "status":
         return 0 if service.status(deployment) else 1
     elif args.verb == "logs":
         service.logs(deployment, worker=args.worker, lines=args.lines, follow=args.follow)
     elif args.verb == "tunnel":
-        return service.tunnel(deployment, index=args.slice, local_port=args.local_port)
+        return reach.tunnel(deployment, index=args.slice, local_port=args.local_port)
     elif args.verb == "fetch":
-        service.fetch(deployment, what=args.what, index=args.slice, to=args.to)
+        reach.fetch(deployment, what=args.what, index=args.slice, to=args.to)
     elif args.verb == "stop":
         service.stop(deployment)
     else:
@@ -93,6 +133,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--open", action="store_true", help="listen on every address; needs --api-keys-file"
+    )
+    start.add_argument(
+        "--new-group-secret",
+        action="store_true",
+        help="give the workers of each slice another secret to know each other by",
     )
     start.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
 

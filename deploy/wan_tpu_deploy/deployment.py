@@ -2,15 +2,19 @@
 
 import dataclasses
 import pathlib
+import shlex
 from typing import Any, Callable, Optional
 
-from wan_tpu_deploy.accelerators import AcceleratorType, find_type
+from wan_tpu_deploy.accelerators import AcceleratorType, accelerator_types, find_type
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import FanOut, Task, say_what_was_left, summarize
-from wan_tpu_deploy.gcloud import Command, Gcloud, read_json
+from wan_tpu_deploy.gcloud import Command, Gcloud, read_list
 from wan_tpu_deploy.settings import Settings
 
 WORKER_SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "worker.sh"
+STATE = "/var/lib/wan-tpu"
+"""Where a worker keeps jobs, models and compiled programs."""
+
 SCRIPT_DONE = "wan-tpu-worker: done"
 """What worker.sh says last."""
 
@@ -82,7 +86,7 @@ class Deployment:
         if not self.dry_run:
             name = self.settings.name
             # gcloud's filter ignores case and may change: what is deleted must fit exactly.
-            ours = [item for item in read_json(command) if _label(item) == name]
+            ours = [item for item in read_list(command) if _label(item) == name]
             return sorted(map(_parse_node, ours), key=_natural_order)
         print(command.render())
         kind = self.accelerator_type
@@ -123,7 +127,7 @@ class Deployment:
         """The queued resources of the deployment, those left behind without a slice too."""
         command = self.gcloud.list_requests()
         if not self.dry_run:
-            found = [item for item in read_json(command) if self._is_ours(item)]
+            found = [item for item in read_list(command) if self._is_ours(item)]
             return sorted(map(parse_request, found), key=_natural_order)
         print(command.render())
         if not self.settings.switch("queued"):
@@ -132,8 +136,8 @@ class Deployment:
         return [Request(name, "ACTIVE", "") for name in self.slice_names]
 
     def _is_ours(self, request: dict[str, Any]) -> bool:
-        specs = request.get("tpu", {}).get("nodeSpec", [])
-        return any(_label(spec.get("node", {})) == self.settings.name for spec in specs)
+        specs = (request.get("tpu") or {}).get("nodeSpec") or []
+        return any(_label(spec.get("node") or {}) == self.settings.name for spec in specs)
 
     def run(
         self,
@@ -184,7 +188,7 @@ class Deployment:
         self, *words: str, stdout: Optional[pathlib.Path] = None
     ) -> Callable[[Node, int], Command]:
         """The worker script with these arguments, as root, for any worker."""
-        command = " ".join(("sudo bash -s --", *words))
+        command = " ".join(("sudo bash -s --", *map(shlex.quote, words)))
         return lambda node, worker: self.gcloud.ssh(
             *(node.name, worker, command),
             stdin=WORKER_SCRIPT,
@@ -204,34 +208,42 @@ class Deployment:
 
 
 def _parse_node(item: dict[str, Any]) -> Node:
-    endpoints = item.get("networkEndpoints", [])
+    endpoints = item.get("networkEndpoints") or []
     # A worker has an endpoint in each of its networks.
-    endpoints = endpoints[:: max(1, len(item.get("networkConfigs", [])))]
-    kind = item.get("acceleratorType", "").rpartition("/")[2]
-    scheduling = item.get("schedulingConfig", {})
+    endpoints = endpoints[:: max(1, len(item.get("networkConfigs") or []))]
+    kind = _last(item.get("acceleratorType", ""))
+    scheduling = item.get("schedulingConfig") or {}
     return Node(
         name=_last(item["name"]),
         accelerator_type=kind,
         state=item.get("state", "UNKNOWN"),
-        num_workers=len(endpoints) or find_type(kind).num_workers,
+        num_workers=len(endpoints) or _num_workers(kind),
         addresses=tuple(
-            endpoint.get("accessConfig", {}).get("externalIp", "") for endpoint in endpoints
+            (endpoint.get("accessConfig") or {}).get("externalIp", "") for endpoint in endpoints
         ),
         spot=bool(scheduling.get("spot") or scheduling.get("preemptible")),
         request=_last(item["queuedResource"]) if item.get("queuedResource") else None,
     )
 
 
+def _num_workers(kind: str) -> int:
+    """Of a slice that has no addresses yet; of a type that we do not make, at least one."""
+    made_here = {known.name: known.num_workers for known in accelerator_types()}
+    return made_here.get(kind, 1)
+
+
 def parse_request(item: dict[str, Any]) -> Request:
     """A queued resource from gcloud's JSON."""
-    state = item.get("state", {})
-    failed = state.get("failedData", {}).get("error", {})
-    return Request(_last(item["name"]), state.get("state", "UNKNOWN"), failed.get("message", ""))
+    state = item.get("state") or {}
+    failed = (state.get("failedData") or {}).get("error") or {}
+    return Request(
+        _last(item.get("name", "")), state.get("state", "UNKNOWN"), failed.get("message", "")
+    )
 
 
 def _label(node: dict[str, Any]) -> str:
     """The deployment that a node belongs to, or nothing."""
-    return node.get("labels", {}).get("wan-tpu", "")
+    return (node.get("labels") or {}).get("wan-tpu", "")
 
 
 def _last(resource_name: str) -> str:

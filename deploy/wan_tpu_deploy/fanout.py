@@ -14,7 +14,9 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from wan_tpu_deploy.gcloud import SSH_FAILED, Command, explain
+from wan_tpu_deploy.errors import DeployError
+from wan_tpu_deploy.gcloud import SSH_FAILED, Command
+from wan_tpu_deploy.hints import find_hint
 
 BACK_OFF_SECONDS = (5.0, 15.0, 45.0)
 """Pauses before another try after ssh itself failed; a command that failed is not tried again."""
@@ -58,6 +60,15 @@ class Task:
         errors = [line for line in self.lines if line.startswith(("ERROR:", "error:"))]
         return (errors or self.lines or [""])[-1]
 
+    @property
+    def error(self) -> str:
+        """gcloud's own words about what went wrong; a worker's words only after an ERROR."""
+        lines = self.lines[-20:]
+        if self.command.is_on_a_worker:
+            starts = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]
+            lines = lines[starts[0] :] if starts else []
+        return "\n".join(lines)
+
 
 class FanOut:
     """Runs tasks at once and talks about them."""
@@ -68,12 +79,14 @@ class FanOut:
         self._processes: dict[str, subprocess.Popen] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._cannot_say: Optional[OSError] = None
 
     def run(self, tasks: list[Task]) -> bool:
         """Runs all; True if every one ended well. Prints no table: `print_table` does.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, after every gcloud here was ended.
+            DeployError: standard output takes no more; every gcloud here was ended.
         """
         threads = [threading.Thread(target=self._run_task, args=(task,)) for task in tasks]
         for thread in threads:
@@ -82,11 +95,15 @@ class FanOut:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)
+                    if self._cannot_say is not None:
+                        self._stop()
         except KeyboardInterrupt:
             self._stop()
             for thread in threads:
                 thread.join()
             raise
+        if self._cannot_say is not None:
+            raise DeployError(f"standard output cannot be written: {self._cannot_say.strerror}")
         return all(task.returncode == 0 for task in tasks)
 
     def _run_task(self, task: Task) -> None:
@@ -129,7 +146,11 @@ class FanOut:
 
     def _say(self, where: str, text: str) -> None:
         with self._lock:
-            print(f"{where}: {text}", flush=True)
+            if self._cannot_say is None:
+                try:
+                    print(f"{where}: {text}", flush=True)
+                except OSError as error:
+                    self._cannot_say = error
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -149,7 +170,7 @@ def start_process(command: Command) -> subprocess.Popen:
             stdin=stdin or subprocess.DEVNULL,
             stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE if stdout else subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
@@ -179,12 +200,17 @@ def summarize(title: str, tasks: list[Task]) -> None:
     hints = {}
     for task in tasks:
         if task.returncode:
-            text = "\n".join(task.lines[-20:])
-            _, arrow, hint = explain(text).partition("\n  -> ")
-            if arrow:
+            hint = find_hint(task.error)
+            if hint:
                 hints.setdefault(hint, task.where)
     for hint, where in hints.items():
         print(f"  {where} -> {hint}")
+
+
+def read_facts(task: Task) -> dict[str, str]:
+    """The KEY=VALUE lines that a worker said."""
+    pairs = (line.partition("=") for line in task.lines)
+    return {key: value for key, equals, value in pairs if equals and key.isalpha()}
 
 
 def say_what_was_left(tasks: list[Task]) -> None:

@@ -1,14 +1,16 @@
-"""gcloud's command lines as values, how one is run, and what its errors mean."""
+"""gcloud's command lines as values, and how one is run."""
 
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 from typing import Any, Optional
 
 from wan_tpu_deploy.errors import DeployError
+from wan_tpu_deploy.hints import explain
 from wan_tpu_deploy.settings import Settings
 
 SSH_FAILED = 255
@@ -32,6 +34,11 @@ class Command:
     stdin: Optional[pathlib.Path] = None
     stdout: Optional[pathlib.Path] = None
     end_mark: str = ""
+
+    @property
+    def is_on_a_worker(self) -> bool:
+        """Whether what it prints is a worker's, not gcloud's own."""
+        return "ssh" in self.argv
 
     def render(self) -> str:
         """The command as a shell takes it."""
@@ -113,73 +120,58 @@ def check_installed() -> None:
         )
 
 
-def read_json(command: Command) -> Any:
-    """What a command answers as JSON.
+def read_list(command: Command) -> list[dict[str, Any]]:
+    """The objects that a `list` of gcloud answers.
 
     Raises:
-        DeployError: the command failed; holds its error and what it means.
+        DeployError: the command failed, or answered something else.
     """
+    items = _read_json(command, list)
+    if not all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items):
+        raise DeployError(f"{command.render()}\nanswered a list of other things than resources")
+    return items
+
+
+def read_object(command: Command) -> dict[str, Any]:
+    """The object that a `describe` of gcloud answers.
+
+    Raises:
+        DeployError: the command failed, or answered something else.
+    """
+    return _read_json(command, dict)
+
+
+def _read_json(command: Command, kind: type) -> Any:
     done = subprocess.run(
-        command.argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command.argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode != 0:
-        raise DeployError(explain(f"{command.render()}\n{done.stderr.strip()}"))
-    return json.loads(done.stdout or "[]")
+        error = explain(done.stderr.strip() or done.stdout.strip())
+        raise DeployError(f"{command.render()}\n{error}")
+    answer = _find_json(done.stdout, kind)
+    if answer is None:
+        said = f"{done.stdout}\n{done.stderr}".strip()[:300] or "nothing"
+        raise DeployError(
+            f"{command.render()}\nended well, but its answer is no JSON {kind.__name__}: {said}"
+        )
+    return answer
 
 
-HINTS = (
-    (
-        ("do not currently have an active account", "Reauthentication", "invalid_grant"),
-        "not signed in: run  gcloud auth login",
-    ),
-    (
-        ("Quota limit", "quota", "QUOTA_EXCEEDED"),
-        "the project's quota for this TPU in this zone is used up or was never granted. See it and "
-        "ask for more on console.cloud.google.com/iam-admin/quotas (filter: TPU); spot and queued "
-        "flex-start draw on the preemptible quota, so --spot may fit; queued resources that failed "
-        "or were suspended still hold quota:  deploy/wan-tpu-deploy delete NAME  finds them",
-    ),
-    (
-        ("no more capacity", "Insufficient", "stockout", "RESOURCE_EXHAUSTED"),
-        "the zone has none free now: add --queued to wait in line, or try --spot or another --zone",
-    ),
-    (
-        ("has not been used in project", "SERVICE_DISABLED"),
-        "the TPU API is off in this project: run  gcloud services enable tpu.googleapis.com",
-    ),
-    (
-        ("PERMISSION_DENIED", "does not have permission"),
-        "this account may not: it needs roles/tpu.admin in the project; check with "
-        "gcloud config list  and give another with --account or --project",
-    ),
-    (
-        ("[4003", "[4033", "start-iap-tunnel"),
-        "ssh goes through IAP: allow 35.235.240.0/20 to port 22 in the firewall, enable "
-        "iap.googleapis.com and have roles/iap.tunnelResourceAccessor; or use --ssh external",
-    ),
-    (
-        ("already exists", "ALREADY_EXISTS"),
-        "something of that name is there: see  deploy/wan-tpu-deploy status NAME,  or delete it",
-    ),
-    (
-        ("attribute [project]", "property [project]"),
-        "no project: give --project, or run  gcloud config set project PROJECT",
-    ),
-    (
-        ("attribute [zone]", "property [zone]"),
-        "no zone: give --zone, or run  gcloud config set compute/zone ZONE",
-    ),
-    (
-        ("Invalid choice: 'alpha'", "components install alpha"),
-        "run  gcloud components install alpha",
-    ),
-)
-"""What gcloud says, and what to do about it; the first that fits counts."""
-
-
-def explain(error: str) -> str:
-    """gcloud's error with what to do about it."""
-    for phrases, hint in HINTS:
-        if any(phrase in error for phrase in phrases):
-            return f"{error}\n  -> {hint}"
-    return error
+def _find_json(text: str, kind: type) -> Any:
+    """The first value of that kind that begins a line: gcloud may print notices around it."""
+    if kind is list and not text.strip():
+        return []
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"^[ \t]*(?=[\[{])", text, re.MULTILINE):
+        try:
+            value, _ = decoder.raw_decode(text, match.end())
+        except ValueError:
+            continue
+        if isinstance(value, kind):
+            return value
+    return None

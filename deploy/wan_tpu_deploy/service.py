@@ -1,27 +1,21 @@
-"""The verbs that work on the service of slices that are there: install to stop."""
+"""The verbs that work on the service of slices that are there: install, start, stop, watch."""
 
 import json
 import pathlib
 import re
-import shlex
-import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from typing import Optional
 
-from wan_tpu_deploy.accelerators import find_type
-from wan_tpu_deploy.deployment import Deployment, Node
+from wan_tpu_deploy.deployment import STATE, Deployment, Node
 from wan_tpu_deploy.errors import DeployError
-from wan_tpu_deploy.fanout import Task, print_table
+from wan_tpu_deploy.fanout import Task, print_table, read_facts
 from wan_tpu_deploy.gcloud import Command
+from wan_tpu_deploy.sending import KEYS_ON_WORKER, give_secret, send_files, share_compiled
 from wan_tpu_deploy.settings import Settings
-from wan_tpu_deploy.slices import flags_again, show_nodes
+from wan_tpu_deploy.slices import describe_price, flags_again, show_nodes
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
-STATE = "/var/lib/wan-tpu"
-KEYS_ON_WORKER = "/etc/wan-tpu/api-keys"
-FILE_SENT = "wan-tpu: sent"
 START_SETTINGS = ("model", "layout", "bucket", "port", "env-file", "api-keys-file")
 """What `start` takes besides where the slices are; every start says all of it anew."""
 
@@ -46,7 +40,7 @@ def install(deployment: Deployment) -> None:
     # other's way.
     first = [Task(f"{nodes[0].name}/0", deployment.gcloud.ssh(nodes[0].name, 0, "true"))]
     deployment.must("first connection", first, quiet=True)
-    script = deployment.script("install", shlex.quote(repository), commit)
+    script = deployment.script("install", repository, commit)
     deployment.must("install", deployment.worker_tasks(nodes, script))
     name = deployment.settings.name
     print(f"\nnext: deploy/wan-tpu-deploy start {name}{flags_again(deployment)}")
@@ -75,7 +69,7 @@ def _resolve(repository: str, ref: str, *, dry_run: bool) -> str:
     if dry_run:
         print(command.render())
         return f"COMMIT_OF_{ref}"
-    done = subprocess.run(command.argv, capture_output=True, text=True, check=False)
+    done = _run_git(command.argv)
     lines = done.stdout.split("\n")
     found = {name: commit for commit, _, name in (line.partition("\t") for line in lines) if name}
     # Of an annotated tag git also lists the commit behind it, which is what we want.
@@ -86,10 +80,15 @@ def _resolve(repository: str, ref: str, *, dry_run: bool) -> str:
     raise DeployError(f"{repository} has no branch or tag {ref!r}: {reason}")
 
 
+def _run_git(argv: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:
+        raise DeployError("git is not on PATH: install it, or give --ref with 40 digits") from None
+
+
 def _git(*words: str) -> str:
-    done = subprocess.run(
-        ("git", "-C", str(CHECKOUT), *words), capture_output=True, text=True, check=False
-    )
+    done = _run_git(("git", "-C", str(CHECKOUT), *words))
     if done.returncode != 0:
         raise DeployError(f"git {' '.join(words)} in {CHECKOUT} failed: {done.stderr.strip()}")
     return done.stdout.strip()
@@ -98,7 +97,9 @@ def _git(*words: str) -> str:
 # --- start and stop -----------------------------------------------------------------------------
 
 
-def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -> None:
+def start(
+    deployment: Deployment, *, commit: str, is_open: bool, timeout: int, new_secret: bool
+) -> None:
     """Starts an installed commit on every worker and waits until worker 0 of each slice is ready.
 
     Args:
@@ -106,6 +107,7 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
         commit: the first digits of an installed commit, `latest` or `previous`.
         is_open: listen on every address; needs API keys.
         timeout: seconds until a slice counts as failed.
+        new_secret: give the workers another secret, even where they have one.
 
     Raises:
         DeployError: a worker failed, the workers differ, or a slice did not get ready.
@@ -114,15 +116,17 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
     if is_open and not settings["api-keys-file"]:
         raise DeployError(
             "--open lets others in, so it needs --api-keys-file FILE; make one with "
-            "python -m server keys add NAME"
+            "python -m server keys add NAME --file FILE"
         )
     nodes = deployment.ready_nodes()
-    _send_files(deployment, nodes)
+    send_files(deployment, nodes)
     if settings["bucket"]:
         source = f"{settings['bucket'].rstrip('/')}/{settings['model']}"
         copy = deployment.script("copy-model", source, _model(settings))
         deployment.must("copying the model", deployment.worker_tasks(nodes, copy))
     _drain(deployment, nodes)
+    for node in nodes:
+        give_secret(deployment, node, anew=new_secret)
     variables = _variables(settings, is_open=is_open)
     extra = "env-file" if settings["env-file"] else "no-env-file"
     script = deployment.script("start", commit, extra, *variables)
@@ -137,7 +141,7 @@ def start(deployment: Deployment, *, commit: str, is_open: bool, timeout: int) -
         status(deployment)
         raise DeployError(f"not ready; see  deploy/wan-tpu-deploy logs {settings.name}")
     for node in nodes:
-        _share_compiled(deployment, node)
+        share_compiled(deployment, node)
     _say_how_to_reach(deployment, nodes, is_open=is_open)
 
 
@@ -160,65 +164,18 @@ def _variables(settings: Settings, *, is_open: bool) -> list[str]:
     return [f"WAN_TPU_{key}={value}" for key, value in values.items() if value]
 
 
-def _send_files(deployment: Deployment, nodes: list[Node]) -> None:
-    """Secrets go over standard input: never in a command line, never in a log."""
-    for key, place, owner in (
-        ("env-file", "/etc/wan-tpu/extra.env", "root"),
-        ("api-keys-file", KEYS_ON_WORKER, "wan-tpu"),
-    ):
-        if not deployment.settings[key]:
-            continue
-        path = pathlib.Path(deployment.settings[key])
-        if not path.is_file() or path.stat().st_size == 0:
-            raise DeployError(f"{key}: {path} is not there, or empty")
-        script = (
-            f"umask 077; cat >{place}.new; test -s {place}.new; "
-            f"chown {owner}: {place}.new; mv {place}.new {place}; echo {FILE_SENT}"
-        )
-        command = f"sudo sh -ec {shlex.quote(script)}"
-        tasks = deployment.worker_tasks(
-            nodes,
-            lambda node, worker, path=path, command=command: deployment.gcloud.ssh(
-                node.name, worker, command, stdin=path, end_mark=FILE_SENT
-            ),
-        )
-        deployment.must(f"sending {path.name}", tasks, quiet=True)
-
-
 def _check_same_commit(tasks: list[Task]) -> None:
     """Workers on different commits would run different programs and hang."""
     commits: dict[str, list[str]] = {}
     for task in tasks:
-        commits.setdefault(task.lines[-1].rpartition(" ")[2][:12], []).append(task.where)
+        said = [line for line in task.lines if re.fullmatch("started [0-9a-f]{40}", line)]
+        commit = said[-1].partition(" ")[2][:12] if said else "an unknown commit"
+        commits.setdefault(commit, []).append(task.where)
     if len(commits) > 1:
         text = "; ".join(f"{commit} on {', '.join(where)}" for commit, where in commits.items())
         raise DeployError(
             f"the workers run different commits: {text}. Run install, then start again"
         )
-
-
-def _share_compiled(deployment: Deployment, node: Node) -> None:
-    """JAX writes compiled programs on process 0 alone: the others get them, for a quick restart."""
-    if node.num_workers == 1:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        name = f"compiled-{node.name}.tar"
-        file = pathlib.Path(name) if deployment.dry_run else pathlib.Path(folder) / name
-        pack = deployment.script("pack", f"{STATE}/compiled", stdout=file)
-        unpack = f"sudo -u wan-tpu tar -C {STATE} -xf -"
-        tasks = deployment.worker_tasks([node], pack, first_only=True)
-        title = "hand out compiled programs"
-        if deployment.run(title, tasks, quiet=True, table=False):
-            others = [
-                Task(
-                    f"{node.name}/{worker}",
-                    deployment.gcloud.ssh(node.name, worker, unpack, stdin=file),
-                )
-                for worker in range(1, node.num_workers)
-            ]
-            if deployment.run(title, others, quiet=True, table=False):
-                return
-    print(f"# note: {node.name} has no compiled programs on all workers; a restart compiles again")
 
 
 def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: bool) -> None:
@@ -257,8 +214,7 @@ def stop(deployment: Deployment) -> None:
     _drain(deployment, nodes)
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"))
     deployment.must("stop", tasks)
-    kind, zone = find_type(nodes[0].accelerator_type), deployment.settings["zone"]
-    price = kind.describe_price(zone, spot=nodes[0].spot)
+    price = describe_price(deployment, nodes[0])
     print(f"\nthe service is stopped; each slice goes on costing {price}")
     print(f"  deploy/wan-tpu-deploy delete {deployment.settings.name}  ends that")
 
@@ -282,7 +238,7 @@ def status(deployment: Deployment) -> bool:
     reached = deployment.run("status", tasks, quiet=True, table=False, only_looks=True)
     if deployment.dry_run:
         return True
-    facts = [_facts(task) for task in tasks]
+    facts = [read_facts(task) for task in tasks]
     rows: list[Sequence[str]] = [("where", "unit", "restarts", "commit", "chips", "HBM", "disk")]
     for task, fact in zip(tasks, facts):
         unit = fact.get("unit", task.result)
@@ -294,11 +250,6 @@ def status(deployment: Deployment) -> bool:
     ready = [_say_readiness(task.where, fact) for task, fact in leaders]
     running = all(fact.get("unit") == "active/running" for fact in facts)
     return reached and running and all(ready) and len(up) == len(nodes)
-
-
-def _facts(task: Task) -> dict[str, str]:
-    pairs = (line.partition("=") for line in task.lines)
-    return {key: value for key, equals, value in pairs if equals and key.isalpha()}
 
 
 def _say_readiness(where: str, fact: dict[str, str]) -> bool:
@@ -332,60 +283,3 @@ def logs(deployment: Deployment, *, worker: Optional[int], lines: int, follow: b
         raise DeployError(f"there is no worker {worker}; they are counted from 0")
     if not deployment.run("logs", tasks, table=False, only_looks=True):
         raise DeployError("the logs of at least one worker are missing")
-
-
-# --- reach --------------------------------------------------------------------------------------
-
-
-def tunnel(deployment: Deployment, *, index: int, local_port: Optional[int]) -> int:
-    """Forwards a port of this machine to worker 0 of a slice, until Ctrl-C; ssh's exit code."""
-    node = _pick(deployment.ready_nodes(), index)
-    port = deployment.settings["port"]
-    here = local_port or int(port)
-    forward = ("-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{here}:127.0.0.1:{port}")
-    command = deployment.gcloud.ssh(node.name, 0, ssh_args=forward)
-    if deployment.dry_run:
-        print(f"\n# tunnel\n{command.render()}")
-        return 0
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", here)) == 0:
-            raise DeployError(f"port {here} of this machine is taken: give --local-port {here + 1}")
-    print(f"http://127.0.0.1:{here} is {node.name} until Ctrl-C", flush=True)
-    return subprocess.call(command.argv)
-
-
-def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) -> None:
-    """Copies a job's files, or any file or folder of worker 0, into a local folder.
-
-    Raises:
-        DeployError: a name that cannot be one, or it is not there.
-    """
-    if not re.fullmatch(r"/?[\w.][\w.-]*(/[\w.][\w.-]*)*", what) or ".." in what.split("/"):
-        raise DeployError(
-            f"{what!r} is neither a job's id nor a path, such as video_1a2b or {STATE}/data"
-        )
-    path = pathlib.PurePosixPath(what if what.startswith("/") else f"{STATE}/data/videos/{what}")
-    node = _pick(deployment.ready_nodes(), index)
-    part = to / f"{path.name}.tar.part"
-    pack = deployment.script("pack", str(path), stdout=part)
-    copy = deployment.worker_tasks([node], pack, first_only=True)
-    unpack = Command(("tar", "-xf", str(part), "-C", str(to)))
-    if deployment.dry_run:
-        deployment.run("fetch", copy)
-        print(unpack.render())
-        return
-    to.mkdir(parents=True, exist_ok=True)
-    try:
-        if not deployment.run("fetch", copy, quiet=True, table=False):
-            raise DeployError(f"{path} could not be copied from worker 0 of {node.name}")
-        if subprocess.call(unpack.argv) != 0:
-            raise DeployError(f"what came from {node.name} could not be unpacked into {to}")
-    finally:
-        part.unlink(missing_ok=True)
-    print(to / path.name)
-
-
-def _pick(nodes: list[Node], index: int) -> Node:
-    if index >= len(nodes):
-        raise DeployError(f"there is no slice {index}; there are {len(nodes)}, counted from 0")
-    return nodes[index]

@@ -12,9 +12,9 @@ import re
 from typing import Optional, Union
 
 from wan_tpu_deploy.errors import DeployError
+from wan_tpu_deploy.settings_file import NAME, SHARED_SECTION, read_section
 
 DEFAULT_FILE = pathlib.Path("wan-tpu-deploy.ini")
-SHARED_SECTION = "all"
 
 DEFAULTS: dict[str, str] = {
     "project": "",
@@ -62,7 +62,8 @@ HELP = {
     "repository": "git URL that the workers install from; by default this checkout's origin",
     "ref": "commit, tag or branch; by default this checkout's commit",
     "bucket": "gs://BUCKET[/FOLDER]: --model is a folder in it, copied to each worker's disk",
-    "model": "name, hub id, folder on the workers, or folder in --bucket (default wan-tiny)",
+    "model": "name or hub id, also at a revision (owner/name@commit), folder on the workers, or "
+    "folder in --bucket (default wan-tiny)",
     "layout": "how the model is split, for example dp2-sp8; chosen when left out",
     "port": "port of the service (default 8000)",
     "env-file": "local file with more WAN_TPU_... lines for the service; may hold secrets",
@@ -70,6 +71,7 @@ HELP = {
 }
 SWITCHES = ("spot", "queued")
 SSH_WAYS = ("iap", "external", "internal")
+LOCAL_FILES = ("env-file", "api-keys-file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Settings:
         name: of the deployment; the slice's name, or its beginning when there are several.
         values: one for each key of `DEFAULTS`.
         origins: where each value came from.
+        file: the settings file, whether it is there or not.
     """
 
     name: str
     values: dict[str, str]
     origins: dict[str, str]
+    file: pathlib.Path = DEFAULT_FILE
 
     def __getitem__(self, key: str) -> str:
         return self.values[key]
@@ -103,7 +107,8 @@ class Settings:
         if not value:
             example = HELP[key]
             raise DeployError(
-                f"{key} is not set ({example}): give --{key} or write it in {DEFAULT_FILE}"
+                f"{key} is not set ({example}): give --{key}, or write it in {self.file} under "
+                f"[{self.name}] or [{SHARED_SECTION}]"
             )
         return value
 
@@ -149,42 +154,65 @@ def read_settings(
         if value is not None:
             values[key] = ("yes" if value else "no") if key in SWITCHES else str(value)
             origins[key] = "flag"
-    settings = Settings(name, values, origins)
+    for key in LOCAL_FILES:
+        values[key] = _expand(key, values[key])
+    settings = Settings(name, values, origins, path)
     _check(settings)
     return settings
 
 
-def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
-    """The section [all] and, over it, the one of this deployment."""
-    parser = configparser.ConfigParser(default_section=SHARED_SECTION, interpolation=None)
+def _expand(key: str, value: str) -> str:
+    """`~/x` as the shell would have it: in the settings file no shell does it."""
     try:
-        parser.read_string(path.read_text())
-    except FileNotFoundError:
-        raise DeployError(f"there is no settings file {path}; see deploy/example.ini") from None
-    except configparser.Error as error:
-        raise DeployError(f"{path} is not a settings file: {error}") from None
-    section = parser[name] if parser.has_section(name) else parser[SHARED_SECTION]
-    unknown = sorted(set(section) - set(DEFAULTS))
+        return str(pathlib.Path(value).expanduser()) if value else value
+    except RuntimeError:
+        raise DeployError(f"{key} is {value!r}, and there is no such user's home folder") from None
+
+
+def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
+    """What the file says about this deployment, each key one of ours, each switch yes or no."""
+    values = read_section(path, name)
+    unknown = sorted(set(values) - set(DEFAULTS))
     if unknown:
         raise DeployError(
             f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(DEFAULTS)}"
         )
-    try:
-        return {
-            key: ("yes" if section.getboolean(key) else "no") if key in SWITCHES else value
-            for key, value in section.items()
-            if value
-        }
-    except ValueError as error:
-        raise DeployError(f"{path}: spot and queued are yes or no: {error}") from None
+    for key in values.keys() & set(SWITCHES):
+        word = values[key].lower()
+        if word not in configparser.ConfigParser.BOOLEAN_STATES:
+            raise DeployError(f"{path}: {key} is {values[key]!r}; expected yes or no")
+        values[key] = "yes" if configparser.ConfigParser.BOOLEAN_STATES[word] else "no"
+    return values
 
 
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
-_WORD = re.compile(r"[^\s\"'\\$`;&|<>]+")
+_WORD = re.compile(r"[^\s\"'\\$`;&|<>(){}*?!\x00-\x1f\x7f]+")
+_ZONE = re.compile(r"([a-z]+-[a-z]+[0-9]+)-[a-z0-9]+")
+_REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
+_PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|[0-9]+")
+
+
+def _check_place(settings: Settings) -> None:
+    """Looks at zone and project before gcloud does, which answers a wrong one with many words."""
+    zone, project = settings["zone"], settings["project"]
+    if zone and not _ZONE.fullmatch(zone):
+        lower = zone.lower()
+        if _REGION.fullmatch(lower):
+            expected = f"a region; expected one of its zones, such as {lower}-b"
+        elif _ZONE.fullmatch(lower):
+            expected = f"not in lower case; expected {lower}"
+        else:
+            expected = "not a zone; expected REGION-LETTER, such as us-east5-b"
+        raise DeployError(f"zone is {zone!r}, {expected}")
+    if project and not _PROJECT.fullmatch(project):
+        raise DeployError(
+            f"project is {project!r}; expected a project's id (not its name): 6 to 30 lower-case "
+            "letters, digits and hyphens, such as my-project-1234; see  gcloud projects list"
+        )
 
 
 def _check(settings: Settings) -> None:
-    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", settings.name):
+    if not NAME.fullmatch(settings.name):
         raise DeployError(
             f"the name {settings.name!r} cannot be a TPU's: lower-case letters, digits, hyphens; "
             "a letter first; at most 50; for example wan-1"
@@ -194,10 +222,11 @@ def _check(settings: Settings) -> None:
             raise DeployError(
                 f"{key} is {value!r}: spaces, quotes and shell characters are refused"
             )
+    _check_place(settings)
     slices, port, ssh = settings["slices"], settings["port"], settings["ssh"]
-    if not slices.isdecimal() or not 1 <= int(slices) <= 64:
+    if not re.fullmatch("[0-9]{1,3}", slices) or not 1 <= int(slices) <= 64:
         raise DeployError(f"slices is {slices!r}; expected a number from 1 to 64")
-    if not port.isdecimal() or not 1024 <= int(port) <= 65535:
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1024 <= int(port) <= 65535:
         raise DeployError(f"port is {port!r}; expected a number from 1024 to 65535, such as 8000")
     if ssh not in SSH_WAYS:
         raise DeployError(f"ssh is {ssh!r}; expected one of {', '.join(SSH_WAYS)}")

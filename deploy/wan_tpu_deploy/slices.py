@@ -7,7 +7,8 @@ from wan_tpu_deploy.accelerators import find_type
 from wan_tpu_deploy.deployment import Deployment, Node, Request, parse_request
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import Task, pace, print_table
-from wan_tpu_deploy.gcloud import Command, explain, read_json
+from wan_tpu_deploy.gcloud import Command, read_object
+from wan_tpu_deploy.hints import find_hint, made_nothing
 
 POLL_SECONDS = 20.0
 OVER = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")
@@ -33,14 +34,34 @@ def create(deployment: Deployment) -> None:
     tasks = [Task(name, make(deployment, name, index)) for index, name in enumerate(names)]
     if not deployment.run("create", tasks):
         failed = [task.where for task in tasks if task.returncode != 0]
-        raise DeployError(
-            f"not created: {', '.join(failed)}. What was created stays and costs: "
-            f"deploy/wan-tpu-deploy delete {settings.name}  removes it"
-        )
+        raise DeployError(f"not created: {', '.join(failed)}. {_say_what_costs(deployment, tasks)}")
     if settings.switch("queued"):
         _wait_for_requests(deployment, names)
     show_nodes(deployment, deployment.nodes())
     print(f"\nnext: deploy/wan-tpu-deploy install {settings.name}{flags_again(deployment)}")
+
+
+def _say_what_costs(deployment: Deployment, tasks: list[Task]) -> str:
+    """After a refusal: what is there all the same; looks, unless each error says that it cannot."""
+    name = f"{deployment.settings.name}{flags_again(deployment)}"
+    there = [task.where for task in tasks if task.returncode == 0]
+    unsure = [task for task in tasks if task.returncode != 0 and not made_nothing(task.error)]
+    if unsure:
+        wanted = {task.where for task in tasks}
+        try:
+            found = [thing.name for thing in (*deployment.nodes(), *deployment.requests())]
+        except DeployError:
+            return (
+                "Something may have been created and cost, which cannot be seen now: look with  "
+                f"deploy/wan-tpu-deploy status {name}"
+            )
+        there = sorted(wanted & {*there, *found})
+    if not there:
+        return "Nothing was created, and nothing costs"
+    return (
+        f"There, and it costs: {', '.join(there)}. It goes with  "
+        f"deploy/wan-tpu-deploy delete {name},  and then create can try again"
+    )
 
 
 def _common_flags(deployment: Deployment, index: int) -> tuple[str, ...]:
@@ -111,9 +132,10 @@ def _wait_for_requests(deployment: Deployment, names: list[str]) -> None:
         text = "; ".join(
             f"{request.name} is {request.state} {request.detail}" for request in failed
         )
-        raise DeployError(
-            explain(f"{text}\nremove with  deploy/wan-tpu-deploy delete {deployment.settings.name}")
-        )
+        hint = find_hint(text)
+        text += f"\n  -> {hint}" if hint else ""
+        name = f"{deployment.settings.name}{flags_again(deployment)}"
+        raise DeployError(f"{text}\nremove with  deploy/wan-tpu-deploy delete {name}")
 
 
 def _poll(commands: dict[str, Command]) -> list[Request]:
@@ -122,7 +144,7 @@ def _poll(commands: dict[str, Command]) -> list[Request]:
     waiting = dict(commands)
     while waiting:
         for name in list(waiting):
-            request = parse_request(read_json(waiting[name]))
+            request = parse_request(read_object(waiting[name]))
             if before.get(name) != request.state:
                 minutes = (time.monotonic() - start) / 60
                 print(f"{name}: {request.state} after {minutes:.0f} min", flush=True)
@@ -184,7 +206,11 @@ def _delete_tasks(deployment: Deployment, nodes: list[Node], requests: list[Requ
 def _ask(name: str) -> None:
     if not sys.stdin.isatty():
         raise DeployError("delete asks before it deletes and there is nobody to ask: give --yes")
-    if input(f"\nEverything on it is lost. Type {name} to delete: ").strip() != name:
+    try:
+        answer = input(f"\nEverything on it is lost. Type {name} to delete: ")
+    except EOFError:
+        answer = ""
+    if answer.strip() != name:
         raise DeployError("not deleted: the answer was not the name")
 
 
@@ -194,11 +220,18 @@ def show_nodes(deployment: Deployment, nodes: list[Node]) -> None:
         return
     rows = [("slice", "type", "state", "workers", "costs")]
     for node in nodes:
-        price = find_type(node.accelerator_type).describe_price(
-            deployment.settings["zone"], spot=node.spot
-        )
+        price = describe_price(deployment, node)
         rows.append((node.name, node.accelerator_type, node.state, str(node.num_workers), price))
     print_table(f"slices of {deployment.settings.name}", rows)
+
+
+def describe_price(deployment: Deployment, node: Node) -> str:
+    """What a slice costs; of a type that we do not make that is not known."""
+    try:
+        kind = find_type(node.accelerator_type)
+    except DeployError:
+        return "an amount that is not known here"
+    return kind.describe_price(deployment.settings["zone"], spot=node.spot)
 
 
 def flags_again(deployment: Deployment, *keys: str) -> str:

@@ -1,6 +1,7 @@
 """Names of models: embedded, folders, hub ids in the cache, known ones; and what is refused."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -74,6 +75,69 @@ def test_hub_id_from_the_cache_without_network(checkpoint, tmp_path, monkeypatch
     assert model.folder == repository / "snapshots" / "abc123"
     with pytest.raises(CheckpointError, match="nobody/no-wan is not in the cache"):
         open_model("nobody/no-wan")
+
+
+@pytest.fixture
+def hub_cache(checkpoint, tmp_path, monkeypatch):
+    """Two commits of one model, as huggingface_hub keeps them; the network is switched off."""
+    import huggingface_hub.constants as constants
+
+    repository = tmp_path / "models--someone--some-wan"
+    for commit in (OLD, NEW):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(NEW)
+    (repository / "refs" / "v1").write_text(OLD)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repository
+
+
+OLD, NEW = "0123456789abcdef" * 2 + "01234567", "fedcba9876543210" * 2 + "fedcba98"
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"), [("", NEW), ("@main", NEW), ("@v1", OLD), (f"@{OLD}", OLD)]
+)
+@pytest.mark.parametrize("load", [open_model, describe_model])
+def test_a_model_of_the_hub_at_a_revision(hub_cache, load, revision, commit):
+    model = load(f"someone/some-wan{revision}")
+    assert model.folder == hub_cache / "snapshots" / commit
+    assert model.revision == commit
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("someone/some-wan@v9", "some-wan@v9 is not in the cache"),
+        ("someone/some-wan@", "no revision after @, for example someone/some-wan@main"),
+    ],
+)
+def test_a_revision_that_is_not_there(hub_cache, name, message):
+    with pytest.raises(CheckpointError, match=message):
+        open_model(name)
+
+
+def test_a_known_model_may_be_pinned(hub_cache, tmp_path, caplog):
+    known = KNOWN_MODELS["wan2.1-t2v-1.3b"]
+    hub_cache.rename(tmp_path / f"models--{known.hub_id.replace('/', '--')}")
+    assert describe_model("wan2.1-t2v-1.3b@v1").configs["transformer"] == known.transformer
+    with caplog.at_level("INFO"):
+        assert open_model("wan2.1-t2v-1.3b@v1").revision == OLD
+    assert f"wan2.1-t2v-1.3b@{OLD} keeps it there" in caplog.text
+
+
+def test_an_at_sign_in_a_folders_name_is_no_revision(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, tmp_path / "my@models" / "wan")
+    model = open_model("my@models/wan")
+    assert model.folder == pathlib.Path("my@models/wan")
+    assert model.revision is None
+
+
+def test_what_is_not_of_the_hub_has_no_revision(checkpoint):
+    assert open_model(str(checkpoint)).revision is None
+    assert open_model("wan-tiny").revision is None
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,13 @@ class Cloud:
         """What `tpu-vm list` answers."""
         self.answer("tpu-vm list", out=json.dumps(nodes))
 
-    def start(self, *words: str, **options) -> subprocess.Popen:
-        """Starts the command."""
+    def start(self, *words: str, shell_redirection: str = "", **options) -> subprocess.Popen:
+        """Starts the command; with a redirection, as a shell does."""
+        argv = (sys.executable, str(COMMAND), *words)
+        if shell_redirection:
+            argv = ("bash", "-c", f"{shlex.join(argv)} {shell_redirection}")
         return subprocess.Popen(
-            (sys.executable, str(COMMAND), *words),
+            argv,
             cwd=self.here,
             env={**os.environ, **self.environment},
             text=True,
@@ -63,7 +66,7 @@ class Cloud:
         """Runs the command to its end."""
         pipe = subprocess.PIPE
         process = self.start(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-        out, err = process.communicate(typed, timeout=120)
+        out, err = process.communicate(typed, timeout=400)  # a loaded machine
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     @property

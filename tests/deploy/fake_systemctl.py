@@ -2,9 +2,11 @@
 
     systemctl daemon-reload | enable | disable | restart | stop | show UNIT --property P --value
 
-`restart` runs ExecStart in WorkingDirectory with EnvironmentFile, and again whenever it ends. What
-it prints goes to $WAN_TPU_ROOT/journal. What a machine of a slice would find out by itself, asking
-Google's metadata server, is in $WAN_TPU_ROOT/machine.env.
+`restart` runs ExecStart in WorkingDirectory with EnvironmentFile, and again whenever it ends, but
+for the codes of RestartPreventExitStatus. A service that notifies systemd is heard, line by line,
+in $WAN_TPU_ROOT/run/notified; one that does not is waited for by nobody. What it prints
+goes to $WAN_TPU_ROOT/journal. What a machine of a slice would find out by itself, asking Google's
+metadata server, is in $WAN_TPU_ROOT/machine.env.
 """
 
 import itertools
@@ -12,14 +14,18 @@ import os
 import pathlib
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(os.environ["WAN_TPU_ROOT"])
 UNIT = ROOT / "etc/systemd/system/wan-tpu.service"
 RUN = ROOT / "run"
 SUPERVISOR, RESTARTS, ENABLED = RUN / "supervisor", RUN / "restarts", RUN / "enabled"
+FAILED, NOTIFIED = RUN / "failed", RUN / "notified"
 
 
 def read_unit():
@@ -40,7 +46,8 @@ def environment(unit):
         if path.exists() or not file.startswith("-"):
             for line in path.read_text().splitlines():
                 key, _, value = line.partition("=")
-                variables[key] = value
+                quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+                variables[key] = value[1:-1] if quoted else value
     return variables
 
 
@@ -49,18 +56,47 @@ def supervise():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     unit = read_unit()
     assert unit["Restart"] == ["always"]
+    assert unit["Type"] == ["notify"]
+    prevented = unit["RestartPreventExitStatus"][0].split()
+    with tempfile.TemporaryDirectory(prefix="n") as folder:  # a socket's path is short
+        listen(f"{folder}/s")
+        variables = environment(unit) | {
+            "NOTIFY_SOCKET": f"{folder}/s",
+            "WATCHDOG_USEC": unit["WatchdogSec"][0] + "000000",
+        }
+        repeat(unit, variables, prevented)
+
+
+def listen(path):
+    """Writes down what is notified."""
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(path)
+
+    def write():
+        while True:
+            with NOTIFIED.open("ab") as file:
+                file.write(heard.recv(4096) + b"\n")
+
+    threading.Thread(target=write, daemon=True).start()
+
+
+def repeat(unit, variables, prevented):
+    FAILED.unlink(missing_ok=True)
     for count in itertools.count():
         RESTARTS.write_text(str(count))
         with (ROOT / "journal").open("a") as journal:
             process = subprocess.Popen(
                 shlex.split(unit["ExecStart"][0]),
                 cwd=unit["WorkingDirectory"][0],
-                env=environment(unit),
+                env=variables,
+                umask=int(unit["UMask"][0], 8),
                 stdout=journal,
                 stderr=journal,
             )
         try:
-            process.wait()
+            if str(process.wait()) in prevented:
+                FAILED.touch()
+                return
             time.sleep(0.1)
         finally:
             process.terminate()
@@ -68,10 +104,14 @@ def supervise():
 
 
 def stop():
+    FAILED.unlink(missing_ok=True)
     if SUPERVISOR.exists():
         pid = int(SUPERVISOR.read_text())
         SUPERVISOR.unlink()
-        os.kill(pid, signal.SIGTERM)
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return  # it stays down
         while pathlib.Path(f"/proc/{pid}/cmdline").exists() and "Z" not in state_of(pid):
             time.sleep(0.02)
 
@@ -102,10 +142,10 @@ def main(verb, *words):
     elif verb == "supervise":
         supervise()
     elif verb == "show":
-        running = SUPERVISOR.exists()
+        running, failed = SUPERVISOR.exists(), FAILED.exists()
         values = {
-            "ActiveState": "active" if running else "inactive",
-            "SubState": "running" if running else "dead",
+            "ActiveState": "failed" if failed else "active" if running else "inactive",
+            "SubState": "failed" if failed else "running" if running else "dead",
             "NRestarts": RESTARTS.read_text() if RESTARTS.exists() else "0",
         }
         print(values[words[words.index("--property") + 1]])

@@ -112,8 +112,61 @@ def test_one_of_three_slices_is_refused(cloud):
     cloud.answer("create")
     done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16", "--slices", "3")
     assert done.returncode == 1
-    assert "not created: wan-1." in done.stderr
-    assert "delete wan" in done.stderr  # what was made costs
+    assert "not created: wan-1. There, and it costs: wan-0, wan-2. " in done.stderr
+    assert "delete wan" in done.stderr
+
+
+REFUSALS = (
+    QUOTA,
+    "ERROR: The tpu.googleapis.com API requires a quota project, which is not set by default.",
+    "ERROR: PERMISSION_DENIED: This API method requires billing to be enabled.",
+    "ERROR: Permission denied on 'locations/us-east5-b' (or it may not exist).",
+    "ERROR: Accelerator type v6e-16 is not available in zone us-east5-b",
+    "ERROR: (gcloud.compute.tpus) Invalid choice: 'tpu-vm'.",
+)
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=[error[7:40] for error in REFUSALS])
+def test_a_refusal_before_anything_was_made_costs_nothing(cloud, error):
+    cloud.answer("create", err=error, exit=1)
+    done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16")
+    assert done.returncode == 1
+    assert "Nothing was created, and nothing costs" in done.stderr
+    assert "delete" not in done.stderr
+
+
+VAGUE = "ERROR: INTERNAL: an internal error has occurred\n"
+
+
+@pytest.mark.parametrize("error", [VAGUE, "ERROR: There is no more capacity in the zone"])
+def test_an_error_that_may_have_left_something_is_looked_into(cloud, error):
+    cloud.answer("create", err=error, exit=1)
+    cloud.slices()
+    cloud.answer("queued-resources list", out="[]")
+    done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16")
+    assert "Nothing was created, and nothing costs" in done.stderr
+
+
+def test_what_an_error_left_is_named(cloud):
+    cloud.answer("create wan-1", err=VAGUE, exit=1)
+    cloud.answer("create", err=QUOTA, exit=1)
+    cloud.slices(node("wan-1", state="CREATING"))
+    cloud.answer("queued-resources list", out="[]")
+    done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16", "--slices", "3")
+    assert done.returncode == 1
+    assert "not created: wan-0, wan-1, wan-2." in done.stderr
+    again = "delete wan --project my-project --zone us-east5-b"
+    assert (
+        f"There, and it costs: wan-1. It goes with  deploy/wan-tpu-deploy {again}, " in done.stderr
+    )
+
+
+def test_what_an_error_left_and_nobody_can_see(cloud):
+    cloud.answer("", err=VAGUE, exit=1)
+    done = cloud.run("create", "wan", *WHERE, "--type", "v6e-16")
+    assert done.returncode == 1
+    assert "Something may have been created" in done.stderr
+    assert "status wan" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,7 +188,8 @@ def test_errors_are_shown_with_what_to_do(cloud, error, hint):
     assert done.returncode == 1
     assert error.strip().splitlines()[0] in done.stdout
     assert hint in done.stdout
-    assert len(cloud.calls) == 1  # an error is not a flake: no second try
+    tries = [line for line in cloud.lines if " create " in line]
+    assert len(tries) == 1  # an error is not a flake: no second try
 
 
 @pytest.mark.parametrize(
@@ -151,6 +205,12 @@ def test_errors_are_shown_with_what_to_do(cloud, error, hint):
         (("--type", "v6e-16", "--labels", "Team=Video"), "KEY=VALUE"),
         (("--type", "v6e-16", "--ssh", "pigeon"), "iap, external, internal"),
         (("--type", "v6e-16;reboot"), "shell characters"),
+        (("--type", "v6e-16", "--zone", "us-east5"), "such as us-east5-b"),
+        (("--type", "v6e-16", "--zone", "US-EAST5-B"), "expected us-east5-b"),
+        (("--type", "v6e-16", "--zone", "moon"), "expected REGION-LETTER"),
+        (("--type", "v6e-16", "--project", "My-Project"), "gcloud projects list"),
+        (("--type", "v6e-16", "--slices", "\u0663"), "from 1 to 64"),
+        (("--type", "v6e-16", "--network", "a(b"), "shell characters"),
     ],
 )
 def test_wrong_input_is_refused_before_gcloud(cloud, flags, message):

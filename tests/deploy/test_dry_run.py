@@ -70,6 +70,7 @@ def test_a_shell_takes_it(cloud):
     others = ("--worker=1", "--worker=2", "--worker=3")
     printed = [line for line in dict.fromkeys(printed) if not any(w in line for w in others)]
     cloud.answer("")
+    (cloud.here / "group-secret-wan").write_text("as a start makes one")
     done = subprocess.run(
         ("bash", "-e", "-c", "\n".join(printed)),
         stdin=subprocess.DEVNULL,

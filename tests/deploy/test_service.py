@@ -25,6 +25,7 @@ def slice_(cloud):
     cloud.slices(node())
     cloud.answer("-- start ", out=f"started {COMMIT}\n")
     cloud.answer("-- pack ", out="compiled programs")
+    cloud.answer("-- secret", out="secret=0123456789abcdef\n")
     cloud.answer("ssh wan")
     return cloud
 
@@ -105,12 +106,14 @@ def test_start(slice_):
     assert done.returncode == 0, done.stderr
     lines, everyone = slice_.lines, range(4)
     assert lines[:2] == [LIST, ssh_line(0, "sudo bash -s -- stop")]  # the leader drains first
-    assert sorted(lines[2:6]) == [ssh_line(worker, START_DEFAULTS) for worker in everyone]
-    assert lines[6] == ssh_line(0, "sudo bash -s -- ready 3600")
-    assert lines[7] == ssh_line(0, "sudo bash -s -- pack /var/lib/wan-tpu/compiled")
+    look = "sudo bash -s -- secret"
+    assert sorted(lines[2:6]) == [ssh_line(worker, look) for worker in everyone]
+    assert sorted(lines[6:10]) == [ssh_line(worker, START_DEFAULTS) for worker in everyone]
+    assert lines[10] == ssh_line(0, "sudo bash -s -- ready 3600")
+    assert lines[11] == ssh_line(0, "sudo bash -s -- pack /var/lib/wan-tpu/compiled")
     unpack = "sudo -u wan-tpu tar -C /var/lib/wan-tpu -xf -"
-    assert sorted(lines[8:]) == [ssh_line(worker, unpack) for worker in (1, 2, 3)]
-    assert {call["stdin"] for call in slice_.calls[8:]} == {"compiled programs"}
+    assert sorted(lines[12:]) == [ssh_line(worker, unpack) for worker in (1, 2, 3)]
+    assert {call["stdin"] for call in slice_.calls[12:]} == {"compiled programs"}
     assert "tunnel wan --project my-project --zone us-east5-b\n" in done.stdout
     assert "start wan --project my-project --zone us-east5-b --commit previous" in done.stdout
 
@@ -119,7 +122,8 @@ def test_start_with_model_layout_and_commit(slice_):
     flags = ("--model", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "--layout", "dp2-sp8", "--port", "9000")
     done = slice_.run("start", "wan", *WHERE, *flags, "--commit", "0123456")
     assert done.returncode == 0, done.stderr
-    assert slice_.lines[2].endswith(
+    (line,) = {line.partition("--command=")[2] for line in slice_.lines if "-- start " in line}
+    assert line.endswith(
         "start 0123456 no-env-file WAN_TPU_HOST=127.0.0.1 WAN_TPU_PORT=9000 "
         "WAN_TPU_MODEL=Wan-AI/Wan2.1-T2V-14B-Diffusers WAN_TPU_LAYOUT=dp2-sp8 "
         "WAN_TPU_DRAIN_SECONDS=120' --quiet"
@@ -182,7 +186,9 @@ def test_secrets_go_over_standard_input_alone(slice_):
     assert sorted(slice_.lines[5:9]) == [ssh_line(worker, keys) for worker in range(4)]
     assert {call["stdin"] for call in slice_.calls[1:5]} == {"HF_TOKEN=hf_secret\n"}
     assert {call["stdin"] for call in slice_.calls[5:9]} == {"hashed-secret-key\n"}
-    assert "secret" not in "".join(slice_.lines) + done.stdout
+    said = "".join(slice_.lines) + done.stdout
+    assert "hashed-secret-key" not in said
+    assert "hf_secret" not in said
     started = [line for line in slice_.lines if "-- start " in line]
     assert all("-- start latest env-file WAN_TPU_HOST=0.0.0.0" in line for line in started)
     assert all("WAN_TPU_API_KEYS_FILE=/etc/wan-tpu/api-keys" in line for line in started)
@@ -196,7 +202,15 @@ def test_secrets_go_over_standard_input_alone(slice_):
 def test_a_file_that_is_not_there(slice_):
     done = slice_.run("start", "wan", *WHERE, "--env-file", "nowhere.env")
     assert done.returncode == 1
-    assert "nowhere.env is not there, or empty" in done.stderr
+    assert "nowhere.env is not there" in done.stderr
+    assert slice_.lines == [LIST]
+
+
+def test_a_file_that_cannot_be_one(slice_):
+    (slice_.here / "empty.env").touch()
+    assert "is empty" in slice_.run("start", "wan", *WHERE, "--env-file", "empty.env").stderr
+    done = slice_.run("start", "wan", *WHERE, "--env-file", str(slice_.here))
+    assert "cannot be read: Is a directory" in done.stderr
 
 
 def test_stop(slice_):
@@ -303,6 +317,27 @@ def test_tunnel_to_the_second_of_two_slices(cloud):
     words = ("tunnel", "wan", *WHERE, "--local-port", "18766", "--slice", "1")
     assert cloud.run(*words).returncode == 0
     assert "no slice 2; there are 2" in cloud.run(*words[:-1], "2").stderr
+    assert "--slice is -1; expected 0 or more" in cloud.run(*words[:-1], "-1").stderr
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999"])
+def test_a_local_port_that_is_none(slice_, port):
+    done = slice_.run("tunnel", "wan", *WHERE, "--local-port", port)
+    assert done.returncode == 1
+    assert f"--local-port is {port}; expected 1 to 65535" in done.stderr
+
+
+def test_numbers_that_no_verb_can_mean(slice_):
+    for words in (
+        ("start", "wan", "--timeout-seconds", "0"),
+        ("logs", "wan", "--lines", "-5"),
+        ("logs", "wan", "--worker", "-1"),
+        ("fetch", "wan", "video_1", "--slice", "-1"),
+    ):
+        done = slice_.run(*words, *WHERE)
+        assert done.returncode == 1
+        assert f"{words[-2]} is {words[-1]}; expected" in done.stderr
+    assert slice_.calls == []
 
 
 def test_a_port_that_is_taken(slice_):
@@ -358,6 +393,16 @@ def test_fetch_of_what_is_not_there_leaves_nothing(cloud):
     assert done.returncode == 1
     assert "could not be copied" in done.stderr
     assert list((cloud.here / "out").iterdir()) == []
+
+
+def test_fetch_to_where_no_folder_can_be(slice_):
+    (slice_.here / "out").write_text("a file of the user's")
+    for to, message in (("out", "out, a file; expected a folder"), ("out/in", "Not a directory")):
+        done = slice_.run("fetch", "wan", "video_1a2b", *WHERE, "--to", to)
+        assert done.returncode == 1
+        assert message in done.stderr
+    assert (slice_.here / "out").read_text() == "a file of the user's"
+    assert not any(" pack " in line for line in slice_.lines)
 
 
 @pytest.mark.parametrize("what", ["../etc/passwd", "a b", "x;reboot", "-x", "/var/../etc/shadow"])

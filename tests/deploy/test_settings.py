@@ -63,14 +63,54 @@ def test_another_file(cloud):
         ("zone = x\n", "is not a settings file"),
         ("[all]\nport = 80\n", "1024 to 65535"),
         ("[all]\nbucket = my-bucket\n", "gs://BUCKET"),
+        ("[Wan]\nzone = us-east5-b\n", "the section [Wan] is no deployment's"),
+        ("[ALL]\nzone = us-east5-b\n", "or [all] for every deployment"),
+        ("[ wan ]\nzone = us-east5-b\n", "write [wan]"),
+        ("[wan]\n[wan]\n", "line 2: the section [wan] is there twice"),
+        ("[all]\nzone = a\nZone = b\n", "line 3: zone is set twice in [all]"),
+        ("zone = us-east5-b\n", "line 1 stands before any section"),
+        ("[all]\nzone us-east5-b\n", "line 2 is 'zone us-east5-b"),
+        ("[all]\nzone = us-east5-b\n type = v6e-8\n", "begins with a space"),
+        ("[all]\nenv-file = ~nosuchuser/x\n", "no such user's home"),
+        ("\ufeff[all]\nzoen = x\n", "unknown setting 'zoen'"),
+        ("[all]\nzone = us-east5-b\0\n", "save it as UTF-8"),
+        ("[all]\nzone = us-\u00e9\n".encode("latin-1"), "not UTF-8 text (line 2)"),
+        ("[all]\nzone = us-east5-b\n".encode("utf-16"), "save it as UTF-8"),
+        ("[all]\nzone = us-east5-b\n".encode("utf-16-le"), "save it as UTF-8"),
+        (None, "cannot be read: Is a directory"),
     ],
 )
-def test_a_wrong_file_is_refused(cloud, text, message):
-    (cloud.here / "wan-tpu-deploy.ini").write_text(text)
+def test_a_wrong_file_is_refused_in_one_line(cloud, text, message):
+    file = cloud.here / "wan-tpu-deploy.ini"
+    if text is None:
+        file.mkdir()
+    else:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
     done = cloud.run("status", "wan")
     assert done.returncode == 1
     assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert cloud.calls == []
+
+
+def test_a_byte_order_mark_and_comments_after_values(cloud):
+    """As Windows' editors and people write it; a # inside of a word is part of it."""
+    text = "\ufeff[all]\nzone = us-east5-b ; near us\nref = a#b # the branch\nspot = On\n"
+    (cloud.here / "wan-tpu-deploy.ini").write_text(text)
+    lines = settings_lines(cloud, "wan", "--type", "v6e-8")
+    assert "wan-tpu-deploy.ini: zone=us-east5-b spot=yes ref=a#b\n" in lines
+
+
+def test_a_home_folder_is_meant_as_the_shell_does(cloud):
+    (cloud.here / "wan-tpu-deploy.ini").write_text("[all]\nenv-file = ~/x.env\n")
+    lines = settings_lines(cloud, "wan", "--type", "v6e-8")
+    assert f"env-file={cloud.folder}/x.env" in lines
+
+
+def test_what_is_not_set_names_the_file_and_its_sections(cloud):
+    (cloud.here / "mine.ini").write_text("[other]\ntype = v6e-8\n")
+    done = cloud.run("create", "wan", "--config", "mine.ini")
+    assert "write it in mine.ini under [wan] or [all]" in done.stderr
 
 
 def test_a_file_that_is_not_there(cloud):

@@ -24,10 +24,15 @@ SYSTEMCTL = pathlib.Path(__file__).with_name("fake_systemctl.py")
 
 STAND_IN = '''
 """Answers as the service does, at once."""
-import http.server, os, sys
+import http.server, os, socket, sys
 
 if os.path.exists(os.path.join(os.environ["HOME"], "crash")):
     sys.exit(75)
+if os.path.exists(os.path.join(os.environ["HOME"], "usage")):
+    print("WAN_TPU_LAYOUT is wrong", flush=True)
+    sys.exit(2)
+if os.path.exists(os.path.join(os.environ["HOME"], "write")):
+    open(os.path.join(os.environ["WAN_TPU_DATA_DIR"], "jobs.sqlite"), "w").close()
 asked = 0
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,8 +48,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-address = os.environ["WAN_TPU_HOST"], int(os.environ["WAN_TPU_PORT"])
-http.server.HTTPServer(address, Handler).serve_forever()
+class OnSocket(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+    def get_request(self):
+        return self.socket.accept()[0], ("", 0)
+
+
+if "WAN_TPU_UNIX_SOCKET" in os.environ:
+    server = OnSocket(os.environ["WAN_TPU_UNIX_SOCKET"], Handler)
+else:
+    address = os.environ["WAN_TPU_HOST"], int(os.environ["WAN_TPU_PORT"])
+    server = http.server.HTTPServer(address, Handler)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+    systemd.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+server.serve_forever()
 '''
 
 
@@ -99,13 +120,14 @@ def make_workers(cloud, tmp_path, one_slice):
     for number in workers:
         (tmp_path / "root" / str(number)).mkdir(parents=True)
     cloud.environment |= {"FAKE_WORKERS": str(tmp_path / "root"), "WAN_TPU_VENV": sys.prefix}
-    cloud.tool("sudo", 'exec "$@"')
+    # Everything of the worker is under its scratch root, and every file is of this user.
+    cloud.tool("sudo", 'exec "${@//\\/etc\\/wan-tpu/$WAN_TPU_ROOT/etc/wan-tpu}"')
+    cloud.tool("chown", 'printf "%s\\n" "$*" >> "$WAN_TPU_ROOT/chown"')
     cloud.tool("systemctl", f'exec {sys.executable} {SYSTEMCTL} "$@"')
     cloud.tool("journalctl", 'cat "$WAN_TPU_ROOT/journal"')
     cloud.slices(one_slice)
     cloud.answer("--command=true")
     cloud.answer("tar -C /var/lib")  # it would go past the scratch roots
-    cloud.answer("cat >/etc/wan-tpu", out="wan-tpu: sent")  # likewise
     cloud.answer("--command=sudo", run=True)
     cloud.port = str(free_port())
     return cloud
@@ -121,7 +143,7 @@ def install(worker, repository, ref):
 
 
 def start(worker, *flags):
-    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "120")
+    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "300")
     return worker.run(*words, *flags)
 
 
@@ -232,6 +254,7 @@ def test_settings_are_for_the_service_alone(worker, repository):
         "WAN_TPU_DRAIN_SECONDS=120",
         f"WAN_TPU_DATA_DIR={state}/data",
         f"WAN_TPU_CACHE_DIR={state}/compiled",
+        f"WAN_TPU_GROUP_SECRET_FILE={worker.root}/etc/wan-tpu/group-secret",
         f"HF_HOME={state}/hub",
         f"HOME={state}",
         "PYTHONUNBUFFERED=1",
@@ -243,6 +266,17 @@ def test_an_env_file_of_an_earlier_start_goes(worker, repository):
     (worker.root / "etc/wan-tpu/extra.env").write_text("WAN_TPU_LOG_LEVEL=debug\n")
     start(worker)
     assert not (worker.root / "etc/wan-tpu/extra.env").exists()
+
+
+def test_a_service_on_a_unix_socket_is_asked_there(worker, repository, tmp_path_factory):
+    """As behind a proxy; nothing listens on the port."""
+    path = tmp_path_factory.mktemp("s") / "http.sock"
+    install(worker, repository, commit(repository, "one"))
+    (worker.here / "wan.env").write_text(f'WAN_TPU_UNIX_SOCKET="{path}"\n')
+    done = start(worker, "--env-file", "wan.env")
+    assert done.returncode == 0, done.stdout
+    done = worker.run("status", "wan", *WHERE)
+    assert "wan/0: ready; 2 jobs wait" in done.stdout
 
 
 def test_a_service_that_keeps_ending_is_not_waited_for(worker, repository):
@@ -269,7 +303,7 @@ def test_the_unit_file(worker, repository):
     assert "Restart=always" in text
     assert "StartLimitIntervalSec=0" in text
     drain, grace = 120, 30  # what `start` sets; the default of WAN_TPU_STOP_GRACE_SECONDS
-    assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) > drain + grace
+    assert f"TimeoutStopSec={drain + grace + 60}\n" in text
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here: apt-get install systemd")
     done = subprocess.run(

@@ -103,27 +103,36 @@ class Slice(RunningServer):
         self.data_dir = data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
         self.coordinator = f"127.0.0.1:{free_port()}"
-        port = free_port()
         self.members = {}
+        self._common = {
+            "port": free_port(),
+            "min_free_bytes": 0,
+            "coordinator": self.coordinator,
+            "processes": num_processes,
+            **settings,
+        }
+        self._of_process = of_process or {}
+        self._again = again
+        self._environment = environment or {}
         for number in range(num_processes) if started is None else started:
-            values = {
-                "port": port,
-                "data_dir": data_dir if number == 0 else "/nonexistent/follower",
-                "min_free_bytes": 0,
-                "coordinator": self.coordinator,
-                "processes": num_processes,
-                "process_id": number,
-                **settings,
-                **(of_process or {}).get(number, {}),
-            }
-            variables = {f"WAN_TPU_{name.upper()}": str(value) for name, value in values.items()}
-            self.members[number] = Supervised(
-                data_dir.parent / f"process{number}.log",
-                clean_environment(**variables, **(environment or {})),
-                again=again,
-            )
-        self.url = f"http://127.0.0.1:{port}"
+            self.start_process(number)
+        self.url = f"http://127.0.0.1:{self._common['port']}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def start_process(self, number):
+        """Starts one that was left out so far."""
+        values = {
+            "data_dir": self.data_dir if number == 0 else "/nonexistent/follower",
+            "process_id": number,
+            **self._common,
+            **self._of_process.get(number, {}),
+        }
+        variables = {f"WAN_TPU_{name.upper()}": str(value) for name, value in values.items()}
+        self.members[number] = Supervised(
+            self.data_dir.parent / f"process{number}.log",
+            clean_environment(**variables, **self._environment),
+            again=self._again,
+        )
 
     @property
     def process(self):

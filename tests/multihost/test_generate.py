@@ -12,6 +12,7 @@ import pytest
 
 from tests.multihost.running import clean_environment, free_port
 from tests.server.running import wait_for
+from wan_tpu.multihost.lockstep import EXIT_LOST
 
 PROMPT = "a blue square moving up on a gray background"
 WAN_TPU = pathlib.Path(sys.executable).with_name("wan-tpu")
@@ -66,8 +67,15 @@ def command(tmp_path):
             process.communicate()
 
 
-def test_process_0_writes_the_video_of_both(command):
-    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy")
+def make_secret(file, secret):
+    file.write_text(f"{secret}\n")
+    file.chmod(0o600)
+    return file
+
+
+def test_process_0_writes_the_video_of_both(command, tmp_path):
+    secret = ("--group-secret-file", str(make_secret(tmp_path / "secret", "s" * 32)))
+    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy", *secret)
     assert both.ends() == {0: (0, "both.npy\n"), 1: (0, "")}, both.log(0) + both.log(1)
     names = {path.name for path in both.folder.iterdir()}
     assert names == {"both.npy", "both.json", "0.log", "1.log"}
@@ -102,6 +110,22 @@ def test_another_request_is_refused_by_name(command):
     for number in (0, 1):
         assert "settings: seed is 0 on process 0 and 7 on process 1 (" in both.log(number)
         assert "Traceback" not in both.log(number)
+
+
+def test_another_secret_is_refused_on_both(command, tmp_path):
+    """Process 0 cannot tell one of its own from a stranger: it names the address, and waits on."""
+    secrets = {n: make_secret(tmp_path / f"{n}.secret", f"{n}" * 32) for n in (0, 1)}
+    both = command(
+        "-o",
+        "never.npy",
+        of_process={n: ("--group-secret-file", str(file)) for n, file in secrets.items()},
+    )
+    assert both.ends() == {0: (EXIT_LOST, ""), 1: (1, "")}
+    assert "do not have the same secret" in both.log(1)
+    said = "127.0.0.1 could not prove the slice's secret"
+    assert f"waiting for process 1 of 2; {said}" in both.log(0)
+    assert f"the same command must run on every host; {said}" in both.log(0)
+    assert not list(both.folder.glob("never*"))
 
 
 def test_half_of_the_options(tmp_path):

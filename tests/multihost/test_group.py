@@ -17,9 +17,25 @@ def test_nothing_said_on_an_ordinary_machine_is_one_process():
     assert ALONE.leads
 
 
-def test_all_three_said():
-    found = find_group("10.0.0.2:8490", 4, 3)
-    assert found == ProcessGroup(num_processes=4, process_id=3, host="10.0.0.2", port=8490)
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def secret_file(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    file.chmod(0o600)
+    return file
+
+
+def group_at(host, port=DEFAULT_PORT, **numbers):
+    return ProcessGroup(host=host, port=port, secret=SECRET, **numbers)
+
+
+def test_all_three_said(secret_file):
+    found = find_group("10.0.0.2:8490", 4, 3, secret_file)
+    assert found == group_at("10.0.0.2", 8490, num_processes=4, process_id=3)
+    assert SECRET not in repr(found)
     assert not found.leads
     assert find_group("[::1]:99", 2, 0).coordinator == "[::1]:99"
 
@@ -38,6 +54,24 @@ def test_all_three_said():
 def test_what_is_said_by_half_or_wrongly(said, words):
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
         find_group(*said)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "[::1]", "localhost"])
+def test_on_loopback_no_secret_is_needed(host):
+    assert find_group(f"{host}:8490", 2, 1).secret == ""
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.2", "0.0.0.0", "[::]", "[fe80::1]", "localhost.example", "128.0.0.1", "vm"]
+)
+def test_elsewhere_one_is(host, secret_file):
+    with pytest.raises(InputError, match="openssl rand -hex 32"):
+        find_group(f"{host}:8490", 2, 1)
+    assert find_group(f"{host}:8490", 2, 1, secret_file).secret == SECRET
+
+
+def test_a_process_on_its_own_looks_at_no_secret(tmp_path):
+    assert find_group(num_processes=1, secret_file=tmp_path / "nowhere") == ALONE
 
 
 def test_addresses():
@@ -73,11 +107,13 @@ def metadata(values, monkeypatch):
     "endpoints",
     ["unknown:0:10.0.0.2,unknown:1:10.0.0.3,unknown:2:10.0.0.4", "10.0.0.2,10.0.0.3,10.0.0.4"],
 )
-def test_a_worker_of_a_slice(monkeypatch, endpoints):
+def test_a_worker_of_a_slice(monkeypatch, endpoints, secret_file):
     values = {"agent-worker-number": "2", "worker-network-endpoints": endpoints}
     with metadata(values, monkeypatch):
-        found = group.from_tpu_metadata()
-    assert found == ProcessGroup(num_processes=3, process_id=2, host="10.0.0.2", port=DEFAULT_PORT)
+        found = group.from_tpu_metadata(secret_file)
+        with pytest.raises(InputError, match="the slice has no secret"):
+            group.from_tpu_metadata()
+    assert found == group_at("10.0.0.2", num_processes=3, process_id=2)
 
 
 def test_a_slice_of_one_worker(monkeypatch):
@@ -107,10 +143,13 @@ def test_metadata_that_fails_is_no_single_machine(monkeypatch):
         group.from_tpu_metadata()
 
 
-def test_a_pod_of_kubernetes():
-    found = group.from_kubernetes({"TPU_WORKER_HOSTNAMES": "a-0.a,a-1.a", "TPU_WORKER_ID": "1"})
-    assert found == ProcessGroup(num_processes=2, process_id=1, host="a-0.a", port=DEFAULT_PORT)
+def test_a_pod_of_kubernetes(secret_file):
+    names = {"TPU_WORKER_HOSTNAMES": "a-0.a,a-1.a", "TPU_WORKER_ID": "1"}
+    found = group.from_kubernetes(names, secret_file)
+    assert found == group_at("a-0.a", num_processes=2, process_id=1)
+    with pytest.raises(InputError, match="the slice has no secret"):
+        group.from_kubernetes(names)
     assert group.from_kubernetes({"TPU_WORKER_HOSTNAMES": "x", "TPU_WORKER_ID": "0"}) == ALONE
     addresses = {"TPU_PROCESS_ADDRESSES": "a-0.a:8476,a-1.a:8476", "TPU_WORKER_ID": "0"}
-    assert group.from_kubernetes(addresses).host == "a-0.a"
+    assert group.from_kubernetes(addresses, secret_file).host == "a-0.a"
     assert group.from_kubernetes({}) is None

@@ -2,9 +2,10 @@
 
 import pytest
 
+from wan_tpu.multihost.connection import Connection
 from wan_tpu.multihost.lockstep import Outcome
 from wan_tpu.multihost.roster import Here, Member, Pace
-from wan_tpu.multihost.words import At, Connection, Left
+from wan_tpu.multihost.words import At, Left
 
 PATIENCE = 20.0
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from server.lockstep import EXIT_LOST
+from server.engine.lockstep import EXIT_LOST
 from tests.multihost.running import Slice
 from wan_tpu.demo.recognition import judge_file
 from wan_tpu.pipeline.video_file import read_frames

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,13 @@ def test_counting_a_kernel_with_one_block_of_keys():
     assert times["tile of 256 keys"] == 2
     assert times["block of keys"] == 1
     assert times["partial tile"] == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/plans", "/etc/hostname"])
+def test_a_folder_that_cannot_be_written_costs_the_keeping_alone(place, caplog):
+    cache = FactsCache(pathlib.Path(place))
+    for _ in range(2):
+        assert cache.get({"what": "x"}, lambda: {"facts": 1}) == {"facts": 1}
+    (message,) = {m for m in caplog.messages if "going on without" in m}
+    assert message.startswith(f"cannot keep plans in {place} (")
+    assert sum("going on without" in m for m in caplog.messages) == 1

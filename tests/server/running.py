@@ -24,8 +24,9 @@ class RunningServer:
 
     def __init__(self, data_dir, *, environment=None, **settings):
         self.data_dir = data_dir
-        self.log_path = data_dir / "server.log"
-        data_dir.mkdir(parents=True, exist_ok=True)
+        # Beside the data folder: a server refuses one that holds other things.
+        self.log_path = data_dir.with_name(f"{data_dir.name}.log")
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
         keep = {
             name: value
             for name, value in os.environ.items()
@@ -118,8 +119,18 @@ class RunningServer:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
-                    found += [child.pid] if "server.engine_process" in child.cmdline() else []
+                    found += [child.pid] if "server.engine.process" in child.cmdline() else []
         return found
+
+    def open_sockets(self):
+        """Connections that the server holds."""
+        connections = psutil.Process(self.process.pid).net_connections("inet")
+        return [c for c in connections if c.status == psutil.CONN_ESTABLISHED]
+
+    def cpu_seconds(self):
+        """Processor seconds of the server so far, its engine not counted."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def kill(self):
         """As the kernel does, without a word."""

@@ -3,12 +3,20 @@
 slow      a fifth of a second for each step
 boom      raises at the second step
 oom       runs out of memory at the second step
+nan       computes numbers that are none
+full      finds the disk full at the second step
 crash     kills its own process at the second step
+crashonce likewise, but only the first time
 hang      stops for ever at the second step, deaf to cancellation
+compile   stops for ever in the compiler
+stop      stops its whole process at the second step, as SIGSTOP does
 
-`boom@1` and so on happen in process 1 of several alone.
+`boom@1` and so on happen in process 1 of several alone. Two files in the data folder change what
+it does without a prompt: with `broken-probe` it fails at the service's own small video, and while
+there is a `slow-start` it loads.
 """
 
+import errno
 import os
 import signal
 import threading
@@ -16,8 +24,10 @@ import time
 
 import numpy as np
 
-from server.jobs import Failure
+from server.engine.failure import Failure
+from wan_tpu.errors import BadNumbersError
 from wan_tpu.pipeline.progress import Watch
+from wan_tpu.request import VideoRequest
 
 QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2
 
@@ -26,12 +36,15 @@ class ScriptedEngine:
     def __init__(self, settings):
         self.cannot_start = os.environ.get("SCRIPTED_ENGINE_CANNOT_START")
         self.process_id = 0
+        self.data_dir = settings.data_dir
 
     def start(self, joined=None):
         if self.cannot_start:
             raise RuntimeError(self.cannot_start)
         if joined is not None:
             self.process_id = joined.group.process_id
+        while (self.data_dir / "slow-start").exists():
+            time.sleep(0.05)
 
     def warm_up(self, on_progress):
         with Watch(on_progress).stage("compile everything", 1) as report:
@@ -40,13 +53,22 @@ class ScriptedEngine:
     def describe(self):
         return {"layout": "single"}
 
+    def probe_request(self):
+        prompt = "boom" if (self.data_dir / "broken-probe").exists() else "probe"
+        return VideoRequest(
+            prompt=prompt, width=16, height=16, num_frames=1, num_inference_steps=2, seed=0
+        )
+
     def generate(self, request, *, on_frames, on_progress, should_cancel):
         watch = Watch(on_progress, should_cancel)
+        if "compile" in request.prompt.split():
+            with watch.stage("compile step", 1):
+                threading.Event().wait()
         with watch.stage("denoise", request.num_inference_steps) as report:
             for step in range(request.num_inference_steps):
                 time.sleep(SLOW_SECONDS if "slow" in request.prompt else QUICK_SECONDS)
                 if step == 1:
-                    misbehave(request.prompt, self.process_id)
+                    self.misbehave(request.prompt)
                 report(step + 1)
         with watch.stage("decode", request.num_frames) as report:
             for index in range(request.num_frames):
@@ -56,18 +78,31 @@ class ScriptedEngine:
         return {"layout": "single", "seconds": watch.seconds}
 
     def failure_of(self, error):
-        is_memory = isinstance(error, MemoryError)
-        return Failure.OUT_OF_MEMORY if is_memory else Failure.ENGINE_ERROR
+        match error:
+            case MemoryError():
+                return Failure.OUT_OF_MEMORY
+            case BadNumbersError():
+                return Failure.BAD_NUMBERS
+            case _:
+                return Failure.ENGINE_ERROR
 
-
-def misbehave(prompt, process_id):
-    words = [word.partition("@") for word in prompt.split()]
-    mine = {word for word, _, where in words if where in ("", str(process_id))}
-    if "boom" in mine:
-        raise RuntimeError("a secret of the inside: the engine's own words")
-    if "oom" in mine:
-        raise MemoryError
-    if "crash" in mine:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if "hang" in mine:
-        threading.Event().wait()
+    def misbehave(self, prompt):
+        words = [word.partition("@") for word in prompt.split()]
+        mine = {word for word, _, where in words if where in ("", str(self.process_id))}
+        if "boom" in mine:
+            raise RuntimeError("a secret of the inside: the engine's own words")
+        if "oom" in mine:
+            raise MemoryError
+        if "nan" in mine:
+            raise BadNumbersError("the latents of step 2")
+        if "full" in mine:
+            raise RuntimeError("wrapped") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if "crashonce" in mine and not (self.data_dir / "has-crashed").exists():
+            (self.data_dir / "has-crashed").touch()
+            mine.add("crash")
+        if "crash" in mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "stop" in mine:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if "hang" in mine:
+            threading.Event().wait()

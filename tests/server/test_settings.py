@@ -48,6 +48,20 @@ def test_lists_are_words_with_commas(monkeypatch):
         ({"WAN_TPU_MODEL": "wan-huge"}, "unknown model 'wan-huge'; known: wan-tiny"),
         ({"WAN_TPU_API_KEYS_FILE": "/nowhere/keys"}, "cannot read"),
         ({"WAN_TPU_WARM_UP": "60x64x17"}, "width must be a positive multiple of 16"),
+        ({"WAN_TPU_WARM_UP": "4096x4096x17"}, "WAN_TPU_WARM_UP=4096x4096x17: "),
+        ({"WAN_TPU_MAX_WORK": "inf"}, "WAN_TPU_MAX_WORK: Input should be a finite number"),
+        ({"WAN_TPU_MAX_WORK": "nan"}, "WAN_TPU_MAX_WORK: Input should be a finite number"),
+        ({"WAN_TPU_DRAIN_SECONDS": "inf"}, "WAN_TPU_DRAIN_SECONDS: "),
+        ({"WAN_TPU_EXPIRY_SECONDS": "0"}, "WAN_TPU_EXPIRY_SECONDS: "),
+        ({"WAN_TPU_EXPIRY_SECONDS": "1e300"}, "WAN_TPU_EXPIRY_SECONDS: "),
+        ({"WAN_TPU_ALLOWED_HOSTS": "wan.example.com:8443"}, "'wan.example.com:8443', expected"),
+        ({"WAN_TPU_ALLOWED_HOSTS": "https://b.example.com"}, "WAN_TPU_ALLOWED_HOSTS has"),
+        ({"WAN_TPU_ALLOWED_HOSTS": "a.*.example.com"}, "WAN_TPU_ALLOWED_HOSTS has"),
+        ({"WAN_TPU_ALLOWED_HOSTS": "b.example.com/wan"}, "WAN_TPU_ALLOWED_HOSTS has"),
+        ({"WAN_TPU_CORS_ORIGINS": "app.example.com"}, "WAN_TPU_CORS_ORIGINS has"),
+        ({"WAN_TPU_CORS_ORIGINS": "https://app.example.com/"}, "WAN_TPU_CORS_ORIGINS has"),
+        ({"WAN_TPU_CORS_ORIGINS": "*"}, "WAN_TPU_CORS_ORIGINS=* without"),
+        ({"WAN_TPU_SERVED_MODEL_NAME": "two words"}, "WAN_TPU_SERVED_MODEL_NAME: "),
     ],
 )
 def test_a_wrong_setting_is_one_line_on_stderr(environment, words, tmp_path):
@@ -61,6 +75,8 @@ def test_a_wrong_setting_is_one_line_on_stderr(environment, words, tmp_path):
     assert done.returncode in (1, 2)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("time=")]
+    assert len(said) == 1, done.stderr
 
 
 def test_help_names_every_setting():
@@ -69,3 +85,14 @@ def test_help_names_every_setting():
     )
     for name in Settings.model_fields:
         assert f"WAN_TPU_{name.upper()} " in done.stdout
+
+
+@pytest.mark.parametrize("text", ["never", "Never", "inf"])
+def test_videos_can_be_kept_for_ever(monkeypatch, text):
+    monkeypatch.setenv("WAN_TPU_EXPIRY_SECONDS", text)
+    assert Settings().expiry_seconds is None
+
+
+def test_a_unix_socket_needs_no_keys_and_has_no_names():
+    settings = Settings(host="0.0.0.0", unix_socket="/run/wan-tpu.sock")
+    assert settings.hosts == {"*"}

@@ -13,7 +13,9 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from wan_tpu.text.prompt import SHOWN_CHARACTERS, clean_prompt, tokenize
+from wan_tpu.errors import PromptError
+from wan_tpu.text.prompt import SHOWN_CHARACTERS, check_prompt, clean_prompt, tokenize
+from wan_tpu.text.tokenizer import load_tokenizer
 
 NASTY = [
     "",
@@ -69,8 +71,63 @@ def test_cleaning_by_example(text, cleaned):
     assert clean_prompt(text) == cleaned
 
 
+NOTHING = [
+    *(
+        "",
+        " \n",
+        "&nbsp;",
+        "&amp;nbsp;",
+        "\ufeff",
+        "\u200b",
+        "&#8203;",
+        "\x00\x01\x1b",
+        "\u2060\u00ad",
+    ),
+    *(
+        "\u200e\u202e",
+        "\ufe0f",
+        "\u0301",
+        "\ud800",
+        "\u3164\u3164",
+        "\u2800",
+        "\U000e0041",
+        " \u200b &nbsp; ",
+    ),
+]
+SOMETHING = [
+    "a",
+    "\u732b",
+    "7",
+    "?",
+    "\U0001f431",
+    "&lt;",
+    "\u200ba\u200b",
+    "e\u0301",
+    "\u0e01\u0e33",
+    "&amp;",
+]
+
+
+@pytest.mark.parametrize("text", NOTHING)
+def test_a_prompt_of_which_nothing_is_left_is_refused(text):
+    with pytest.raises(PromptError, match="prompt is empty once blanks and invisible"):
+        check_prompt(text)
+
+
+@pytest.mark.parametrize("text", SOMETHING)
+def test_a_prompt_of_which_something_is_left_is_taken(text):
+    check_prompt(text)
+
+
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(fast_tokenizer, tmp_path):
+    """What we load of `fast_tokenizer` once it is saved."""
+    fast_tokenizer.save_pretrained(tmp_path)
+    return load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def fast_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte, closed by an end token as T5's: 512 are soon reached, and it decodes."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = {"<pad>": 0, "</s>": 1}
@@ -104,9 +161,9 @@ def tokens_of_diffusers(tokenizer, prompts):
     return seen["ids"].numpy(), seen["mask"].numpy()
 
 
-def test_tokens_equal_diffusers(tokenizer):
+def test_tokens_equal_diffusers(tokenizer, fast_tokenizer):
     ids, mask = tokenize(tokenizer, NASTY)
-    expected_ids, expected_mask = tokens_of_diffusers(tokenizer, NASTY)
+    expected_ids, expected_mask = tokens_of_diffusers(fast_tokenizer, NASTY)
     assert ids.dtype == mask.dtype == np.int32
     assert ids.shape == mask.shape == (len(NASTY), 512)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -126,9 +183,8 @@ def test_a_prompt_that_just_fits_is_not_warned_about(tokenizer, caplog):
     assert not caplog.records
 
 
-def test_a_longer_prompt_is_cut_with_a_warning(tokenizer, caplog, monkeypatch):
-    """The end token stays; one warning, ours, counts the tokens and shows them."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+def test_a_longer_prompt_is_cut_with_a_warning(tokenizer, caplog):
+    """The end token stays; one warning counts the tokens and shows them."""
     with caplog.at_level(logging.WARNING):
         ids, mask = tokenize(tokenizer, ["x" * 511 + "LOST", "short"])
     assert ids[0, -1] == 1

@@ -76,7 +76,7 @@ def test_frames_are_fetched_while_later_ones_decode(folder, devices):
     def dispatch(*arguments):
         number = sum(event.startswith("dispatch") for event in events)
         events.append(f"dispatch {number}")
-        return Pending(number), None
+        return Pending(number), True, None
 
     case = make_case(CASE)
     chunks = load("flax", folder).frames(case.latents[:, :3], [dispatch, dispatch])

@@ -38,10 +38,10 @@ def test_every_layout_decodes_what_diffusers_decodes(layout, height, width, conv
     case = make_case("three levels", height, width)
     vae = make_vae(case, layout, convolution)
     first, following = quick_jit(vae.decode_first), quick_jit(vae.decode_next)
-    frames, cache = first(case.params, case.latents[:, :1])
+    frames, _, cache = first(case.params, case.latents[:, :1])
     chunks = [np.asarray(frames)]
     for index in range(1, 3):
-        frames, cache = following(case.params, case.latents[:, index : index + 1], cache)
+        frames, _, cache = following(case.params, case.latents[:, index : index + 1], cache)
         chunks.append(np.asarray(frames))
     assert_same_bytes(np.concatenate(chunks), to_bytes(case.decoded[: case.frames(3)]))
 
@@ -86,10 +86,11 @@ def test_two_programs_compile(devices, caplog):
         placed = {name: jax.device_put(case.params[name], params[name].sharding) for name in params}
         where = stages[0].arguments[1].sharding
         chunks = [jax.device_put(x, where) for x in np.split(case.latents, 5, axis=1)]
-        frames, cache = first(placed, chunks[0])
+        frames, is_finite, cache = first(placed, chunks[0])
         outputs = [frames]
         for chunk in chunks[1:]:
-            frames, cache = following(placed, chunk, cache)
+            frames, is_finite, cache = following(placed, chunk, cache)
+            assert is_finite.is_fully_replicated
             outputs.append(frames)
     messages = [record.getMessage() for record in caplog.records]
     compiled = [message for message in messages if "Finished XLA compilation" in message]
@@ -104,8 +105,8 @@ def test_cache_keeps_its_shape_and_split(devices):
     vae = make_vae(case, "dp2-tp2")
     params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(DECODER,))
     first, following = make_decode_stages(case.config, vae.mesh, 4, 8, jnp.bfloat16, params)
-    _, started = jax.eval_shape(first.function, *first.arguments)
-    _, continued = jax.eval_shape(following.function, *following.arguments)
+    *_, started = jax.eval_shape(first.function, *first.arguments)
+    *_, continued = jax.eval_shape(following.function, *following.arguments)
     for leaf, after, argument in zip(
         *map(jax.tree.leaves, (started, continued, following.arguments[2])), strict=True
     ):

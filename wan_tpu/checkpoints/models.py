@@ -1,21 +1,30 @@
 """From a model's name to its files and configurations; no weights are read here.
 
 A name is `wan-tiny` (in the package), a folder in diffusers format, a hub id, or one of the
-`KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline.
+`KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline. A
+model of the hub may be of one commit, branch or tag: `owner/name@revision`; else it is the newest.
 """
 
 import dataclasses
-import json
+import errno
+import logging
 import pathlib
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from wan_tpu.errors import CheckpointError, UnknownNameError
-from wan_tpu.request import GenerationDefaults
+from wan_tpu.checkpoints.config_values import read_fields
+from wan_tpu.checkpoints.files import read_json
+from wan_tpu.checkpoints.strangers import describe_stranger, refuse_name
+from wan_tpu.errors import CheckpointError, InputError, UnknownNameError
+from wan_tpu.request import GenerationDefaults, VideoRequest
+
+logger = logging.getLogger(__name__)
 
 WAN_TINY = "wan-tiny"
 COMPONENTS = ("text_encoder", "transformer", "vae")
+LONGEST_NAME = 200
+"""Characters; hub ids have at most 96, and a message need not be longer."""
 DEFAULTS_FILE = "generation_defaults.json"
 
 WAN_NEGATIVE_PROMPT = (
@@ -96,6 +105,13 @@ class ModelDescription:
     configs: Mapping[str, Mapping[str, Any]]
     defaults: GenerationDefaults
 
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit that the files are of; None for files that do not come from there."""
+        if self.folder is None or self.folder.parent.name != "snapshots":
+            return None
+        return self.folder.name
+
     def component_folder(self, component: str) -> pathlib.Path:
         """Where a component's weights lie.
 
@@ -117,8 +133,8 @@ def describe_model(name: str) -> ModelDescription:
         UnknownNameError: nothing is called so.
         CheckpointError: its files are not those of a Wan text-to-video model.
     """
-    if name in KNOWN_MODELS:
-        known = KNOWN_MODELS[name]
+    if name.partition("@")[0] in KNOWN_MODELS:
+        known = KNOWN_MODELS[name.partition("@")[0]]
         configs = {
             "text_encoder": _UMT5_XXL,
             "transformer": known.transformer,
@@ -136,30 +152,55 @@ def open_model(name: str) -> ModelDescription:
         UnknownNameError: nothing is called so.
         CheckpointError: files are missing, cannot be had, or are of another kind of model.
     """
-    hub_id = KNOWN_MODELS[name].hub_id if name in KNOWN_MODELS else name
-    return _read_folder(name, _locate(hub_id, patterns=["*.json", "*.safetensors", "*.model"]))
+    known, at, revision = name.partition("@")
+    source = f"{KNOWN_MODELS[known].hub_id}{at}{revision}" if known in KNOWN_MODELS else name
+    model = _read_folder(name, _locate(source, patterns=["*.json", "*.safetensors", "*.model"]))
+    if model.revision is not None:
+        hint = "" if revision == model.revision else f"; {known}@{model.revision} keeps it there"
+        logger.info("model %s is at the hub's commit %s%s", known, model.revision, hint)
+    return model
 
 
 def _locate(name: str, *, patterns: list[str]) -> pathlib.Path:
     """The folder of a model, downloading the files that match `patterns` if it is a hub id."""
     if name == WAN_TINY:
         return pathlib.Path(str(resources.files("wan_tpu") / "demo" / "wan-tiny"))
-    folder = pathlib.Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    try:
+        folder = pathlib.Path(name).expanduser()
+        if name and folder.is_dir():
+            return folder
+        if name:
+            refuse_name(name, folder)
+    except RuntimeError:
+        pass  # ~somebody, who has no account here
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and len(name) <= LONGEST_NAME:
         return _download(name, patterns)
     known = [WAN_TINY, *KNOWN_MODELS, "a folder in diffusers format", "a hub id like owner/name"]
-    raise UnknownNameError("model", name, known)
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    raise UnknownNameError("model", shown, known)
 
 
-def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
-    """A hub repository's files, from the cache where they are there already."""
+def _download(source: str, patterns: list[str]) -> pathlib.Path:
+    """A hub repository's files, `owner/name[@revision]`, from the cache where they are there."""
     import huggingface_hub
     from huggingface_hub import errors
 
+    hub_id, at, revision = source.partition("@")
+    if at and not revision:
+        raise CheckpointError(f"{source} names no revision after @, for example {hub_id}@main")
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision or None, allow_patterns=patterns
+            )
+        )
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            f"{hub_id} has no revision {revision!r}; expected a commit, branch or tag, such as main"
+        ) from None
     except errors.GatedRepoError:
         raise CheckpointError(
             f"{hub_id} is gated: accept its terms and log in (`hf auth login`)"
@@ -171,53 +212,53 @@ def _download(hub_id: str, patterns: list[str]) -> pathlib.Path:
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{hub_id} is not in the cache and cannot be downloaded: {reason}"
+            f"{source} is not in the cache and cannot be downloaded: {reason}"
         ) from None
 
 
 def _read_folder(name: str, folder: pathlib.Path) -> ModelDescription:
     """Reads the configurations of a folder in diffusers format."""
+    try:
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(f"model_index.json is missing: {describe_stranger(folder)}")
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if pipeline != "WanPipeline":
+        what = "names no _class_name" if pipeline is None else f"is of a {pipeline}"
         raise CheckpointError(
-            f"{folder} holds a {pipeline}; WanPipeline (text to video) is implemented"
+            f"{folder}/model_index.json {what}; WanPipeline (text to video) is implemented"
         )
-    if (index.get("transformer_2") or [None])[0] is not None:
+    if index.get("transformer_2") not in (None, [], [None, None]):
         raise CheckpointError(
             f"{folder} has two transformers (Wan 2.2 A14B), which is not implemented yet"
         )
     configs = {component: read_json(folder / component / "config.json") for component in COMPONENTS}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     if (folder / DEFAULTS_FILE).is_file():
-        defaults = _read_defaults(read_json(folder / DEFAULTS_FILE))
+        defaults = _read_defaults(folder / DEFAULTS_FILE)
     else:
-        large = configs["transformer"].get("num_attention_heads", 40) >= 40
-        defaults = _WAN_720P_DEFAULTS if large else _WAN_DEFAULTS
+        small = configs["transformer"].get("num_attention_heads") in range(1, 40)
+        defaults = _WAN_DEFAULTS if small else _WAN_720P_DEFAULTS
     return ModelDescription(name=name, folder=folder, configs=configs, defaults=defaults)
 
 
-def _read_defaults(values: Mapping[str, Any]) -> GenerationDefaults:
-    """The model's own defaults; its one flow shift holds for every size."""
-    values = dict(values)
-    shift = values.pop("flow_shift")
-    return GenerationDefaults(**values, flow_shift_by_height=((0, float(shift)),))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_defaults(path: pathlib.Path) -> GenerationDefaults:
+    """The model's own defaults, Wan's for what it leaves out; its flow shift is for all sizes."""
+    values = read_json(path)
+    shift = values.pop("flow_shift", None)
+    known = {f.name for f in dataclasses.fields(GenerationDefaults)} - {"flow_shift_by_height"}
+    unknown = sorted(values.keys() - known)
+    if unknown:
         raise CheckpointError(
-            f"{path} is missing: not a model folder in diffusers format"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return value
+            f"{path}: unknown {unknown[0]!r}; known: {', '.join(sorted(known | {'flow_shift'}))}"
+        )
+    defaults = GenerationDefaults(**read_fields(GenerationDefaults, values, f"file {path}"))
+    try:
+        if shift is not None:
+            defaults = dataclasses.replace(defaults, flow_shift_by_height=((0, float(shift)),))
+        VideoRequest(prompt="default").resolved(defaults)
+    except (InputError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return defaults

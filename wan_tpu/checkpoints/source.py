@@ -4,17 +4,22 @@ Only safetensors: it holds numbers and nothing that could run. A file is opened 
 closed again, so that its pages never count as this process's memory for longer than that read.
 """
 
-import json
+import contextlib
 import pathlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from wan_tpu.checkpoints.files import pointer_hint, some, weight_files
 from wan_tpu.errors import CheckpointError
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Safetensors' names of the dtypes that are taken. Eight bits (fp8, int8) come with scales that are
+kept elsewhere, each maker's in its own way; without them the numbers are others."""
 
 Index = tuple[slice, ...]
 
@@ -53,21 +58,36 @@ class ArraySource:
 class SafetensorsSource:
     """The tensors of one component's folder: one safetensors file, or several with an index."""
 
-    def __init__(self, folder: pathlib.Path, *, aliases: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        aliases: Mapping[str, str] | None = None,
+        plain_name: str | None = None,
+    ):
         """Reads names and shapes; no weights.
 
         Args:
             folder: of the component.
             aliases: second names of tied tensors, and the name each is known by here.
+            plain_name: what its weights are called; see `wan_tpu.checkpoints.files.weight_files`.
 
         Raises:
-            CheckpointError: no safetensors here, or a file is missing, truncated or unreadable.
+            CheckpointError: no safetensors here, a file is missing, truncated or unreadable, a
+                tensor is there twice or of a dtype that is not among `FLOATS`.
         """
         self.description = str(folder)
         self._stored: dict[str, tuple[pathlib.Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(folder):
+        files: dict[str, pathlib.Path] = {}
+        for path in weight_files(folder, plain_name):
             for stored_name, shape in _read_header(path).items():
+                other = files.setdefault(stored_name, path)
+                if other != path:
+                    raise CheckpointError(
+                        f"{folder}: {stored_name} is both in {other.name} and in {path.name}; "
+                        "keep one of them"
+                    )
                 name = (aliases or {}).get(stored_name, stored_name)
                 shapes[name] = shape
                 self._stored[name] = (path, stored_name)
@@ -98,62 +118,43 @@ def check_tensors(
         CheckpointError: names the missing, unexpected and misshapen tensors.
     """
     found = source.shapes
-    problems = [f"missing {_some(sorted(expected.keys() - found.keys()))}"]
-    problems += [f"unexpected {_some(sorted(found.keys() - expected.keys()))}"]
+    problems = [f"missing {some(sorted(expected.keys() - found.keys()))}"]
+    problems += [f"unexpected {some(sorted(found.keys() - expected.keys()))}"]
     wrong = [
         f"{name} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    problems += [f"misshapen {_some(wrong)}"]
+    problems += [f"misshapen {some(wrong)}"]
     problems = [problem for problem in problems if not problem.endswith(" ")]
     if problems:
         raise CheckpointError(f"{component} in {source.description}: {'; '.join(problems)}")
 
 
-def _some(names: list[str], limit: int = 4) -> str:
-    """The first few of a list, with how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a component, from the index where there is one."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        try:
-            names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{indexes[0]} is not an index of safetensors files: {error}"
-            ) from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {_some(missing)}, named in {indexes[0].name}")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
-        )
-        hint = (
-            f"; {_some(others)} cannot be used, because pickle files can run code" if others else ""
-        )
-        raise CheckpointError(f"no .safetensors file in {folder}{hint}")
-    return files
-
-
 def _read_header(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, of tensors whose numbers are weights as they stand."""
+    shapes = {}
     with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+        for name in file.keys():  # noqa: SIM118 - no dict
+            tensor = file.get_slice(name)
+            if tensor.get_dtype() not in FLOATS:
+                raise CheckpointError(
+                    f"{path}: {name} is {tensor.get_dtype()}, and only {', '.join(FLOATS)} are "
+                    "weights as they stand; take the model's files in bfloat16"
+                )
+            shapes[name] = tuple(tensor.get_shape())
+    return shapes
 
 
-def _opened(path: pathlib.Path):
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
     """Opens a safetensors file; what is wrong with it becomes one sentence."""
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
+        reason = pointer_hint(path) or f"is damaged or not a safetensors file: {error}"
+        raise CheckpointError(f"{path} {reason}") from None
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -6,15 +6,15 @@ when a layout differs by more than rounding explains.
 """
 
 import argparse
-import pathlib
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from wan_tpu.cli.options import positive_int
-from wan_tpu.errors import OutputError, UnknownNameError
+from wan_tpu.cli.options import add_seed_argument, positive_int, read_seed
+from wan_tpu.cli.progress import StageLines
+from wan_tpu.cli.streams import write_data
+from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import parse_size
+from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
@@ -73,16 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive_int, default=4, help="denoising steps (default: %(default)s)"
     )
     video.add_argument("--guidance-scale", type=float, help="1 or less runs without guidance")
-    video.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    add_seed_argument(video)
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Compares; exit code 1 when a layout is not consistent."""
     request = _read_request(parsed)
-    output = None if parsed.json is None else pathlib.Path(parsed.json)
-    if output is not None and not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {output.parent}")
+    output = None if parsed.json is None else check_file_path(parsed.json)
 
     from wan_tpu import runtime
     from wan_tpu.attention.api import IMPLEMENTATIONS
@@ -97,21 +95,19 @@ def run(parsed: argparse.Namespace) -> int:
 
     from wan_tpu.pipeline.check import check_request
     from wan_tpu.pipeline.consistency import TOLERANCES, compare_layouts
-    from wan_tpu.pipeline.video_file import write_json_atomically
 
     if parsed.dtype not in TOLERANCES:
         raise UnknownNameError("dtype", parsed.dtype, tuple(TOLERANCES))
     layouts = read_layouts(parsed, jax.device_count())
     check_request(open_model(parsed.model), request)
-    sys.stdout.write(_HEADER)
+    write_data(_HEADER)
     comparisons = []
     for comparison in compare_layouts(
         parsed.model, layouts, request,
         dtype=parsed.dtype, attention=parsed.attention, on_start=_Progress(len(layouts)).show,
     ):  # fmt: skip
         comparisons.append(comparison)
-        sys.stdout.write(_row(comparison))
-        sys.stdout.flush()
+        write_data(_row(comparison))
     consistent = all(comparison.consistent for comparison in comparisons)
     if output is not None:
         report = {
@@ -121,7 +117,7 @@ def run(parsed: argparse.Namespace) -> int:
             "layouts": [comparison.to_json() for comparison in comparisons],
         }
         write_json_atomically(output, report)
-    sys.stdout.write(_verdict(comparisons))
+    write_data(_verdict(comparisons))
     return 0 if consistent else 1
 
 
@@ -155,7 +151,7 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
         num_frames=parsed.frames,
         num_inference_steps=parsed.steps,
         guidance_scale=parsed.guidance_scale,
-        seed=parsed.seed,
+        seed=read_seed(parsed),
     )
 
 
@@ -163,7 +159,7 @@ class _Progress:
     """Says on stderr what is being done, with the seconds since the start."""
 
     def __init__(self, num_layouts: int) -> None:
-        self._started = time.monotonic()
+        self._lines = StageLines()
         self._num_layouts = num_layouts
         self._done = 0
 
@@ -173,8 +169,7 @@ class _Progress:
         if self._done == 0:
             what = "one device, to compare with"
         self._done += 1
-        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {what}\n")
-        sys.stderr.flush()
+        self._lines.say(what)
 
 
 _HEADER = (

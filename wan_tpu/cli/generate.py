@@ -15,8 +15,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from wan_tpu.cli.options import add_layout_arguments, positive_int, read_layout
-from wan_tpu.errors import UnknownNameError
+from wan_tpu.cli.options import (
+    add_layout_arguments,
+    add_seed_argument,
+    positive_int,
+    read_layout,
+    read_seed,
+)
+from wan_tpu.cli.streams import write_data
+from wan_tpu.errors import OutputError, UnknownNameError
 from wan_tpu.geometry import parse_size
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
@@ -26,11 +33,19 @@ from wan_tpu.multihost.leader import Leader
 from wan_tpu.multihost.lockstep import EXIT_LOST, Alone, Lockstep, run_in_step
 from wan_tpu.multihost.options import add_group_arguments
 from wan_tpu.pipeline.progress import Progress
-from wan_tpu.pipeline.video_file import VideoWriter, check_output_path, write_json_atomically
+from wan_tpu.pipeline.side_file import (
+    check_side_file,
+    free_name,
+    side_file_of,
+    write_side_file,
+)
+from wan_tpu.pipeline.video_file import VideoWriter, check_output_path
 from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult
+from wan_tpu.text.prompt import check_prompt
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_OUTPUT = "video.mp4"
 EXIT_INTERRUPTED = 130
 SHARED_ARGUMENTS = (
     "model", "layout", "sequence_parallel", "weights", "attention", "vae", "dtype", "host_devices",
@@ -45,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `wan-tpu generate`."""
     parser.add_argument("prompt", help="what the video shows")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", default="video.mp4",
-        help=".mp4, or .npy: raw frames [frames, height, width, 3] (default: %(default)s)",
+        "-o", "--output", metavar="FILE",
+        help=".mp4, or .npy: raw frames [frames, height, width, 3]; replaced where it is there "
+        f"(default: {DEFAULT_OUTPUT}, or the first of video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     parser.add_argument(
         "--model", default="wan-tiny",
@@ -61,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--flow-shift", type=float, help="shift of the schedule to high noise")
     video.add_argument("--scheduler", choices=SCHEDULERS, default="unipc")
     video.add_argument("--negative-prompt", help="what the video shall not show")
-    video.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add_seed_argument(video)
     machine = parser.add_argument_group("the machine")
     add_layout_arguments(machine)
     machine.add_argument("--attention", default="auto", help="auto, reference, splash, ...")
@@ -87,8 +103,10 @@ def run(parsed: argparse.Namespace) -> int:
     """Makes the video; what is wrong with the request is said before anything starts."""
     request = _read_request(parsed)
     layout = read_layout(parsed)
-    group = find_group(parsed.coordinator, parsed.processes, parsed.process_id)
-    output = check_output_path(parsed.output) if group.leads else None
+    group = find_group(
+        parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file
+    )
+    output = _check_output(parsed.output) if group.leads else None
     if group.num_processes > 1:
         _keep_stdout_for_data()
 
@@ -122,7 +140,8 @@ def run(parsed: argparse.Namespace) -> int:
             shared = {name: getattr(parsed, name) for name in SHARED_ARGUMENTS}
             return make_identity(
                 model_folder=folder,
-                settings=shared | dataclasses.asdict(complete),
+                # A seed that is drawn is process 0's, and no two draw the same.
+                settings=shared | dataclasses.asdict(complete) | {"seed": parsed.seed},
                 packages=("wan_tpu",),
             )
 
@@ -140,8 +159,31 @@ def run(parsed: argparse.Namespace) -> int:
 
     generation.run(load)
     if output is not None:
-        sys.stdout.write(f"{output}\n")
+        _tell(output)
     return 0
+
+
+def _check_output(given: str | None) -> pathlib.Path:
+    """Where the video goes; it and the file beside it can be written.
+
+    Raises:
+        InputError: a suffix that is not written.
+        OutputError: something is in the way.
+    """
+    output = pathlib.Path(DEFAULT_OUTPUT if given is None else given)
+    if given is None and (os.path.lexists(output) or os.path.lexists(side_file_of(output))):
+        output = free_name(output)
+    output = check_output_path(output)
+    check_side_file(output)
+    return output
+
+
+def _tell(output: pathlib.Path) -> None:
+    """The name as bytes: a shell gives back what it was given. The video is there in any case."""
+    try:
+        write_data(os.fsencode(output) + b"\n")
+    except (OutputError, BrokenPipeError) as error:
+        sys.stderr.write(f"wan-tpu: {output} is complete; {error}\n")
 
 
 class _Generation:
@@ -158,6 +200,7 @@ class _Generation:
         self._ended = threading.Event()
         self._writer: VideoWriter | None = None
         self._error: BaseException | None = None
+        self._is_leaving = False
 
     def join(self, identify: Callable[[], Identity]) -> Joined | None:
         """Finds the other processes; see `wan_tpu.multihost.join`."""
@@ -176,8 +219,13 @@ class _Generation:
         return joined
 
     def run(self, load: Callable[[], tuple[Any, VideoRequest]]) -> None:
-        """Waits for the end; raises what the generation raised, leaves on Ctrl-C."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no half file
+        """Waits for the end; raises what the generation raised, leaves on Ctrl-C.
+
+        SIGTERM and SIGHUP, which a terminal sends when it closes, end it likewise: no half file.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or in the background
+                signal.signal(number, self._interrupt)
         thread = threading.Thread(target=self._work, args=(load,), name="generate", daemon=True)
         thread.start()
         try:
@@ -193,6 +241,13 @@ class _Generation:
         if self._error is not None:
             raise self._error
 
+    def _interrupt(self, number: int, frame: object) -> None:
+        """A signal to leave; a second one does not wait for what the first one waits for."""
+        if self._is_leaving:
+            self._end(EXIT_INTERRUPTED, "interrupted")
+        self._is_leaving = True
+        raise KeyboardInterrupt
+
     def _end(self, status: int, message: str) -> NoReturn:
         """Ends at once and leaves no half file, also in the middle of a very long step.
 
@@ -200,8 +255,10 @@ class _Generation:
         abort the process with a message about exceptions that were not rethrown.
         """
         if self._writer is not None and not self._ended.is_set():
-            self._writer.abort()
-        sys.stderr.write(f"\nwan-tpu: {message}\n")
+            with contextlib.suppress(OSError):  # a disk that has become read-only keeps it
+                self._writer.abort()
+        below_the_bar = "\n" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{below_the_bar}wan-tpu: {message}\n")
         sys.stderr.flush()
         os._exit(status)
 
@@ -249,7 +306,7 @@ class _Generation:
             metadata = result.metadata
             if isinstance(self._process, Leader):
                 metadata = {**metadata, "lockstep": self._process.account()}
-            write_json_atomically(self._output.with_suffix(".json"), metadata)
+            write_side_file(self._output, metadata)
             _summarise(metadata)
 
     @contextlib.contextmanager
@@ -276,7 +333,7 @@ def _say(words: str) -> None:
 
 def _keep_stdout_for_data() -> None:
     """Drops what C++ prints there: Gloo tells, program by program, whom it has connected."""
-    sys.stdout = os.fdopen(os.dup(1), "w")
+    sys.stdout = os.fdopen(os.dup(1), "w", errors="backslashreplace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -288,7 +345,8 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
     Raises:
         InputError: a value is out of range.
     """
-    width, height = parse_size(parsed.size) if parsed.size else (None, None)
+    width, height = parse_size(parsed.size) if parsed.size is not None else (None, None)
+    check_prompt(parsed.prompt)
     return VideoRequest(
         prompt=parsed.prompt,
         negative_prompt=parsed.negative_prompt,
@@ -300,7 +358,7 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
         guidance_scale=parsed.guidance_scale,
         flow_shift=parsed.flow_shift,
         scheduler=parsed.scheduler,
-        seed=parsed.seed,
+        seed=read_seed(parsed),
     )
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from wan_tpu.cli.options import add_layout_arguments, read_layout
+from wan_tpu.cli.streams import write_data
 
 GIB, MIB = 2**30, 2**20
 
@@ -51,10 +51,10 @@ def run(parsed: argparse.Namespace) -> int:
     rows += tensor_rows("vae", expected_tensors(model.vae), dtype, with_split=layout is not None)
     report = _summary(parsed.model, parsed.dtype, layout, rows)
     if parsed.json:
-        json.dump(report | {"weights": [row.to_json() for row in rows]}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        weights = {"weights": [row.to_json() for row in rows]}
+        write_data(json.dumps(report | weights, indent=2) + "\n")
     else:
-        sys.stdout.write(_table(report, rows))
+        write_data(_table(report, rows))
     return 0
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import consistency, generate, inspect, plan
+from wan_tpu.cli import consistency, generate, inspect, plan, streams
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
@@ -29,6 +29,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    if arguments is None:  # a process of its own
+        streams.prepare()
     code = EXIT_FAILED
     try:
         code = _run(arguments)
@@ -51,14 +53,13 @@ def _has_peers() -> bool:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = _make_parser()
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if parsed.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        parsed = _parse(arguments)
+        logging.basicConfig(
+            level=logging.INFO if parsed.verbose else logging.WARNING,
+            format="%(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
         return COMMANDS[parsed.command].run(parsed)
     except (KeyboardInterrupt, Cancelled):
         return _fail("interrupted", EXIT_INTERRUPTED)
@@ -69,8 +70,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     except WanTpuError as error:
         return _fail(str(error), EXIT_FAILED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; nothing more can be said to it
-        return EXIT_FAILED
+        return EXIT_FAILED  # the reader of our output has seen enough; nothing to say
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; help and version end here, once they are written."""
+    try:
+        return _make_parser().parse_args(arguments)
+    except SystemExit:
+        streams.write_data("")
+        raise
 
 
 def _make_parser() -> argparse.ArgumentParser:

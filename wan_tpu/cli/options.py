@@ -1,9 +1,14 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
+import secrets
 from typing import Any
 
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, parse_layout
+
+RANDOM_SEED = -1
+LARGEST_DRAWN_SEED = 2**32 - 1
+"""Of every seed that is drawn: what other programs take, too."""
 
 
 def positive_int(text: str) -> int:
@@ -11,6 +16,19 @@ def positive_int(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def add_seed_argument(parser: Any) -> None:
+    """`--seed`."""
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="of the noise; -1 draws one, which the summary tells (default: %(default)s)",
+    )  # fmt: skip
+
+
+def read_seed(parsed: argparse.Namespace) -> int:
+    """The seed that the option names, drawn where it is -1."""
+    return secrets.randbelow(LARGEST_DRAWN_SEED + 1) if parsed.seed == RANDOM_SEED else parsed.seed
 
 
 def add_layout_arguments(parser: Any) -> None:

@@ -5,13 +5,13 @@ without a TPU, and prints a row per layout, best first; the last line is the lay
 """
 
 import argparse
-import pathlib
-import sys
-import time
 from typing import Any
 
 from wan_tpu.cli.options import positive_int
+from wan_tpu.cli.progress import StageLines
+from wan_tpu.cli.streams import write_data
 from wan_tpu.geometry import parse_size
+from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
 from wan_tpu.request import SCHEDULERS, VideoRequest
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, factorisations, parse_layout
 
@@ -111,13 +111,12 @@ def run(parsed: argparse.Namespace) -> int:
     for layout in layouts:
         layout.require_devices(where.num_devices)
     request = _read_request(parsed)
-    plot = None if parsed.plot is None else _output(parsed.plot)
-    json_file = None if parsed.json is None else _output(parsed.json)
+    plot = None if parsed.plot is None else check_file_path(parsed.plot)
+    json_file = None if parsed.json is None else check_file_path(parsed.json)
 
     from wan_tpu import runtime
 
     runtime.start(host_devices=1)  # nothing runs here; a TPU of this machine stays untouched
-    from wan_tpu.pipeline.video_file import write_json_atomically
     from wan_tpu.planner import plot as plotting
     from wan_tpu.planner.compile import FactsCache
     from wan_tpu.planner.plan import Planner
@@ -126,13 +125,14 @@ def run(parsed: argparse.Namespace) -> int:
     if plot is not None:
         plotting.require_matplotlib()
     job = _make_job(parsed, request, where)
-    cache = FactsCache(None if parsed.no_cache else runtime.default_cache_folder().parent / "plans")
-    rows = Planner(job, cache, _Progress().show).plan(layouts)
+    base = None if parsed.no_cache else runtime.default_cache_base()
+    cache = FactsCache(None if base is None else base / "plans")
+    rows = Planner(job, cache, StageLines().say).plan(layouts)
     if json_file is not None:
         write_json_atomically(json_file, to_json(job, rows, operations=parsed.operations))
     if plot is not None:
         plotting.write_plot(plot, job, rows)
-    sys.stdout.write(format_table(job, rows, explain=parsed.explain))
+    write_data(format_table(job, rows, explain=parsed.explain))
     return 0
 
 
@@ -161,7 +161,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: Any) -> 
 
 
 def _read_request(parsed: argparse.Namespace) -> VideoRequest:
-    width, height = parse_size(parsed.size) if parsed.size else (None, None)
+    width, height = parse_size(parsed.size) if parsed.size is not None else (None, None)
     return VideoRequest(
         prompt="planned",
         width=width,
@@ -171,25 +171,3 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
         guidance_scale=parsed.guidance_scale,
         scheduler=parsed.scheduler,
     )
-
-
-def _output(text: str) -> pathlib.Path:
-    """A file to write, whose folder must be there before anything compiles."""
-    from wan_tpu.errors import OutputError
-
-    path = pathlib.Path(text)
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-    return path
-
-
-class _Progress:
-    """Lines on stderr with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def show(self, line: str) -> None:
-        """Writes one line."""
-        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {line}\n")
-        sys.stderr.flush()

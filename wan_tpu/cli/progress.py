@@ -1,5 +1,7 @@
-"""Progress on a terminal: one bar per stage, with seconds per step."""
+"""Progress on stderr: a bar per stage on a terminal, elsewhere a line as each stage begins."""
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,14 +15,31 @@ BAR = (
     "{elapsed}<{remaining} {rate_inv_fmt}"
 )
 
+QUIET_SECONDS = 60.0
+"""A stage in a log says how far it is no more often than this."""
+
+
+class StageLines:
+    """What has begun, a line each, with the seconds since the start: for commands' logs."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, what: str) -> None:
+        """Writes one line."""
+        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {what}\n")
+        sys.stderr.flush()
+
 
 class ProgressBars:
     """Shows reports as they come; a stage that ends leaves its line."""
 
     def __init__(self, *, shown: bool = True) -> None:
         self._shown = shown
+        self._lines = None if sys.stderr.isatty() else StageLines()
         self._bar: tqdm | None = None
         self._stage = ""
+        self._said = 0.0
 
     def __enter__(self) -> "ProgressBars":
         return self
@@ -30,34 +49,39 @@ class ProgressBars:
 
     def show(self, progress: Progress) -> None:
         """Moves the bar of the stage, opening it when the stage is new."""
-        if progress.stage != self._stage or self._bar is None:
+        if not self._shown:
+            return
+        if progress.stage != self._stage:
             self._open(progress.stage, progress.total)
-        assert self._bar is not None
-        self._bar.update(progress.done - self._bar.n)
+        elif self._lines is not None and time.monotonic() - self._said >= QUIET_SECONDS:
+            self._say(f"{progress.stage}, {progress.done} of {progress.total}")
+        if self._bar is not None:
+            self._bar.update(progress.done - self._bar.n)
         if progress.done >= progress.total:
             self._close()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage of one unit that reports nothing itself."""
-        self._open(name, 1)
-        assert self._bar is not None
+        self.show(Progress(stage=name, done=0, total=1, seconds=0.0))
         yield
-        self._bar.update(1)
-        self._close()
+        self.show(Progress(stage=name, done=1, total=1, seconds=0.0))
 
     def _open(self, stage: str, total: int) -> None:
         self._close()
         self._stage = stage
-        unit = next((unit for name, unit in UNITS.items() if name == stage), "program")
+        unit = UNITS.get(stage, "")
+        if self._lines is not None:
+            self._say(f"{stage}, {total} {unit}{'s' * (total > 1)}" if unit else stage)
+            return
         self._bar = tqdm(
-            total=total,
-            desc=stage,
-            unit=unit,
-            bar_format=BAR,
-            dynamic_ncols=True,
-            disable=not self._shown,
+            total=total, desc=stage, unit=unit or "program", bar_format=BAR, dynamic_ncols=True
         )
+
+    def _say(self, what: str) -> None:
+        assert self._lines is not None
+        self._said = time.monotonic()
+        self._lines.say(what)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from wan_tpu.errors import MismatchError, ProcessLostError
+from wan_tpu.multihost.connection import Connection, connect_to_leader
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.identity import Identity
+from wan_tpu.multihost.listener import HANDSHAKE_SECONDS
 from wan_tpu.multihost.lockstep import Outcome
 from wan_tpu.multihost.roster import is_compiling, noted
 from wan_tpu.multihost.words import (
@@ -22,7 +24,6 @@ from wan_tpu.multihost.words import (
     Beat,
     Begin,
     Cancel,
-    Connection,
     Continue,
     End,
     GaveUp,
@@ -82,12 +83,14 @@ class Follower:
 
         Raises:
             ProcessLostError: it did not come in time.
+            MismatchError: whoever answers there does not know the slice's secret.
         """
         group = self._group
         deadline = time.monotonic() + timeout_seconds
         while True:
             try:
-                connected = socket.create_connection((group.host, group.port), timeout=5)
+                remaining = max(0.1, deadline - time.monotonic())
+                self._connection = connect_to_leader(group, min(HANDSHAKE_SECONDS, remaining))
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -96,8 +99,6 @@ class Follower:
                         f"{timeout_seconds:g} s: {error}"
                     ) from None
                 time.sleep(RETRY_SECONDS)
-        connected.settimeout(None)
-        self._connection = Connection(connected)
         self._connection.send(
             Hello(
                 process_id=group.process_id,

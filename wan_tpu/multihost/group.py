@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import logging
 import os
+import pathlib
 import re
 import time
 import urllib.error
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Mapping
 
 from wan_tpu.errors import InputError, WanTpuError
+from wan_tpu.multihost.secret import check_protected, read_secret
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +34,21 @@ class ProcessGroup:
         process_id: which one this is, from 0, as JAX counts them. 0 leads.
         host: name or address of process 0, as the others reach it; empty for one process.
         port: where process 0 listens there.
+        secret: by which they know each other; none is enough where only this machine can connect.
     """
 
     num_processes: int = 1
     process_id: int = 0
     host: str = ""
     port: int = 0
+    secret: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.process_id < self.num_processes:
             last = self.num_processes - 1
             raise InputError(f"process {self.process_id} is none of 0 to {last}")
+        if self.num_processes > 1:
+            check_protected(self.host, self.secret)
 
     @property
     def coordinator(self) -> str:
@@ -72,7 +78,10 @@ class Joined:
 
 
 def find_group(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    secret_file: pathlib.Path | None = None,
 ) -> ProcessGroup:
     """The group that the user named, else that of the TPU slice, else a process on its own.
 
@@ -80,16 +89,19 @@ def find_group(
         coordinator: `HOST:PORT` where process 0 listens.
         num_processes: how many there are; 1 alone turns the search for a slice off.
         process_id: which one this is.
+        secret_file: has the secret of the group; looked at only if there are several.
 
     Raises:
-        InputError: some of the three are missing, or out of range.
+        InputError: some of the first three are missing, or out of range; or there is no secret
+            where one is needed, or its file is not as it must be.
         WanTpuError: this is a TPU VM whose metadata server does not answer.
     """
     given = (coordinator, num_processes, process_id)
     if num_processes == 1 and process_id in (None, 0):
         return ALONE
     if given == (None, None, None):
-        return _slice_of_this_machine() if any(map(glob.glob, TPU_FILES)) else ALONE
+        is_tpu = any(map(glob.glob, TPU_FILES))
+        return _slice_of_this_machine(secret_file) if is_tpu else ALONE
     if None in given:
         raise InputError(
             "several processes need all of coordinator HOST:PORT, processes N and process-id I, "
@@ -99,7 +111,7 @@ def find_group(
     assert num_processes is not None
     assert process_id is not None
     host, port = split_address(coordinator)
-    return ProcessGroup(num_processes=num_processes, process_id=process_id, host=host, port=port)
+    return _make_group(num_processes, process_id, host, port, secret_file)
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -119,21 +131,23 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _slice_of_this_machine() -> ProcessGroup:
+def _slice_of_this_machine(secret_file: pathlib.Path | None) -> ProcessGroup:
     """The group of a machine with TPU chips: from Kubernetes' variables or the VM's metadata."""
-    return from_kubernetes(os.environ) or from_tpu_metadata() or ALONE
+    return from_kubernetes(os.environ, secret_file) or from_tpu_metadata(secret_file) or ALONE
 
 
-def from_kubernetes(environment: Mapping[str, str]) -> ProcessGroup | None:
+def from_kubernetes(
+    environment: Mapping[str, str], secret_file: pathlib.Path | None = None
+) -> ProcessGroup | None:
     """What GKE tells a pod of its slice; None elsewhere."""
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     worker = environment.get("TPU_WORKER_ID")
     if not names or worker is None:
         return None
-    return _group_of(names.split(","), worker)
+    return _group_of(names.split(","), worker, secret_file)
 
 
-def from_tpu_metadata() -> ProcessGroup | None:
+def from_tpu_metadata(secret_file: pathlib.Path | None = None) -> ProcessGroup | None:
     """What a TPU VM's metadata server says of its slice; None where there is no such server.
 
     Raises:
@@ -146,17 +160,27 @@ def from_tpu_metadata() -> ProcessGroup | None:
     endpoints = _read_metadata("worker-network-endpoints") if worker is not None else None
     if worker is None or endpoints is None:
         return None
-    return _group_of(endpoints.split(","), worker)
+    return _group_of(endpoints.split(","), worker, secret_file)
 
 
-def _group_of(endpoints: list[str], worker: str) -> ProcessGroup:
+def _group_of(endpoints: list[str], worker: str, secret_file: pathlib.Path | None) -> ProcessGroup:
     """The group of these workers: each `host`, `host:port` or `name:number:address`, in order."""
     parts = endpoints[0].strip().split(":")
     host = parts[2] if len(parts) == 3 else parts[0]
     if len(endpoints) == 1:
         return ALONE
+    return _make_group(len(endpoints), int(worker), host, DEFAULT_PORT, secret_file)
+
+
+def _make_group(
+    num_processes: int, process_id: int, host: str, port: int, secret_file: pathlib.Path | None
+) -> ProcessGroup:
     return ProcessGroup(
-        num_processes=len(endpoints), process_id=int(worker), host=host, port=DEFAULT_PORT
+        num_processes=num_processes,
+        process_id=process_id,
+        host=host,
+        port=port,
+        secret="" if secret_file is None else read_secret(secret_file),
     )
 
 

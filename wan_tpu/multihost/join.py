@@ -1,5 +1,6 @@
 """Makes this process one of those of a slice."""
 
+import logging
 from collections.abc import Callable
 
 from wan_tpu.errors import MismatchError, WanTpuError
@@ -8,6 +9,9 @@ from wan_tpu.multihost.group import Joined, ProcessGroup
 from wan_tpu.multihost.identity import Identity
 from wan_tpu.multihost.leader import Leader
 from wan_tpu.multihost.lockstep import Alone, Lockstep
+from wan_tpu.multihost.secret import VARIABLE
+
+logger = logging.getLogger(__name__)
 
 JOIN_SECONDS, PATIENCE_SECONDS = 30.0, 20.0
 """For all to come at the start; and for one that is silent or behind, later."""
@@ -42,11 +46,13 @@ def join(
     Raises:
         InputError: process 0 cannot listen at its address.
         ProcessLostError: some did not come.
-        MismatchError: they differ.
+        MismatchError: they differ, in their secret or in what they are.
         WanTpuError: what `identify` raises.
     """
     if group.num_processes == 1:
         return Alone(), None
+    if not group.secret:
+        logger.info("no %s: every program of this machine can join or lead", VARIABLE)
     process: Leader | Follower
     if group.leads:
         process = Leader(

@@ -2,15 +2,16 @@
 
 import dataclasses
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from wan_tpu.errors import InputError, MismatchError, ProcessLostError
+from wan_tpu.multihost.connection import Connection
 from wan_tpu.multihost.group import ProcessGroup, join_address
 from wan_tpu.multihost.identity import Identity, differences
+from wan_tpu.multihost.listener import UNPROVED, Listener, listen_at
 from wan_tpu.multihost.lockstep import Outcome
 from wan_tpu.multihost.roster import Here, Member, Pace, is_compiling, noted
 from wan_tpu.multihost.words import (
@@ -19,7 +20,6 @@ from wan_tpu.multihost.words import (
     Beat,
     Begin,
     Cancel,
-    Connection,
     Continue,
     End,
     GaveUp,
@@ -32,12 +32,10 @@ from wan_tpu.multihost.words import (
     Refused,
     Stop,
     Welcome,
+    encode,
 )
 
 logger = logging.getLogger(__name__)
-
-HELLO_SECONDS = 5.0
-"""For whoever connects to say who it is."""
 
 CLOSE_SECONDS = 5.0
 """For all to say that they have heard that they are to end."""
@@ -75,19 +73,21 @@ class Leader:
         self._followers: dict[int, Member] = {}
         self._is_complete = self._is_welcome = self._is_closing = self._is_lost = False
         self._problem: str | None = None
+        self._unproved = ""
         self._here = Here(number=0, point=0, stage="", has_left=True)
         self._compiled = False
         self._pace = Pace()
         self.words = 0
         self.seconds = 0.0
         try:
-            self._listener = _listen(group.host, group.port)
+            self._listener = Listener(
+                group, on_process=self._greet, on_unproved=self._note_unproved
+            )
         except OSError as error:
             raise InputError(
                 f"process 0 cannot listen on {group.coordinator}: {error}; the coordinator is an "
                 "address of the machine that process 0 runs on"
             ) from None
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def gather(self, timeout_seconds: float) -> None:
@@ -102,16 +102,18 @@ class Leader:
             said = None
             while missing := self._missing():
                 self._check_problem()
-                if missing != said:
-                    self._on_waiting(f"waiting for {missing}")
-                    said = missing
+                waiting = f"waiting for {missing}{self._unproved}"
+                if waiting != said:
+                    self._on_waiting(waiting)
+                    said = waiting
                 if not self._changed.wait(deadline - time.monotonic()):
-                    address = self._listener.getsockname()[0]
                     raise ProcessLostError(
-                        f"{missing} did not come to {self._group.coordinator} ({address}) within "
-                        f"{timeout_seconds:g} s; the same command must run on every host"
+                        f"{missing} did not come to {self._group.coordinator} "
+                        f"({self._listener.address}) within {timeout_seconds:g} s; the same "
+                        f"command must run on every host{self._unproved}"
                     )
             self._is_complete = True
+        self._listener.expect_nobody()
 
     def agree(self, identity: Identity) -> str:
         """See `Lockstep.agree`."""
@@ -215,8 +217,9 @@ class Leader:
 
     def _say(self, word: Any) -> None:
         began = time.perf_counter()
+        line = encode(word)
         for follower in self._in_order():
-            follower.connection.send(word)
+            follower.connection.send_line(line)
         self.words += 1
         self.seconds += time.perf_counter() - began
 
@@ -245,31 +248,14 @@ class Leader:
         if self._problem:
             raise MismatchError(self._problem)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connected, _ = self._listener.accept()
-            except OSError as error:
-                if self._is_closing:
-                    return
-                logger.warning("nobody can connect for a moment: %s", error)
-                time.sleep(BEAT_SECONDS)
-                continue
-            connection = Connection(connected)
-            threading.Thread(
-                target=self._greet, args=(connection,), name="follower", daemon=True
-            ).start()
+    def _note_unproved(self, address: str) -> None:
+        """Somebody has another secret: a stranger, or one of ours that was given a wrong one."""
+        with self._changed:
+            self._unproved = f"; {address} {UNPROVED}"
+            self._changed.notify_all()
 
-    def _greet(self, connection: Connection) -> None:
-        """Finds out who has connected, and listens to it until it ends."""
-        try:
-            hello = connection.receive_first(HELLO_SECONDS)
-            if not isinstance(hello, Hello) or not hello.is_well_formed:
-                raise ValueError(f"not a Hello: {hello}")
-        except (ValueError, OSError) as error:
-            logger.warning("%s connected and is no process of ours: %s", connection.peer, error)
-            connection.close()
-            return
+    def _greet(self, connection: Connection, hello: Hello) -> None:
+        """Listens to a process that has proved itself until it ends."""
         follower = Member(process_id=hello.process_id, machine=hello.machine, connection=connection)
         if not self._admit(follower, hello):
             return
@@ -374,13 +360,7 @@ class Leader:
         self._on_lost(message)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Listens at a name or an address of this machine, and at no other."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family)
-
-
 def _free_port(host: str) -> int:
     """A port for JAX, a new one at every start: nobody of an earlier start can come to it."""
-    with _listen(host, 0) as probe:
+    with listen_at(host, 0) as probe:
         return probe.getsockname()[1]

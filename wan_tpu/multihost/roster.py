@@ -3,9 +3,10 @@
 import dataclasses
 import time
 
+from wan_tpu.multihost.connection import Connection
 from wan_tpu.multihost.identity import Identity
 from wan_tpu.multihost.lockstep import Outcome
-from wan_tpu.multihost.words import BEAT_SECONDS, At, Connection, Left, Silence
+from wan_tpu.multihost.words import BEAT_SECONDS, At, Left, Silence
 
 GRACE_SECONDS = 5.0
 """A process that fails because another one died may be heard first; the dead one is to be named."""

@@ -1,10 +1,6 @@
-"""What process 0 and the others say to each other, and the connection that carries it."""
+"""What process 0 and the others say to each other, once they have proved themselves."""
 
-import contextlib
 import dataclasses
-import socket
-import threading
-from collections.abc import Callable
 from typing import Any
 
 from wan_tpu.json_lines import JsonLines
@@ -17,7 +13,7 @@ MAX_WORD_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """From a follower, first of all.
+    """From a follower, first of all: who it is.
 
     Attributes:
         machine: its name, for people.
@@ -29,7 +25,7 @@ class Hello:
 
     @property
     def is_well_formed(self) -> bool:
-        """Whether the fields are what they should be; anybody can send one."""
+        """Whether the fields are what they should be."""
         kinds = (type(self.process_id), type(self.num_processes), type(self.machine))
         return kinds == (int, int, str)
 
@@ -158,69 +154,18 @@ _LINES = JsonLines(
 )  # fmt: skip
 
 
-class Connection:
-    """A socket that carries words both ways; several threads may send."""
+def encode(word: Any) -> bytes:
+    """A word as one line."""
+    return _LINES.encode(word)
 
-    def __init__(self, connected: socket.socket):
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = connected
-        self._sending = threading.Lock()
 
-    @property
-    def peer(self) -> str:
-        """The address at the other end."""
-        try:
-            return str(self._socket.getpeername()[0])
-        except OSError:
-            return "somebody"
+def decode(line: bytes) -> Any:
+    """The word of one line.
 
-    def send(self, word: Any) -> None:
-        """Says something; that the other end is gone is learnt where it is listened to."""
-        line = _LINES.encode(word)
-        with self._sending, contextlib.suppress(OSError):
-            self._socket.sendall(line)
-
-    def listen(self, on_word: Callable[[Any], None]) -> None:
-        """Calls `on_word` with each word until the other end is gone or makes no sense."""
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
-            while (line := lines.readline(MAX_WORD_BYTES)).endswith(b"\n"):
-                on_word(_LINES.decode(line))
-
-    def receive_first(self, timeout_seconds: float) -> Any:
-        """The first word, of somebody who may be anybody.
-
-        Raises:
-            ValueError: it is no word of ours.
-            OSError: none came in time.
-        """
-        self._socket.settimeout(timeout_seconds)
-        line = b""
-        while not line.endswith(b"\n"):
-            byte = self._socket.recv(1)  # no more: what follows is `listen`'s
-            if not byte or len(line) > 4096:
-                raise ValueError(f"not a word: {line[:80]!r}")
-            line += byte
-        self._socket.settimeout(None)
-        return _LINES.decode(line)
-
-    def dismiss(self, word: Any, timeout_seconds: float) -> None:
-        """Says a last word and waits for the other end to hang up.
-
-        To close while the other end still speaks would reset the connection, and the word be lost.
-        """
-        self.send(word)
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            self._socket.settimeout(timeout_seconds)
-            while self._socket.recv(4096):
-                pass
-        self.close()
-
-    def close(self) -> None:
-        """Ends the connection, for a `listen` in another thread, too."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+    Raises:
+        ValueError: it is none.
+    """
+    return _LINES.decode(line)
 
 
 class Silence:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from wan_tpu.errors import BadNumbersError
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.mesh import named
@@ -19,6 +20,7 @@ def denoise(
     state: Any,
     schedule: Schedule,
     *,
+    is_finite: Callable[[jax.Array], jax.Array],
     guidance_scale: float,
     mesh: Mesh,
     watch: Watch,
@@ -31,12 +33,16 @@ def denoise(
         context: keys and values of cross-attention.
         state: the scheduler's, with the noise; its memory is taken over.
         schedule: noise levels and coefficients.
+        is_finite: the compiled check of the scheduler's sample; the same answer in all processes.
         guidance_scale: of classifier-free guidance (unused by a program without it).
         mesh: where everything lies.
         watch: is told after every step, and may stop the loop.
 
     Returns:
         The scheduler's state; its `sample` are the finished latents.
+
+    Raises:
+        BadNumbersError: after a step that gave NaN or infinite numbers; later ones cannot heal it.
     """
     whole = named(mesh)
 
@@ -50,6 +56,7 @@ def denoise(
             coefficients = jax.tree.map(scalar, schedule.coefficients(index))
             timestep = scalar(schedule.timesteps[index])
             state = step(params, context, state, coefficients, timestep, guidance)
-            jax.block_until_ready(state.sample)
+            if not np.asarray(is_finite(state.sample)):  # waits for the step
+                raise BadNumbersError(f"denoise, step {index + 1} of {schedule.num_steps}")
             report(index + 1)
     return state

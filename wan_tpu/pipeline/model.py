@@ -180,6 +180,27 @@ class VideoModel:
             out_shardings=named(self.mesh),
         )
 
+    def text_check_stage(self, num_prompts: int) -> Stage:
+        """(embeddings) -> whether all their numbers are finite, known to every process."""
+        shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
+        text = abstract(shape, self.dtype, named(self.mesh))
+        return self._stage("check-text", _all_finite, (text,), out_shardings=named(self.mesh))
+
+    def latents_check_stage(self, geometry: Geometry) -> Stage:
+        """(tokens) -> whether all numbers are finite, padding left out, known to every process."""
+
+        def check(tokens: jax.Array) -> jax.Array:
+            inside = jnp.arange(tokens.shape[1]) < geometry.num_tokens
+            return _all_finite(jnp.where(inside[:, None], tokens, 0))
+
+        return self._stage(
+            "check-latents",
+            check,
+            (self.abstract_tokens(geometry),),
+            closes_over=geometry,
+            out_shardings=named(self.mesh),
+        )
+
     def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
@@ -207,6 +228,10 @@ class VideoModel:
             matmul_precision="highest" if exact else None,
             **kwargs,
         )
+
+
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def make_video_model(

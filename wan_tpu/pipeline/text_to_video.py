@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jax.sharding import NamedSharding
 
-from wan_tpu.checkpoints.models import ModelDescription, open_model
+from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import denoise
@@ -27,7 +28,9 @@ from wan_tpu.sharding.layout import Layout, default_layout
 from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
 from wan_tpu.text.encoder import ALIASES
-from wan_tpu.text.prompt import tokenize
+from wan_tpu.text.prompt import check_prompt, tokenize
+from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
+from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import patchify
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
@@ -47,7 +50,7 @@ class TextToVideo:
         self,
         model: VideoModel,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text_params: dict[str, jax.Array],
         denoiser_params: dict[str, jax.Array],
         vae: VaeBackend,
@@ -91,8 +94,8 @@ class TextToVideo:
         description = open_model(name)
         dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
         if layout is None:
-            heads = description.configs["transformer"].get("num_attention_heads", 40)
-            layout = default_layout(len(devices), heads)
+            transformer = TransformerConfig.from_json(description.configs["transformer"])
+            layout = default_layout(len(devices), transformer.num_attention_heads)
         mesh = make_mesh(layout, devices)
         model = make_video_model(description, mesh, layout, dtype=dtype, attention=attention)
         backend = load_vae(
@@ -112,17 +115,26 @@ class TextToVideo:
         )
         return cls(
             model,
-            tokenizer=_load_tokenizer(description),
+            tokenizer=load_tokenizer(
+                description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
+            ),
             text_params=load_weights(
                 "text encoder",
                 model.text_encoder.weights(),
-                SafetensorsSource(description.component_folder("text_encoder"), aliases=ALIASES),
+                SafetensorsSource(
+                    description.component_folder("text_encoder"),
+                    aliases=ALIASES,
+                    plain_name="model",
+                ),
                 mesh,
             ),
             denoiser_params=load_weights(
                 "transformer",
                 model.denoiser.weights(),
-                SafetensorsSource(description.component_folder("transformer")),
+                SafetensorsSource(
+                    description.component_folder("transformer"),
+                    plain_name="diffusion_pytorch_model",
+                ),
                 mesh,
             ),
             vae=backend,
@@ -148,7 +160,9 @@ class TextToVideo:
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
             Cancelled: `should_cancel` said so.
+            BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
         """
+        check_prompt(request.prompt)
         request, geometry = check_request(self.model.description, request)
         watch = Watch(on_progress, should_cancel)
         context = self._encode_text(request, watch)
@@ -200,9 +214,11 @@ class TextToVideo:
         batch = _batch(request)
         stages = [
             self.model.text_stage(batch),
+            self.model.text_check_stage(batch),
             self.model.context_stage(batch, batch),
             self.model.start_stage(geometry, schedule),
             self.model.step_stage(geometry, schedule, batch),
+            self.model.latents_check_stage(geometry),
             self.model.latents_stage(geometry),
             *self._vae.stages(geometry.latent_height, geometry.latent_width),
         ]
@@ -228,6 +244,7 @@ class TextToVideo:
             ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
         text_stage = self.model.text_stage(len(ids))
         encode = self._program(text_stage, watch)
+        is_finite = self._program(self.model.text_check_stage(len(ids)), watch)
         contextualise = self._program(self.model.context_stage(len(ids), batch), watch)
         with watch.stage("text", len(ids)) as report:
             tokens = [
@@ -235,6 +252,8 @@ class TextToVideo:
                 for x, argument in zip((ids, mask), text_stage.arguments[1:], strict=True)
             ]
             embeddings = encode(self._text_params, *tokens)
+            if not np.asarray(is_finite(embeddings)):
+                raise BadNumbersError("text, the prompt's embeddings")
             weights = _subset(self._denoiser_params, self.model.denoiser.context_weights())
             context = jax.block_until_ready(contextualise(weights, embeddings))
             report(len(ids))
@@ -253,12 +272,14 @@ class TextToVideo:
         schedule, batch = self._schedule(request), _batch(request)
         start = self._program(self.model.start_stage(geometry, schedule), watch)
         step = self._program(self.model.step_stage(geometry, schedule, batch), watch)
+        is_finite = self._program(self.model.latents_check_stage(geometry), watch)
         state = denoise(
             step,
             _subset(self._denoiser_params, self.model.denoiser.step_weights()),
             context,
             start(noise),
             schedule,
+            is_finite=is_finite,
             guidance_scale=request.guidance_scale,
             mesh=self.model.mesh,
             watch=watch,
@@ -298,6 +319,7 @@ class TextToVideo:
         devices = model.mesh.devices
         return {
             "model": model.description.name,
+            "model_revision": model.description.revision,
             "request": dataclasses.asdict(request),
             "seed": request.seed,
             "tokens": geometry.num_tokens,
@@ -334,14 +356,6 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def _batch(request: VideoRequest) -> int:
     """Entries of the transformer's batch: guidance needs the prompt and the negative one."""
     return 2 if request.uses_guidance else 1
-
-
-def _load_tokenizer(description: ModelDescription) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        description.component_folder("tokenizer"), local_files_only=True
-    )
 
 
 def _subset(params: dict[str, jax.Array], weights: list[Weight]) -> dict[str, jax.Array]:

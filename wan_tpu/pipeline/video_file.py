@@ -8,6 +8,7 @@ folder, and renamed at the end.
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -48,10 +49,18 @@ def check_output_path(path: str | os.PathLike[str]) -> Path:
         InputError: the suffix is not one of `SUFFIXES`.
         OutputError: the folder is missing or not writable, or something is in the way.
     """
+    _check_suffix(path)
+    return check_file_path(path)
+
+
+def check_file_path(path: str | os.PathLike[str]) -> Path:
+    """Finds out, before any work, whether a file can be written or replaced.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or something is in the way.
+    """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"output must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
-    with _reporting(path):
+    with reporting(path):
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
@@ -90,9 +99,8 @@ class VideoWriter:
             InputError: the suffix, or an odd size for `.mp4`.
         """
         self._path = Path(path)
-        if self._path.suffix not in SUFFIXES:
-            raise InputError(f"output must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
-        if self._path.suffix == ".mp4" and (width % 2 or height % 2):
+        self._suffix = _check_suffix(path)
+        if self._suffix == ".mp4" and (width % 2 or height % 2):
             raise InputError(f"an .mp4 needs even width and height, got {width}x{height}; use .npy")
         self._fps, self._width, self._height = fps, width, height
         self._num_frames = 0
@@ -101,8 +109,8 @@ class VideoWriter:
         self._file: _FrameFile | None = None
 
     def __enter__(self) -> Self:
-        with _reporting(self._path):
-            if self._path.suffix == ".mp4":
+        with reporting(self._path):
+            if self._suffix == ".mp4":
                 self._file = _Mp4File(self._aside, self._fps, self._width, self._height)
             else:
                 self._file = _NpyFile(self._aside, self._width, self._height)
@@ -121,7 +129,7 @@ class VideoWriter:
         assert frames.dtype == np.uint8, frames.dtype
         assert frames.shape[1:] == (self._height, self._width, 3), frames.shape
         if len(frames):
-            with _reporting(self._path):
+            with reporting(self._path):
                 self._file.write(np.ascontiguousarray(frames))
         self._num_frames += len(frames)
 
@@ -140,7 +148,7 @@ class VideoWriter:
         assert self._file is not None
         try:
             if kind is None:
-                with _reporting(self._path):
+                with reporting(self._path):
                     if not self._num_frames:
                         raise OutputError(f"cannot write {self._path}: there are no frames")
                     self._file.finish()
@@ -151,7 +159,7 @@ class VideoWriter:
 
 
 def write_json_atomically(path: str | os.PathLike[str], data: Any) -> None:
-    """Writes `data` as indented JSON, whole or not at all.
+    """Writes `data` as indented JSON, whole or not at all; a link is followed.
 
     Raises:
         OutputError: the file cannot be written.
@@ -159,11 +167,12 @@ def write_json_atomically(path: str | os.PathLike[str], data: Any) -> None:
     # Half a surrogate pair, which a prompt from the command line can hold, has no UTF-8; its
     # Python escape happens to be its JSON escape.
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    aside = _aside(Path(path))
-    with _reporting(path):
+    target = Path(os.path.realpath(path))
+    aside = _aside(target)
+    with reporting(path):
         try:
             aside.write_bytes(text.encode("utf-8", "backslashreplace"))
-            _publish(aside, Path(path))
+            _publish(aside, target)
         finally:
             aside.unlink(missing_ok=True)
 
@@ -180,7 +189,7 @@ def read_frames(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no video file {path}")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return np.load(path, allow_pickle=False)
     exact = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     decode = ("-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough", "-vf", exact)
@@ -195,6 +204,22 @@ def read_frames(path: str | os.PathLike[str]) -> np.ndarray:
     header = done.stdout.index(b"\n255\n") + len(b"\n255\n")
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, header + size)  # [frames, bytes]
     return frames[:, header:].reshape(-1, height, width, 3).copy()
+
+
+def _check_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix in lower case.
+
+    Raises:
+        InputError: it is not one of `SUFFIXES`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        instead = Path(path).stem or "video"
+        raise InputError(
+            f"output must end in {' or '.join(SUFFIXES)}, got {os.fspath(path)!r}; write "
+            f"{instead}.mp4, of which ffmpeg makes any other format"
+        )
+    return suffix
 
 
 class _FrameFile(Protocol):
@@ -298,7 +323,9 @@ class _Mp4File:
         status = self._process.wait()
         self._reader.join()
         ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return OSError(f"ffmpeg: {_last_words(self._messages) or ended}")
+        # Its last words may be about what came of it.
+        full = [line for line in self._messages if os.strerror(errno.ENOSPC).encode() in line]
+        return OSError(f"ffmpeg: {_last_words(full) or _last_words(self._messages) or ended}")
 
 
 def _ffmpeg() -> str:
@@ -334,7 +361,7 @@ def _publish(aside: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reporting(path: str | os.PathLike[str]) -> Iterator[None]:
+def reporting(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the system's errors into `OutputError` with the file's name."""
     try:
         yield

@@ -199,18 +199,31 @@ class FactsCache:
         if kept is not None:
             return kept
         facts = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts}, default=str)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        self._write(path, text)
         return facts
+
+    def _write(self, path: pathlib.Path, text: str) -> None:
+        """Keeps an object; a folder that cannot be written costs the keeping alone."""
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning(
+                "cannot keep plans in %s (%s); going on without", path.parent, error.strerror
+            )
+            self._folder = None
 
     def _read(self, path: pathlib.Path) -> dict[str, Any] | None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return content["facts"] if content["format"] == FORMAT else None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s): making it anew", path, error)
@@ -236,7 +249,7 @@ def versions() -> dict[str, str]:
 STAGE_ROOMS = ("text", "transformer", "schedulers", "vae")
 """Rooms that a stage may not depend on; every other room has a say in every program."""
 
-_WITHOUT_A_SAY = ("cli", "demo", "runtime.py", "errors.py", "__init__.py")
+_WITHOUT_A_SAY = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
 _READERS = ("hlo.py", "loops.py", "products.py", "costs.py", "program.py")
 
 

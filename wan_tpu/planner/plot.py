@@ -1,9 +1,11 @@
 """One picture of a plan: where a step's time goes, and memory against the device's limit."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
 from wan_tpu.errors import MissingPackageError
+from wan_tpu.pipeline.video_file import reporting
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.rows import Job, LayoutPlan
 from wan_tpu.planner.table import layout_name
@@ -28,6 +30,7 @@ def write_plot(path: pathlib.Path, job: Job, rows: Sequence[LayoutPlan]) -> None
 
     Raises:
         MissingPackageError: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
@@ -50,9 +53,13 @@ def write_plot(path: pathlib.Path, job: Job, rows: Sequence[LayoutPlan]) -> None
     memory.legend(loc="upper right")
     size = f"{job.geometry.width}x{job.geometry.height}, {job.geometry.num_frames} frames"
     figure.suptitle(f"{job.description.name} on {job.where.name}, {size}")
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    partial = path.with_name(f".wan-tpu-{os.getpid()}.partial")
+    with reporting(path):
+        try:
+            figure.savefig(partial, format="png", dpi=120)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _seconds(row: LayoutPlan, part: str) -> float:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
+from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.errors import CheckpointError
 from wan_tpu.sharding.layout import AXES
 from wan_tpu.sharding.rules import MIN_SHARDED_ELEMENTS
 from wan_tpu.torch_bridge import call_module, with_prefix
@@ -44,9 +46,18 @@ class TextConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "TextConfig":
-        """Reads transformers' configuration."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in known})
+        """Reads transformers' configuration.
+
+        Raises:
+            CheckpointError: a value that cannot be.
+        """
+        values = read_fields(cls, config, "text encoder")
+        if values.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
+            raise CheckpointError(
+                f"the text encoder's feed_forward_proj is {values['feed_forward_proj']!r}; UMT5's "
+                "gated-gelu is implemented"
+            )
+        return cls(**values)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.errors import CheckpointError
 
 
@@ -39,7 +40,8 @@ class TransformerConfig:
         """Reads diffusers' configuration.
 
         Raises:
-            CheckpointError: a model of the family that this class does not implement.
+            CheckpointError: a model of the family that this class does not implement, or a value
+                that cannot be.
         """
         for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
             if config.get(name) is not None:
@@ -47,12 +49,7 @@ class TransformerConfig:
                     f"the transformer has {name}={config[name]}: "
                     "image-to-video is not implemented yet"
                 )
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {
-            name: value for name, value in config.items() if name in known and value is not None
-        }
-        if "patch_size" in values:
-            values["patch_size"] = tuple(values["patch_size"])
+        values = read_fields(cls, config, "transformer")
         if values.get("in_channels", 16) != values.get("out_channels", 16):
             raise CheckpointError(
                 "a transformer with more input than output channels is not implemented yet"

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
-from wan_tpu.errors import MissingPackageError, UnknownNameError
+from wan_tpu.errors import BadNumbersError, MissingPackageError, UnknownNameError
 from wan_tpu.sharding.mesh import named
 from wan_tpu.stage import Stage, abstract_like
 from wan_tpu.vae import maxdiffusion
@@ -49,12 +49,18 @@ class VaeBackend(Protocol):
 
         Yields:
             `[n, height, width, 3]`, uint8, in order: one frame, then four at a time.
+
+        Raises:
+            BadNumbersError: instead of a chunk that was NaN or infinite before it became bytes.
         """
         ...
 
 
 class _StreamingBackend:
-    """A `VaeBackend` of two programs: `(params, latents)`, and `(params, latents, cache)`."""
+    """A `VaeBackend` of two programs: `(params, latents)`, and `(params, latents, cache)`.
+
+    Both return the frames, whether all numbers they were made of are finite, and the cache.
+    """
 
     def __init__(
         self,
@@ -81,12 +87,21 @@ class _StreamingBackend:
         sharding = self.stages(*latents.shape[2:4])[0].arguments[1].sharding
         # Cut on the host: cutting a device array compiles a program for each position.
         chunks = np.split(np.asarray(latents), latents.shape[1], axis=1)
-        decoded, cache = first(self._params, _place(chunks[0], sharding))
+        *decoded, cache = first(self._params, _place(chunks[0], sharding))
+        done = 0
         for chunk in chunks[1:]:
-            coming, cache = following(self._params, _place(chunk, sharding), cache)
-            yield np.asarray(decoded)
+            *coming, cache = following(self._params, _place(chunk, sharding), cache)
+            yield (frames := _fetched(*decoded, number=done + 1))
+            done += len(frames)
             decoded = coming
-        yield np.asarray(decoded)
+        yield _fetched(*decoded, number=done + 1)
+
+
+def _fetched(frames: jax.Array, is_finite: jax.Array, *, number: int) -> np.ndarray:
+    """A chunk on the host; `number` is that of its first frame."""
+    if not np.asarray(is_finite):
+        raise BadNumbersError(f"decode, from frame {number} on")
+    return np.asarray(frames)
 
 
 def _load_flax(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
@@ -149,7 +164,7 @@ def load_vae(name: str, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: A
 
 def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
     """The checkpoint, whose tensors are exactly the model's."""
-    source = SafetensorsSource(folder)
+    source = SafetensorsSource(folder, plain_name="diffusion_pytorch_model")
     check_tensors("VAE", expected_tensors(config), source)
     return source
 

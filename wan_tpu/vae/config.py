@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.errors import CheckpointError
 
 FRAMES_PER_CHUNK = 4
@@ -88,19 +89,13 @@ class VaeConfig:
                 f"the autoencoder has attn_scales = {data['attn_scales']!r}, with which diffusers' "
                 "own encoder does not run; expected []"
             )
-        try:
-            values = {
-                field.name: _as_tuple(data[field.name])
-                for field in dataclasses.fields(cls)
-                if data.get(field.name) is not None
-            }
-            if "base_dim" in values:
-                values.setdefault("decoder_base_dim", values["base_dim"])
-            return cls(**values)
-        except TypeError as error:
-            raise CheckpointError(
-                f"the autoencoder's configuration cannot be used: {error}"
-            ) from None
+        values = read_fields(cls, data, "autoencoder")
+        if "base_dim" in values:
+            values.setdefault("decoder_base_dim", values["base_dim"])
+        missing = [name for name in ("latents_mean", "latents_std") if name not in values]
+        if missing:
+            raise CheckpointError(f"the autoencoder's configuration has no {missing[0]}")
+        return cls(**values)
 
     @property
     def spatial_compression(self) -> int:
@@ -273,7 +268,3 @@ def _joined(layers: Sequence[Layer]) -> tuple[Layer, ...]:
         else:
             joined.append(layer)
     return tuple(joined)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

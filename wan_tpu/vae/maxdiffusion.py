@@ -74,11 +74,13 @@ class MaxdiffusionVae:
     def __post_init__(self) -> None:
         self._skeleton()  # now, not when a stage traces: under a mesh flax reads axis names here
 
-    def decode_first(self, params: Params, latents: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode_first(
+        self, params: Params, latents: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Cache]:
         """See `StreamingVae.decode_first`."""
-        frames, cache = self._decode_chunk(params, latents, None)
+        frames, is_finite, cache = self._decode_chunk(params, latents, None)
         # The next chunk's cache is what this one's should look like.
-        _, full = jax.eval_shape(self._decode_chunk, params, latents, cache)
+        *_, full = jax.eval_shape(self._decode_chunk, params, latents, cache)
         marker = _import_maxdiffusion().RepSentinel
 
         def padded(x: Any, like: jax.ShapeDtypeStruct | None) -> jax.Array | None:
@@ -89,11 +91,11 @@ class MaxdiffusionVae:
             missing = like.shape[1] - x.shape[1]
             return jnp.pad(x, [(0, 0), (missing, 0), *[(0, 0)] * 3])
 
-        return frames, tuple(map(padded, cache, full))
+        return frames, is_finite, tuple(map(padded, cache, full))
 
     def decode_next(
         self, params: Params, latents: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, jax.Array, Cache]:
         """See `StreamingVae.decode_next`."""
         return self._decode_chunk(params, latents, cache)
 
@@ -116,13 +118,14 @@ class MaxdiffusionVae:
         latents = abstract(shape, jnp.float32, split)
         cache = jax.tree.map(
             lambda x: abstract(x.shape, x.dtype, split),
-            jax.eval_shape(self.decode_first, params_abstract, latents)[1],
+            jax.eval_shape(self.decode_first, params_abstract, latents)[-1],
         )
+        whole = NamedSharding(self.mesh, PartitionSpec())
         make = functools.partial(
             Stage,
             mesh=self.mesh,
             closes_over=("maxdiffusion", self.config, str(jnp.dtype(self.dtype))),
-            out_shardings=(NamedSharding(self.mesh, PartitionSpec()), split),
+            out_shardings=(whole, whole, split),
             tpu_compiler_options=TPU_COMPILER_OPTIONS,
         )
         return (
@@ -148,7 +151,7 @@ class MaxdiffusionVae:
 
     def _decode_chunk(
         self, params: Params, latents: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, jax.Array, Cache]:
         graph, paths = self._skeleton()
         flat = [(path, nnx.Param(params[name])) for name, path in paths.items()]
         parts = nnx.merge(graph, nnx.from_flat_state(flat))
@@ -159,7 +162,7 @@ class MaxdiffusionVae:
             cache = _import_maxdiffusion().AutoencoderKLWanCache(parts)._feat_map
         x = parts.post_quant_conv(denormalised(self.config, latents).astype(self.dtype))
         frames, cache, _ = parts.decoder(x, cache, 0)
-        return to_uint8(frames[0]), cache
+        return to_uint8(frames[0]), jnp.isfinite(frames).all(), cache
 
 
 def row_of(mesh: Mesh) -> Mesh:

@@ -51,7 +51,9 @@ class StreamingVae:
     dtype: Any
     convolution: str | None = None
 
-    def decode_first(self, params: Params, latents: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode_first(
+        self, params: Params, latents: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Cache]:
         """Decodes the first latent frame.
 
         Args:
@@ -59,14 +61,15 @@ class StreamingVae:
             latents: `[1, 1, latent_height, latent_width, z_dim]`, float32, normalised.
 
         Returns:
-            `[1, height, width, 3]` uint8, and the cache for the next chunk.
+            `[1, height, width, 3]` uint8; whether all numbers were finite before they became
+            bytes; the cache for the next chunk.
         """
         return self._decode_chunk(params, latents, None)
 
     def decode_next(
         self, params: Params, latents: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Decodes a later latent frame: `[temporal_compression, height, width, 3]` uint8."""
+    ) -> tuple[jax.Array, jax.Array, Cache]:
+        """Decodes a later latent frame, likewise: `temporal_compression` frames."""
         return self._decode_chunk(params, latents, cache)
 
     def decode(self, params: Params, latents: jax.Array) -> jax.Array:
@@ -141,8 +144,8 @@ class StreamingVae:
             self._cache_shapes(latent_height, latent_width),
         )
         # Every process of a slice may read the frames, so every device gets all of them.
-        frames = NamedSharding(self.mesh, PartitionSpec())
-        out_shardings = (frames, jax.tree.map(lambda x: x.sharding, cache))
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        out_shardings = (whole, whole, jax.tree.map(lambda x: x.sharding, cache))
         make = functools.partial(
             Stage,
             mesh=self.mesh,
@@ -166,24 +169,29 @@ class StreamingVae:
 
     def _decode_chunk(
         self, params: Params, latents: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, jax.Array, Cache]:
         height, width = latents.shape[2:4]
         split = self._split(height, width)
         specs = jax.tree.map(lambda x: split.spec(x.ndim), self._cache_shapes(height, width))
 
-        def body(params: Params, latents: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+        def body(
+            params: Params, latents: jax.Array, past: Past
+        ) -> tuple[jax.Array, jax.Array, Past]:
             frames, past = self._decoder(params, split)(
                 denormalised(self.config, latents[0]).astype(self.dtype), past
             )
-            return to_uint8(frames), past
+            # Bytes hide NaN: it becomes black.
+            is_finite = jnp.isfinite(frames).all()[None, None, None]  # one per part of the picture
+            return to_uint8(frames), is_finite, past
 
         decode = self._per_device(
             split,
             body,
             in_specs=(None if cache is None else specs,),
-            out_specs=(split.spec(4), specs),
+            out_specs=(split.spec(4), split.spec(3), specs),
         )
-        return decode(_part(params, DECODER), latents, cache)
+        frames, is_finite, cache = decode(_part(params, DECODER), latents, cache)
+        return frames, is_finite.all(), cache
 
     def _per_device(
         self, split: SpatialSplit, body: Callable, *, out_specs: Any, in_specs: tuple = ()
@@ -250,7 +258,8 @@ def make_decode_stages(
     Returns:
         stages of `(params, latents)` and `(params, latents, cache)`, the cache donated; latents
         `[1, 1, latent_height, latent_width, z_dim]` float32; results are
-        `[frames, height, width, 3]` uint8, whole on every device, and the cache.
+        `[frames, height, width, 3]` uint8 and whether they were finite, whole on every device, and
+        the cache.
     """
     vae = StreamingVae(config=config, mesh=mesh, dtype=dtype)
     return vae.decode_stages(latent_height, latent_width, params_abstract)

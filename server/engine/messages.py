@@ -1,0 +1,108 @@
+"""What the service and its engine process say to each other: one JSON object a line."""
+
+import dataclasses
+from typing import Any
+
+from wan_tpu.json_lines import JsonLines
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """To the engine: make this video and leave its files in this folder."""
+
+    job: str
+    request: dict[str, Any]
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """To the engine: show that you work, with a video that nobody asked for; then throw it away."""
+
+    job: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """To the engine: stop at the next step; an answer about the job still comes."""
+
+    job: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """From the engine: what it is at before it is ready, as words."""
+
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """From the engine: everything is loaded and compiled.
+
+    Attributes:
+        description: layout, attention and devices.
+    """
+
+    description: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """From the engine: units of a stage that are done.
+
+    Attributes:
+        seconds: since the stage began.
+    """
+
+    job: str
+    stage: str
+    done: int
+    total: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """From the engine, once in a while: the process lives. Whether it works, progress tells."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """From the engine: the files lie in the folder, complete."""
+
+    job: str
+    metadata: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """From the engine: no video. Without a job: it could not start.
+
+    Attributes:
+        code: one of `server.engine.failure.Failure`.
+    """
+
+    job: str | None
+    code: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """To the engine: end now, in good order, whatever runs."""
+
+
+Message = Generate | Probe | Cancel | Stop | Loading | Ready | Progress | Beat | Done | Failed
+
+_LINES = JsonLines(Generate, Probe, Cancel, Stop, Loading, Ready, Progress, Beat, Done, Failed)
+
+
+def encode(message: Message) -> bytes:
+    """The message as one line."""
+    return _LINES.encode(message)
+
+
+def decode(line: bytes) -> Message:
+    """The message of one line."""
+    return _LINES.decode(line)

@@ -1,0 +1,245 @@
+"""The process that owns the accelerator: `python -m server.engine.process SOCKET PARENT`.
+
+Takes `Generate` and `Cancel` over a socket and answers with progress, then `Done` or `Failed`. It
+ends when the service does, however that ended. Signals meant for the service do not end it: the
+service decides whether a running job may finish.
+"""
+
+import ctypes
+import logging
+import os
+import pathlib
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from server.engine.failure import Failure
+from server.engine.lockstep import LeadingEngine, end_for_loss, make_engine
+from server.engine.messages import (
+    Beat,
+    Cancel,
+    Done,
+    Failed,
+    Generate,
+    Loading,
+    Message,
+    Probe,
+    Progress,
+    Ready,
+    Stop,
+    decode,
+    encode,
+)
+from server.engine.seam import Engine
+from server.files.disk import is_disk_full
+from server.files.writer import MediaFiles
+from server.logs import flush_logging, start_logging
+from server.settings import Settings
+from server.signals import ending_signals
+from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
+from wan_tpu.pipeline.progress import Progress as PipelineProgress
+from wan_tpu.request import VideoRequest
+
+logger = logging.getLogger("server.engine")
+
+PR_SET_PDEATHSIG = 1
+
+BEAT_SECONDS = 2.0
+
+Work = Generate | Probe
+
+
+class Connection:
+    """The service at the other end; when it is gone, so is this process."""
+
+    def __init__(self, connection: socket.socket):
+        self._socket = connection
+        self._sending = threading.Lock()
+        self._requests: queue.Queue[Work] = queue.Queue()
+        self._cancelled: set[str] = set()
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called before the end that the service asks for; not when the service is gone."""
+        threading.Thread(target=self._read, name="service", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def send(self, message: Message) -> None:
+        """Says something to the service."""
+        try:
+            with self._sending:
+                self._socket.sendall(encode(message))
+        except OSError:
+            os._exit(1)
+
+    def next_request(self) -> Work:
+        """Waits for work."""
+        return self._requests.get()
+
+    def is_cancelled(self, job: str) -> bool:
+        """Whether the service has asked to stop a job."""
+        return job in self._cancelled
+
+    def forget(self, job: str) -> None:
+        """A job has ended."""
+        self._cancelled.discard(job)
+
+    def _beat(self) -> None:
+        while True:
+            self.send(Beat())
+            time.sleep(BEAT_SECONDS)
+
+    def _read(self) -> None:
+        with self._socket.makefile("rb") as lines:
+            for line in lines:
+                match decode(line):
+                    case Generate() | Probe() as request:
+                        self._requests.put(request)
+                    case Cancel(job=job):
+                        self._cancelled.add(job)
+                    case Stop():
+                        self.on_stop()
+                        break
+        # Not an orderly end: XLA's threads, stopped in the middle of their work, abort noisily.
+        flush_logging()
+        os._exit(0)
+
+
+def serve(engine: Engine, service: Connection) -> None:
+    """Starts the engine, then makes one video after the other, for ever."""
+    try:
+        service.send(Loading(what="loading the model"))
+        engine.start()
+        engine.warm_up(lambda p: service.send(Loading(what=f"compiling: {p.stage}")))
+    except ProcessLostError as error:
+        end_for_loss(str(error))
+    except WanTpuError as error:
+        service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=str(error)))
+        return
+    service.send(Ready(description=engine.describe()))
+    while True:
+        work = service.next_request()
+        service.send(_answer(engine, service, work))
+        service.forget(work.job)
+
+
+def _answer(engine: Engine, service: Connection, work: Work) -> Message:
+    """Makes one video; whatever goes wrong with it ends here, and the next one is made."""
+    try:
+        if isinstance(work, Probe):
+            return Done(job=work.job, metadata=_probe(engine, service, work))
+        return Done(job=work.job, metadata=_generate(engine, service, work))
+    except Cancelled as error:
+        return Failed(job=work.job, code=Failure.CANCELLED, message=str(error))
+    except Exception as error:
+        code = _code_of(engine, error)
+        logger.exception("generation failed", extra={"job": work.job, "code": code})
+        return Failed(job=work.job, code=code, message=_words(error, code))
+
+
+def _code_of(engine: Engine, error: Exception) -> Failure:
+    """Which kind of failure it is: some are the same for every engine."""
+    if is_disk_full(error):
+        return Failure.DISK_FULL
+    return engine.failure_of(error)
+
+
+def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], None]:
+    """Tells the service how far the work is."""
+
+    def report(progress: PipelineProgress) -> None:
+        service.send(
+            Progress(
+                job=work.job,
+                stage=progress.stage,
+                done=progress.done,
+                total=progress.total,
+                seconds=progress.seconds,
+            )
+        )
+
+    return report
+
+
+def _probe(engine: Engine, service: Connection, work: Probe) -> dict[str, Any]:
+    return engine.generate(
+        engine.probe_request(),
+        on_frames=lambda _: None,
+        on_progress=_reporter(service, work),
+        should_cancel=lambda: service.is_cancelled(work.job),
+    )
+
+
+def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, Any]:
+    request = VideoRequest(**work.request)
+    assert request.fps is not None
+    assert request.width is not None
+    assert request.height is not None
+    assert request.num_frames is not None
+    with MediaFiles(
+        pathlib.Path(work.folder),
+        fps=request.fps,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+    ) as files:
+        metadata = engine.generate(
+            request,
+            on_frames=files.write,
+            on_progress=_reporter(service, work),
+            should_cancel=lambda: service.is_cancelled(work.job),
+        )
+    return {**metadata, "spritesheet": files.sheet}
+
+
+def _words(error: Exception, code: Failure) -> str:
+    """What the client is told: no paths, no insides."""
+    match code:
+        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS:
+            return str(error)
+        case Failure.OUT_OF_MEMORY:
+            return "the accelerator ran out of memory; ask for a smaller size or fewer frames"
+        case Failure.DISK_FULL:
+            return "the server's disk is full"
+        case _:
+            return f"the engine failed with {type(error).__name__}; the server's log says more"
+
+
+def _die_with_parent(parent: int) -> None:
+    """Asks Linux to kill this process with its parent; the parent may be gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """Serves the socket with the given number until the other end closes it."""
+    descriptor, parent = map(int, arguments)
+    _die_with_parent(parent)
+    for number in ending_signals():
+        signal.signal(number, signal.SIG_IGN)
+    settings = Settings()
+    start_logging(settings.log_level, settings.group)
+    service = Connection(socket.socket(fileno=descriptor))
+    engine = make_engine(settings)
+    if settings.group.num_processes > 1:
+        engine = LeadingEngine(
+            engine, settings, on_waiting=lambda words: service.send(Loading(what=words))
+        )
+        service.on_stop = engine.stop
+    try:
+        serve(engine, service)
+    except Exception as error:
+        logger.exception("the engine cannot start")
+        words = f"{_words(error, Failure.ENGINE_ERROR)}"
+        service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=words))
+    flush_logging()
+    os._exit(1)  # an orderly end of Python would wait in JAX for other processes
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""The seam: what the service needs of whatever makes videos. Runs in the engine process."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from server.engine.failure import Failure
+from wan_tpu.multihost.group import Joined
+from wan_tpu.pipeline.progress import Progress
+from wan_tpu.request import VideoRequest
+
+
+class Engine(Protocol):
+    """Makes videos, one at a time. It is made with the server's `Settings`.
+
+    With several processes each has one, and `server.engine.lockstep` keeps them in step: an engine
+    asks `should_cancel` at the same places in all of them.
+    """
+
+    def start(self, joined: Joined | None = None) -> None:
+        """Loads the model onto the devices.
+
+        Args:
+            joined: the processes that share the model; None for this one alone.
+
+        Raises:
+            WanTpuError: it cannot; the message says why.
+        """
+        ...
+
+    def warm_up(self, on_progress: Callable[[Progress], None]) -> None:
+        """Compiles what the configured sizes need."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Layout, attention, devices; JSON-ready."""
+        ...
+
+    def probe_request(self) -> VideoRequest:
+        """A complete request that shows whether the engine works: small, and already compiled.
+
+        It is the same in every process of several.
+        """
+        ...
+
+    def generate(
+        self,
+        request: VideoRequest,
+        *,
+        on_frames: Callable[[np.ndarray], None],
+        on_progress: Callable[[Progress], None],
+        should_cancel: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """Makes one video.
+
+        Args:
+            request: complete and checked.
+            on_frames: takes frames `[n, height, width, 3]`, uint8, in order.
+            on_progress: told at every step.
+            should_cancel: asked at every step.
+
+        Returns:
+            What ran: layout, attention, versions, seconds by stage; JSON-ready.
+
+        Raises:
+            Cancelled: `should_cancel` said so.
+        """
+        ...
+
+    def failure_of(self, error: Exception) -> Failure:
+        """Which kind of failure an exception of this engine is."""
+        ...

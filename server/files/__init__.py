@@ -1,0 +1,1 @@
+"""The files of videos: how they are written, and where they lie."""

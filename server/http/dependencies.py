@@ -1,0 +1,114 @@
+"""What routes ask for by type: the service, the key and its owner, the job of the path."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from server.errors import ApiError, retry_after
+from server.http.limits import RequestRate, address_of
+from server.http.schemas import VIDEO_ID
+from server.http.served_model import ServedModel
+from server.jobs.job import Job
+from server.keys import Keys
+from server.service import Service
+
+NO_OWNER = ""
+"""Whose the jobs are where no keys are asked for."""
+
+KEYS_RETRY_SECONDS = 5.0
+
+
+async def get_service(request: Request) -> Service:
+    """The service that this application serves."""
+    return request.app.state.service
+
+
+async def get_model(request: Request) -> ServedModel:
+    """The one model that is served."""
+    return request.app.state.model
+
+
+bearer = HTTPBearer(scheme_name="key", auto_error=False)
+
+
+async def identify(request: Request) -> None:
+    """Finds out who asks for a path that no route has, where keys are asked for."""
+    if request.app.state.service.keys is not None:
+        await require_key(request, await bearer(request))
+
+
+async def require_key(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+) -> None:
+    """Finds out whose key it is: see `get_owner`.
+
+    Raises:
+        ApiError: there is no key, nobody knows it, or the file of keys cannot be read.
+    """
+    keys: Keys = request.app.state.service.keys
+    if keys.problem is not None:
+        message = "the server cannot read its API keys, so it takes none for now"
+        raise ApiError(503, "keys_unavailable", message, headers=retry_after(KEYS_RETRY_SECONDS))
+    key = "" if credentials is None else credentials.credentials.strip()
+    owner = keys.find(key) if key else None
+    if owner is not None:
+        request.state.owner = owner
+        request.state.key = key
+        return
+    await limit_strangers(request)
+    code, message = "invalid_api_key", "this API key is not known here"
+    if not key:
+        code = "missing_api_key"
+        message = "an API key is needed: send it as `Authorization: Bearer KEY`"
+    raise ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+async def get_owner(request: Request) -> str:
+    """The name of the key that asks."""
+    return getattr(request.state, "owner", NO_OWNER)
+
+
+async def limit_rate(request: Request) -> None:
+    """Bounds how many requests a second one key may send.
+
+    Raises:
+        ApiError: these were too many.
+    """
+    rate: RequestRate = request.app.state.key_rate
+    rate.check(await get_owner(request))
+
+
+async def limit_strangers(request: Request) -> None:
+    """Bounds how many requests a second may come from one address without a key.
+
+    Raises:
+        ApiError: these were too many.
+    """
+    rate: RequestRate = request.app.state.stranger_rate
+    rate.check(address_of(request.scope))
+
+
+async def get_job(request: Request, video_id: Annotated[str, Path(pattern=f"^{VIDEO_ID}$")]) -> Job:
+    """The job of the path, if it is the caller's.
+
+    Raises:
+        ApiError: there is none.
+    """
+    service = await get_service(request)
+    job = service.board.find_owned(await get_owner(request), video_id)
+    if job is None:
+        raise video_not_found(video_id)
+    return job
+
+
+def video_not_found(video_id: str) -> ApiError:
+    """There is no such video, or it is another key's."""
+    return ApiError(404, "not_found", f"there is no video {video_id[:80]!r}", param="video_id")
+
+
+ServiceDependency = Annotated[Service, Depends(get_service)]
+ModelDependency = Annotated[ServedModel, Depends(get_model)]
+Owner = Annotated[str, Depends(get_owner)]
+OwnedJob = Annotated[Job, Depends(get_job)]

@@ -1,0 +1,172 @@
+"""Reads the body of `POST /v1/videos`, JSON or multipart, into a checked `VideoCreate`.
+
+A dependency, since FastAPI reads a body that a route declares before it asks for the key.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, NoReturn
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from server.errors import SHOWN_CHARACTERS, ApiError
+from server.http.answers import unknown_field
+from server.http.schemas import EXPECTED, VideoCreate
+
+MAX_FIELDS = 64
+JSON, FORM = "application/json", "multipart/form-data"
+
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": VideoCreate.model_json_schema()} for kind in (JSON, FORM)},
+    }
+}
+"""`openapi_extra=` of a route that takes a `SentVideo`."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+"""A text of JSON, whole or cut short, or a bracket outside of any; in linear time."""
+
+
+async def read_create(request: Request) -> VideoCreate:
+    """The body, checked.
+
+    Raises:
+        ApiError: it is of another type, or malformed.
+        RequestValidationError: a field is wrong.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    match content_type:
+        case "application/json":
+            fields = _parse_json(await request.body())
+        case "multipart/form-data":
+            fields = await _read_form(request)
+        case _:
+            raise ApiError(
+                415,
+                "unsupported_media_type",
+                f"the body must be {JSON} or {FORM}, got "
+                f"{content_type[:SHOWN_CHARACTERS] or 'no Content-Type'!r}",
+            )
+    try:
+        return VideoCreate.model_validate(fields)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        raise RequestValidationError(
+            [{**problem, "loc": ("body", *problem["loc"])} for problem in problems]
+        ) from None
+
+
+SentVideo = Annotated[VideoCreate, Depends(read_create)]
+
+
+def digest(create: VideoCreate) -> str:
+    """The same for the same fields, however they were sent."""
+    text = json.dumps(create.model_dump(exclude_none=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
+    _check_flat(body)
+    try:
+        fields = json.loads(
+            body.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_repetition,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ApiError(400, "invalid_json", 'the body must be a JSON object, {"prompt": "..."}')
+    return fields
+
+
+def _check_flat(body: bytes) -> None:
+    """Refuses what is not one object of a few texts, numbers and nulls, before it is parsed.
+
+    Parsing a hundred thousand objects that no field takes would hold everybody up.
+    """
+    opened, texts, name = False, 0, b'""'
+    for match in _TOKEN.finditer(body):
+        token = match[0]
+        if token.startswith(b'"'):
+            name, texts = token, texts + 1
+            if texts > 2 * MAX_FIELDS:
+                message = f"the body has more than {MAX_FIELDS} fields"
+                raise ApiError(400, "invalid_json", message)
+        elif token in b"[{":
+            if opened:
+                raise _nested(name, "a list" if token == b"[" else "an object")
+            if token == b"[":
+                message = 'the body must be a JSON object, {"prompt": "..."}, got a list'
+                raise ApiError(400, "invalid_json", message)
+            opened = True
+
+
+def _nested(name: bytes, what: str) -> ApiError:
+    """There is a list or an object inside, most likely of the field that was named before it."""
+    try:
+        field = json.loads(name)
+    except ValueError:
+        field = ""
+    if field in VideoCreate.model_fields:
+        message = f"{field} must be {EXPECTED[field]}, got {what}"
+        return ApiError(400, "invalid_value", message, param=field)
+    if field:
+        return unknown_field(field)
+    return ApiError(400, "invalid_json", f"the body holds {what} where no field is")
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_FIELDS:
+        raise ValueError(f"an object has {len(pairs)} fields, at most {MAX_FIELDS} are taken")
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object has a field more than once")
+    return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+async def _read_form(request: Request) -> dict[str, Any]:
+    await request.body()  # kept, so that it can be looked at again
+    try:
+        form = await request.form(max_files=1, max_fields=MAX_FIELDS)
+    except HTTPException as error:
+        raise ApiError(400, "invalid_form", f"the form is malformed: {error.detail}") from None
+    except (ValueError, LookupError) as error:  # names and charsets that cannot be decoded
+        raise ApiError(400, "invalid_form", f"the form is malformed: {error}") from None
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if not value.filename and not value.size:
+                continue  # what browsers send of an input where no file was chosen
+            await form.close()
+            message = f"{name} is a file, and no field takes one: text to video only"
+            raise ApiError(400, "unknown_field", message, param=name)
+        if name in fields:
+            raise ApiError(400, "invalid_value", f"{name} is there more than once", param=name)
+        fields[name] = value
+    _check_text(request.headers["content-type"], await request.body())
+    return fields
+
+
+def _check_text(content_type: str, body: bytes) -> None:
+    """Refuses a form of text alone that is not UTF-8, which would be mangled, or lacks its end."""
+    _, options = parse_options_header(content_type)
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise ApiError(400, "invalid_form", "a form is written in UTF-8")
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "invalid_form", f"the form is not UTF-8: {error}") from None
+    if body and b"--" + options[b"boundary"] + b"--" not in body:
+        raise ApiError(400, "invalid_form", "the form ends before its last boundary")

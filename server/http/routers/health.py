@@ -1,0 +1,64 @@
+"""`/livez`, `/readyz`, `/metrics`: for supervisors and for Prometheus; no key is asked for."""
+
+import asyncio
+import math
+import time
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from server.errors import ApiError, retry_after
+from server.http.dependencies import ServiceDependency
+from server.http.schemas import Live, NotReady, Readiness
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", operation_id="live")
+async def live() -> Live:
+    """Says that the server runs."""
+    return Live(status="live")
+
+
+@router.get(
+    "/readyz",
+    operation_id="ready",
+    response_model=Readiness,
+    responses={503: {"model": NotReady, "description": "Not yet, or no more; says why"}},
+)
+@router.get("/health", include_in_schema=False)
+async def ready(service: ServiceDependency) -> Response:
+    """Says whether jobs are worked on, and if not, what is missing and when to ask again."""
+    missing = service.missing
+    if not missing:
+        return Response(READY, media_type="application/json")
+    seconds = service.retry_seconds
+    error = ApiError(503, "not_ready", "; ".join(missing), headers=retry_after(seconds))
+    body = NotReady(
+        status="not_ready", missing=missing, retry_seconds=math.ceil(seconds), **error.body
+    )
+    return JSONResponse(body.model_dump(), error.status, headers=error.headers)
+
+
+READY = Readiness(status="ready", missing=[]).model_dump_json().encode()
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    responses={
+        200: {"description": "Text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    },
+    response_class=Response,
+)
+async def metrics(service: ServiceDependency) -> Response:
+    """What Prometheus reads."""
+    meters, board = service.metrics, service.board
+    waiting = [board.find(job_id) for job_id in board.queue.order()]
+    oldest = min((job.created_at for job in waiting if job is not None), default=None)
+    meters.queue_length.set(len(board.queue))
+    meters.oldest_waiting_seconds.set(0 if oldest is None else max(0.0, time.time() - oldest))
+    meters.ready.set(not service.missing)
+    text = await asyncio.to_thread(generate_latest, meters.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,207 @@
+"""`/v1/videos`: create, list, show, cancel, delete, download, follow."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.responses import FileResponse, Response
+
+from server.engine.failure import Failure
+from server.errors import DO_NOT_RETRY, ApiError
+from server.http.answers import Answered, errors
+from server.http.content import Variant, content_response
+from server.http.dependencies import (
+    ModelDependency,
+    OwnedJob,
+    Owner,
+    ServiceDependency,
+    video_not_found,
+)
+from server.http.events import Streams
+from server.http.intake import REQUEST_BODY, SentVideo, digest
+from server.http.schemas import VIDEO_ID, PageLimit, Video, VideoDeleted, VideoList
+from server.service import Service
+
+logger = logging.getLogger(__name__)
+
+FILES = ("video/mp4", "image/webp", "image/jpeg")
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+
+async def room_in_queue(service: ServiceDependency, owner: Owner, request: Request) -> None:
+    """Refuses a job that cannot be taken before its body is read; repetitions are let through."""
+    key = request.headers.get("idempotency-key")
+    if key is None or service.board.find_idempotent(owner, key) is None:
+        service.check_open(owner)
+
+
+@router.get("/{video_id}", operation_id="retrieveVideo", responses=errors(404))
+async def retrieve_video(job: OwnedJob, service: ServiceDependency) -> Video:
+    """Shows a job."""
+    return _video(service, job.id)
+
+
+@router.post(
+    "",
+    operation_id="createVideo",
+    responses=errors(403, 404, 408, 409, 413, 415),
+    openapi_extra=REQUEST_BODY,
+    dependencies=[Depends(room_in_queue)],
+)
+async def create_video(
+    service: ServiceDependency,
+    model: ModelDependency,
+    owner: Owner,
+    create: SentVideo,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="the same key and body gives the same job, with another body 409",
+        ),
+    ] = None,
+) -> Video:
+    """Accepts a job and answers at once; it then waits its turn."""
+    job = await service.accept(
+        owner,
+        model.request(create),
+        model=model.id,
+        request_digest=digest(create),
+        idempotency_key=idempotency_key,
+    )
+    logger.info("job accepted", extra={"job": job.id, "owner": owner})
+    return _video(service, job.id)
+
+
+@router.get("", operation_id="listVideos")
+async def list_videos(
+    service: ServiceDependency,
+    owner: Owner,
+    after: Annotated[
+        str | None,
+        Query(pattern=f"^{VIDEO_ID}$", description="the last id of the page before"),
+    ] = None,
+    limit: Annotated[PageLimit, Query(description="how many")] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="by time of creation")] = "desc",
+) -> VideoList:
+    """Lists jobs, newest first unless asked otherwise."""
+    board, newest_first = service.board, order == "desc"
+    ids, has_more = board.page(owner, after=after, limit=limit, newest_first=newest_first)
+    first, last = (_quoted(ids[0]), _quoted(ids[-1])) if ids else (b"null", b"null")
+    body = b'{"object":"list","data":[%s],"has_more":%s,"first_id":%s,"last_id":%s}' % (
+        b",".join(map(board.body, ids)),
+        b"true" if has_more else b"false",
+        first,
+        last,
+    )
+    return _ready(body)
+
+
+@router.delete("/{video_id}", operation_id="deleteVideo", responses=errors(403, 404))
+async def delete_video(job: OwnedJob, service: ServiceDependency) -> VideoDeleted:
+    """Forgets a job and removes its files; one that runs is stopped."""
+    await service.delete([job.id])
+    logger.info("job deleted", extra={"job": job.id, "owner": job.owner})
+    return VideoDeleted(id=job.id, object="video.deleted", deleted=True)
+
+
+@router.post("/{video_id}/cancel", operation_id="cancelVideo", responses=errors(403, 404, 409))
+async def cancel_video(job: OwnedJob, service: ServiceDependency) -> Video:
+    """Stops a job; it is then failed, with the code `cancelled`."""
+    after = await service.cancel(job.id)
+    if after is None:
+        raise video_not_found(job.id)
+    if after.error_code != Failure.CANCELLED:
+        message = f"{job.id} is {after.state} already and cannot be cancelled; it can be deleted"
+        raise ApiError(409, "not_cancellable", message, headers=DO_NOT_RETRY)
+    logger.info("job cancelled", extra={"job": job.id, "owner": job.owner})
+    return _video(service, job.id)
+
+
+@router.get(
+    "/{video_id}/content",
+    operation_id="downloadVideoContent",
+    response_class=FileResponse,
+    responses={
+        **errors(404, 409, 416),
+        200: {"description": "The file", "content": dict.fromkeys(FILES, BINARY)},
+        206: {
+            "description": "The ranges that were asked for",
+            "content": dict.fromkeys((*FILES, "multipart/byteranges"), BINARY),
+        },
+        304: {"description": "The file is the one of `If-None-Match`"},
+    },
+)
+async def download_content(
+    job: OwnedJob,
+    service: ServiceDependency,
+    request: Request,
+    variant: Annotated[Variant, Query(description="which file")] = "video",
+) -> Response:
+    """Sends a file of a completed job, whole or in ranges."""
+    return await content_response(request, service.media, job, variant)
+
+
+async def stream_place(
+    request: Request,
+    job: OwnedJob,
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            description="as browsers send it when they connect again: 204 if the end was seen",
+        ),
+    ] = None,
+) -> AsyncIterator[Streams]:
+    """A place among the streams, until this one ends; who has seen the end gets none."""
+    if last_event_id == str(job.state) and job.is_finished:
+        raise Answered(Response(status_code=204))
+    if request.scope["state"].get("is_head"):
+        raise Answered(Response(media_type=EventSourceResponse.media_type))
+    streams: Streams = request.app.state.streams
+    with streams.place(job.owner):
+        yield streams
+
+
+@router.get(
+    "/{video_id}/events",
+    operation_id="streamVideoEvents",
+    response_class=EventSourceResponse,
+    responses={
+        **errors(404),
+        200: {
+            "description": "`event: video` with the whole object at every change; ends with the "
+            "job, or with `event: deleted` and its id"
+        },
+        204: {"description": "The job is finished, and `Last-Event-ID` says that this was seen"},
+    },
+)
+async def stream_events(
+    request: Request,
+    job: OwnedJob,
+    streams: Annotated[Streams, Depends(stream_place)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Sends the job's object whenever it changes, until it is finished."""
+    async for event in streams.events(job.id, request.scope["state"].get("key")):
+        yield event
+
+
+def _video(service: Service, job_id: str) -> Video:
+    """The job's object."""
+    headers = {"openai-poll-after-ms": str(service.settings.poll_after_ms)}
+    return _ready(service.board.body(job_id), headers)
+
+
+def _ready(body: bytes, headers: dict[str, str] | None = None) -> Any:
+    """JSON that is kept encoded: many clients poll, and a model would be encoded for each."""
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def _quoted(job_id: str) -> bytes:
+    return b'"' + job_id.encode() + b'"'

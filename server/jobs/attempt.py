@@ -1,0 +1,259 @@
+"""One attempt at a job: the engine makes the video, and what becomes of it is written down.
+
+However it ends, one place writes the outcome. Whoever stops an attempt only says why.
+"""
+
+import asyncio
+import enum
+import logging
+import pathlib
+import time
+from collections.abc import Set
+from typing import Any
+
+from server.engine.client import EngineClient
+from server.engine.failure import EngineFailure, Failure, ProcessLost
+from server.engine.messages import Progress
+from server.engine.supervisor import Supervisor
+from server.files.disk import is_disk_full
+from server.files.media import Media
+from server.jobs.board import Board
+from server.jobs.job import Job, State
+from server.jobs.persistence import GaveUpError, Persistence
+from server.metrics import Metrics
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Why(enum.Enum):
+    """Why an attempt is stopped before its end."""
+
+    TIMEOUT = "it takes too long"
+    UNWANTED = "it was cancelled or deleted"
+    GIVEN_BACK = "the server ends"
+    ABANDONED = "the server does not own its jobs any more"
+
+
+class Attempt:
+    """An attempt at one job that the board says is in progress."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        board: Board,
+        media: Media,
+        engine: EngineClient,
+        supervisor: Supervisor,
+        persistence: Persistence,
+        metrics: Metrics,
+        settings: Settings,
+        has_crashed: Set[str],
+    ):
+        """Begins nothing.
+
+        Args:
+            job: as it was claimed.
+            has_crashed: ids of jobs at which the engine has crashed before.
+        """
+        self.job = job
+        self.is_last = False
+        """Whether the server is ending, so that no attempt follows this one."""
+        self.crashed = False
+        """Whether the engine crashed."""
+        self._board = board
+        self._media = media
+        self._engine = engine
+        self._supervisor = supervisor
+        self._persistence = persistence
+        self._metrics = metrics
+        self._settings = settings
+        self._has_crashed = has_crashed
+        self._why: Why | None = None
+        self._late: asyncio.Task[None] | None = None
+        self._stopped, self._hurried = asyncio.Event(), asyncio.Event()
+
+    def stop(self, why: Why) -> None:
+        """Has it end soon; a reason that cannot wait takes the place of one that can."""
+        if self._why is None or why in (Why.GIVEN_BACK, Why.ABANDONED):
+            self._why = why
+        self._stopped.set()
+        if why in (Why.GIVEN_BACK, Why.ABANDONED):
+            self._hurried.set()
+
+    async def run(self) -> None:
+        """Makes the video, or stops, and writes down what became of it.
+
+        Raises:
+            ProcessLost: another process of the slice was lost; the job is put back.
+            GaveUpError: the database could not be written before the server ended.
+        """
+        extra = {"job": self.job.id, "attempt": self.job.attempts}
+        logger.info("job started", extra=extra)
+        started = time.monotonic()
+        work = asyncio.create_task(self._work(), name=self.job.id)
+        try:
+            await self._watch(work)
+            await self._conclude(work)
+            if self._late is not None:
+                await self._late
+        finally:
+            if not work.done():
+                work.cancel()
+            await asyncio.to_thread(self._media.discard, self.job.id)
+            self._note_end(time.monotonic() - started)
+
+    async def _work(self) -> dict[str, Any]:
+        """Has the engine make the video; returns what it says about it."""
+        folder: pathlib.Path = await asyncio.to_thread(self._media.begin, self.job.id)
+        return await self._engine.generate(
+            self.job.id,
+            self.job.request,
+            folder,
+            self._note_progress,
+            timeout_seconds=self._settings.job_timeout_seconds,
+        )
+
+    async def _watch(self, work: asyncio.Task[dict[str, Any]]) -> None:
+        """Waits for the engine; makes it stop when it is asked to, or takes too long."""
+        settings = self._settings
+        if await _done(work, self._stopped, settings.job_timeout_seconds):
+            return
+        if self._why is None:
+            self._why = Why.TIMEOUT
+            self._late = asyncio.create_task(self._fail_for_time())
+        if not self._hurried.is_set():
+            await self._engine.cancel(self.job.id)
+            if await _done(work, self._hurried, settings.stop_grace_seconds):
+                return
+        if self._why == Why.GIVEN_BACK:
+            # First in the database: what may come from the engine now is no outcome any more.
+            await self._give_back()
+            await self._engine.stop()
+        else:
+            logger.error("the engine does not stop and is killed", extra=self._extra)
+            await self._engine.kill()
+        await asyncio.wait({work})
+
+    async def _conclude(self, work: asyncio.Task[dict[str, Any]]) -> None:
+        """Writes the outcome down."""
+        if self._why == Why.ABANDONED:
+            work.exception()
+            return
+        try:
+            metadata = work.result()
+            if await self._publish(metadata):
+                self._note_success(metadata)
+        except ProcessLost:
+            if self.is_last:
+                await self._give_back()
+            else:
+                await self._put_back("a process was lost")
+            raise
+        except EngineFailure as failure:
+            await self._conclude_failure(failure)
+        except GaveUpError:
+            raise
+        except Exception as error:  # the boundary of jobs: the next one must be able to run
+            logger.exception("the job could not be handled", extra=self._extra)
+            await self._fail(_own_failure(error))
+            if self.job.id not in self._board.completed_ids():
+                await asyncio.to_thread(self._media.remove, self.job.id)
+
+    async def _conclude_failure(self, failure: EngineFailure) -> None:
+        self.crashed = failure.code == Failure.ENGINE_CRASHED and self._why is None
+        if self._why is not None:
+            return  # whoever stopped it has written that down
+        if self.crashed and self.is_last:
+            await self._give_back()  # whoever ends the server may end its engine first
+        elif self.crashed and self._settings.group.num_processes > 1:
+            await self._put_back("a process was lost")  # that may be what the engine ended of
+        else:
+            await self._supervisor.note_failure(self.job.id, failure)
+            if self.crashed and self._may_be_innocent:
+                await self._put_back(str(failure))
+            else:
+                await self._fail(failure)
+
+    @property
+    def _may_be_innocent(self) -> bool:
+        """Whether the engine may have crashed for another reason than this job."""
+        is_first = self.job.id not in self._has_crashed
+        return is_first and self.job.attempts < self._settings.max_attempts
+
+    async def _publish(self, metadata: dict[str, Any]) -> bool:
+        """Puts the files in their place, then says so; takes them back if nobody wants them."""
+        job_id = self.job.id
+        job = self._board.find(job_id)
+        if job is None or job.state != State.IN_PROGRESS:
+            return False
+        kept = {name: value for name, value in metadata.items() if name not in ("request", "model")}
+        kept["files"] = await asyncio.to_thread(self._media.measure, job_id)
+        if not await self._persistence.write(lambda: self._board.note_made(job_id, kept)):
+            return False
+        await asyncio.to_thread(self._media.publish, job_id)
+        if await self._persistence.write(lambda: self._board.complete(job_id, kept)):
+            return True
+        await asyncio.to_thread(self._media.remove, job_id)
+        return False
+
+    async def _give_back(self) -> None:
+        """Puts the job back as if it had not been started."""
+        if await self._persistence.write(lambda: self._board.requeue(self.job.id)):
+            logger.info("the running job goes back to the queue", extra=self._extra)
+
+    async def _put_back(self, reason: str) -> None:
+        """Has the job made again; so often, and no more."""
+        if await self._persistence.write(lambda: self._board.put_back(self.job.id)):
+            logger.error("the job is put back: %s", reason, extra=self._extra)
+
+    async def _fail_for_time(self) -> None:
+        seconds = self._settings.job_timeout_seconds
+        words = f"the video took longer than {seconds:g} seconds"
+        await self._fail(EngineFailure(Failure.TIMEOUT, words))
+
+    async def _fail(self, failure: EngineFailure) -> None:
+        """Fails the job, unless it has ended in another way by now."""
+        code, message = failure.code, str(failure)
+        if await self._persistence.write(lambda: self._board.fail(self.job.id, code, message)):
+            logger.error("job failed: %s", message, extra={**self._extra, "code": code})
+
+    def _note_progress(self, progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.done:
+            self._metrics.steps.inc()
+        self._board.report(self.job.id, progress)
+
+    def _note_success(self, metadata: dict[str, Any]) -> None:
+        self._supervisor.note_success()
+        for stage, seconds in metadata.get("seconds", {}).items():
+            self._metrics.stage_seconds.labels(stage.partition(" ")[0]).observe(seconds)
+
+    def _note_end(self, seconds: float) -> None:
+        now = self._board.find(self.job.id)
+        outcome = "deleted" if now is None else str(now.error_code or now.state)
+        if now is None or now.is_finished:
+            self._metrics.jobs.labels(outcome).inc()
+        logger.info("job ended", extra={**self._extra, "code": outcome, "seconds": seconds})
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        return {"job": self.job.id}
+
+
+async def _done(work: asyncio.Task[Any], or_else: asyncio.Event, seconds: float) -> bool:
+    """Waits for work, an event or a time, whichever comes first; whether the work is done."""
+    event = asyncio.ensure_future(or_else.wait())
+    try:
+        await asyncio.wait({work, event}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
+        event.cancel()
+
+
+def _own_failure(error: Exception) -> EngineFailure:
+    """What a job is told whose video was lost around the engine, not in it."""
+    if is_disk_full(error):
+        return EngineFailure(Failure.DISK_FULL, "the server's disk is full")
+    words = f"the server failed with {type(error).__name__}; its log says more"
+    return EngineFailure(Failure.ENGINE_ERROR, words)

@@ -1,0 +1,528 @@
+"""All jobs in memory: what is served. Every change is in the database before it is here.
+
+One process owns the jobs, so reads need no database at all and go on while it is away. A write
+whose outcome is not known is looked up before anybody is told of it; a row that has vanished, or
+that the database refuses, costs its own job alone.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from server.engine.failure import Failure
+from server.engine.messages import Progress
+from server.files.media import KnownJobs
+from server.jobs.calls import StoreCalls
+from server.jobs.clock import ExpiryClock
+from server.jobs.database import OwnershipLost, StoreRefused, StoreUnavailable
+from server.jobs.estimate import Durations, work_of
+from server.jobs.fair_queue import FairQueue
+from server.jobs.job import UNREADABLE, Job, State
+from server.jobs.shelf import Bodies, Entry, Kept, Shelf, files_of
+from server.jobs.store import Store
+from server.jobs.video_object import encode_place, encode_video, video_object
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+REFRESH_SECONDS = 1.0
+"""How old the seconds left of waiting jobs may be."""
+
+REMEMBERED_DELETIONS = 10_000
+"""Jobs that would come back with an older copy of the database, and are deleted from it again."""
+
+
+class Board:
+    """The jobs of one server."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keep_seconds: float | None,
+        max_attempts: int,
+        timeout_seconds: float,
+    ):
+        self._store = store
+        self._calls = StoreCalls(store, timeout_seconds=timeout_seconds)
+        self._keep_seconds = keep_seconds
+        self._max_attempts = max_attempts
+        self._shelf = Shelf()
+        self._bodies = Bodies()
+        self._clock = ExpiryClock()
+        self._running: str | None = None
+        self._ends: dict[str, float | None] | None = None  # seconds left, of those that wait
+        self._refreshed_at = 0.0
+        self._writing = asyncio.Lock()
+        self._operations: set[asyncio.Task[Any]] = set()
+        self._doubtful: set[str] = set()  # ids that may have rows, though nobody was told so
+        self._deleted: collections.deque[str] = collections.deque(maxlen=REMEMBERED_DELETIONS)
+        self._must_reconcile = False
+        self._changed = asyncio.Event()
+        self.queue = FairQueue()
+        self.durations = Durations()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the database takes nothing now; None while it does."""
+        return self._calls.trouble
+
+    @property
+    def lost(self) -> str | None:
+        """Why this server must end: the database is not its own any more."""
+        return self._calls.lost
+
+    def load(self, jobs: list[Job], is_whole: Callable[[Job], bool]) -> None:
+        """Takes up what survived; blocking, before anything else runs.
+
+        A job that ran when the last server ended is completed if its files had got their place,
+        and else tried again.
+
+        Args:
+            jobs: all that the database has, oldest first.
+            is_whole: whether all files of a job are in their place.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
+        unreadable = [job.id for job in jobs if job.is_unreadable]
+        if unreadable:
+            logger.warning(
+                "%d jobs cannot be read by this version; they are shown as failed and stay in the "
+                "database: %s",
+                len(unreadable),
+                ", ".join(unreadable[:20]),
+            )
+        seen = [at for job in jobs for at in (job.created_at, job.finished_at) if at]
+        self._clock = ExpiryClock(last_seen=max(seen, default=None))
+        for job in jobs:
+            if job.state == State.IN_PROGRESS:
+                job = self._after_restart(job, is_whole)
+            self._add(job)
+            self._learn(job)
+
+    def find(self, job_id: str) -> Job | None:
+        """A job, whoever owns it."""
+        entry = self._shelf.entries.get(job_id)
+        return None if entry is None else entry.job
+
+    def find_owned(self, owner: str, job_id: str) -> Job | None:
+        """A job if it is this owner's and has not expired."""
+        job = self.find(job_id)
+        if job is None or job.owner != owner or _is_expired(job, self._clock.now()):
+            return None
+        return job
+
+    def find_idempotent(self, owner: str, key: str) -> Job | None:
+        """The job that was accepted with this idempotency key."""
+        return self._shelf.find_idempotent(owner, key)
+
+    def page(
+        self, owner: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[str], bool]:
+        """Ids of an owner's jobs, and whether there are more; see `Shelf.page`."""
+        return self._shelf.page(owner, after=after, limit=limit, newest_first=newest_first)
+
+    def kept_of(self, owner: str) -> Kept:
+        """What an owner's finished jobs take up."""
+        return self._shelf.kept_of(owner)
+
+    def oldest_failed(self, owner: str, number: int) -> list[str]:
+        """So many of an owner's jobs that ended without a video, oldest first."""
+        found = []
+        for job_id in self._shelf.ids_of(owner):
+            job = self._shelf.entries[job_id].job
+            if len(found) < number and job.state == State.FAILED and not job.is_unreadable:
+                found.append(job_id)
+        return found
+
+    def body(self, job_id: str) -> bytes:
+        """A job's JSON."""
+        entry = self._shelf.entries[job_id]
+        body = self._bodies.get(job_id)
+        if body is None:
+            # That of a waiting job is kept without its place in the queue, which others change.
+            body = encode_video(video_object(entry.job, running=entry.running, damage=entry.damage))
+            self._bodies.put(job_id, body)
+        if entry.job.state != State.QUEUED:
+            return body
+        position, seconds = self.queue.position(job_id), self._seconds_until_end(job_id)
+        return encode_place(body, position, seconds)
+
+    def next_change(self) -> asyncio.Event:
+        """An event that is set when any job changes; ask again after it was."""
+        return self._changed
+
+    def wake(self) -> None:
+        """Sets the event that `next_change` gave out."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def completed_ids(self) -> set[str]:
+        """Jobs that have files."""
+        return {
+            job_id
+            for job_id, entry in self._shelf.entries.items()
+            if entry.job.state == State.COMPLETED
+        }
+
+    def completed(self) -> list[Job]:
+        """Jobs that have files."""
+        return [self._shelf.entries[job_id].job for job_id in sorted(self.completed_ids())]
+
+    def known_jobs(self) -> KnownJobs:
+        """What the files are compared with."""
+        jobs = [entry.job for entry in self._shelf.entries.values()]
+        ended = {job.id for job in jobs if job.state == State.FAILED and not job.is_unreadable}
+        unfinished = {job.id for job in jobs if not job.is_finished}
+        with_files = {job.id for job in jobs} - ended - unfinished
+        return KnownJobs(with_files=with_files, ended=ended, unfinished=unfinished)
+
+    def note_damage(self, job_id: str, damage: str | None) -> None:
+        """Shows what is wrong with a completed job's files, or that it is put right."""
+        entry = self._shelf.entries.get(job_id)
+        if entry is not None and entry.damage != damage:
+            entry.damage = damage
+            self._bodies.forget(job_id)
+            self.wake()
+
+    async def accept(self, make_job: Callable[[str | None], Job]) -> Job:
+        """Takes a new job; once this returns, it will end, whatever happens.
+
+        Args:
+            make_job: makes it from the newest id; raises if it is not to be taken after all. No
+                other change happens in between. It is asked again when the database turns out to
+                have a job with the same idempotency key.
+
+        Raises:
+            StoreUnavailable: it is not taken, now or later.
+        """
+        return await self._to_the_end(self._accept(make_job))
+
+    async def claim(self, job_id: str) -> Job | None:
+        """Starts a queued job; None if it is not there any more."""
+        return await self._to_the_end(self._claim(job_id))
+
+    def report(self, job_id: str, progress: Progress) -> None:
+        """Notes where a running job is; not in the database, since it is worth nothing later."""
+        entry = self._shelf.entries.get(job_id)
+        if entry is not None and entry.job.state == State.IN_PROGRESS:
+            entry.running = self.durations.running(entry.job, progress, entry.running)
+            self._bodies.forget(job_id)
+            self._notify(queue=time.monotonic() - self._refreshed_at > REFRESH_SECONDS)
+
+    async def note_made(self, job_id: str, metadata: dict[str, Any]) -> bool:
+        """Notes what a running job's complete files are, before they get their place.
+
+        A server that ends in between finds them there and knows that they are this job's. False if
+        the job does not run any more.
+        """
+        return await self._end_running(job_id, lambda job: job.made(metadata))
+
+    async def complete(self, job_id: str, metadata: dict[str, Any]) -> bool:
+        """Ends a running job whose files are in place; False if it does not run any more."""
+        done = await self._end_running(
+            job_id, lambda job: job.completed(metadata, keep_seconds=self._keep_seconds)
+        )
+        if done:
+            self._learn(self._shelf.entries[job_id].job)
+        return done
+
+    async def fail(self, job_id: str, code: Failure, message: str) -> bool:
+        """Ends a running job without a video; False if it does not run any more."""
+        return await self._end_running(
+            job_id, lambda job: job.failed(code, message, keep_seconds=self._keep_seconds)
+        )
+
+    async def requeue(self, job_id: str) -> bool:
+        """Puts a running job back that was ended in good order; False if it does not run."""
+        return await self._end_running(job_id, lambda job: job.requeued(counts=False))
+
+    async def put_back(self, job_id: str) -> bool:
+        """Puts a running job back that was interrupted: the attempt counts, as after a crash."""
+        return await self._end_running(job_id, self._after_interruption)
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """Cancels a job that is not finished; returns the job as it then is, None if it is gone."""
+        return await self._to_the_end(self._cancel(job_id))
+
+    async def delete(self, job_ids: list[str]) -> None:
+        """Forgets jobs; their files are the caller's to remove."""
+        await self._to_the_end(self._delete(job_ids))
+
+    async def check(self) -> None:
+        """Finds out how the database is, and puts right what its absence has left.
+
+        What is wrong with it is in `trouble` and `lost` then, and is not raised.
+        """
+        try:
+            was_lost = await self._calls.call(self._store.check)
+            self._must_reconcile |= was_lost
+            if self._must_reconcile or self._doubtful:
+                await self._to_the_end(self._reconcile())
+        except StoreUnavailable as error:
+            self._calls.note(error)
+        except OwnershipLost:
+            return
+        else:
+            self._calls.note(None)
+
+    def now(self) -> float:
+        """Unix seconds by the clock that jobs expire by."""
+        return self._clock.now()
+
+    def expired(self) -> list[str]:
+        """Jobs whose time is over."""
+        now = self._clock.now()
+        return [i for i, entry in self._shelf.entries.items() if _is_expired(entry.job, now)]
+
+    async def close(self) -> None:
+        """Waits for the last write."""
+        if self._operations:
+            await asyncio.wait(self._operations)
+        self._calls.close()
+
+    async def _accept(self, make_job: Callable[[str | None], Job]) -> Job:
+        async with self._writing:
+            job = make_job(self._shelf.newest)
+            if job.id in self._shelf.entries:
+                return job
+            self._calls.require()
+            try:
+                await self._calls.call(self._store.insert, job)
+            except StoreRefused:
+                await self._learn_of_row(job)
+                return make_job(self._shelf.newest)  # it answers for the one that is there
+            except StoreUnavailable:
+                if not await self._was_inserted(job):
+                    raise
+            self._add(job)
+            self._notify(queue=True)
+            return job
+
+    async def _was_inserted(self, job: Job) -> bool:
+        """What became of an insertion that gave no answer."""
+        try:
+            return await self._calls.call(self._store.find, job.id) is not None
+        except StoreUnavailable as error:
+            # Nobody is told that it is accepted; if it is there later, it goes.
+            self._doubtful.add(job.id)
+            self._calls.note(error)
+            raise
+
+    async def _learn_of_row(self, refused: Job) -> None:
+        """Takes over the row that has the idempotency key of a job that was refused for it."""
+        found = None
+        if refused.idempotency_key is not None:
+            key = (refused.owner, refused.idempotency_key)
+            found = await self._calls.call(self._store.find_idempotent, *key)
+        if found is None:
+            raise StoreRefused(f"{self._store.name} refuses the job {refused.id}")
+        self._doubtful.discard(found.id)
+        if found.id not in self._shelf.entries:
+            if found.state == State.IN_PROGRESS:
+                found = found.requeued(counts=True)
+            self._add(found)
+            self._notify(queue=True)
+
+    async def _claim(self, job_id: str) -> Job | None:
+        async with self._writing:
+            entry = self._shelf.entries.get(job_id)
+            if entry is None or entry.job.state != State.QUEUED:
+                return None
+            if not await self._move(entry, entry.job.started()):
+                return None
+            self.queue.served(entry.job.owner, work_of(entry.job.request))
+            self._running = job_id
+            return entry.job
+
+    async def _cancel(self, job_id: str) -> Job | None:
+        async with self._writing:
+            entry = self._shelf.entries.get(job_id)
+            if entry is None:
+                return None
+            if not entry.job.is_finished:
+                job = entry.job.failed(
+                    Failure.CANCELLED, "the job was cancelled", keep_seconds=self._keep_seconds
+                )
+                if not await self._move(entry, job):
+                    return self.find(job_id)
+            return entry.job
+
+    async def _delete(self, job_ids: list[str]) -> None:
+        async with self._writing:
+            present = [job_id for job_id in job_ids if job_id in self._shelf.entries]
+            await self._repeatable(self._store.delete, present)
+            for job_id in present:
+                self._forget(self._shelf.entries[job_id])
+                self._deleted.append(job_id)
+
+    async def _end_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
+        return await self._to_the_end(self._move_running(job_id, move))
+
+    async def _move_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
+        async with self._writing:
+            entry = self._shelf.entries.get(job_id)
+            if entry is None or entry.job.state != State.IN_PROGRESS:
+                return False
+            return await self._move(entry, move(entry.job))
+
+    async def _move(self, entry: Entry, job: Job) -> bool:
+        """Writes a job's new state, then shows it; False if the database has no place for it."""
+        try:
+            if not await self._repeatable(self._store.update, job):
+                logger.warning("the job's row is gone from the database", extra={"job": job.id})
+                self._forget(entry)
+                return False
+        except StoreRefused as error:
+            logger.error("the job is set aside: %s", error, extra={"job": job.id})
+            self._show(entry, _set_aside(entry.job))
+            return False
+        self._show(entry, job)
+        return True
+
+    async def _repeatable(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A write that does the same when it is done twice: again, if it gave no answer."""
+        self._calls.require()
+        try:
+            return await self._calls.call(function, *arguments)
+        except StoreUnavailable as first:
+            logger.warning("a write is repeated: %s", first)
+        try:
+            return await self._calls.call(function, *arguments)
+        except StoreUnavailable as error:
+            self._calls.note(error)
+            raise
+
+    async def _reconcile(self) -> None:
+        """Brings a database that was away, or is an older copy, to what clients were told."""
+        async with self._writing:
+            states: dict[str, str] = await self._calls.call(self._store.states)
+            ours = [entry.job for entry in self._shelf.entries.values()]
+            behind = [
+                job
+                for job in ours
+                if self._must_reconcile
+                and not job.is_unreadable
+                and states.get(job.id) != str(job.state)
+            ]
+            unwanted = (self._doubtful | set(self._deleted)) - self._shelf.entries.keys()
+            unwanted &= states.keys()
+            if behind:
+                logger.warning(
+                    "the database came back without the last changes of %d jobs, which are written "
+                    "again",
+                    len(behind),
+                )
+                await self._calls.call(self._store.rewrite, behind)
+            if unwanted:
+                await self._calls.call(self._store.delete, sorted(unwanted))
+            self._doubtful.clear()
+            self._must_reconcile = False
+
+    def _show(self, entry: Entry, job: Job) -> None:
+        before = entry.job
+        self._shelf.replace(entry, job)
+        self._bodies.forget(job.id)
+        if before.state == State.QUEUED:
+            self.queue.remove(job.owner, job.id)
+        if job.state == State.QUEUED:
+            self.queue.add(job.owner, job.id, work_of(job.request))
+        self._notify(queue=State.QUEUED in (before.state, job.state))
+
+    def _add(self, job: Job) -> None:
+        self._shelf.add(job)
+        if job.state == State.QUEUED:
+            self.queue.add(job.owner, job.id, work_of(job.request))
+
+    def _forget(self, entry: Entry) -> None:
+        job = entry.job
+        self._shelf.drop(job)
+        self._bodies.forget(job.id)
+        if job.state == State.QUEUED:
+            self.queue.remove(job.owner, job.id)
+        self._notify(queue=True)
+
+    def _after_restart(self, job: Job, is_whole: Callable[[Job], bool]) -> Job:
+        """What becomes of a job that ran when the last server ended; written, if it can be."""
+        if job.metadata is not None and files_of(job) and is_whole(job):
+            after = job.completed(job.metadata, keep_seconds=self._keep_seconds)
+        else:
+            after = self._after_interruption(job)
+        try:
+            self._store.update(after)
+        except StoreRefused as error:
+            logger.error("the job is set aside: %s", error, extra={"job": job.id})
+            return _set_aside(job)
+        return after
+
+    def _after_interruption(self, job: Job) -> Job:
+        if job.attempts < self._max_attempts:
+            logger.info("the job is tried again", extra={"job": job.id, "attempt": job.attempts})
+            return job.requeued(counts=True)
+        message = f"the server ended {job.attempts} times while it made this video"
+        return job.failed(Failure.INTERRUPTED, message, keep_seconds=self._keep_seconds)
+
+    def _learn(self, job: Job) -> None:
+        """Takes a finished job's seconds into account."""
+        seconds = (job.metadata or {}).get("seconds")
+        if job.state == State.COMPLETED and isinstance(seconds, dict):
+            self.durations.observe(job.request, seconds)
+
+    def _notify(self, *, queue: bool) -> None:
+        """Wakes those who wait for a change; when the queue moved, its jobs end at other times."""
+        if queue:
+            self._refreshed_at = time.monotonic()
+            self._ends = None
+        self.wake()
+
+    def _seconds_until_end(self, job_id: str) -> float | None:
+        """Seconds until a waiting job is finished: what runs, what is before it, and itself."""
+        if self._ends is None:
+            end = self._running_left()
+            self._ends = {}
+            for waiting in self.queue.order():
+                own = self.durations.total(self._shelf.entries[waiting].job.request)
+                end = None if end is None or own is None else end + own
+                self._ends[waiting] = end
+        return self._ends[job_id]
+
+    def _running_left(self) -> float | None:
+        entry = None if self._running is None else self._shelf.entries.get(self._running)
+        if entry is None or entry.job.state != State.IN_PROGRESS:
+            return 0.0
+        if entry.running is None:
+            return self.durations.total(entry.job.request)
+        return entry.running.seconds_left
+
+    async def _to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Does something whole, also when whoever asked for it is gone.
+
+        Stopped halfway, what the database has and what is served would part.
+        """
+        task = asyncio.create_task(operation)
+        self._operations.add(task)
+        task.add_done_callback(self._end_operation)
+        return await asyncio.shield(task)
+
+    def _end_operation(self, task: asyncio.Task[Any]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked for it has got it, or is gone
+
+
+def _set_aside(job: Job) -> Job:
+    """A job that the database takes no change of: shown as failed, its row stays as it is."""
+    words = "the database refuses to change this job; the server's log says more"
+    return dataclasses.replace(
+        job, state=State.FAILED, error_code=UNREADABLE, error_message=words, is_unreadable=True
+    )
+
+
+def _is_expired(job: Job, now: float) -> bool:
+    return job.expires_at is not None and job.expires_at <= now

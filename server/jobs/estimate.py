@@ -1,0 +1,110 @@
+"""How far a job is and how long it still takes, from what earlier jobs took."""
+
+import dataclasses
+import math
+from typing import Any
+
+from server.engine.messages import Progress
+from server.jobs.job import Job
+from wan_tpu.request import VideoRequest
+
+WEIGHT_OF_NEW = 0.3
+"""Of the latest job in the running average: a few jobs settle it, one odd job does not move it."""
+
+DENOISE_FROM, DECODE_FROM, ALMOST = 2, 90, 99
+"""Percent at which denoising and decoding begin, and the most before the files are in place."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Where a running job is.
+
+    Attributes:
+        stage: `text`, `denoise`, `decode`, or `compile` followed by a program's name.
+        step: units of the stage that are done, of `steps`.
+        percent: of the whole job; never falls.
+        seconds_left: None where nothing is known yet.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    percent: int
+    seconds_left: float | None
+
+
+class Durations:
+    """Seconds that each stage takes per unit of work, learned from finished jobs."""
+
+    def __init__(self) -> None:
+        self._denoise: float | None = None  # seconds per pixel, frame and step
+        self._decode: float | None = None  # seconds per pixel and frame
+
+    def observe(self, request: VideoRequest, seconds: dict[str, Any]) -> None:
+        """Learns from a finished job's seconds by stage."""
+        self._denoise = _average(self._denoise, seconds.get("denoise"), work_of(request))
+        self._decode = _average(self._decode, seconds.get("decode"), volume_of(request))
+
+    def total(self, request: VideoRequest) -> float | None:
+        """Seconds that a whole job takes."""
+        if self._denoise is None or self._decode is None:
+            return None
+        return self._denoise * work_of(request) + self._decode * volume_of(request)
+
+    def running(self, job: Job, progress: Progress, before: Running | None) -> Running:
+        """Where a job is that reported `progress`."""
+        percent = _percent(progress)
+        return Running(
+            stage=progress.stage,
+            step=progress.done,
+            steps=progress.total,
+            percent=max(percent, before.percent if before is not None else 0),
+            seconds_left=self._left(job.request, progress),
+        )
+
+    def _left(self, request: VideoRequest, progress: Progress) -> float | None:
+        each = progress.seconds / progress.done if progress.done else None
+        remaining = progress.total - progress.done
+        decode = None if self._decode is None else self._decode * volume_of(request)
+        match progress.stage:
+            case "denoise" if each is not None:
+                return each * remaining + (decode or 0.0)
+            case "decode":
+                return decode if each is None else each * remaining
+            case "compile vae" | "compile decode":
+                return decode
+            case _:
+                return self.total(request)
+
+
+def volume_of(request: VideoRequest) -> int:
+    """Pixels of all frames of a complete request."""
+    assert request.width is not None
+    assert request.height is not None
+    assert request.num_frames is not None
+    return request.width * request.height * request.num_frames
+
+
+def work_of(request: VideoRequest) -> int:
+    """Pixels x frames x steps of a complete request."""
+    assert request.num_inference_steps is not None
+    return volume_of(request) * request.num_inference_steps
+
+
+def _average(before: float | None, seconds: object, work: int) -> float | None:
+    # What was stored may be another release's, or a hand's.
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or work <= 0:
+        return before
+    new = seconds / work
+    return new if before is None else before + WEIGHT_OF_NEW * (new - before)
+
+
+def _percent(progress: Progress) -> int:
+    done = progress.done / progress.total if progress.total else 1.0
+    match progress.stage:
+        case "denoise":
+            return DENOISE_FROM + int((DECODE_FROM - DENOISE_FROM) * done)
+        case "decode":
+            return DECODE_FROM + int((ALMOST - DECODE_FROM) * done)
+        case _:
+            return 0

@@ -1,0 +1,259 @@
+"""Jobs in a database: what survives. Blocking; one thread calls it, one server owns it.
+
+What is served comes from memory (`board`); this is written before an answer is given, and read
+once, at start.
+"""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+
+from server.jobs.ballast import Ballast
+from server.jobs.database import Database, StoreError, StoreFull
+from server.jobs.job import Job
+from server.jobs.ownership import (
+    Lock,
+    PostgresLock,
+    SqliteLock,
+    check_epoch,
+    take_epoch,
+)
+from server.jobs.rows import from_row, to_row
+from server.jobs.tables import SCHEMA, jobs, service
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+START_MS = 120_000
+"""For reading or changing all that the database has."""
+
+AT_ONCE = 500
+"""Databases bound the parameters of a statement; SQLite's bound has been 999."""
+
+
+class Store:
+    """The jobs' table, brought to this version's schema and owned by this server.
+
+    Attributes:
+        database_id: of this database, for good.
+        folder_id: of the data folder whose files it knows; None where it never had one.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float):
+        """Opens, locks, migrates, and takes ownership.
+
+        Args:
+            url: SQLAlchemy's; `postgres://` will do.
+            timeout_seconds: how long a call may take.
+
+        Raises:
+            StoreError: another server has it, it belongs to a newer version, or it cannot be used.
+        """
+        with contextlib.ExitStack() as opened:
+            self._database = Database(url, timeout_seconds=timeout_seconds)
+            opened.callback(self._database.close)
+            # Closed last: a lock that ends before the connections lets somebody else in too soon.
+            self._lock = _lock(self._database)
+            opened.callback(self._lock.close)
+            opened.callback(self._database.close)
+            self._ballast = _ballast(self._database)
+            self._ballast_keep()
+            self._migrate()
+            with self._database.writing() as connection:
+                self._epoch, self.database_id, self.folder_id = take_epoch(connection)
+            self._opened = opened.pop_all()
+
+    @property
+    def name(self) -> str:
+        """What to call the database in messages."""
+        return self._database.name
+
+    def load(self) -> list[Job]:
+        """Every job, oldest first; rows whose ids are no job's stay where they are."""
+        with self._database.reading() as connection:
+            self._give_time(connection)
+            rows = connection.execute(sa.select(jobs).order_by(jobs.c.id)).mappings().all()
+        found = [from_row(dict(row)) for row in rows]
+        known = [job for job in found if job is not None]
+        if len(known) < len(found):
+            strange = len(found) - len(known)
+            logger.warning(
+                "%d rows of the table jobs are no jobs, by their ids; they stay", strange
+            )
+        return known
+
+    def find(self, job_id: str) -> Job | None:
+        """A job's row, once no write of this server is under way any more.
+
+        After a write whose outcome is not known this says what it was.
+        """
+        with self._writing(alone=True) as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+        return None if row is None else from_row(dict(row))
+
+    def find_idempotent(self, owner: str, key: str) -> Job | None:
+        """The job that has this idempotency key."""
+        wanted = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == key)
+        with self._database.reading() as connection:
+            row = connection.execute(wanted).mappings().first()
+        return None if row is None else from_row(dict(row))
+
+    def insert(self, job: Job) -> None:
+        """Accepts a job: once this returns, it survives."""
+        with self._writing() as connection:
+            connection.execute(sa.insert(jobs).values(to_row(job)))
+
+    def update(self, job: Job) -> bool:
+        """Writes a job's new state; False if its row is not there any more."""
+
+        def write() -> bool:
+            with self._writing() as connection:
+                row = sa.update(jobs).where(jobs.c.id == job.id).values(to_row(job))
+                return connection.execute(row).rowcount == 1
+
+        return self._at_any_price(write)
+
+    def delete(self, job_ids: list[str]) -> None:
+        """Forgets jobs."""
+
+        def write() -> None:
+            with self._writing() as connection:
+                for start in range(0, len(job_ids), AT_ONCE):
+                    some = job_ids[start : start + AT_ONCE]
+                    connection.execute(sa.delete(jobs).where(jobs.c.id.in_(some)))
+
+        self._at_any_price(write)
+
+    def states(self) -> dict[str, str]:
+        """The state of every job by its id."""
+        with self._database.reading() as connection:
+            return {
+                row.id: row.state for row in connection.execute(sa.select(jobs.c.id, jobs.c.state))
+            }
+
+    def rewrite(self, changed: list[Job]) -> None:
+        """Writes jobs as they are, whether they have rows or not."""
+        with self._writing() as connection:
+            for job in changed:
+                connection.execute(sa.delete(jobs).where(jobs.c.id == job.id))
+                connection.execute(sa.insert(jobs).values(to_row(job)))
+
+    def bind(self, folder_id: str) -> None:
+        """Notes the data folder that has the files of these jobs."""
+        with self._writing() as connection:
+            row = sa.update(service).where(service.c.id == 1).values(folder_id=folder_id)
+            connection.execute(row)
+        self.folder_id = folder_id
+
+    def check(self) -> bool:
+        """Finds out whether the database can be written and is still this server's.
+
+        Returns:
+            Whether its lock was lost and taken again: the database was started anew, or another
+            took its place.
+
+        Raises:
+            OwnershipLost: it is not this server's any more.
+            StoreUnavailable: it cannot be written now.
+        """
+        was_lost = False
+        try:
+            was_lost = self._lock.check()
+        finally:  # whoever could not have the lock may have lost it for good: the epoch tells
+            with self._writing():
+                pass
+        self._ballast_keep()
+        return was_lost
+
+    def downgrade(self) -> None:
+        """Brings the tables to the schema of the release before this one, and gives them up."""
+        self._migrations(lambda config: alembic.command.downgrade(config, "-1"))
+
+    def abandon(self) -> None:
+        """Has a call that waits for the database's answer end; from any thread."""
+        self._database.abandon()
+
+    def close(self) -> None:
+        """Lets others have it."""
+        self._opened.close()
+
+    @contextlib.contextmanager
+    def _writing(self, *, alone: bool = False) -> Iterator[Connection]:
+        """A transaction of the owner."""
+        if isinstance(self._lock, SqliteLock):
+            self._lock.check()
+        with self._database.writing() as connection:
+            check_epoch(connection, self._epoch, self.database_id, alone=alone)
+            yield connection
+
+    def _at_any_price(self, write: Callable[[], T]) -> T:
+        """Does a write that a full disk must not stop: it is one that makes room, or ends a job."""
+        try:
+            return write()
+        except StoreFull:
+            if self._ballast is None or not self._ballast.release():
+                raise
+            return write()
+
+    def _ballast_keep(self) -> None:
+        if self._ballast is not None:
+            self._ballast.keep()
+
+    def _give_time(self, connection: Connection) -> None:
+        """Lets one transaction take as long as a start may, which nobody waits for."""
+        if not self._database.is_sqlite:
+            connection.execute(sa.text(f"SET LOCAL statement_timeout = {START_MS}"))
+
+    def _migrate(self) -> None:
+        def upgrade(config: alembic.config.Config) -> None:
+            connection: Connection = config.attributes["connection"]
+            revision = MigrationContext.configure(connection).get_current_revision()
+            script = ScriptDirectory.from_config(config)
+            if revision in {None, *(each.revision for each in script.walk_revisions())}:
+                alembic.command.upgrade(config, "head")
+            elif _oldest_reader(connection) > SCHEMA:
+                raise StoreError(
+                    f"{self.name} is of a newer version (schema {revision}); run the version of "
+                    "wan-tpu that wrote it, or a newer one"
+                )
+
+        self._migrations(upgrade)
+
+    def _migrations(self, run: Callable[[alembic.config.Config], None]) -> None:
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(pathlib.Path(__file__).parent / "migrations"))
+        with self._database.writing() as connection:
+            self._give_time(connection)
+            config.attributes["connection"] = connection
+            run(config)
+
+
+def _lock(database: Database) -> Lock:
+    return SqliteLock(database) if database.is_sqlite else PostgresLock(database)
+
+
+def _ballast(database: Database) -> Ballast | None:
+    """SQLite alone writes to a disk that is ours to empty."""
+    if not database.is_sqlite:
+        return None
+    with database.reading() as connection:
+        path = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
+    return Ballast(pathlib.Path(f"{path}-ballast"))
+
+
+def _oldest_reader(connection: Connection) -> int:
+    """The lowest schema number that may use a database of a newer version."""
+    if not sa.inspect(connection).has_table(service.name):
+        return SCHEMA + 1
+    found = connection.execute(sa.select(service.c.oldest_reader)).scalar()
+    return SCHEMA + 1 if found is None else found

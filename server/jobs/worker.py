@@ -1,0 +1,272 @@
+"""The one worker that owns the accelerator: takes jobs off the board, one after the other."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from server.engine.client import EngineClient
+from server.engine.failure import ProcessLost
+from server.engine.supervisor import USUAL_RETRY_SECONDS, Supervisor
+from server.files.media import Media
+from server.jobs.attempt import Attempt, Why
+from server.jobs.board import Board
+from server.jobs.job import Job, State
+from server.jobs.persistence import GaveUpError, Persistence
+from server.metrics import Metrics
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+ROOM_CHECK_SECONDS = 2.0
+AFTER_FAILURE_SECONDS = 1.0
+
+TIMES_AT_ONE_JOB, FIRST_SKIP_SECONDS, LAST_SKIP_SECONDS = 3, 60.0, 3600.0
+"""A job that cannot even be claimed is left aside for a while after so many tries, ever longer."""
+
+REMEMBERED_SECONDS = 120.0
+"""How long failures around the engine keep the service from being ready, if none follow."""
+
+END_SECONDS = 60.0
+"""For the worker to come to an end by itself once all it waits for was ended. It has bounds
+everywhere; this one is for those that were forgotten."""
+
+
+class Worker:
+    """Keeps an engine running and feeds it.
+
+    Attributes:
+        is_draining: whether no more jobs are taken.
+        has_lost_process: whether the service must end, so that all processes of the slice start
+            anew.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        media: Media,
+        engine: EngineClient,
+        metrics: Metrics,
+        settings: Settings,
+    ):
+        self.is_draining = False
+        self.has_lost_process = False
+        self._board = board
+        self._media = media
+        self._engine = engine
+        self._metrics = metrics
+        self._settings = settings
+        self._supervisor = Supervisor(engine, settings, metrics)
+        self._persistence = Persistence()
+        self._draining, self._hurried = asyncio.Event(), asyncio.Event()
+        self._is_abandoned = False
+        self._attempt: Attempt | None = None
+        self._has_crashed: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._own_failures = 0
+        self._last_failure = ""
+        self._failed_at = 0.0
+        self._claim_failures: dict[str, int] = {}
+        self._skipped_until: dict[str, float] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """What stands between the service and being ready, as sentences; empty when it is."""
+        reasons = []
+        if self.is_draining:
+            reasons.append("the service is shutting down")
+        reasons += self._supervisor.missing
+        is_recent = time.monotonic() - self._failed_at < REMEMBERED_SECONDS
+        if is_recent and self._own_failures >= self._settings.max_failures:
+            reasons.append(
+                f"the service failed {self._own_failures} times in a row around the engine, the "
+                f"latest with {self._last_failure}; its log says more"
+            )
+        try:
+            if not self._media.has_room():
+                reasons.append("the disk is nearly full")
+        except OSError as error:
+            reasons.append(f"the data folder cannot be used ({type(error).__name__})")
+        return reasons
+
+    @property
+    def retry_seconds(self) -> float:
+        """When to come again to a service that is not ready."""
+        return self._supervisor.retry_seconds if not self.is_draining else USUAL_RETRY_SECONDS
+
+    def start(self) -> None:
+        """Begins to work, beside whoever calls."""
+        self._task = asyncio.create_task(self._run(), name="worker")
+
+    async def stop_running(self, job_id: str) -> None:
+        """Stops a job that was cancelled or deleted, if it runs: within a step, or by force."""
+        if self._attempt is not None and self._attempt.job.id == job_id:
+            self._attempt.stop(Why.UNWANTED)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Takes no more jobs; the running one finishes within the grace, or goes back.
+
+        The engine has ended, and nothing is written any more, when this returns.
+        """
+        self.is_draining = True
+        self._draining.set()
+        if self._attempt is not None:
+            self._attempt.is_last = True
+        if self._task is not None:
+            hurried = asyncio.ensure_future(self._hurried.wait())
+            await asyncio.wait(
+                {self._task, hurried},
+                timeout=grace_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            hurried.cancel()
+            self._persistence.is_over.set()
+            if self._attempt is not None:
+                self._attempt.stop(Why.ABANDONED if self._is_abandoned else Why.GIVEN_BACK)
+            await asyncio.wait({self._task}, timeout=END_SECONDS)
+            if not self._task.done():
+                logger.error("the worker does not end and is left")
+                self._task.cancel()
+        await self._engine.stop()
+
+    def hurry(self) -> None:
+        """Ends the grace that `drain` gives."""
+        self._hurried.set()
+
+    def abandon(self) -> None:
+        """The jobs belong to another server now: nothing more is written about them."""
+        self._is_abandoned = True
+        self._persistence.forbid()
+        self.hurry()
+
+    async def close(self) -> None:
+        """Ends the engine, and all processes of the slice; the running job goes back."""
+        self.hurry()
+        await self.drain(0)
+
+    async def _run(self) -> None:
+        """Works until it is drained, or a process of the slice is lost."""
+        while not self.is_draining and not self.has_lost_process:
+            try:
+                if await self._unless_draining(self._supervisor.ensure()):
+                    job = await self._next_job()
+                    if job is not None:
+                        await self._make(job)
+                        self._own_failures = 0
+            except ProcessLost:
+                self.has_lost_process = True
+            except GaveUpError as error:
+                logger.error("%s", error)
+                await self._unless_draining(asyncio.sleep(AFTER_FAILURE_SECONDS))
+            except Exception as error:
+                # A fault of ours must not end the worker: nobody else would do the work.
+                logger.exception("the worker failed and goes on")
+                self._own_failures += 1
+                self._last_failure, self._failed_at = type(error).__name__, time.monotonic()
+                self._metrics.worker_failures.inc()
+                await self._unless_draining(asyncio.sleep(AFTER_FAILURE_SECONDS))
+
+    async def _unless_draining(self, what: Coroutine[Any, Any, None]) -> bool:
+        """Does something that draining cuts short; whether it was done."""
+        task = asyncio.ensure_future(what)
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+            is_done = task.done()
+            if not is_done:
+                task.cancel()
+                await asyncio.wait({task})
+        if is_done:
+            task.result()
+        return is_done and not self.is_draining
+
+    async def _next_job(self) -> Job | None:
+        """Waits for a job and claims it; None when there is another reason to look around."""
+        changed = self._board.next_change()
+        now = time.monotonic()
+        waiting = self._board.queue.order()
+        order = [job_id for job_id in waiting if self._skipped_until.get(job_id, 0) <= now]
+        if order and self._media.has_room():
+            return await self._claim(order[0])
+        events = [
+            asyncio.ensure_future(what)
+            for what in (changed.wait(), self._engine.ended(), self._draining.wait())
+        ]
+        try:
+            await asyncio.wait(
+                events,
+                timeout=ROOM_CHECK_SECONDS if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for event in events:
+                event.cancel()
+        if not waiting:
+            self._own_failures = 0
+        return None
+
+    async def _claim(self, job_id: str) -> Job | None:
+        """Takes a job; one that fails again and again is left aside, the others go on."""
+        try:
+            job = await self._persistence.write(
+                lambda: self._board.claim(job_id), until=self._draining
+            )
+        except GaveUpError:
+            raise
+        except Exception:
+            times = self._claim_failures[job_id] = self._claim_failures.get(job_id, 0) + 1
+            if times >= TIMES_AT_ONE_JOB:
+                longer = 2.0 ** min(times - TIMES_AT_ONE_JOB, 10)
+                seconds = min(FIRST_SKIP_SECONDS * longer, LAST_SKIP_SECONDS)
+                logger.error("the job is left aside for %g s", seconds, extra={"job": job_id})
+                self._skipped_until[job_id] = time.monotonic() + seconds
+            raise
+        self._claim_failures.pop(job_id, None)
+        self._skipped_until.pop(job_id, None)
+        return job
+
+    async def _make(self, job: Job) -> None:
+        """Makes a job's video; however it goes, the next one can be made."""
+        if self.is_draining:
+            # The claim was on its way when the end came: as if it had not been.
+            await self._persistence.write(lambda: self._board.requeue(job.id))
+            return
+        now = self._board.find(job.id)
+        if now is None or now.state != State.IN_PROGRESS:
+            return  # cancelled or deleted meanwhile
+        if job.attempts == 1:
+            self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
+        attempt = self._attempt = Attempt(
+            job,
+            board=self._board,
+            media=self._media,
+            engine=self._engine,
+            supervisor=self._supervisor,
+            persistence=self._persistence,
+            metrics=self._metrics,
+            settings=self._settings,
+            has_crashed=self._has_crashed,
+        )
+        try:
+            await attempt.run()
+        finally:
+            self._attempt = None
+            if attempt.crashed:
+                self._has_crashed.add(job.id)
+            after = self._board.find(job.id)
+            if after is None or after.is_finished:
+                self._has_crashed.discard(job.id)
+
+
+@contextlib.asynccontextmanager
+async def working(worker: Worker) -> AsyncIterator[None]:
+    """Runs a worker beside the block."""
+    worker.start()
+    try:
+        yield
+    finally:
+        await worker.close()

@@ -1,0 +1,234 @@
+// Puts the page together: what a person does here, and which part answers.
+
+import { Absence } from "./absence.js";
+import { api, apiKey, ServiceError, Unreachable, urlOf } from "./api.js";
+import { Composer } from "./composer.js";
+import { Connection } from "./connection.js";
+import { byId } from "./dom.js";
+import { Gallery } from "./gallery.js";
+import { watchKey } from "./key.js";
+import { download, videoFile } from "./media.js";
+import { announce, hideNotice, showNotice, toast } from "./notices.js";
+import { Queue } from "./queue.js";
+import { curlCommand, drawKey, fileName, isCancelled, requestBody, settingsOf } from "./video.js";
+import { Videos } from "./videos.js";
+import { Viewer } from "./viewer.js";
+import { advice, failure, plain, stage } from "./words.js";
+
+const NO_ANSWER = "The service does not answer. Nothing you wrote is lost, and nothing is made twice.";
+
+const videos = new Videos();
+const gallery = new Gallery(videos, { act, loadOlder });
+const queue = new Queue(videos, { act, cancelAll });
+const viewer = new Viewer(videos, { act, inOrder: () => gallery.matching });
+const composer = new Composer(submitForm, (error) => refuse("submit", error, () => composer.submit()));
+const connection = new Connection();
+const retries = new Map(); // id -> idempotency key, until it is answered: asked twice, made once
+
+const ACTIONS = {
+  open: (id) => {
+    gallery.card(id)?.pause();
+    return viewer.open(id);
+  },
+  cancel: (id) => videos.cancel(id),
+  retry: async (id) => {
+    if (!retries.has(id)) retries.set(id, drawKey());
+    await submit(requestBody(settingsOf(videos.get(id))), retries.get(id));
+    retries.delete(id);
+  },
+  reuse: (id) => {
+    const undo = composer.use(settingsOf(videos.get(id)));
+    toast("The settings are in the form.", { action: "Undo", onAction: undo });
+  },
+  download: (id, event) => {
+    if (!apiKey.get()) return undefined; // the link itself does it
+    event.preventDefault();
+    return download(id, fileName(videos.get(id)));
+  },
+  share: (id) => share(videos.get(id)),
+  curl: (id) => copyCurl(videos.get(id)),
+  id: (id) => copy(id, { title: "Copy the id", said: "Copied: the id of this video." }),
+  delete: (id) => deleteWithUndo(id),
+};
+
+async function act(action, id, event) {
+  const owner = `${action} ${id}`;
+  hideNotice(owner);
+  try {
+    await ACTIONS[action](id, event);
+  } catch (error) {
+    refuse(owner, error, () => act(action, id, event));
+  }
+}
+
+function submitForm(body, key) {
+  hideNotice("submit"); // what was refused before is being done now
+  return submit(body, key);
+}
+
+async function submit(body, key) {
+  const video = await videos.create(body, key);
+  announce(`Queued: ${plain(video.prompt)}`);
+  const place = queue.row(video.id) ?? gallery.card(video.id)?.element;
+  place?.scrollIntoView({ block: "nearest" });
+}
+
+/**
+ * Says that the service did not do what a person asked for. It stays until it is dismissed, or done
+ * after all; `owner` names what was asked for, and `again` does it once more.
+ */
+function refuse(owner, error, again = null) {
+  const isAway = error instanceof Unreachable;
+  if (!isAway && !(error instanceof ServiceError)) throw error;
+  if (error.status === 401) return; // the dialog for the key is open
+  const text = isAway ? NO_ANSWER : advice(error);
+  const isForLater = again && (isAway || [429, 503].includes(error.status));
+  showNotice(owner, text, { action: isForLater ? "Try again" : null, onAction: again });
+  if (document.querySelector("dialog[open]")) toast(text); // the notice lies behind it
+}
+
+/** Deletes at the service when the time to undo it is over, or the page is left. */
+function deleteWithUndo(id) {
+  const neighbour = gallery.neighbour(id);
+  const hadFocus = gallery.card(id)?.element.contains(document.activeElement);
+  videos.hide(id);
+  if (hadFocus) (gallery.card(neighbour) ?? byId("prompt")).focus();
+  const remove = () => {
+    hideNotice(`delete ${id}`);
+    return videos.remove(id).catch((error) => refuse(`delete ${id}`, error, remove));
+  };
+  toast("Video deleted.", {
+    action: "Undo",
+    onAction: () => {
+      videos.unhide(id);
+      gallery.card(id)?.focus();
+    },
+    onEnd: remove,
+  });
+}
+
+/** Takes all that waits off the queue; what was asked for can be asked for again. */
+async function cancelAll() {
+  hideNotice("cancel all");
+  const waiting = videos.queue;
+  const taken = [];
+  waiting.forEach(({ id }) => videos.hide(id));
+  try {
+    for (const video of waiting.toReversed()) {
+      await videos.remove(video.id);
+      taken.unshift(video);
+    }
+  } catch (error) {
+    waiting.forEach(({ id }) => videos.unhide(id));
+    refuse("cancel all", error, cancelAll);
+  }
+  if (!taken.length) return;
+  const text = taken.length === 1 ? "One waiting video cancelled." : `${taken.length} waiting videos cancelled.`;
+  toast(text, { action: "Undo", onAction: () => askAgain(taken.map((video) => [requestBody(settingsOf(video)), drawKey()])) });
+}
+
+/** Sends requests one after the other; those that are left are tried again together. */
+async function askAgain(requests) {
+  const owner = `ask again ${requests[0][1]}`;
+  const left = requests.slice();
+  hideNotice(owner);
+  try {
+    for (; left.length; left.shift()) await videos.create(...left[0]);
+  } catch (error) {
+    refuse(owner, error, () => (hideNotice(owner), askAgain(left)));
+  }
+}
+
+/** Passes a video on to another program of the device. */
+async function share(video) {
+  const file = await videoFile(video.id, fileName(video));
+  const pass = () =>
+    navigator.share({ files: [file] }).catch((error) => {
+      if (error.name === "AbortError") return; // the reader thought better of it
+      // Loading it took longer than a browser lets a click count: another one is needed.
+      if (error.name === "NotAllowedError") toast("The video is ready.", { action: "Share", onAction: pass });
+      else toast("This device did not take the video. Download it instead.");
+    });
+  return pass();
+}
+
+function copyCurl(video) {
+  const command = curlCommand(settingsOf(video), urlOf("v1/videos"), Boolean(apiKey.get()));
+  return copy(command, { title: "Copy as curl", said: "Copied: a curl command that makes this video." });
+}
+
+async function copy(text, { title, said }) {
+  try {
+    await navigator.clipboard.writeText(text);
+    toast(said);
+  } catch {
+    // Browsers give the clipboard to pages over HTTPS and from this machine only.
+    byId("copy-title").textContent = title;
+    byId("copy-text").value = text;
+    byId("copy-dialog").showModal();
+    byId("copy-text").select();
+  }
+}
+
+function tellProgress({ detail: { video, from } }) {
+  const prompt = plain(video.prompt);
+  if (video.status === "completed") announce(`Finished: ${prompt}`);
+  else if (isCancelled(video)) announce(`Cancelled: ${prompt}`);
+  else if (video.status === "failed") {
+    const { title, text } = failure(video.error);
+    announce(`${title}: ${prompt}. ${text}`);
+  } else if (from === "in_progress" || video.status === "in_progress") announce(stage(video));
+}
+
+/** Shows the video of a notification: plays it, or goes to where it says why there is none. */
+function show(id) {
+  if (videos.get(id)?.status === "completed") act("open", id);
+  else gallery.card(id)?.element.scrollIntoView({ block: "center" });
+}
+
+function shortcuts(event) {
+  const isTyping = event.target.matches("input, textarea, select");
+  if (isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    byId("prompt").focus();
+  }
+  if (event.key === "?") byId("help").showModal();
+}
+
+/** Lengthens the list; whether it could. */
+async function loadOlder() {
+  hideNotice("older");
+  try {
+    await videos.loadOlder();
+    return true;
+  } catch (error) {
+    refuse("older", error, loadOlder);
+    return false;
+  }
+}
+
+/** Loads everything; runs again when the service is back or the key has changed. */
+async function start() {
+  hideNotice("start");
+  try {
+    composer.load((await api.models()).data);
+    gallery.shape(composer.model.defaults?.size ?? "832x480");
+    await videos.start();
+  } catch (error) {
+    // That nobody answers is said already, with what is done about it.
+    if (!(error instanceof Unreachable)) refuse("start", error, start);
+  }
+}
+
+videos.addEventListener("moved", tellProgress);
+connection.addEventListener("back", start);
+byId("open-help").addEventListener("click", () => byId("help").showModal());
+byId("help-close").addEventListener("click", () => byId("help").close());
+byId("copy-close").addEventListener("click", () => byId("copy-dialog").close());
+addEventListener("keydown", shortcuts);
+
+new Absence(videos, show);
+watchKey(start);
+connection.start();
+start();

@@ -1,0 +1,115 @@
+// Numbers and states as the words that people read.
+
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
+const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+/** 8 s, 2 min, 1 h 5 min */
+export function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1).replace(/\.0$/, "")} s`;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+}
+
+/** "3m ago", "yesterday" for a time in seconds since 1970. */
+export function relativeTime(unixSeconds) {
+  const seconds = unixSeconds - Date.now() / 1000;
+  for (const [unit, size] of [["day", 86_400], ["hour", 3_600], ["minute", 60]]) {
+    if (Math.abs(seconds) >= size) return relative.format(Math.trunc(seconds / size), unit);
+  }
+  return "just now";
+}
+
+/** "kept 23 h" for a time in seconds since 1970 at which a video goes. */
+export function keptFor(unixSeconds) {
+  const minutes = Math.round((unixSeconds - Date.now() / 1000) / 60);
+  if (minutes < 1) return "kept 1 min";
+  if (minutes < 120) return `kept ${minutes} min`;
+  const hours = Math.round(minutes / 60);
+  return hours < 72 ? `kept ${hours} h` : `kept ${Math.floor(hours / 24)} days`;
+}
+
+export function dateTime(unixSeconds) {
+  return moment.format(new Date(unixSeconds * 1000));
+}
+
+/** A message of the service as a sentence. */
+export function sentence(message) {
+  return `${message.charAt(0).toUpperCase()}${message.slice(1).replace(/[.\s]+$/, "")}.`;
+}
+
+/** What a waiting or running job is doing. */
+export function stage({ status, stage }) {
+  if (status === "queued") return "Queued";
+  if (stage === "text") return "Reading the prompt";
+  if (stage === "denoise") return "Denoising";
+  if (stage === "decode") return "Decoding the frames";
+  if (stage?.startsWith("compile")) return "Compiling";
+  return "Starting";
+}
+
+/** How far it is with that: a place in the queue, a step of steps, a frame of frames. */
+export function stageDetail({ status, stage, step, steps, queue_position: position }) {
+  if (status === "queued" && position != null) {
+    return position <= 1 ? "next in line" : `number ${position} in line`;
+  }
+  const unit = { denoise: "step", decode: "frame" }[stage];
+  return unit ? `${unit} ${step} of ${steps}` : "";
+}
+
+export function timeLeft(seconds) {
+  if (seconds == null) return "";
+  return seconds < 1 ? "almost done" : `about ${duration(Math.ceil(seconds))} left`;
+}
+
+export function doneIn(seconds) {
+  return seconds == null ? "" : `done in about ${duration(Math.ceil(seconds))}`;
+}
+
+/** Why a video was not made: [title, what a person can do about it]. */
+const FAILURES = {
+  cancelled: ["Cancelled", ""],
+  timeout: ["Took too long", "Fewer frames or steps, or a smaller size, take less time."],
+  out_of_memory: ["Out of memory", "A smaller size or fewer frames need less."],
+  interrupted: ["Interrupted", "The service stopped while it was made, more than once. Try again."],
+  disk_full: ["No room left", "The service had no room to keep it. Try again later."],
+  bad_numbers: ["No picture", "What the model computed is no picture. Another seed, or settings nearer to its defaults, may help."],
+};
+const INSIDE = "Something went wrong inside the service. Try again; if it happens again, give the id to those who run it.";
+const INSIDE_CODES = ["engine_error", "engine_crashed"];
+
+/** The words for a failed job's error, of any code: {title, text}. */
+export function failure(error) {
+  const [title, text] = FAILURES[error?.code] ?? ["Failed", ""];
+  if (FAILURES[error?.code]) return { title, text };
+  if (!error?.message || INSIDE_CODES.includes(error.code)) return { title, text: INSIDE };
+  return { title, text: sentence(withoutLog(error.message)) };
+}
+
+/** A message without what it says of a log that only those who run the service can read. */
+function withoutLog(message) {
+  return message.replace(/[;,]?[^;,.]*\blogs?\b[^;,.]*/gi, "") || "it failed inside the service";
+}
+
+/** What a person can do about an error of the service. */
+export function advice({ status, message, retryAfterSeconds, requestId }) {
+  const wait = retryAfterSeconds ? ` Try again in ${duration(retryAfterSeconds)}.` : "";
+  if (status === 429 || status === 503) {
+    return `${sentence(message)}${wait || " Try again in a while."} Nothing you wrote is lost.`;
+  }
+  if (status === 404) return `${sentence(message)} It may have been deleted or have expired.`;
+  if (status >= 500) {
+    const id = requestId ? ` and give them this id: ${requestId}` : "";
+    return `Something went wrong inside the service. Try again; if it stays, tell those who run it${id}.`;
+  }
+  return sentence(message);
+}
+
+/**
+ * Text of a person, to be shown: without the signs that turn the direction of what follows, which
+ * make "exe.txt" read as another name than it is. Languages need them no more: `dir="auto"` does it.
+ */
+export function plain(text) {
+  return text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "");
+}

@@ -1,0 +1,126 @@
+"""NaN and infinite numbers end a run where they arise; they never become a black video."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.checkpoint_factory import PROMPT
+from tests.damaged_models import copy_wan_tiny, edit_tensor
+from wan_tpu.errors import BadNumbersError
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.denoise import denoise
+from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.sharding.mesh import make_mesh
+
+REQUEST = VideoRequest(prompt=PROMPT, num_inference_steps=2)
+
+
+def one_value(value):
+    """One number of a tensor is `value`, the others stay."""
+
+    def edit(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return edit
+
+
+WEIGHTS = {
+    "text_encoder": ("encoder.final_layer_norm.weight", "text, "),
+    "transformer": ("proj_out.bias", "denoise, step 1 of 2"),
+    "vae": ("decoder.conv_out.bias", "decode, from frame 1 on"),
+}
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+@pytest.mark.parametrize(
+    ("layout", "value"), [("single", float("inf")), ("dp2-sp2-tp2", float("nan"))]
+)
+def test_one_bad_weight_is_named_by_its_stage(component, layout, value, tmp_path, devices):
+    name, where = WEIGHTS[component]
+    model = copy_wan_tiny(tmp_path / "model")
+    edit_tensor(model, component, name, one_value(value))
+    split = parse_layout(layout)
+    pipeline = TextToVideo.from_pretrained(
+        str(model), layout=split, devices=devices[: split.num_devices]
+    )
+    chunks = []
+    with pytest.raises(BadNumbersError, match=f"NaN or infinite numbers in {where}"):
+        pipeline(REQUEST, on_frames=chunks.append)
+    assert not chunks
+
+
+def test_one_corner_of_the_picture_is_enough(tmp_path, devices):
+    """On eight devices the bad pixels lie with one of them; all must know of it."""
+    layout = parse_layout("dp2-sp2-tp2")
+    model = TextToVideo.from_pretrained("wan-tiny", layout=layout, devices=devices)
+    stages = model._vae.stages(8, 8)
+    programs = [stage.compile() for stage in stages]
+    latents = np.zeros((1, 3, 8, 8, model.model.vae.z_dim), np.float32)
+    assert len(list(model._vae.frames(latents, programs))) == 3
+    latents[0, 2, -1, -1, 0] = np.nan
+    frames = model._vae.frames(latents, programs)
+    assert [len(next(frames)), len(next(frames))] == [1, 4]
+    with pytest.raises(BadNumbersError, match="decode, from frame 6 on"):
+        next(frames)
+
+
+def test_weights_that_overflow_a_float_are_found(tmp_path, devices):
+    """Every weight is finite; their products are not."""
+    model = copy_wan_tiny(tmp_path / "model")
+    edit_tensor(model, "transformer", "proj_out.weight", lambda t: torch.full_like(t, 3e38))
+    pipeline = TextToVideo.from_pretrained(str(model), devices=devices[:1])
+    with pytest.raises(BadNumbersError, match="denoise, step 1 of 2"):
+        pipeline(REQUEST)
+
+
+def test_a_later_step_is_named_and_ends_the_loop(devices):
+    """Numbers that go bad in the third of five steps; the others are not computed."""
+    steps = []
+
+    def step(params, context, state, coefficients, timestep, guidance):
+        steps.append(float(timestep))
+        bad = jnp.nan if len(steps) == 3 else 0.0
+        return types.SimpleNamespace(sample=state.sample + bad)
+
+    schedule = types.SimpleNamespace(
+        num_steps=5, timesteps=np.arange(5.0), coefficients=lambda index: np.float32(index)
+    )
+    with pytest.raises(BadNumbersError, match="denoise, step 3 of 5"):
+        denoise(
+            step,
+            {},
+            None,
+            types.SimpleNamespace(sample=jnp.zeros((1, 4, 2))),
+            schedule,  # pyright: ignore[reportArgumentType]
+            is_finite=lambda x: jnp.isfinite(x).all(),
+            guidance_scale=1.0,
+            mesh=make_mesh(parse_layout("single"), devices[:1]),
+            watch=Watch(),
+        )
+    assert steps == [0.0, 1.0, 2.0]
+
+
+def test_padding_tokens_do_not_count(devices):
+    """45 tokens over eight shards have three of padding, whose numbers reach no pixel."""
+    layout = parse_layout("sp8")
+    pipeline = TextToVideo.from_pretrained("wan-tiny", layout=layout, devices=devices)
+    request = VideoRequest(prompt=PROMPT, width=80, height=48, num_frames=9)
+    _, geometry = check_request(pipeline.model.description, request)
+    stage = pipeline.model.latents_check_stage(geometry)
+    (tokens,) = stage.arguments
+    assert tokens.shape[1] > geometry.num_tokens
+    check = stage.compile()
+    numbers = np.zeros(tokens.shape, np.float32)
+    numbers[:, geometry.num_tokens :] = np.nan
+    assert check(jax.device_put(numbers, tokens.sharding))
+    numbers[:, geometry.num_tokens - 1] = np.inf
+    assert not check(jax.device_put(numbers, tokens.sharding))

@@ -1,0 +1,85 @@
+"""Requests against models that are not here: their configurations suffice."""
+
+import pytest
+
+from server.errors import ApiError
+from server.http.schemas import VideoCreate
+from server.http.served_model import serve_model
+from server.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def large():
+    return serve_model(Settings(model="wan2.1-t2v-14b"))
+
+
+def test_the_models_defaults_fill_in(large):
+    request = large.request(VideoCreate(prompt="a fox"))
+    assert (request.width, request.height, request.num_frames, request.fps) == (1280, 720, 81, 16)
+    assert request.flow_shift == 5.0
+    assert large.request(VideoCreate(prompt="a fox", size="832x480")).flow_shift == 3.0
+    assert large.as_object(0).defaults.seconds == "5"
+
+
+def test_work_is_bounded_by_the_default_video(large):
+    large.request(VideoCreate(prompt="a fox", seconds=40))
+    with pytest.raises(ApiError) as error:
+        large.request(VideoCreate(prompt="a fox", seconds=41))
+    assert error.value.code == "too_much_work"
+
+
+def test_a_size_beyond_the_models_positions_names_the_size():
+    tiny = serve_model(Settings(max_work=1e9))
+    with pytest.raises(ApiError) as error:
+        tiny.request(VideoCreate(prompt="x", size="4096x64"))
+    assert error.value.param == "size"
+    with pytest.raises(ApiError) as error:
+        tiny.request(VideoCreate(prompt="x", num_frames=4001))
+    assert error.value.param == "num_frames"
+    with pytest.raises(ApiError) as error:
+        tiny.request(VideoCreate(prompt="x", seconds=500))
+    assert error.value.param == "seconds"
+
+
+def test_warm_sizes_are_shown():
+    tiny = serve_model(Settings(warm_up="96x64x5,64x64x17,96x64x17"))
+    assert tiny.warm_sizes == ("96x64", "64x64")
+
+
+def test_a_folder_is_called_by_its_name(tmp_path):
+    import shutil
+
+    from wan_tpu.demo import WAN_TINY_PATH
+
+    shutil.copytree(WAN_TINY_PATH, tmp_path / "my-model")
+    assert serve_model(Settings(model=str(tmp_path / "my-model"))).id == "my-model"
+
+
+def test_names_of_folders_and_of_the_hub(tmp_path, monkeypatch):
+    from server.http.served_model import name_of
+
+    snapshot = tmp_path / "models--Wan-AI--Wan2.1--T2V" / "snapshots" / "0fad780a534b6463e45facd9"
+    snapshot.mkdir(parents=True)
+    assert name_of(str(snapshot)) == "Wan-AI/Wan2.1/T2V"
+    monkeypatch.chdir(snapshot.parent)
+    assert name_of(".") == "snapshots"
+    assert name_of("./") == "snapshots"
+    assert name_of("owner/name") == "owner/name"
+    assert serve_model(Settings(served_model_name="video-1")).id == "video-1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"num_inference_steps": 97}, "num_inference_steps"),
+        ({"num_inference_steps": 20, "size": "256x256"}, "size"),
+        ({"num_frames": 401}, "num_frames"),
+        ({"seconds": 60, "size": "64x64"}, "seconds"),
+        ({"seconds": 60, "fps": 8, "num_inference_steps": 24}, "seconds"),
+    ],
+)
+def test_too_much_work_names_a_field_that_was_sent(fields, param):
+    tiny = serve_model(Settings())
+    with pytest.raises(ApiError) as error:
+        tiny.request(VideoCreate(prompt="x", **fields))
+    assert (error.value.code, error.value.param) == ("too_much_work", param)
