@@ -62,11 +62,19 @@ USAGE = {
 
 
 @pytest.mark.parametrize("case", USAGE)
-def test_wrong_usage_is_one_line_and_exit_code_2(run, tmp_path, case):
+def test_wrong_usage_is_one_line_and_exit_code_2(run_here, tmp_path, case):
     arguments, expected = USAGE[case]
-    done = run("generate", PROMPT, *arguments)
+    code, _, error = run_here("generate", PROMPT, *arguments)
+    assert code == 2, error
+    assert expected in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_of_a_process(run, tmp_path):
+    """One of them as a user meets it; the others differ in what `main` is given."""
+    done = run("generate", PROMPT, "--frames", "16")
     assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
+    assert "13 or 17" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -5,11 +5,11 @@ import signal
 import pytest
 
 from server.engine.lockstep import EXIT_LOST
-from tests.multihost.running import Slice
+from tests.multihost.running import REAL_SLICES, Slice
 from wan_tpu.demo.recognition import judge_file
 from wan_tpu.pipeline.video_file import read_frames
 
-pytestmark = pytest.mark.xdist_group("slice in service")
+pytestmark = pytest.mark.xdist_group(REAL_SLICES)
 
 LONG = {"num_inference_steps": 60}
 """Half a minute on two cores: time enough to interfere."""
@@ -24,7 +24,6 @@ def found(tmp_path_factory):
         2,
         host_devices=4,
         layout="dp2-sp2-tp2",
-        cache_dir=folder / "compiled",
         max_work=100,
         drain_seconds=300,
     )
