@@ -73,9 +73,10 @@ def alone(folder):
     return get
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_same_video(folder, alone, processes):
-    """Four processes of two devices: dp and sp cross their borders; of two processes dp does."""
+    """Four processes of two devices: dp and sp cross their borders; of two processes only dp does,
+    which is why they are in the slow set."""
     parts, reads = run(folder, processes, "dp2-sp2-tp2")
     assert_same(parts, alone("dp2-sp2-tp2"))
     for read in reads:
