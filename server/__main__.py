@@ -197,7 +197,8 @@ def _add_file_argument(parser: argparse.ArgumentParser, *, default: str | None) 
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"wan-tpu: {text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"wan-tpu: {text}\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 
@@ -31,7 +32,6 @@ FIELDS = (
 )
 """What a record may carry as `extra`, in the order in which it is written."""
 
-STDERR = 2
 WAITING_LINES = 2000
 FLUSH_SECONDS = 2.0
 """How long the end of the process waits for its last lines to be read."""
@@ -74,6 +74,9 @@ class PatientHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        # Where stderr is closed its number may be that of a file of ours.
+        closed = sys.stderr is None
+        self._descriptor = os.open(os.devnull, os.O_WRONLY) if closed else sys.stderr.fileno()
         self.dropped = 0
         self._said = 0
         self._lines: queue.Queue[str] = queue.Queue(WAITING_LINES)
@@ -106,7 +109,7 @@ class PatientHandler(logging.Handler):
             rest = (line + "\n").encode("utf-8", "backslashreplace")
             try:
                 while rest:  # past sys.stderr, whose lock a stalled write would keep at the end
-                    rest = rest[os.write(STDERR, rest) :]
+                    rest = rest[os.write(self._descriptor, rest) :]
             except OSError:  # nobody will ever read it
                 self.dropped += 1
                 self._said = self.dropped

@@ -246,12 +246,12 @@ class Service:
 
     async def _make_place(self, owner: str, idempotency_key: str | None) -> None:
         """Forgets the oldest jobs without a video of an owner that has as many as may be kept."""
-        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.max_finished_jobs_per_key
+        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.finished_share
         if too_many <= 0:
             return
         if idempotency_key is None or self.board.find_idempotent(owner, idempotency_key) is None:
             self.check_open(owner)
-            await self.delete(self.board.oldest_failed(owner, too_many))
+            await self.delete(self.board.oldest_failed(owner, int(too_many)))
 
     def check_open(self, owner: str) -> None:
         """Refuses a job that cannot be taken now.
@@ -272,14 +272,14 @@ class Service:
             message = f"{queue.count(owner)} jobs of this key wait, which is as many as may"
             raise ApiError(429, "queue_full", message, headers=later)
         kept = self.board.kept_of(owner)
-        is_full = kept.jobs >= settings.max_finished_jobs_per_key
+        is_full = kept.jobs >= settings.finished_share
         if is_full and not self.board.oldest_failed(owner, 1):
             message = f"{kept.jobs} finished videos of this key are kept, which is as many as may"
             raise ApiError(429, "quota_exceeded", f"{message}; delete some", headers=later)
-        if kept.file_bytes >= settings.max_kept_bytes_per_key:
+        if kept.file_bytes >= settings.kept_bytes_share:
             message = (
                 f"the videos of this key take {kept.file_bytes} bytes, and "
-                f"{settings.max_kept_bytes_per_key} may be kept; delete some"
+                f"{settings.kept_bytes_share:.0f} may be kept; delete some"
             )
             raise ApiError(429, "quota_exceeded", message, headers=later)
 

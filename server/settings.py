@@ -17,6 +17,9 @@ from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.sharding.layout import parse_layout
 
+FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
+"""What one of several keys may keep, unless it is set."""
+
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 LONGEST_SECONDS = 100 * 365 * 86_400
 HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|\[[0-9a-f:.]+\]")
@@ -185,13 +188,15 @@ class Settings(BaseSettings):
         ge=1,
         description="jobs of one key that may wait; default a quarter of all, where there are keys",
     )
-    max_finished_jobs_per_key: int = Field(
-        default=10_000,
+    max_finished_jobs_per_key: int | None = Field(
+        default=None,
         ge=1,
-        description="finished jobs of one key that are kept; the oldest without a video go first",
+        description="finished jobs of one key that are kept; default 10000, where there are keys",
     )
-    max_kept_bytes_per_key: int = Field(
-        default=100_000_000_000, ge=1, description="bytes of one key's finished videos"
+    max_kept_bytes_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="bytes of one key's videos; default 100000000000, where there are keys",
     )
     max_requests_per_second: float = Field(default=1000, gt=0, description="requests of one key")
     max_anonymous_requests_per_second: float = Field(
@@ -293,10 +298,12 @@ class Settings(BaseSettings):
         """Names that a Host header may carry; `*` is any.
 
         On loopback others are refused, because a page of a foreign site whose name is made to
-        point here could read everything; elsewhere the key stands in front, and no page gets at a
-        Unix socket.
+        point here could read everything; elsewhere, and on a Unix socket that others reach through
+        a proxy, the key stands in front.
         """
-        if not self.allowed_hosts and (self.unix_socket is not None or not self.is_loopback):
+        is_behind_keys = self.api_keys_file is not None
+        is_elsewhere = not self.is_loopback if self.unix_socket is None else is_behind_keys
+        if is_elsewhere and not self.allowed_hosts:
             return frozenset(("*",))
         host = f"[{self.host}]" if ":" in self.host else self.host
         names = (name.lower() for name in (*LOOPBACK_HOSTS, host, *self.allowed_hosts))
@@ -308,6 +315,21 @@ class Settings(BaseSettings):
         if self.max_queued_jobs_per_key is not None:
             return self.max_queued_jobs_per_key
         return self.max_queued_jobs if self.api_keys_file is None else -(-self.max_queued_jobs // 4)
+
+    @property
+    def finished_share(self) -> float:
+        """Finished jobs of one key that are kept; infinity without keys, for there is one user."""
+        return self._share(self.max_finished_jobs_per_key, FINISHED_JOBS_PER_KEY)
+
+    @property
+    def kept_bytes_share(self) -> float:
+        """Bytes of one key's videos that are kept; infinity likewise."""
+        return self._share(self.max_kept_bytes_per_key, KEPT_BYTES_PER_KEY)
+
+    def _share(self, given: int | None, default: int) -> float:
+        if given is not None:
+            return given
+        return math.inf if self.api_keys_file is None else default
 
     @property
     def database(self) -> str:

@@ -31,6 +31,12 @@ class Notifier:
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
+    def close(self) -> None:
+        """Nothing is said any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def ready(self) -> None:
         """It takes requests."""
         self._send("READY=1")

@@ -126,7 +126,8 @@ HINTS = (
     Hint(
         r"accelerator.?type\S*.{0,160}?(?:not |n't |no longer |unknown|invalid|unsupported)"
         r"|(?:invalid|unknown|unsupported|no such) (?:value for )?\W*accelerator"
-        r"|acceleratorTypes/\S+.{0,80}not found",
+        r"|acceleratorTypes/\S+.{0,80}not found|not an? (?:\w+ )?(?:accelerator|TPU) type"
+        r"|TPU type\S*.{0,80}?(?:not |unknown|unsupported)|(?:unsupported|unknown) TPU type",
         "that zone does not have this type: see what it has with  gcloud compute tpus "
         "accelerator-types list --zone ZONE,  and which zones have which on "
         "cloud.google.com/tpu/docs/regions-zones; then give another --zone or --type",
@@ -142,7 +143,7 @@ HINTS = (
         r"(?:zone|location|region)"
         r"|\b(?:zone|location|region)s?\b(?:(?!/nodes|/queuedR)[^\n]){0,80}?"
         r"(?:not found|not exist|is not (?:valid|a valid)|is invalid|unknown|not supported"
-        r"|is unauthorized)",
+        r"|is unauthorized)|not an? (?:\w+ )?(?:zone|location)\b|(?:find|fetch) (?:the )?zone\b",
         "Google has no such zone, or no TPUs in it for this project: see  gcloud compute tpus "
         "locations list  and give one with --zone, such as us-east5-b",
     ),

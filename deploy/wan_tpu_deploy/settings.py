@@ -83,12 +83,14 @@ class Settings:
         values: one for each key of `DEFAULTS`.
         origins: where each value came from.
         file: the settings file, whether it is there or not.
+        note: what may be missing in it, or "".
     """
 
     name: str
     values: dict[str, str]
     origins: dict[str, str]
     file: pathlib.Path = DEFAULT_FILE
+    note: str = ""
 
     def __getitem__(self, key: str) -> str:
         return self.values[key]
@@ -123,7 +125,8 @@ class Settings:
         for key, value in self.values.items():
             if value and value != "no":
                 places.setdefault(self.origins[key], []).append(f"{key}={value}")
-        return "\n".join(f"#   {place}: {' '.join(pairs)}" for place, pairs in places.items())
+        lines = [f"#   {place}: {' '.join(pairs)}" for place, pairs in places.items()]
+        return "\n".join([*lines, *([f"# note: {self.note}"] if self.note else [])])
 
 
 def add_flags(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:
@@ -147,8 +150,10 @@ def read_settings(
     """
     values, origins = dict(DEFAULTS), dict.fromkeys(DEFAULTS, "default")
     path = pathlib.Path(file) if file else DEFAULT_FILE
+    note = ""
     if file or path.exists():
-        for key, value in _read_file(path, name).items():
+        said, note = _read_file(path, name)
+        for key, value in said.items():
             values[key], origins[key] = value, str(path)
     for key, value in flags.items():
         if value is not None:
@@ -156,7 +161,7 @@ def read_settings(
             origins[key] = "flag"
     for key in LOCAL_FILES:
         values[key] = _expand(key, values[key])
-    settings = Settings(name, values, origins, path)
+    settings = Settings(name, values, origins, path, note)
     _check(settings)
     return settings
 
@@ -169,9 +174,9 @@ def _expand(key: str, value: str) -> str:
         raise DeployError(f"{key} is {value!r}, and there is no such user's home folder") from None
 
 
-def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
+def _read_file(path: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
     """What the file says about this deployment, each key one of ours, each switch yes or no."""
-    values = read_section(path, name)
+    values, note = read_section(path, name)
     unknown = sorted(set(values) - set(DEFAULTS))
     if unknown:
         raise DeployError(
@@ -182,7 +187,7 @@ def _read_file(path: pathlib.Path, name: str) -> dict[str, str]:
         if word not in configparser.ConfigParser.BOOLEAN_STATES:
             raise DeployError(f"{path}: {key} is {values[key]!r}; expected yes or no")
         values[key] = "yes" if configparser.ConfigParser.BOOLEAN_STATES[word] else "no"
-    return values
+    return values, note
 
 
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")

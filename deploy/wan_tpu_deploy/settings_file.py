@@ -12,8 +12,11 @@ NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
 """What a deployment may be called, for Google to take it as the name of a TPU."""
 
 
-def read_section(path: pathlib.Path, name: str) -> dict[str, str]:
-    """The section [all] and, over it, the one of this deployment; no value is empty.
+def read_section(path: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
+    """The section [all] and, over it, the one of this deployment.
+
+    Returns:
+        Its values, none of them empty, and a note for people where only others have a section.
 
     Raises:
         DeployError: the file cannot be read or meant; one line, with the file's name.
@@ -36,7 +39,11 @@ def read_section(path: pathlib.Path, name: str) -> dict[str, str]:
                 f"{path}: the line after {key} begins with a space and so belongs to {key}; "
                 "begin each KEY = VALUE at the start of its line"
             )
-    return {key: value for key, value in section.items() if value}
+    note = ""
+    if parser.sections() and not parser.has_section(name):
+        others = ", ".join(f"[{other}]" for other in parser.sections())
+        note = f"{path} has no section [{name}], only {others}"
+    return {key: value for key, value in section.items() if value}, note
 
 
 def _read_text(path: pathlib.Path) -> str:

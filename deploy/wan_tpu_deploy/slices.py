@@ -32,7 +32,17 @@ def create(deployment: Deployment) -> None:
     print(f"# each costs {price}")
     make = _queue_command if settings.switch("queued") else _create_command
     tasks = [Task(name, make(deployment, name, index)) for index, name in enumerate(names)]
-    if not deployment.run("create", tasks):
+    try:
+        done = deployment.run("create", tasks)
+    except KeyboardInterrupt:
+        name = f"{settings.name}{flags_again(deployment)}"
+        print(
+            "Google may go on with what it has begun, which costs then.\n  "
+            f"deploy/wan-tpu-deploy status {name}  shows it, delete removes it",
+            file=sys.stderr,
+        )
+        raise
+    if not done:
         failed = [task.where for task in tasks if task.returncode != 0]
         raise DeployError(f"not created: {', '.join(failed)}. {_say_what_costs(deployment, tasks)}")
     if settings.switch("queued"):

@@ -88,7 +88,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins,
+            allow_origins=[origin.lower() for origin in settings.cors_origins],
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=EXPOSED_HEADERS,

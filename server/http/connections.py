@@ -44,7 +44,7 @@ class Places:
         self.write_seconds = settings.write_timeout_seconds
         self._most = settings.max_connections
         self._most_per_address = settings.max_connections_per_address
-        self._taken: dict[BoundedProtocol, str] = {}  # oldest first
+        self._taken: dict[BoundedProtocol, str | None] = {}  # oldest first
         self._probing: dict[BoundedProtocol, None] = {}  # oldest first
         self._per_address: collections.Counter[str] = collections.Counter()
         self._sweep: asyncio.TimerHandle | None = None
@@ -57,22 +57,29 @@ class Places:
             extra = {"status": status, "client": host, "request": identity}
             access_log.info("no request", extra=extra)
 
-    def enter(self, connection: "BoundedProtocol", address: str) -> bool:
-        """Gives a place to a new connection; False if it may do no more than probe."""
+    def enter(self, connection: "BoundedProtocol", address: str | None) -> bool:
+        """Gives a place to a new connection; False if it may do no more than probe.
+
+        Args:
+            connection: the new one.
+            address: where it comes from; None for a Unix socket, where a proxy is likely.
+        """
         if self._sweep is None:
             self._sweep = connection.loop.call_later(SWEEP_SECONDS, self._look, connection.loop)
-        if self._per_address[address] >= self._most_per_address:
+        if self._is_full(address):
             self._make_room(address)
         if len(self._taken) >= self._most:
             self._make_room(None)
-        is_full = len(self._taken) >= self._most
-        if is_full or self._per_address[address] >= self._most_per_address:
+        if len(self._taken) >= self._most or self._is_full(address):
             if len(self._probing) >= PLACES_FOR_PROBES:
-                next(iter(self._probing)).abort()
+                oldest = next(iter(self._probing))
+                self.leave(oldest)
+                oldest.abort()
             self._probing[connection] = None
             return False
         self._taken[connection] = address
-        self._per_address[address] += 1
+        if address is not None:
+            self._per_address[address] += 1
         return True
 
     def leave(self, connection: "BoundedProtocol") -> None:
@@ -83,6 +90,9 @@ class Places:
             self._per_address[address] -= 1
             if not self._per_address[address]:
                 del self._per_address[address]
+
+    def _is_full(self, address: str | None) -> bool:
+        return address is not None and self._per_address[address] >= self._most_per_address
 
     def _make_room(self, address: str | None) -> None:
         """Ends the connection that has been of no use for the longest, of this address if given."""
@@ -148,8 +158,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self.flow = TimedFlow(transport)
         self._idle_since = time.monotonic()
-        address = address_group(self.client[0]) if self.client else "unix"
-        if not self.places.enter(self, address):
+        if not self.places.enter(self, address_group(self.client[0]) if self.client else None):
             self.app_state = {**self.app_state, PROBES_ONLY: True}
         self._expect_head()
 

@@ -65,6 +65,15 @@ async def require_key(
     raise ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
 
 
+async def is_known(request: Request) -> bool:
+    """Whether who asks may know how this server is made: by a key, or where none is asked for."""
+    keys: Keys | None = request.app.state.service.keys
+    if keys is None:
+        return True
+    credentials = await bearer(request)
+    return credentials is not None and keys.find(credentials.credentials.strip()) is not None
+
+
 async def get_owner(request: Request) -> str:
     """The name of the key that asks."""
     return getattr(request.state, "owner", NO_OWNER)
@@ -108,6 +117,7 @@ def video_not_found(video_id: str) -> ApiError:
     return ApiError(404, "not_found", f"there is no video {video_id[:80]!r}", param="video_id")
 
 
+IsKnown = Annotated[bool, Depends(is_known)]
 ServiceDependency = Annotated[Service, Depends(get_service)]
 ModelDependency = Annotated[ServedModel, Depends(get_model)]
 Owner = Annotated[str, Depends(get_owner)]

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 KNOWN_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 CLIENTS_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+RETRY_AFTER = "5"
+"""Of a 503 that says nothing else."""
+
 REFUSALS_LOGGED_PER_SECOND = 5
 """Of one address: who is refused a thousand times a second must not fill the disk."""
 
@@ -54,6 +57,8 @@ class Observed:
                 headers["X-Request-Id"] = identity
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Cache-Control", "no-store")
+                if message["status"] == 503:
+                    headers.setdefault("Retry-After", RETRY_AFTER)
                 self._note(scope, message["status"], time.monotonic() - started)
             await send(message)
 

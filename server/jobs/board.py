@@ -7,9 +7,7 @@ that the database refuses, costs its own job alone.
 
 import asyncio
 import collections
-import dataclasses
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -21,7 +19,8 @@ from server.jobs.clock import ExpiryClock
 from server.jobs.database import OwnershipLost, StoreRefused, StoreUnavailable
 from server.jobs.estimate import Durations, work_of
 from server.jobs.fair_queue import FairQueue
-from server.jobs.job import UNREADABLE, Job, State
+from server.jobs.forecast import Forecast
+from server.jobs.job import Job, State
 from server.jobs.shelf import Bodies, Entry, Kept, Shelf, files_of
 from server.jobs.store import Store
 from server.jobs.video_object import encode_place, encode_video, video_object
@@ -29,9 +28,6 @@ from server.jobs.video_object import encode_place, encode_video, video_object
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-REFRESH_SECONDS = 1.0
-"""How old the seconds left of waiting jobs may be."""
 
 REMEMBERED_DELETIONS = 10_000
 """Jobs that would come back with an older copy of the database, and are deleted from it again."""
@@ -55,9 +51,6 @@ class Board:
         self._shelf = Shelf()
         self._bodies = Bodies()
         self._clock = ExpiryClock()
-        self._running: str | None = None
-        self._ends: dict[str, float | None] | None = None  # seconds left, of those that wait
-        self._refreshed_at = 0.0
         self._writing = asyncio.Lock()
         self._operations: set[asyncio.Task[Any]] = set()
         self._doubtful: set[str] = set()  # ids that may have rows, though nobody was told so
@@ -66,6 +59,7 @@ class Board:
         self._changed = asyncio.Event()
         self.queue = FairQueue()
         self.durations = Durations()
+        self._forecast = Forecast(self._shelf, self.queue, self.durations)
 
     @property
     def trouble(self) -> str | None:
@@ -151,8 +145,8 @@ class Board:
             self._bodies.put(job_id, body)
         if entry.job.state != State.QUEUED:
             return body
-        position, seconds = self.queue.position(job_id), self._seconds_until_end(job_id)
-        return encode_place(body, position, seconds)
+        seconds = self._forecast.seconds_until_end(job_id)
+        return encode_place(body, self.queue.position(job_id), seconds)
 
     def next_change(self) -> asyncio.Event:
         """An event that is set when any job changes; ask again after it was."""
@@ -214,7 +208,7 @@ class Board:
         if entry is not None and entry.job.state == State.IN_PROGRESS:
             entry.running = self.durations.running(entry.job, progress, entry.running)
             self._bodies.forget(job_id)
-            self._notify(queue=time.monotonic() - self._refreshed_at > REFRESH_SECONDS)
+            self._notify(queue=self._forecast.is_old)
 
     async def note_made(self, job_id: str, metadata: dict[str, Any]) -> bool:
         """Notes what a running job's complete files are, before they get their place.
@@ -285,7 +279,7 @@ class Board:
         """Waits for the last write."""
         if self._operations:
             await asyncio.wait(self._operations)
-        self._calls.close()
+        await self._calls.close()
 
     async def _accept(self, make_job: Callable[[str | None], Job]) -> Job:
         async with self._writing:
@@ -338,7 +332,7 @@ class Board:
             if not await self._move(entry, entry.job.started()):
                 return None
             self.queue.served(entry.job.owner, work_of(entry.job.request))
-            self._running = job_id
+            self._forecast.running = job_id
             return entry.job
 
     async def _cancel(self, job_id: str) -> Job | None:
@@ -381,7 +375,7 @@ class Board:
                 return False
         except StoreRefused as error:
             logger.error("the job is set aside: %s", error, extra={"job": job.id})
-            self._show(entry, _set_aside(entry.job))
+            self._show(entry, entry.job.set_aside())
             return False
         self._show(entry, job)
         return True
@@ -458,7 +452,7 @@ class Board:
             self._store.update(after)
         except StoreRefused as error:
             logger.error("the job is set aside: %s", error, extra={"job": job.id})
-            return _set_aside(job)
+            return job.set_aside()
         return after
 
     def _after_interruption(self, job: Job) -> Job:
@@ -477,28 +471,8 @@ class Board:
     def _notify(self, *, queue: bool) -> None:
         """Wakes those who wait for a change; when the queue moved, its jobs end at other times."""
         if queue:
-            self._refreshed_at = time.monotonic()
-            self._ends = None
+            self._forecast.forget()
         self.wake()
-
-    def _seconds_until_end(self, job_id: str) -> float | None:
-        """Seconds until a waiting job is finished: what runs, what is before it, and itself."""
-        if self._ends is None:
-            end = self._running_left()
-            self._ends = {}
-            for waiting in self.queue.order():
-                own = self.durations.total(self._shelf.entries[waiting].job.request)
-                end = None if end is None or own is None else end + own
-                self._ends[waiting] = end
-        return self._ends[job_id]
-
-    def _running_left(self) -> float | None:
-        entry = None if self._running is None else self._shelf.entries.get(self._running)
-        if entry is None or entry.job.state != State.IN_PROGRESS:
-            return 0.0
-        if entry.running is None:
-            return self.durations.total(entry.job.request)
-        return entry.running.seconds_left
 
     async def _to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
         """Does something whole, also when whoever asked for it is gone.
@@ -514,14 +488,6 @@ class Board:
         self._operations.discard(task)
         if not task.cancelled():
             task.exception()  # whoever asked for it has got it, or is gone
-
-
-def _set_aside(job: Job) -> Job:
-    """A job that the database takes no change of: shown as failed, its row stays as it is."""
-    words = "the database refuses to change this job; the server's log says more"
-    return dataclasses.replace(
-        job, state=State.FAILED, error_code=UNREADABLE, error_message=words, is_unreadable=True
-    )
 
 
 def _is_expired(job: Job, now: float) -> bool:

@@ -31,6 +31,7 @@ class StoreCalls:
         self._store = store
         self._timeout_seconds = timeout_seconds
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._last: asyncio.Future[Any] | None = None
         self._stuck: asyncio.Future[Any] | None = None
         self.trouble: str | None = None
         self.lost: str | None = None
@@ -61,13 +62,10 @@ class StoreCalls:
             raise StoreUnavailable(f"{self._store.name} does not answer")
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._thread, function, *arguments)
-        done, _ = await asyncio.wait({future}, timeout=self._timeout_seconds)
-        if not done:
-            self._store.abandon()
-            done, _ = await asyncio.wait({future}, timeout=CUT_SECONDS)
-        if not done:
+        future.add_done_callback(_look_at_outcome)
+        self._last = future
+        if not await self._ends(future):
             self._stuck = future
-            future.add_done_callback(_forget_outcome)
             raise StoreUnavailable(f"{self._store.name} does not answer")
         try:
             return future.result()
@@ -94,13 +92,21 @@ class StoreCalls:
             logger.critical("%s", words)
             self.lost = words
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for the last call, unless it is one that never ends."""
-        is_stuck = self._stuck is not None and not self._stuck.done()
-        self._thread.shutdown(wait=not is_stuck)
+        has_ended = self._last is None or await self._ends(self._last)
+        self._thread.shutdown(wait=has_ended)
+
+    async def _ends(self, future: asyncio.Future[Any]) -> bool:
+        """Waits for a call; past its time the line is cut, which ends all but a broken disk."""
+        done, _ = await asyncio.wait({future}, timeout=self._timeout_seconds)
+        if not done:
+            self._store.abandon()
+            done, _ = await asyncio.wait({future}, timeout=CUT_SECONDS)
+        return bool(done)
 
 
-def _forget_outcome(future: asyncio.Future[Any]) -> None:
-    """What comes of a call that was given up is found out by asking the database anew."""
+def _look_at_outcome(future: asyncio.Future[Any]) -> None:
+    """Nobody may be there any more to look at it; what it was, the database is asked anew."""
     if not future.cancelled():
         future.exception()

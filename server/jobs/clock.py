@@ -39,6 +39,7 @@ class ExpiryClock:
         self._wall, self._steady = wall, steady
         self._time, self._read_at = last_seen if last_seen is not None else wall(), steady()
         self._ahead_since: float | None = None
+        self._is_start = True
 
     def now(self) -> float:
         """The time to compare `expires_at` with."""
@@ -47,7 +48,8 @@ class ExpiryClock:
         if wall - trusted > JUMP_SECONDS:
             if self._ahead_since is None:
                 self._ahead_since = steady
-                logger.warning(
+                logger.log(
+                    logging.INFO if self._is_start else logging.WARNING,
                     "the clock is %.0f s ahead of what was seen last; nothing expires by that for "
                     "an hour, and then it is believed",
                     wall - trusted,
@@ -55,4 +57,5 @@ class ExpiryClock:
             if steady - self._ahead_since < HOLD_SECONDS:
                 return trusted
         self._time, self._read_at, self._ahead_since = wall, steady, None
+        self._is_start = False
         return wall

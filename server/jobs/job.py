@@ -107,6 +107,17 @@ class Job:
             State.FAILED, keep_seconds, error_code=code, error_message=message, metadata=None
         )
 
+    def set_aside(self) -> "Job":
+        """The database takes no change of it: it is shown as failed, and its row stays."""
+        words = "the database refuses to change this job; the server's log says more"
+        return dataclasses.replace(
+            self,
+            state=State.FAILED,
+            error_code=UNREADABLE,
+            error_message=words,
+            is_unreadable=True,
+        )
+
     def _finish(self, state: State, keep_seconds: float | None, **changes: Any) -> "Job":
         now = time.time()
         expires_at = None if keep_seconds is None else now + keep_seconds

@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import signal
+import subprocess
+import time
 
 import pytest
 
@@ -133,6 +136,20 @@ def test_a_refusal_before_anything_was_made_costs_nothing(cloud, error):
     assert done.returncode == 1
     assert "Nothing was created, and nothing costs" in done.stderr
     assert "delete" not in done.stderr
+
+
+def test_ctrl_c_says_that_google_goes_on(cloud):
+    cloud.answer("create", sleep=60)
+    words = ("create", "wan", *WHERE, "--type", "v6e-16")
+    pipe = subprocess.PIPE
+    process = cloud.start(*words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    while not cloud.calls:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Google may go on with what it has begun, which costs then" in err
+    assert "status wan --project my-project" in err
 
 
 VAGUE = "ERROR: INTERNAL: an internal error has occurred\n"

@@ -71,6 +71,10 @@ ERRORS = [
         "Resource 'projects/p/locations/us-east5-b/acceleratorTypes/v6e-16' was not found",
         "accelerator-types list",
     ),
+    ("INVALID_ARGUMENT: 'v6e-16' is not a valid accelerator type", "accelerator-types list"),
+    ("TPU type v6e-16 is not offered in us-east5-b", "accelerator-types list"),
+    ("The zone 'projects/p/zones/us-east5-z' does not exist.", "locations list"),
+    ("(gcloud) us-east5-z is not a valid zone", "locations list"),
     ("Runtime version v9 is not supported", "versions list"),
     # Who may.
     ("PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", ROLE),

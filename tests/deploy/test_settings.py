@@ -107,6 +107,14 @@ def test_a_home_folder_is_meant_as_the_shell_does(cloud):
     assert f"env-file={cloud.folder}/x.env" in lines
 
 
+def test_a_section_for_others_alone_is_noted(cloud):
+    (cloud.here / "mine.ini").write_text("[prod]\ntype = v6e-8\n[test]\n")
+    done = cloud.run("status", "wan", "--config", "mine.ini", "--type", "v6e-8", "--dry-run")
+    assert "# note: mine.ini has no section [wan], only [prod], [test]\n" in done.stdout
+    done = cloud.run("status", "prod", "--config", "mine.ini", "--dry-run")
+    assert "note" not in done.stdout
+
+
 def test_what_is_not_set_names_the_file_and_its_sections(cloud):
     (cloud.here / "mine.ini").write_text("[other]\ntype = v6e-8\n")
     done = cloud.run("create", "wan", "--config", "mine.ini")

@@ -93,6 +93,11 @@ def test_videos_can_be_kept_for_ever(monkeypatch, text):
     assert Settings().expiry_seconds is None
 
 
-def test_a_unix_socket_needs_no_keys_and_has_no_names():
-    settings = Settings(host="0.0.0.0", unix_socket="/run/wan-tpu.sock")
-    assert settings.hosts == {"*"}
+def test_a_unix_socket_needs_no_keys_but_then_others_names_are_refused(tmp_path):
+    """A proxy may stand before it, whose pages anybody could write."""
+    socket = "/run/wan-tpu.sock"
+    assert "localhost" in Settings(host="0.0.0.0", unix_socket=socket).hosts
+    assert "*" not in Settings(host="0.0.0.0", unix_socket=socket).hosts
+    assert Settings(unix_socket=socket, api_keys_file=tmp_path / "keys").hosts == {"*"}
+    named = Settings(unix_socket=socket, allowed_hosts="wan.example.com")
+    assert "wan.example.com" in named.hosts

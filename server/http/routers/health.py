@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from server.errors import ApiError, retry_after
-from server.http.dependencies import ServiceDependency
+from server.http.dependencies import IsKnown, ServiceDependency
 from server.http.schemas import Live, NotReady, Readiness
 
 router = APIRouter(tags=["health"])
@@ -28,9 +28,12 @@ async def live() -> Live:
     responses={503: {"model": NotReady, "description": "Not yet, or no more; says why"}},
 )
 @router.get("/health", include_in_schema=False)
-async def ready(service: ServiceDependency) -> Response:
-    """Says whether jobs are worked on, and if not, what is missing and when to ask again."""
-    missing = service.missing
+async def ready(service: ServiceDependency, is_known: IsKnown) -> Response:
+    """Says whether jobs are worked on, and if not, what is missing and when to ask again.
+
+    Who has no key is told no more than the kind of it: the rest may name machines and files.
+    """
+    missing = [why if is_known else why.partition(":")[0] for why in service.missing]
     if not missing:
         return Response(READY, media_type="application/json")
     seconds = service.retry_seconds

@@ -182,6 +182,16 @@ def test_a_stream_ends_with_its_key(keyed):
         assert next(bobs.iter_lines())
 
 
+def test_readiness_tells_no_particulars_to_strangers(keyed):
+    server, keys = keyed
+    strangers = server.client.get("/readyz")
+    ours = server.client.get("/readyz", headers=bearer(keys["ada"]))
+    assert strangers.status_code == ours.status_code == 503
+    assert strangers.json()["missing"] == ["the engine is not ready"]
+    assert ours.json()["missing"][0].startswith("the engine is not ready: ")
+    assert strangers.json()["error"]["message"] == "the engine is not ready"
+
+
 def test_subdomains_by_a_star(start_server):
     server = start_server(allowed_hosts="*.c.example.com, d.example.com.")
     for host in ("a.c.example.com", "A.b.C.example.com:8443", "d.example.com", "D.example.com."):

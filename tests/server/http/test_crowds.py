@@ -61,6 +61,17 @@ def test_a_thousand_connections_that_do_not_read(start_server, crowd, address):
     assert send(server, request(b"GET", b"/v1/videos"))[0] == 200
 
 
+def test_who_does_not_read_makes_room_for_others(start_server, crowd):
+    """Long before the time is over that they have."""
+    server = start_server(max_connections=30, write_timeout_seconds=3600).wait_ready()
+    server.client.close()
+    crowd(server, 30, LONG_ANSWER * 10)
+    wait_for(lambda: len(server.open_sockets()) >= 30)
+    for path in (b"/v1/models", b"/v1/videos", b"/metrics"):
+        wait_for(lambda path=path: send(server, request(b"GET", path))[0] == 200)
+    assert len(server.open_sockets()) >= 25  # no more of them than was needed
+
+
 def test_who_does_not_read_is_hung_up_on(start_server, crowd):
     server = start_server(write_timeout_seconds=3)
     connections = crowd(server, 10, LONG_ANSWER * 10)

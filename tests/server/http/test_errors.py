@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.http.schemas import EXPECTED, VideoCreate
+from server.http.schemas import EXPECTED, EXPECTED_PARAMETERS, VideoCreate
 
 PROMPT = "a red circle moving right on a black background"
 NO_VIDEO = "/v1/videos/video_" + "0" * 32
@@ -153,6 +153,19 @@ def test_messages_are_for_people(quick):
     ):
         response = quick.client.post("/v1/videos", json={"prompt": PROMPT, **fields})
         assert response.json()["error"]["message"].startswith(words)
+
+
+def test_parameters_have_words_too(quick):
+    """Red when a route takes a query or header that no message could describe."""
+    document = quick.client.get("/openapi.json").json()
+    names = {
+        parameter["name"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] in ("query", "header") and parameter["name"] != "Last-Event-ID"
+    }
+    assert names == EXPECTED_PARAMETERS.keys()
 
 
 @pytest.mark.parametrize(

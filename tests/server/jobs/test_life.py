@@ -281,7 +281,7 @@ def test_what_expires_goes_with_its_files(start_server):
     assert video["expires_at"] - video["completed_at"] in (1, 2)
     wait_for(lambda: server.client.get(f"/v1/videos/{video['id']}").status_code == 404)
     wait_for(lambda: files(server) == [])
-    assert server.client.get("/v1/videos").json()["data"] == []
+    wait_for(lambda: server.client.get("/v1/videos").json()["data"] == [])
     server.kill()
     server.start()
     assert server.client.get("/v1/videos").json()["data"] == []
@@ -291,6 +291,17 @@ def test_two_servers_do_not_share_a_folder(start_server):
     server = start_server()
     with pytest.raises(AssertionError, match="another server uses the folder"):
         RunningServer(server.data_dir, engine=SCRIPTED)
+
+
+def test_two_servers_do_not_share_a_database(start_server, tmp_path):
+    """Two folders, one SQLite file."""
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    first = start_server(database_url=url).wait_ready()
+    running = first.create("slow", num_inference_steps=10)
+    first.wait_step(running, 1)
+    with pytest.raises(AssertionError, match="another server uses the SQLite database"):
+        RunningServer(tmp_path / "second", engine=SCRIPTED, database_url=url)
+    assert first.finish(running)["status"] == "completed"
 
 
 def test_on_postgresql(start_server, postgres):
