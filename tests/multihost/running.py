@@ -13,10 +13,6 @@ import httpx
 
 from tests.server.running import ROOT, RunningServer, wait_for
 
-REAL_SLICES = "real slices"
-"""The xdist_group of tests with the real engine: two processes of four devices in one layout, whose
-programs the first of them compiles for all. One worker runs them, one after another."""
-
 RESTART_SECONDS = 0.5
 """The unit file's RestartSec, shorter."""
 

@@ -10,11 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.multihost.running import REAL_SLICES, clean_environment, free_port
+from tests.multihost.running import clean_environment, free_port
 from tests.server.running import wait_for
 from wan_tpu.multihost.lockstep import EXIT_LOST
-
-pytestmark = pytest.mark.xdist_group(REAL_SLICES)
 
 PROMPT = "a blue square moving up on a gray background"
 LAYOUT = ("--layout", "dp2-sp2-tp2")

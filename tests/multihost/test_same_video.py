@@ -8,10 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.multihost.running import REAL_SLICES, clean_environment, free_port
+from tests.multihost.running import clean_environment, free_port
 from tests.server.running import ROOT
-
-pytestmark = pytest.mark.xdist_group(REAL_SLICES)
 
 TOLERANCE = 1e-5
 """Of float32, over the largest value. Gloo adds in another order than the devices of one process:

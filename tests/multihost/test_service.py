@@ -5,11 +5,9 @@ import signal
 import pytest
 
 from server.engine.lockstep import EXIT_LOST
-from tests.multihost.running import REAL_SLICES, Slice
+from tests.multihost.running import Slice
 from wan_tpu.demo.recognition import judge_file
 from wan_tpu.pipeline.video_file import read_frames
-
-pytestmark = pytest.mark.xdist_group(REAL_SLICES)
 
 LONG = {"num_inference_steps": 60}
 """Half a minute on two cores: time enough to interfere."""
