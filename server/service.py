@@ -128,9 +128,6 @@ class Service:
             reasons.append(self.board.lost)
         elif self.board.trouble is not None:
             reasons.append(f"the database cannot be written: {self.board.trouble}")
-        trouble = self.media.trouble
-        if trouble is not None and trouble not in reasons:
-            reasons.append(trouble)
         return reasons
 
     @property

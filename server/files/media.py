@@ -194,9 +194,14 @@ class Media:
             else:
                 strangers.append(path)
         self._bring_back(known.with_files)
+        moved = []
         for path in strangers:
-            self._move_to_trash(path)
-        return [path.name for path in strangers]
+            try:
+                self._move_to_trash(path)
+                moved.append(path.name)
+            except OSError as error:  # a full disk must not keep a server from being started
+                logger.warning("%s belongs to no known job, and stays: %s", path, error.strerror)
+        return moved
 
     def empty_trash(self, now: float) -> list[str]:
         """Removes what has been in the trash for long enough; returns its names.

@@ -23,6 +23,7 @@ _DESCRIPTIONS = {
     404: "There is no such thing, or it is another key's",
     408: "The body did not arrive in time",
     409: "It is not in a state for that",
+    410: "The files of the video are lost or damaged",
     413: "The body is too large",
     415: "The body is neither JSON nor multipart",
     416: "The range lies outside of the file",

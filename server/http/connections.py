@@ -9,6 +9,7 @@ Java's client), and with which uvicorn sends chunks to clients of HTTP/1.0.
 import asyncio
 import collections
 import logging
+import resource
 import sys
 import time
 from typing import Any
@@ -24,6 +25,7 @@ from server.http.observed import REFUSALS_LOGGED_PER_SECOND, new_identity
 from server.metrics import Metrics
 from server.settings import Settings
 
+logger = logging.getLogger(__name__)
 access_log = logging.getLogger("server.access")
 
 MAX_HEAD_BYTES = 65_536
@@ -32,6 +34,8 @@ EVICTABLE_SECONDS = 1.0
 """A connection that asks for nothing, or takes nothing, for so long makes room for a new one."""
 
 SWEEP_SECONDS = 0.5
+OTHER_DESCRIPTORS = 256
+"""Files that are sent, the database, the engine."""
 
 
 class Places:
@@ -253,4 +257,19 @@ class BoundedProtocol(H11Protocol):
 
 def make_protocol(settings: Settings, metrics: Metrics) -> type[BoundedProtocol]:
     """`http=` of a `uvicorn.Config`."""
+    allow_descriptors(settings.max_connections + PLACES_FOR_PROBES + OTHER_DESCRIPTORS)
     return type("Protocol", (BoundedProtocol,), {"places": Places(settings, metrics)})
+
+
+def allow_descriptors(count: int) -> None:
+    """Lets this process have so many open files; 1024 is what most systems give it by default.
+
+    With less no connection could be accepted any more, not even a probe's.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < count:
+        logger.warning("%d open files are allowed, %d may be needed: see ulimit -n", allowed, count)

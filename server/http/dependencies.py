@@ -6,7 +6,7 @@ from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from server.errors import ApiError, retry_after
-from server.http.limits import RequestRate, address_of
+from server.http.limits import RequestRate, check_address
 from server.http.schemas import VIDEO_ID
 from server.http.served_model import ServedModel
 from server.jobs.job import Job
@@ -96,7 +96,7 @@ async def limit_strangers(request: Request) -> None:
         ApiError: these were too many.
     """
     rate: RequestRate = request.app.state.stranger_rate
-    rate.check(address_of(request.scope))
+    check_address(rate, request.scope)
 
 
 async def get_job(request: Request, video_id: Annotated[str, Path(pattern=f"^{VIDEO_ID}$")]) -> Job:

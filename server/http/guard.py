@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, retry_after
-from server.http.limits import RequestRate, address_of
+from server.http.limits import RequestRate, check_address
 from server.settings import Settings
 
 API_PREFIX = "/v1/"
@@ -55,7 +55,10 @@ class Guard:
         except ApiError as error:
             await error.response()(inner, receive, guarded_send)
             return
-        await self._app(inner, body.receive, guarded_send)
+        try:
+            await self._app(inner, body.receive, guarded_send)
+        finally:
+            scope["state"]["route"] = inner.get("route")  # where it failed before it answered
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -67,9 +70,9 @@ class Guard:
         if scope["method"] not in SAFE_METHODS:
             self._check_origin(headers)
         if scope["path"] in PROBES:
-            self._probes.check(address_of(scope))
+            check_address(self._probes, scope)
         elif not scope["path"].startswith(API_PREFIX):
-            self._strangers.check(address_of(scope))
+            check_address(self._strangers, scope)
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")

@@ -45,6 +45,21 @@ class RequestRate:
             raise ApiError(429, "rate_limited", message, headers=retry_after(math.ceil(wait)))
 
 
+def check_address(rate: RequestRate, scope: Scope) -> None:
+    """Takes a token of the address; none is asked of a Unix socket, where a proxy is for all.
+
+    Raises:
+        ApiError: there is none. The connection is closed, and with it goes what was sent ahead.
+    """
+    if not scope.get("client"):
+        return
+    try:
+        rate.check(address_of(scope))
+    except ApiError as error:
+        error.headers["Connection"] = "close"
+        raise
+
+
 def address_of(scope: Scope) -> str:
     """Who is at the other end: an address, or the network that one subscriber has in IPv6."""
     client = scope.get("client")

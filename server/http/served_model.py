@@ -11,10 +11,11 @@ from server.jobs.estimate import work_of
 from server.jobs.video_object import format_seconds
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
-from wan_tpu.errors import GeometryError
+from wan_tpu.errors import GeometryError, PromptError
 from wan_tpu.geometry import Compression, parse_size
 from wan_tpu.pipeline.check import check_request, compression_of
 from wan_tpu.request import SCHEDULERS, VideoRequest
+from wan_tpu.text.prompt import check_prompt
 
 OWNER = "wan-tpu"
 LARGEST_CHOSEN_SEED = 2**31 - 1
@@ -104,9 +105,10 @@ class ServedModel:
             )
         self._check_text("prompt", create.prompt)
         self._check_text("negative_prompt", create.negative_prompt or "")
-        if not create.prompt.strip():
-            message = "the prompt is empty; say what the video shall show"
-            raise ApiError(400, "invalid_value", message, param="prompt")
+        try:
+            check_prompt(create.prompt)
+        except PromptError as error:
+            raise ApiError(400, "invalid_value", str(error), param="prompt") from None
         width, height = self._size(create)
         field, num_frames = self._num_frames(create)
         seed = create.seed
@@ -234,7 +236,7 @@ def name_of(model: str) -> str:
     """What clients call a model: its own name, its folder's, or the one that it has on the hub."""
     folder = pathlib.Path(model).expanduser()
     if model == WAN_TINY or not folder.is_dir():
-        return model
+        return model.partition("@")[0]  # of which commit it is, is no part of its name
     folder = folder.resolve()
     cached = re.fullmatch("models--(.+)", folder.parent.parent.name)
     if folder.parent.name == "snapshots" and cached is not None:

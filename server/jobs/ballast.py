@@ -11,8 +11,8 @@ BALLAST_BYTES = 1 << 21
 class Ballast:
     """A file beside the database that is given up when the disk is full, and made again later."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    def __init__(self, path: str):
+        self._path = pathlib.Path(path)
 
     def keep(self) -> None:
         """Makes the file if it is not there and there is room for it."""

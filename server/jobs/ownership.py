@@ -54,9 +54,9 @@ class SqliteLock:
         Raises:
             StoreError: another server has it, or it cannot be made.
         """
-        self._path = _file_of(database)
+        self.path = _file_of(database)
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(f"cannot use {database.name}: {error.strerror}") from None
         try:
@@ -70,17 +70,17 @@ class SqliteLock:
             ) from None
         for suffix in ("", "-wal", "-shm"):
             with suppress(OSError):  # not there yet, or somebody else's: prompts are in it
-                os.chmod(f"{self._path}{suffix}", 0o600)
+                os.chmod(f"{self.path}{suffix}", 0o600)
 
     def check(self) -> bool:
         """See `Lock`."""
         ours = os.fstat(self._descriptor)
         try:
-            there = os.stat(self._path)
+            there = os.stat(self.path)
         except OSError:
             there = None
         if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
-            raise OwnershipLost(f"the database's file {self._path} was removed or replaced")
+            raise OwnershipLost(f"the database's file {self.path} was removed or replaced")
         return False
 
     def close(self) -> None:

@@ -66,11 +66,13 @@ class Store:
             self._lock = _lock(self._database)
             opened.callback(self._lock.close)
             opened.callback(self._database.close)
-            self._ballast = _ballast(self._database)
+            # SQLite alone writes to a disk that is ours to empty.
+            self._ballast = None
+            if isinstance(self._lock, SqliteLock):
+                self._ballast = Ballast(f"{self._lock.path}-ballast")
             self._ballast_keep()
-            self._migrate()
-            with self._database.writing() as connection:
-                self._epoch, self.database_id, self.folder_id = take_epoch(connection)
+            self._at_any_price(self._migrate)
+            self._epoch, self.database_id, self.folder_id = self._at_any_price(self._take)
             self._opened = opened.pop_all()
 
     @property
@@ -196,6 +198,10 @@ class Store:
             check_epoch(connection, self._epoch, self.database_id, alone=alone)
             yield connection
 
+    def _take(self) -> tuple[int, str, str | None]:
+        with self._database.writing() as connection:
+            return take_epoch(connection)
+
     def _at_any_price(self, write: Callable[[], T]) -> T:
         """Does a write that a full disk must not stop: it is one that makes room, or ends a job."""
         try:
@@ -240,15 +246,6 @@ class Store:
 
 def _lock(database: Database) -> Lock:
     return SqliteLock(database) if database.is_sqlite else PostgresLock(database)
-
-
-def _ballast(database: Database) -> Ballast | None:
-    """SQLite alone writes to a disk that is ours to empty."""
-    if not database.is_sqlite:
-        return None
-    with database.reading() as connection:
-        path = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
-    return Ballast(pathlib.Path(f"{path}-ballast"))
 
 
 def _oldest_reader(connection: Connection) -> int:

@@ -84,11 +84,8 @@ class Worker:
                 f"the service failed {self._own_failures} times in a row around the engine, the "
                 f"latest with {self._last_failure}; its log says more"
             )
-        try:
-            if not self._media.has_room():
-                reasons.append("the disk is nearly full")
-        except OSError as error:
-            reasons.append(f"the data folder cannot be used ({type(error).__name__})")
+        if self._media.trouble is not None:
+            reasons.append(self._media.trouble)
         return reasons
 
     @property

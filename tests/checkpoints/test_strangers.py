@@ -1,6 +1,9 @@
 """What is handed in instead of a model, and configurations that no model has: one sentence each."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -36,7 +39,7 @@ def test_files_that_are_there_are_not_looked_for_on_the_hub(tmp_path, monkeypatc
     ("name", "message"),
     [
         ("nobody/gone.safetensors", f"there is no file nobody/gone.*{DIFFUSERS}"),
-        ("gone.gguf", "there is no file gone.gguf, and a GGUF file is not taken"),
+        ("gone.gguf", "there is no file gone.gguf, nor would a GGUF file be taken"),
         ("https://huggingface.co/Wan-AI/Wan2.1/tree/main", "hub id alone will do: Wan-AI/Wan2.1$"),
         ("huggingface.co/Wan-AI/Wan2.1", "hub id alone will do: Wan-AI/Wan2.1$"),
         ("https://example.com/wan.zip", "is an address, and models have none"),
@@ -182,3 +185,21 @@ def test_broken_links_and_folders_in_a_files_place(tmp_path):
     (folder / "vae" / "config.json").mkdir()
     with pytest.raises(WanTpuError, match=r"vae/config\.json cannot be read"):
         TextToVideo.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "HTTPS_PROXY", "HF_HOME"])
+def test_a_hub_that_cannot_be_asked(tmp_path, variable):
+    """The variables are read when the hub's package is imported, so in a process of its own."""
+    code = "from wan_tpu.checkpoints.models import open_model; open_model('nobody/none')"
+    value = {"HF_ENDPOINT": "foo", "HTTPS_PROXY": "http://127.0.0.1:1", "HF_HOME": "/etc/hostname"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "1", variable: value[variable]},
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "wan_tpu.errors.CheckpointError: nobody/none is not in the cache and cannot be downloaded: "
+    )

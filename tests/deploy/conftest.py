@@ -66,7 +66,7 @@ class Cloud:
         """Runs the command to its end."""
         pipe = subprocess.PIPE
         process = self.start(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-        out, err = process.communicate(typed, timeout=400)  # a loaded machine
+        out, err = process.communicate(typed, timeout=500)  # a loaded machine
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     @property

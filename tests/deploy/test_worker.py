@@ -143,7 +143,7 @@ def install(worker, repository, ref):
 
 
 def start(worker, *flags):
-    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "300")
+    words = ("start", "wan", *WHERE, "--port", worker.port, "--timeout-seconds", "480")
     return worker.run(*words, *flags)
 
 

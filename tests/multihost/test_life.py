@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import time
 
 import pytest
@@ -224,8 +225,8 @@ def test_the_service_of_process_0_is_killed(start_slice):
 def test_the_engine_of_process_0_is_killed(start_slice):
     """Its service goes on and gets the others back; the job is made again.
 
-    On one host the engine is to blame and the job fails; here the loss of another process may be
-    what killed it.
+    On one host the second such end is the job's fault; here the loss of another process may be what
+    killed it each time.
     """
     found = start_slice().wait_ready()
     video = found.create("slow", num_inference_steps=10)
@@ -268,6 +269,30 @@ def test_past_the_grace_all_stop_in_the_middle(start_slice):
     found.terminate()
     assert [found.wait_ended(number) for number in (0, 1, 2)] == [[0], [0], [0]]
     assert "goes back to the queue" in found.log()
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2])
+def test_a_second_signal_on_process_0_stops_all_at_once(start_slice, numbers):
+    """The grace of the others is process 0's: 30 s, of which none is waited for."""
+    found = start_slice(2, max_attempts=1, again=False).wait_ready()
+    video = found.create("slow", **SLOW)
+    found.wait_step(video, 2)
+    began = time.monotonic()
+    found.members[0].send(numbers[0])
+    found.wait_log("draining")
+    found.members[0].send(numbers[1])
+    assert [found.wait_ended(number) for number in (0, 1)] == [[0], [0]]
+    assert time.monotonic() - began < 25
+    with contextlib.closing(sqlite3.connect(found.data_dir / "jobs.sqlite")) as database:
+        assert database.execute("SELECT state, attempts FROM jobs").fetchall() == [("queued", 0)]
+    assert "Traceback" not in found.log() + found.log(1)
+
+
+def test_a_hangup_ends_a_follower_in_good_order(start_slice):
+    found = start_slice(2).wait_ready()
+    found.members[1].send(signal.SIGHUP)
+    assert found.wait_ended(1) == [0]
+    assert found.wait_ended(0) == [EXIT_LOST]
 
 
 def test_a_process_that_never_comes(start_slice):

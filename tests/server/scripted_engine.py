@@ -11,13 +11,14 @@ hang      stops for ever at the second step, deaf to cancellation
 compile   stops for ever in the compiler
 stop      stops its whole process at the second step, as SIGSTOP does
 
-`boom@1` and so on happen in process 1 of several alone. Two files in the data folder change what
-it does without a prompt: with `broken-probe` it fails at the service's own small video, and while
-there is a `slow-start` it loads.
+`boom@1` and so on happen in process 1 of several alone. Two files in the folder that
+SCRIPTED_ENGINE_MARKS names, or else in the data folder, change what it does without a prompt: with
+`broken-probe` it fails at the service's own small video, while there is a `slow-start` it loads.
 """
 
 import errno
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -36,14 +37,14 @@ class ScriptedEngine:
     def __init__(self, settings):
         self.cannot_start = os.environ.get("SCRIPTED_ENGINE_CANNOT_START")
         self.process_id = 0
-        self.data_dir = settings.data_dir
+        self.marks = pathlib.Path(os.environ.get("SCRIPTED_ENGINE_MARKS", settings.data_dir))
 
     def start(self, joined=None):
         if self.cannot_start:
             raise RuntimeError(self.cannot_start)
         if joined is not None:
             self.process_id = joined.group.process_id
-        while (self.data_dir / "slow-start").exists():
+        while (self.marks / "slow-start").exists():
             time.sleep(0.05)
 
     def warm_up(self, on_progress):
@@ -54,7 +55,7 @@ class ScriptedEngine:
         return {"layout": "single"}
 
     def probe_request(self):
-        prompt = "boom" if (self.data_dir / "broken-probe").exists() else "probe"
+        prompt = "boom" if (self.marks / "broken-probe").exists() else "probe"
         return VideoRequest(
             prompt=prompt, width=16, height=16, num_frames=1, num_inference_steps=2, seed=0
         )
@@ -97,8 +98,8 @@ class ScriptedEngine:
             raise BadNumbersError("the latents of step 2")
         if "full" in mine:
             raise RuntimeError("wrapped") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if "crashonce" in mine and not (self.data_dir / "has-crashed").exists():
-            (self.data_dir / "has-crashed").touch()
+        if "crashonce" in mine and not (self.marks / "has-crashed").exists():
+            (self.marks / "has-crashed").touch()
             mine.add("crash")
         if "crash" in mine:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -59,7 +59,7 @@ def test_what_cannot_be_used_is_said_in_a_line(tmp_path, make):
 
 @pytest.mark.parametrize("kind", ["a file", "a damaged database", "as providers write it"])
 def test_the_line_is_all_that_is_said(tmp_path, kind):
-    given = {"DATA_DIR": tmp_path / "data", **UNUSABLE[kind](tmp_path)}
+    given = {"DATA_DIR": tmp_path / "data", "PORT": 0, **UNUSABLE[kind](tmp_path)}
     environment = {f"WAN_TPU_{name}": str(value) for name, value in given.items()}
     done = subprocess.run(
         [sys.executable, "-m", "server"],

@@ -96,8 +96,8 @@ def test_videos_can_be_kept_for_ever(monkeypatch, text):
 def test_a_unix_socket_needs_no_keys_but_then_others_names_are_refused(tmp_path):
     """A proxy may stand before it, whose pages anybody could write."""
     socket = "/run/wan-tpu.sock"
-    assert "localhost" in Settings(host="0.0.0.0", unix_socket=socket).hosts
-    assert "*" not in Settings(host="0.0.0.0", unix_socket=socket).hosts
+    assert "localhost" in Settings(unix_socket=socket).hosts
+    assert "*" not in Settings(unix_socket=socket).hosts
     assert Settings(unix_socket=socket, api_keys_file=tmp_path / "keys").hosts == {"*"}
     named = Settings(unix_socket=socket, allowed_hosts="wan.example.com")
     assert "wan.example.com" in named.hosts

@@ -209,7 +209,7 @@ def _download(source: str, patterns: list[str]) -> pathlib.Path:
         raise CheckpointError(
             f"the hub has no model {hub_id!r}, and no folder is called so"
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{source} is not in the cache and cannot be downloaded: {reason}"

@@ -43,7 +43,7 @@ def refuse_name(name: str, path: pathlib.Path) -> None:
             raise CheckpointError(f"{name} is a file; give its folder: {path.parent}")
         raise CheckpointError(f"{name} is {kind or 'a file'} and no model folder; {WHAT_TO_TAKE}")
     if kind:
-        raise InputError(f"there is no file {name}, and {kind} is not taken; {WHAT_TO_TAKE}")
+        raise InputError(f"there is no file {name}, nor would {kind} be taken; {WHAT_TO_TAKE}")
 
 
 def describe_stranger(folder: pathlib.Path) -> str:

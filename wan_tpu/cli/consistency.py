@@ -24,6 +24,7 @@ from wan_tpu.sharding.layout import (
     parse_layout,
     variants,
 )
+from wan_tpu.text.prompt import check_prompt
 
 PROMPT = "a red circle moving right on a black background"
 ALL = "all"
@@ -144,6 +145,7 @@ def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
 
 def _read_request(parsed: argparse.Namespace) -> VideoRequest:
     width, height = parse_size(parsed.size)
+    check_prompt(parsed.prompt)
     return VideoRequest(
         prompt=parsed.prompt,
         width=width,

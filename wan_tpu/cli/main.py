@@ -1,8 +1,8 @@
 """Reads the command line, runs a command, turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 75 another process of the
-slice was lost (the same commands again may well succeed), 130 Ctrl-C. Commands import what they
-need themselves, so that `--help` and wrong usage answer at once.
+slice was lost (the same commands again may well succeed), 130 Ctrl-C, SIGTERM or SIGHUP. Commands
+import what they need themselves, so that `--help` and wrong usage answer at once.
 """
 
 import argparse

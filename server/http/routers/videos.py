@@ -129,7 +129,7 @@ async def cancel_video(job: OwnedJob, service: ServiceDependency) -> Video:
     operation_id="downloadVideoContent",
     response_class=FileResponse,
     responses={
-        **errors(404, 409, 416),
+        **errors(404, 409, 410, 416),
         200: {"description": "The file", "content": dict.fromkeys(FILES, BINARY)},
         206: {
             "description": "The ranges that were asked for",

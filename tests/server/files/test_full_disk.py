@@ -91,6 +91,21 @@ def test_it_is_emptied_through_the_api(start):
     assert "Traceback" not in server.log()
 
 
+def test_a_server_starts_on_it_and_can_empty_it(start):
+    server, disk = start()
+    server.wait_ready()
+    video = server.finish(server.create(**QUICK))
+    running = server.create("slow", num_inference_steps=90)
+    server.wait_step(running, 1)
+    (disk / "data" / "videos" / ("video_" + "0" * 32)).mkdir()
+    fill(disk)
+    server.kill()
+    fill(disk)
+    server.start()
+    assert server.client.delete(f"/v1/videos/{video['id']}").status_code == 200
+    assert server.client.delete(f"/v1/videos/{running['id']}").status_code == 200
+
+
 def test_a_job_that_meets_it_says_so_and_the_engine_is_not_to_blame(start):
     server, disk = start(max_failures=1)
     server.wait_ready()

@@ -4,10 +4,13 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
+from server.http.connections import allow_descriptors
 from server.keys import add_key
 from tests.server.http.test_access import bearer
 from tests.server.http.test_errors import check_shape
@@ -31,6 +34,7 @@ def ask(connection, path):
 @pytest.fixture
 def crowd():
     """Opens connections that ask for much and read nothing; closes them in the end."""
+    allow_descriptors(2000)
     with contextlib.ExitStack() as stack:
 
         def gather(server, count, asked, *, address="127.0.0.1"):
@@ -50,7 +54,7 @@ def test_a_thousand_connections_that_do_not_read(start_server, crowd, address):
     """The others are served, from the same address too, and a probe has its answer at once."""
     server = start_server(max_connections=1000).wait_ready()
     server.client.close()
-    crowd(server, 1000, request(b"GET", b"/openapi.json") * 30, address=address)
+    crowd(server, 1000, request(b"GET", b"/openapi.json") * 20, address=address)
     wait_for(lambda: send(server, request(b"GET", b"/livez"))[0] == 200)  # all are answered once
     for path in (b"/livez", b"/readyz") * 3:
         begun = time.monotonic()
@@ -59,6 +63,20 @@ def test_a_thousand_connections_that_do_not_read(start_server, crowd, address):
     fields = b'{"prompt": "x", "num_inference_steps": 1}'
     wait_for(lambda: send(server, post(fields))[0] == 200)
     assert send(server, request(b"GET", b"/v1/videos"))[0] == 200
+
+
+def test_as_many_files_may_be_open_as_connections_need():
+    code = """
+import resource
+from server.http.connections import allow_descriptors
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1500))
+for count in (100, 1000, 5000):
+    allow_descriptors(count)
+    print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["256", "1000", "1500"]
+    assert "1500 open files are allowed, 5000 may be needed" in done.stderr
 
 
 def test_who_does_not_read_makes_room_for_others(start_server, crowd):
@@ -123,6 +141,7 @@ def test_strangers_have_a_rate_of_their_own(start_server, tmp_path):
     strangers = [server.client.get("/v1/models", headers=bearer("wt-no")) for _ in range(20)]
     check_shape(strangers[0], 401, "invalid_api_key")
     check_shape(strangers[-1], 429, "rate_limited")
+    assert strangers[-1].headers["connection"] == "close"  # and what was sent ahead is dropped
     assert strangers[-1].headers["retry-after"] == "1"
     for url in ("/openapi.json", "/metrics", "/web/main.js", "/docs"):
         check_shape(server.client.get(url), 429, "rate_limited")

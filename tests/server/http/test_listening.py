@@ -39,10 +39,10 @@ def serve(tmp_path):
     """Starts a server at a socket file."""
     started, clients = [], []
 
-    def start(path):
+    def start(path, **settings):
         process = subprocess.Popen(
             [sys.executable, "-m", "server"],
-            env=environment(tmp_path / "data", unix_socket=path),
+            env=environment(tmp_path / "data", unix_socket=path, **settings),
             cwd=ROOT,
         )
         started.append(process)
@@ -112,6 +112,21 @@ def test_a_socket_file(serve, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert not path.exists()
+
+
+def test_a_proxy_at_a_socket_file_is_not_one_client(serve, tmp_path):
+    """All of its clients come over it: the bounds on one address would hold for all together."""
+    path = tmp_path / "wan.sock"
+    _, client = serve(path, max_connections_per_address=1, max_anonymous_requests_per_second=2)
+    connections = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+    for connection in connections:
+        connection.connect(str(path))
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    for _ in range(10):
+        assert client.get("/metrics").status_code == 200
+    for connection in connections:
+        connection.close()
 
 
 def test_a_socket_file_that_a_killed_server_left(serve, tmp_path):

@@ -64,7 +64,7 @@ def test_names_of_folders_and_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(snapshot.parent)
     assert name_of(".") == "snapshots"
     assert name_of("./") == "snapshots"
-    assert name_of("owner/name") == "owner/name"
+    assert name_of("owner/name") == name_of("owner/name@0123abc") == "owner/name"
     assert serve_model(Settings(served_model_name="video-1")).id == "video-1"
 
 

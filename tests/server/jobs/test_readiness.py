@@ -6,7 +6,7 @@ import signal
 import psutil
 import pytest
 
-from tests.server.running import wait_for
+from tests.server.running import RunningServer, wait_for
 
 QUICK = {"num_inference_steps": 2}
 SLOW = {"num_inference_steps": 90}
@@ -140,3 +140,19 @@ def test_slow_is_not_hung(start_server):
     done = server.finish(server.create("slow", num_inference_steps=30))
     assert done["status"] == "completed", json.dumps(done)
     assert server.metric("wan_tpu_engine_restarts_total") == 0
+
+
+@pytest.mark.slow
+def test_the_real_engine_proves_itself(tmp_path):
+    """With a video of the size that was compiled at the start, and no program more."""
+    server = RunningServer(tmp_path / "data", max_failures=1, warm_up="64x64x5").wait_ready()
+    try:
+        (engine,) = server.engine_pids()
+        psutil.Process(engine).kill()
+        wait_for(lambda: "the engine works again" in server.log())
+        server.wait_ready()
+        done = server.finish(server.create(num_frames=5, num_inference_steps=2))
+        assert done["status"] == "completed", done
+        assert done["metadata"]["seconds"].keys() == {"text", "denoise", "decode"}
+    finally:
+        server.stop()

@@ -34,8 +34,9 @@ SIGNALS = {
 class Moments:
     """A server at one moment of its life, and all the processes that belong to it."""
 
-    def __init__(self, server):
+    def __init__(self, server, marks):
         self.server = server
+        self.marks = marks
         self.video = None
         self.pause = 0.3
 
@@ -68,7 +69,7 @@ class Moments:
         """The transaction that starts a job waits for a lock on the database."""
         self.loading()
         self._lock_for(2.0)
-        (self.server.data_dir / "slow-start").unlink()
+        (self.marks / "slow-start").unlink()
         wait_for(lambda: self.server.log().count("the engine is ready") == 1)
 
     def complete(self):
@@ -99,9 +100,10 @@ def at(start_server, tmp_path):
 
     def bring(moment, **settings):
         if moment in ("loading", "claim"):
-            (tmp_path / "data").mkdir()
-            (tmp_path / "data" / "slow-start").touch()
-        moments = Moments(start_server(max_attempts=1, **settings))
+            (tmp_path / "slow-start").touch()
+        environment = {"SCRIPTED_ENGINE_MARKS": str(tmp_path)}
+        server = start_server(max_attempts=1, environment=environment, **settings)
+        moments = Moments(server, tmp_path)
         getattr(moments, moment)()
         return moments
 
