@@ -11,8 +11,6 @@ from wan_tpu.attention.sequence_parallel import sharded_attend
 from wan_tpu.sharding.mesh import named
 from wan_tpu.stage import Stage, abstract
 
-pytestmark = pytest.mark.xdist_group("ring for a v6e-8")
-
 NUM_TOKENS, NUM_KEYS, HEADS, HEAD_DIM = 75_776, 75_600, 40, 128
 
 

@@ -15,8 +15,6 @@ from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import default_layout
 from wan_tpu.sharding.mesh import make_mesh
 
-pytestmark = pytest.mark.xdist_group("step for a v6e-8")
-
 GIB = 2**30
 PEAK_LIMIT_GIB = 8.0
 

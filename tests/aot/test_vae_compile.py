@@ -12,8 +12,6 @@ from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.streaming import abstract_params, make_decode_stages
 from wan_tpu.vae.weights import DECODER, expected_tensors
 
-pytestmark = pytest.mark.xdist_group("VAE for a v6e-8")
-
 MIB, GIB = 2**20, 2**30
 PEAK_LIMIT_GIB = 3.0
 

@@ -1,4 +1,4 @@
-"""The command line in processes of its own."""
+"""The command line in processes of its own, or in this one where that would show no more."""
 
 import os
 import subprocess
@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
+from wan_tpu.cli.main import main
+
 COMMAND = [sys.executable, "-m", "wan_tpu.cli.main"]
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One cache of compiled programs for all runs; no inherited device count."""
-    keep = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return keep | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+def environment():
+    """No inherited device count."""
+    return {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
 
 
 @pytest.fixture
@@ -33,3 +34,20 @@ def run(environment, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch, tmp_path):
+    """(exit code, standard output, standard error) of a command; starting Python takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    # The command starts JAX for itself; this process has eight devices for its other tests.
+    monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
+
+    def run_here(*arguments: str) -> tuple[int | str | None, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # argparse's own
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run_here

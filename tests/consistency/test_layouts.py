@@ -24,21 +24,13 @@ from tests.consistency.cases import (
 from wan_tpu.pipeline.consistency import compare
 
 
-def in_groups(cases: list[Case]) -> list:
-    """One worker for each model, so that what one device makes of it is made once."""
-    return [
-        pytest.param(case, marks=pytest.mark.xdist_group(case.model), id=str(case))
-        for case in cases
-    ]
-
-
-@pytest.mark.parametrize("case", in_groups(covering_cases()))
+@pytest.mark.parametrize("case", covering_cases(), ids=str)
 def test_every_pair_of_choices(case: Case, compared_runs):
     assert_consistent(case, compared_runs)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", in_groups(all_cases()))
+@pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_everything(case: Case, compared_runs):
     """All 2,736 cases."""
     assert_consistent(case, compared_runs)

@@ -54,7 +54,7 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out):
     joined = None if group.num_processes == 1 else Joined(group=group, jax_coordinator=coordinator)
     runtime.start(
         host_devices=8 // group.num_processes,
-        cache_folder=pathlib.Path(out).parent / "compiled",
+        cache_folder=runtime.default_cache_folder(),
         joined=joined,
     )
     count_reads()

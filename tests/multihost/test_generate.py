@@ -15,6 +15,9 @@ from tests.server.running import wait_for
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
 PROMPT = "a blue square moving up on a gray background"
+LAYOUT = ("--layout", "dp2-sp2-tp2")
+"""Of all these tests with the real engine: its programs are compiled once."""
+
 WAN_TPU = pathlib.Path(sys.executable).with_name("wan-tpu")
 
 
@@ -32,7 +35,7 @@ class Command:
                 self.processes[number] = subprocess.Popen(
                     [*words, *options, *(of_process or {}).get(number, ())],
                     cwd=folder,
-                    env=clean_environment(XDG_CACHE_HOME=str(folder.parent / "cache")),
+                    env=clean_environment(),
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
@@ -87,7 +90,7 @@ def test_process_0_writes_the_video_of_both(command, tmp_path):
 
 
 def test_ctrl_c_on_process_0_ends_both_and_leaves_no_file(command):
-    both = command("--steps", "200", "-o", "never.mp4")
+    both = command("--steps", "200", *LAYOUT, "-o", "never.mp4")
     wait_for(lambda: "denoise" in both.log(0))
     both.processes[0].send_signal(signal.SIGINT)
     assert both.ends() == {0: (130, ""), 1: (130, "")}, both.log(1)
@@ -96,7 +99,7 @@ def test_ctrl_c_on_process_0_ends_both_and_leaves_no_file(command):
 
 
 def test_ctrl_c_on_another_process_is_named(command):
-    both = command("--steps", "200", "-o", "never.mp4")
+    both = command("--steps", "200", *LAYOUT, "-o", "never.mp4")
     wait_for(lambda: "denoise" in both.log(0))
     both.processes[1].send_signal(signal.SIGINT)
     assert both.ends() == {0: (os.EX_TEMPFAIL, ""), 1: (130, "")}

@@ -9,8 +9,6 @@ from tests.multihost.running import Slice
 from wan_tpu.demo.recognition import judge_file
 from wan_tpu.pipeline.video_file import read_frames
 
-pytestmark = pytest.mark.xdist_group("slice in service")
-
 LONG = {"num_inference_steps": 60}
 """Half a minute on two cores: time enough to interfere."""
 
@@ -24,7 +22,6 @@ def found(tmp_path_factory):
         2,
         host_devices=4,
         layout="dp2-sp2-tp2",
-        cache_dir=folder / "compiled",
         max_work=100,
         drain_seconds=300,
     )

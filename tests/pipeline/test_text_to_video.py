@@ -18,8 +18,6 @@ from wan_tpu.pipeline.text_to_video import TextToVideo
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 PARITY_PSNR = 50.0
 """dB; a difference of one level in every pixel is 48."""
 

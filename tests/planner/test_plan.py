@@ -18,8 +18,6 @@ from wan_tpu.planner.table import format_table, to_json
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout, parse_layout
 
-pytestmark = pytest.mark.xdist_group("plan for a v6e-4")
-
 STAGES = ("text", "context", "step", "latents")
 LAYOUTS = [Layout(dp=2, sp=2), Layout(tp=4)]
 
