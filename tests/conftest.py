@@ -91,3 +91,11 @@ def compiled_as_users_do():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture
+def heeds_hangups():
+    """SIGHUP ends the processes of this test, though the tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("heeds_hangups")]
 PROMPT = "a red circle moving right on a black background"
 
 

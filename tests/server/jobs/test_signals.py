@@ -18,6 +18,8 @@ import pytest
 
 from tests.server.running import wait_for
 
+pytestmark = pytest.mark.usefixtures("heeds_hangups")
+
 LONG = {"num_inference_steps": 90}
 """Eighteen seconds with `slow` in the prompt."""
 
