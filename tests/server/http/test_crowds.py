@@ -51,15 +51,13 @@ def crowd():
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"], ids=["from here", "elsewhere"])
 def test_a_thousand_connections_that_do_not_read(start_server, crowd, address):
-    """The others are served, from the same address too, and a probe has its answer at once."""
-    server = start_server(max_connections=1000).wait_ready()
+    """The others are served meanwhile, from the same address too: no time-out helps them."""
+    server = start_server(max_connections=1000, write_timeout_seconds=3600).wait_ready()
     server.client.close()
     crowd(server, 1000, request(b"GET", b"/openapi.json") * 20, address=address)
     wait_for(lambda: send(server, request(b"GET", b"/livez"))[0] == 200)  # all are answered once
     for path in (b"/livez", b"/readyz") * 3:
-        begun = time.monotonic()
         assert send(server, request(b"GET", path))[0] == 200
-        assert time.monotonic() - begun < 1
     fields = b'{"prompt": "x", "num_inference_steps": 1}'
     wait_for(lambda: send(server, post(fields))[0] == 200)
     assert send(server, request(b"GET", b"/v1/videos"))[0] == 200
