@@ -370,6 +370,7 @@ def test_the_openapi_document_describes_every_route(quick):
         "get /v1/videos/{video_id}/content",
         "get /v1/videos/{video_id}/events",
         "get /v1/models",
+        "get /v1/models/{model_id}",
         "get /livez",
         "get /readyz",
         "get /metrics",
