@@ -1,5 +1,6 @@
 """What Prometheus reads at /metrics."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,78 +15,50 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
 class Metrics:
-    """The meters of one server."""
+    """The meters of one server: of jobs, of the engine, of requests."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.queue_length = Gauge("wan_tpu_queue_length", "Jobs that wait", registry=self.registry)
-        self.ready = Gauge("wan_tpu_ready", "Whether /readyz answers 200", registry=self.registry)
-        self.database_available = Gauge(
-            "wan_tpu_database_available", "Whether jobs can be written", registry=self.registry
+        registry = self.registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=registry)
+        gauge = functools.partial(Gauge, registry=registry)
+        histogram = functools.partial(Histogram, registry=registry)
+
+        self.ready = gauge("wan_tpu_ready", "Whether /readyz answers 200")
+        self.database_available = gauge("wan_tpu_database_available", "Whether jobs can be written")
+        self.queue_length = gauge("wan_tpu_queue_length", "Jobs that wait")
+        words = "Age of the oldest job that waits; 0 if none does"
+        self.oldest_waiting_seconds = gauge("wan_tpu_oldest_waiting_seconds", words)
+        words = "Seconds from a job's acceptance to its first start"
+        self.waiting_seconds = histogram("wan_tpu_waiting_seconds", words, buckets=WAITING_BUCKETS)
+        words = "Jobs that ended, by what became of them: completed, deleted or the error's code"
+        self.jobs = counter("wan_tpu_jobs", words, ("outcome",))
+        words = "Failures of the service around the engine"
+        self.worker_failures = counter("wan_tpu_worker_failures", words)
+
+        words = "Times that the engine's process was started after the first"
+        self.engine_restarts = counter("wan_tpu_engine_restarts", words)
+        words = "Failures of the engine itself, with and without a job"
+        self.engine_failures = counter("wan_tpu_engine_failures", words)
+        self.steps = counter("wan_tpu_denoising_steps", "Denoising steps done")
+        words = "Seconds of each stage of finished jobs"
+        self.stage_seconds = histogram(
+            "wan_tpu_stage_seconds", words, ("stage",), buckets=STAGE_BUCKETS
         )
-        self.jobs = Counter(
-            "wan_tpu_jobs",
-            "Jobs that ended, by what became of them: completed, deleted or the error's code",
-            ("outcome",),
-            registry=self.registry,
-        )
-        self.steps = Counter(
-            "wan_tpu_denoising_steps", "Denoising steps done", registry=self.registry
-        )
-        self.engine_restarts = Counter(
-            "wan_tpu_engine_restarts",
-            "Times that the engine's process was started after the first",
-            registry=self.registry,
-        )
-        self.engine_failures = Counter(
-            "wan_tpu_engine_failures",
-            "Failures of the engine itself, with and without a job",
-            registry=self.registry,
-        )
-        self.worker_failures = Counter(
-            "wan_tpu_worker_failures",
-            "Failures of the service around the engine",
-            registry=self.registry,
-        )
-        self.stage_seconds = Histogram(
-            "wan_tpu_stage_seconds",
-            "Seconds of each stage of finished jobs",
-            ("stage",),
-            buckets=STAGE_BUCKETS,
-            registry=self.registry,
-        )
-        self.request_seconds = Histogram(
-            "wan_tpu_http_request_seconds",
-            "Seconds until a response began",
-            ("method", "status", "route"),
-            buckets=REQUEST_BUCKETS,
-            registry=self.registry,
-        )
-        self.broken_answers = Counter(
-            "wan_tpu_http_broken_answers",
-            "Responses that failed after they had begun",
-            registry=self.registry,
-        )
-        self.oldest_waiting_seconds = Gauge(
-            "wan_tpu_oldest_waiting_seconds",
-            "Age of the oldest job that waits; 0 if none does",
-            registry=self.registry,
-        )
-        self.waiting_seconds = Histogram(
-            "wan_tpu_waiting_seconds",
-            "Seconds from a job's acceptance to its first start",
-            buckets=WAITING_BUCKETS,
-            registry=self.registry,
-        )
-        dropped = Gauge(
-            "wan_tpu_log_lines_dropped",
-            "Lines of the log that nobody read in time",
-            registry=self.registry,
-        )
-        dropped.set_function(dropped_lines)
         usage = tpu_usage()
         if usage is not None:
-            self.registry.register(TpuCollector(usage))
+            registry.register(TpuCollector(usage))
+
+        words = "Seconds until a response began"
+        self.request_seconds = histogram(
+            "wan_tpu_http_request_seconds",
+            words,
+            ("method", "status", "route"),
+            buckets=REQUEST_BUCKETS,
+        )
+        words = "Responses that failed after they had begun"
+        self.broken_answers = counter("wan_tpu_http_broken_answers", words)
+        words = "Lines of the log that nobody read in time"
+        gauge("wan_tpu_log_lines_dropped", words).set_function(dropped_lines)
 
 
 class TpuCollector(Collector):
