@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -35,17 +34,14 @@ def start(*arguments, limit_bytes=None, **environment):
         keep.pop(name, None)
         del environment[name]
 
-    def limit():
-        if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2)\n"
+    program = PROGRAM if limit_bytes is None else limit + PROGRAM
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=keep | environment,
-        preexec_fn=limit,
     )
 
 

@@ -1,9 +1,8 @@
 """The engine's process from the service's end: none is left, whatever is cut short or stuck."""
 
 import asyncio
-import ctypes
 import os
-import signal
+import subprocess
 import sys
 
 import psutil
@@ -15,7 +14,12 @@ from server.engine.failure import EngineFailure
 from server.engine.patience import Patience
 from tests.server.running import SCRIPTED
 
-PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
+TRACER = """
+import ctypes, signal, sys
+PTRACE_SEIZE = 0x4206
+ctypes.CDLL(None).ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None)
+signal.pause()
+"""
 
 
 @pytest.fixture
@@ -66,18 +70,13 @@ def test_a_process_that_survives_its_killing_holds_nobody_up(client, monkeypatch
     """As one does that waits for a device. A tracer has the kernel do the same to its parent: a
     dead process is none until the tracer has looked."""
     monkeypatch.setattr(child, "KILL_SECONDS", 0.5)
-    libc = ctypes.CDLL(None, use_errno=True)
 
     async def survive():
         await client.start(lambda _: None)
         (engine,) = engines()
-        tracer = os.fork()
-        if tracer == 0:
-            libc.ptrace(PTRACE_SEIZE, engine.pid, None, None)
-            signal.pause()
-            os._exit(0)
+        tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(engine.pid)])
         try:
-            while str(tracer) != _tracer_of(engine.pid):
+            while str(tracer.pid) != _tracer_of(engine.pid):
                 await asyncio.sleep(0.01)
             async with asyncio.timeout(30):
                 await client.kill()
@@ -85,8 +84,8 @@ def test_a_process_that_survives_its_killing_holds_nobody_up(client, monkeypatch
             with pytest.raises(EngineFailure, match=r"was killed .* and does not end"):
                 await client.start(lambda _: None)
         finally:
-            os.kill(tracer, signal.SIGKILL)
-            os.waitpid(tracer, 0)
+            tracer.kill()
+            tracer.wait()
         while True:  # the tracer is gone: now it can end, and we may learn of it a little later
             try:
                 await client.start(lambda _: None)
