@@ -183,7 +183,17 @@ class Storm:
         return all(v["status"] in ("completed", "failed") for v in self.videos())
 
     def videos(self):
-        return self.server.client.get("/v1/videos?limit=100").json()["data"]
+        return all_videos(self.server.client)
+
+
+def all_videos(client):
+    """Page after page."""
+    videos, page = [], {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        after = {"after": page["last_id"]} if page["last_id"] else {}
+        page = client.get("/v1/videos", params={"limit": 100, **after}).json()
+        videos += page["data"]
+    return videos
 
 
 class Witness:
@@ -218,7 +228,7 @@ class Witness:
                 continue  # it was just killed
 
     def _look(self, client, choose):
-        videos = client.get("/v1/videos?limit=100").json()["data"]
+        videos = all_videos(client)
         for video in videos:
             name, ended = video["id"], self.completed.get(video["id"])
             now = (video["status"], video["completed_at"], video["metadata"].get("seconds"))
