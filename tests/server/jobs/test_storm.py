@@ -297,9 +297,13 @@ def check_files(storm):
     for name in completed:
         found = {path.name for path in (server.data_dir / "videos" / name).iterdir()}
         assert found == {"video.mp4", "thumbnail.webp", "spritesheet.jpg"}
-    for folder in ("partial", "deleting", "trash"):
+    for folder in ("partial", "deleting"):
         path = server.data_dir / folder
         wait_for(lambda path=path: not path.exists() or not list(path.iterdir()))
+    # What a kill has left of a job that was just deleted is nobody's any more.
+    trash = server.data_dir / "trash"
+    aside = {path.name.rpartition("-")[2] for path in trash.iterdir()} if trash.exists() else set()
+    assert aside <= storm.stopped, aside
     assert "traceback" not in server.log()
     server.kill()
 
