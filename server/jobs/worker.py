@@ -38,7 +38,6 @@ class Worker:
     """Keeps an engine running and feeds it.
 
     Attributes:
-        is_draining: whether no more jobs are taken.
         has_lost_process: whether the service must end, so that all processes of the slice start
             anew.
     """
@@ -51,7 +50,6 @@ class Worker:
         metrics: Metrics,
         settings: Settings,
     ):
-        self.is_draining = False
         self.has_lost_process = False
         self._board = board
         self._media = media
@@ -70,6 +68,11 @@ class Worker:
         self._failed_at = 0.0
         self._claim_failures: dict[str, int] = {}
         self._skipped_until: dict[str, float] = {}
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no more jobs are taken."""
+        return self._draining.is_set()
 
     @property
     def missing(self) -> list[str]:
@@ -107,7 +110,6 @@ class Worker:
 
         The engine has ended, and nothing is written any more, when this returns.
         """
-        self.is_draining = True
         self._draining.set()
         if self._attempt is not None:
             self._attempt.is_last = True
