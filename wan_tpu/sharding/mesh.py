@@ -47,3 +47,8 @@ def device_kind_of(mesh: Mesh | AbstractMesh) -> str:
 def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole onto the devices, each its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
