@@ -22,10 +22,11 @@ from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
+from wan_tpu.sharding.rules import CONTEXT
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import CONTEXT_SPEC, Denoiser, latent_tokens_sharding, unpatchify
+from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.streaming import abstract_params
@@ -229,7 +230,7 @@ class VideoModel:
     def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
-        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT_SPEC))
+        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
         return context, context
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
