@@ -130,7 +130,7 @@ class VideoModel:
             context,
             (weights, text),
             closes_over=batch,
-            out_shardings=named(self.mesh, *CONTEXT_SPEC),
+            out_shardings=named(self.mesh, *CONTEXT),
         )
 
     def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
