@@ -220,7 +220,9 @@ class TextToVideo:
             self.model.step_stage(geometry, schedule, batch),
             self.model.latents_check_stage(geometry),
             self.model.latents_stage(geometry),
-            *self._vae.stages(geometry.latent_height, geometry.latent_width),
+            *self._vae.stages(
+                geometry.latent_height, geometry.latent_width, geometry.latent_frames
+            ),
         ]
         for stage in stages:
             self._program(stage, watch)
@@ -296,7 +298,9 @@ class TextToVideo:
 
     def _decode(self, latents: jax.Array, geometry: Geometry, watch: Watch) -> Iterator[np.ndarray]:
         """Frames in order, uint8 `[n, height, width, 3]`, while later ones decode."""
-        stages = self._vae.stages(geometry.latent_height, geometry.latent_width)
+        stages = self._vae.stages(
+            geometry.latent_height, geometry.latent_width, geometry.latent_frames
+        )
         programs = [self._program(stage, watch) for stage in stages]
         with watch.stage("decode", geometry.num_frames) as report:
             done = 0
