@@ -16,6 +16,7 @@ from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
+from wan_tpu.pipeline.options import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
@@ -25,8 +26,6 @@ from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import CONTEXT_SPEC, Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
-
-DTYPES = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
