@@ -36,7 +36,6 @@ from server.engine.seam import Engine
 from server.logs import flush_logging
 from server.settings import Settings
 from server.signals import ending_signals
-from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined
@@ -48,9 +47,6 @@ from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger("server.lockstep")
-
-SHARED_SETTINGS = ("model", "layout", "attention", "vae", "dtype", "host_devices", "warm_up")
-"""Settings that decide which programs run; the others are process 0's own affair."""
 
 
 class LeadingEngine:
@@ -249,12 +245,14 @@ def _join(settings: Settings, **callbacks: Any) -> tuple[Lockstep, Joined | None
 def _identity(settings: Settings) -> Identity:
     # JAX adds to the variables that decide programs when it is imported: it has to be, everywhere.
     importlib.import_module("wan_tpu.runtime")
-    folder = open_model(settings.model).folder
+    folder = settings.load_options.open_model().folder
     assert folder is not None
-    shared = {f"WAN_TPU_{name.upper()}": getattr(settings, name) for name in SHARED_SETTINGS}
+    # What decides which programs run; the other settings are process 0's own affair.
+    shared = settings.load_options.identity()
+    shared |= {"warm_up": settings.warm_up, "engine": settings.engine}
     return make_identity(
         model_folder=folder,
-        settings={**shared, "WAN_TPU_ENGINE": settings.engine},
+        settings={f"WAN_TPU_{name.upper()}": value for name, value in shared.items()},
         packages=("wan_tpu", "server"),
     )
 

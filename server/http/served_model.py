@@ -14,7 +14,7 @@ from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_mode
 from wan_tpu.errors import GeometryError, PromptError
 from wan_tpu.geometry import Compression, parse_size
 from wan_tpu.pipeline.check import check_request, compression_of
-from wan_tpu.request import SCHEDULERS, VideoRequest
+from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
 from wan_tpu.text.prompt import check_prompt
 
 OWNER = "wan-tpu"
@@ -112,17 +112,16 @@ class ServedModel:
         width, height = self._size(create)
         field, num_frames = self._num_frames(create)
         seed = create.seed
-        request = VideoRequest(
-            prompt=create.prompt,
-            negative_prompt=create.negative_prompt,
-            width=width,
-            height=height,
-            num_frames=num_frames,
+        request = make_request(
+            create.prompt,
+            size=(width, height),
+            frames=num_frames,
             fps=create.fps,
-            num_inference_steps=create.num_inference_steps,
+            steps=create.num_inference_steps,
             guidance_scale=create.guidance_scale,
             flow_shift=create.flow_shift,
-            scheduler=create.scheduler or SCHEDULERS[0],
+            negative_prompt=create.negative_prompt,
+            scheduler=create.scheduler,
             seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if seed is None else seed,
         )
         self._check("size", dataclasses.replace(request, num_frames=1))
@@ -214,11 +213,11 @@ def serve_model(settings: Settings) -> ServedModel:
     """
     description = describe_model(settings.model)
     defaults = description.defaults
-    complete, _ = check_request(description, VideoRequest(prompt="default"))
+    complete, _ = check_request(description, make_request("default"))
     warm = [parse_warm_up(text) for text in settings.warm_up]
     warm = warm or [(defaults.width, defaults.height, defaults.num_frames)]
     for width, height, num_frames in warm:
-        size = VideoRequest(prompt="x", width=width, height=height, num_frames=num_frames)
+        size = make_request("warm up", size=(width, height), frames=num_frames)
         try:
             check_request(description, size)
         except GeometryError as error:
