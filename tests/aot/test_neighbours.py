@@ -1,7 +1,9 @@
-"""Meshes over the chips of slices that are not here: how far neighbours are, whose groups are whose.
+"""Meshes over the chips of slices that are not here: how far neighbours are, who is with whom.
 
 Coordinates are those that libtpu gives. Nothing is compiled.
 """
+
+import itertools
 
 import numpy as np
 import pytest
@@ -33,13 +35,13 @@ def hops(one, other):
 def ring_hops(grid, axis):
     """(the most between neighbours, from the last to the first) over all rings along an axis."""
     rings = np.moveaxis(grid, axis, -1).reshape(-1, grid.shape[axis])
-    inside = (hops(a, b) for ring in rings for a, b in zip(ring[:-1], ring[1:], strict=True))
+    inside = (hops(a, b) for ring in rings for a, b in itertools.pairwise(ring))
     return max(inside, default=0), max(hops(ring[-1], ring[0]) for ring in rings)
 
 
 def halo_hops(grid):
     """The most between neighbours when all axes together cut one dimension, as the VAE's width."""
-    return max(hops(a, b) for a, b in zip(grid.flat[:-1], grid.flat[1:], strict=True))
+    return max(hops(a, b) for a, b in itertools.pairwise(grid.flat))
 
 
 @pytest.mark.parametrize(
@@ -119,12 +121,12 @@ def test_any_part_of_a_slice_makes_a_mesh(count, text):
 
 
 def test_devices_of_a_process_need_not_follow_one_another():
-    """On a v6e-16, four hosts, a shard of an array is where the mesh says, and hosts' devices are no
-    block of the mesh (`tests/multihost/test_same_video.py` makes a video so)."""
+    """On a v6e-16, four hosts, a shard of an array is where the mesh says, though no host's devices
+    are a block of the mesh (`tests/multihost/test_same_video.py` makes a video so)."""
     mesh = make_mesh(parse_layout("dp2-sp8"), slice_devices(find_slice("v6e-16")))
     processes = [device.process_index for device in mesh.devices.flat]
     assert len(set(processes)) == 4
-    changes = sum(a != b for a, b in zip(processes[:-1], processes[1:], strict=True))
+    changes = sum(a != b for a, b in itertools.pairwise(processes))
     assert changes > 3, "the walk leaves hosts and comes back"
     sharding = named(mesh, ("dp", "sp"))
     where = sharding.devices_indices_map((32,))
