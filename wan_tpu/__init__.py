@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LayoutError,
         MismatchError,
         MissingPackageError,
+        OutOfMemoryError,
         OutputError,
         ProcessLostError,
         PromptError,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         WanTpuError,
     )
     from wan_tpu.pipeline.check import check_request
-    from wan_tpu.pipeline.load import load_pipeline
     from wan_tpu.pipeline.options import LoadOptions
     from wan_tpu.pipeline.progress import Progress
     from wan_tpu.pipeline.text_to_video import TextToVideo
@@ -53,6 +53,7 @@ __all__ = [
     "MismatchError",
     "MissingPackageError",
     "ModelDescription",
+    "OutOfMemoryError",
     "OutputError",
     "ProcessLostError",
     "Progress",
@@ -66,7 +67,6 @@ __all__ = [
     "check_request",
     "default_layout",
     "describe_model",
-    "load_pipeline",
     "make_request",
     "open_model",
     "parse_layout",
@@ -76,7 +76,6 @@ __all__ = [
 _MODULES = {
     "checkpoints.models": ("ModelDescription", "describe_model", "open_model"),
     "pipeline.check": ("check_request",),
-    "pipeline.load": ("load_pipeline",),
     "pipeline.options": ("LoadOptions",),
     "pipeline.progress": ("Progress",),
     "pipeline.text_to_video": ("TextToVideo",),

@@ -4,16 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from server.engine.failure import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
-from wan_tpu.errors import BadNumbersError, Cancelled, InputError
+from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.check import check_request
-from wan_tpu.pipeline.load import load_pipeline
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.text_to_video import TextToVideo
 from wan_tpu.request import VideoRequest, make_request
@@ -39,7 +37,7 @@ class PipelineEngine:
             cache_folder=settings.cache_dir or runtime.default_cache_folder(),
             joined=joined,
         )
-        self._pipeline = load_pipeline(model, options, compile_for=self._warm_up_requests[0])
+        self._pipeline = options.load(model, compile_for=self._warm_up_requests[0])
 
     def warm_up(self, on_progress: Callable[[Progress], None]) -> None:
         """See `Engine.warm_up`."""
@@ -79,7 +77,7 @@ class PipelineEngine:
         return result.metadata
 
     def failure_of(self, error: Exception) -> Failure:
-        """See `Engine.failure_of`; XLA says RESOURCE_EXHAUSTED when memory does not suffice."""
+        """See `Engine.failure_of`."""
         match error:
             case Cancelled():
                 return Failure.CANCELLED
@@ -87,9 +85,7 @@ class PipelineEngine:
                 return Failure.INVALID_REQUEST
             case BadNumbersError():
                 return Failure.BAD_NUMBERS
-            case MemoryError():
-                return Failure.OUT_OF_MEMORY
-            case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+            case OutOfMemoryError() | MemoryError():
                 return Failure.OUT_OF_MEMORY
             case _:
                 return Failure.ENGINE_ERROR

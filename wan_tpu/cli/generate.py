@@ -179,14 +179,13 @@ def _load(
 ) -> "TextToVideo":
     """The pipeline, with what the request runs."""
     from wan_tpu import runtime
-    from wan_tpu.pipeline.load import load_pipeline
 
     runtime.start(
         host_devices=order.options.host_devices,
         cache_folder=runtime.default_cache_folder() if order.keeps_programs else None,
         joined=joined,
     )
-    return load_pipeline(model, order.options, compile_for=request)
+    return order.options.load(model, compile_for=request)
 
 
 def _make(

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from wan_tpu.checkpoints.models import ModelDescription
-from wan_tpu.pipeline.load import load_pipeline
 from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
@@ -143,7 +142,7 @@ def run_layout(model: ModelDescription, options: LoadOptions, request: VideoRequ
     assert options.layout is not None
     assert options.dtype is not None
     devices = jax.devices()[: options.layout.num_devices]
-    pipeline = load_pipeline(model, options, devices=devices)
+    pipeline = options.load(model, devices=devices)
     return Run(
         layout=options.layout,
         attention=pipeline.model.denoiser.setting.implementation,

@@ -1,16 +1,23 @@
-"""What a model is loaded with, as a user names it: checked, and without JAX.
+"""What a model is loaded with, as a user names it, and the one way from there to a pipeline.
 
-The command line and the service read the same names into `LoadOptions`; `wan_tpu.pipeline.load`
-loads by them.
+The command line and the service read the same names into `LoadOptions`, and then
+
+    model = options.open_model()                  # its files are here
+    request, _ = check_request(model, request)    # complete, and the model can make it
+    runtime.start(host_devices=options.host_devices, ...)
+    pipeline = options.load(model, compile_for=request)
+
+All but the last two lines do without JAX.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, open_model
 from wan_tpu.errors import UnknownNameError
+from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
     WEIGHTS,
@@ -18,6 +25,10 @@ from wan_tpu.sharding.layout import (
     default_layout,
     parse_layout,
 )
+from wan_tpu.transformer.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from wan_tpu.pipeline.text_to_video import TextToVideo
 
 DTYPES = ("bfloat16", "float32")
 VAES = ("flax", "maxdiffusion")
@@ -103,6 +114,43 @@ class LoadOptions:
         """
         return open_model(self.model)
 
+    def load(
+        self,
+        model: ModelDescription,
+        *,
+        devices: Sequence[Any] | None = None,
+        compile_for: VideoRequest | None = None,
+    ) -> "TextToVideo":
+        """Loads a model onto devices; JAX has been started.
+
+        Args:
+            model: what `open_model` gave.
+            devices: those to use; all of all processes when not given.
+            compile_for: a request whose programs are compiled while the weights load.
+
+        Raises:
+            LayoutError: the layout does not fit the devices.
+            CheckpointError: files are missing, damaged or not those of the model.
+            MissingPackageError: the VAE's package is not installed.
+            OutOfMemoryError: the weights do not fit.
+        """
+        import jax
+
+        from wan_tpu.pipeline.text_to_video import TextToVideo
+
+        devices = jax.devices() if devices is None else devices
+        heads = TransformerConfig.from_json(model.configs["transformer"]).num_attention_heads
+        return TextToVideo.load(
+            model,
+            layout=self.layout_for(len(devices), heads),
+            devices=devices,
+            dtype=self.dtype,
+            attention=self.attention,
+            vae=self.vae,
+            vae_dtype=self.vae_dtype,
+            compile_for=compile_for,
+        )
+
     def layout_for(self, num_devices: int, num_heads: int) -> Layout:
         """The layout that is given, or one that suits the devices.
 
@@ -123,7 +171,7 @@ class LoadOptions:
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes that share the model: everything, JSON-ready."""
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**shown, "layout": None if self.layout is None else self.layout.full_name}
+        return {**shown, "layout": None if self.layout is None else str(self.layout)}
 
 
 def _without_none(**names: str | None) -> dict[str, str]:

@@ -53,6 +53,11 @@ def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole onto the devices, each its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def ordered_along_links(grid: np.ndarray) -> np.ndarray:
     """A grid of TPU devices whose sp and tp neighbours are neighbouring chips.
 
