@@ -1,6 +1,7 @@
 """Out of memory in one sentence: what was needed, what is there, and what would fit."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 
@@ -20,10 +21,15 @@ HEADROOM = 0.95
 BLIND_GUESS = 0.5
 """Of a video, where the message does not say how much was missing."""
 
-_AMOUNT = r"([0-9.]+)([KMGT]?)i?B?"
+_AMOUNT = r"([0-9][0-9.]*) ?([KMGT]?)i?B?"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_USED_OF = re.compile(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}")
-_WANTED = re.compile(rf"[Aa]llocat\w*(?: device buffer: Attempting to allocate)? {_AMOUNT}")
+_NEEDED_OF = (
+    # While compiling for a TPU, in two forms.
+    re.compile(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}"),
+    re.compile(rf"required for .*\({_AMOUNT}\) exceeds available \w+ \({_AMOUNT}\)"),
+)
+_WANTED = re.compile(rf"[Aa]llocat\w+ (?:device buffer: Attempting to allocate )?{_AMOUNT}")
+"""While running: how much more was asked for."""
 
 
 @contextlib.contextmanager
@@ -57,7 +63,7 @@ def describe(text: str, what: str, model: VideoModel, geometry: Geometry | None)
     where = f"{devices.size} x {devices.flat[0].device_kind}, layout {model.layout}"
     told = [f"out of memory: {what} on {where}{shortage}, weights {weights / GIB:.2f} GiB a device"]
     if limit is not None and weights >= limit:
-        times = -(-weights // limit) * 2
+        times = 2 * math.ceil(weights / limit)
         told.append(f"the weights alone do not fit; take {times} times as many devices")
         return "; ".join(told)
     if geometry is not None:
@@ -71,9 +77,10 @@ def describe(text: str, what: str, model: VideoModel, geometry: Geometry | None)
 
 def _amounts(text: str, model: VideoModel) -> tuple[float | None, float | None, str]:
     """Bytes that a device needed, bytes that it has, and both in words."""
-    if match := _USED_OF.search(text):
-        needed, limit = (_bytes(*match.groups()[i : i + 2]) for i in (0, 2))
-        return needed, limit, f": {needed / GIB:.2f} GiB of {limit / GIB:.2f} on a device"
+    for pattern in _NEEDED_OF:
+        if match := pattern.search(text):
+            needed, limit = (_bytes(*match.groups()[i : i + 2]) for i in (0, 2))
+            return needed, limit, f": {needed / GIB:.2f} GiB of {limit / GIB:.2f} on a device"
     limit = _limit_bytes(model)
     has = "" if limit is None else f" of {limit / GIB:.2f}"
     if match := _WANTED.search(text):
@@ -84,8 +91,8 @@ def _amounts(text: str, model: VideoModel) -> tuple[float | None, float | None, 
 
 def _limit_bytes(model: VideoModel) -> int | None:
     """Bytes of one of this process's devices, where its platform says."""
-    local = [d for d in model.mesh.devices.flat if d.process_index == jax.process_index()]
-    stats = local[0].memory_stats() if local and local[0].platform != "cpu" else None
+    here = set(jax.local_devices()).intersection(model.mesh.devices.flat)
+    stats = min(here, key=lambda device: device.id).memory_stats() if here else None
     return (stats or {}).get("bytes_limit")
 
 

@@ -23,10 +23,11 @@ from wan_tpu.pipeline.options import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
+from wan_tpu.sharding.rules import CONTEXT
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import CONTEXT_SPEC, Denoiser, latent_tokens_sharding, unpatchify
+from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.streaming import abstract_params
@@ -127,7 +128,7 @@ class VideoModel:
             context,
             (weights, text),
             closes_over=batch,
-            out_shardings=named(self.mesh, *CONTEXT_SPEC),
+            out_shardings=named(self.mesh, *CONTEXT),
         )
 
     def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
@@ -227,7 +228,7 @@ class VideoModel:
     def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
-        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT_SPEC))
+        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
         return context, context
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike
 
 from wan_tpu.sharding.layout import AXES, Layout
 
@@ -53,8 +54,9 @@ def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process holds whole onto the devices, each its part."""
+def place(array: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """Puts an array (or a number) that every process holds whole onto the mesh, each its part."""
+    array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
