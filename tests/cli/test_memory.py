@@ -8,7 +8,7 @@ from tests.cli.conftest import COMMAND
 
 PROMPT = "a red circle moving right on a black background"
 LIMIT_KIB = 10 * 2**20
-"""Of addresses, not of memory: the step of the video below asks for 10 GB at once, and gets none."""
+"""Of addresses, not of memory: the step of the video below asks for 10 GB at once."""
 
 
 @pytest.mark.timeout(280)
