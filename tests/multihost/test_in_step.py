@@ -1,4 +1,4 @@
-"""A leader and followers in threads, where a single word or a missing beat decides."""
+"""A leader and followers in threads, where a single message or a missing heartbeat decides."""
 
 import threading
 
@@ -6,14 +6,14 @@ import pytest
 
 from tests.multihost.running import free_port
 from wan_tpu.errors import Cancelled, WanTpuError
-from wan_tpu.multihost import follower, leader, words
+from wan_tpu.multihost import follower, health, leader
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.lockstep import run_in_step
 
 
 class Pair:
-    """Process 0 and one that follows it; what they would end for is kept."""
+    """Process 0 and one follower; what they would end for is in `lost`."""
 
     def __init__(self):
         self.lost = []
@@ -62,7 +62,7 @@ def pair():
 
 
 def asks(times):
-    def make(task, should_stop):
+    def make(task, media, should_stop):
         for _ in range(times):
             if should_stop():
                 raise Cancelled
@@ -72,8 +72,8 @@ def asks(times):
 
 
 def fails_after(times):
-    def make(task, should_stop):
-        asks(times)(task, should_stop)
+    def make(task, media, should_stop):
+        asks(times)(task, media, should_stop)
         raise OSError("No space left on device")
 
     return make
@@ -81,7 +81,7 @@ def fails_after(times):
 
 def test_the_task_is_process_0_s(pair):
     assert pair.run(asks(3), asks(3), task={"seed": 7}) == [{"seed": 7}, {"seed": 7}]
-    assert pair.processes[0].account()["words"] == 3 + 2
+    assert pair.processes[0].account()["messages"] == 3 + 2
 
 
 def test_the_others_are_not_asked(pair):
@@ -100,27 +100,27 @@ def test_a_failure_of_process_0_is_told_to_the_others(pair):
     assert pair.lost == []
 
 
-def test_one_point_more_is_out_of_step(pair):
+def test_one_barrier_more_is_out_of_step(pair):
     """As if one process had compiled a program that the other had already."""
 
-    def one_more(task, should_stop):
-        return asks(3)(task, should_stop)
+    def one_more(task, media, should_stop):
+        return asks(3)(task, media, should_stop)
 
     pair.run(asks(2), one_more)
     assert len(pair.lost) == 1
     assert "process 1 (" in pair.lost[0]
-    assert "fell out of step: it is stopped with job 1 at point 2" in pair.lost[0]
+    assert "fell out of step: it is stopped with job 1 at barrier 2" in pair.lost[0]
 
 
-def test_after_a_compilation_no_beat_is_waited_for(monkeypatch):
-    """Red when a follower does not say by itself that it has compiled."""
-    for module in (follower, leader, words):
-        monkeypatch.setattr(module, "BEAT_SECONDS", 5.0)
+def test_after_a_compilation_no_heartbeat_is_waited_for(monkeypatch):
+    """Red when a follower does not send by itself that it has compiled."""
+    for module in (follower, health, leader):
+        monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 5.0)
     pair = Pair()
     reached = []
 
     def compiles(number):
-        def make(task, should_stop):
+        def make(task, media, should_stop):
             for name in ("a", "b", "c"):
                 should_stop()
                 pair.processes[number].note(f"compile {name}", is_over=False)
@@ -134,17 +134,17 @@ def test_after_a_compilation_no_beat_is_waited_for(monkeypatch):
 
     both = threading.Thread(target=lambda: reached.append(pair.run(compiles(0), compiles(1))))
     both.start()
-    both.join(4.5)  # less than one beat; it takes milliseconds
+    both.join(4.5)  # less than one heartbeat; it takes milliseconds
     assert reached[-1] == ["ok", "ok"], reached
     pair.processes[0].close()
 
 
-def test_when_a_process_is_lost_process_0_says_nothing_more(pair):
-    """Red when it goes on to say Stop: the others would take their loss for a good end."""
-    heard = []
-    pair.processes[1]._on_stop = lambda: heard.append("stop")
+def test_when_a_process_is_lost_process_0_sends_nothing_more(pair):
+    """Red when it sends Stop all the same: the others would take their loss for a good end."""
+    received = []
+    pair.processes[1]._on_stop = lambda: received.append("stop")
 
-    def hangs_up(task, should_stop):
+    def hangs_up(task, media, should_stop):
         pair.processes[1]._connection.close()
         threading.Event().wait()
 
@@ -154,4 +154,4 @@ def test_when_a_process_is_lost_process_0_says_nothing_more(pair):
     assert waiting.is_alive(), "process 0 waits until it is ended"
     assert len(pair.lost) >= 1
     pair.processes[0].close()
-    assert heard == []
+    assert received == []
