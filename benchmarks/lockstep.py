@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from wan_tpu.cli.options import positive_int
-from wan_tpu.media import Media
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.identity import Identity
 from wan_tpu.multihost.join import join
@@ -114,7 +113,7 @@ def whole(leader: Leader) -> float:
     return time.perf_counter() - began
 
 
-def make(task: dict[str, Any], media: Media, should_stop: Callable[[], bool]) -> None:
+def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> None:
     """A job: its steps take time, and do nothing."""
     for _ in range(task["steps"]):
         time.sleep(task["rest_seconds"])

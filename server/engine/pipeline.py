@@ -11,6 +11,7 @@ from server.engine.failure import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.model import parse_dtype
 from wan_tpu.pipeline.progress import Progress
@@ -70,6 +71,7 @@ class PipelineEngine:
         self,
         request: VideoRequest,
         *,
+        media: Media,
         on_frames: Callable[[np.ndarray], None],
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],

@@ -5,8 +5,11 @@ import threading
 import pytest
 
 from tests.multihost.running import free_port
-from wan_tpu.errors import Cancelled, WanTpuError
+from tests.server.running import wait_for
+from wan_tpu.errors import Cancelled, MediaError, WanTpuError
+from wan_tpu.media import NO_MEDIA, Media, digest_of
 from wan_tpu.multihost import follower, health, leader
+from wan_tpu.multihost.connection import FRAME_BYTES
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.lockstep import run_in_step
@@ -34,7 +37,7 @@ class Pair:
             group, dict, on_lost=self.lost.append, on_stop=lambda: None
         )
 
-    def run(self, *makes, task=None, asked=lambda: False):
+    def run(self, *makes, task=None, media=NO_MEDIA, asked=lambda: False):
         """Each makes its own of one job; returns what each gives or raises."""
         found = [None, None]
 
@@ -42,7 +45,7 @@ class Pair:
             given = (task or {}) if number == 0 else None
             try:
                 found[number] = run_in_step(
-                    self.processes[number], given, makes[number], asked=asked
+                    self.processes[number], given, makes[number], media=media, asked=asked
                 )
             except Exception as error:  # noqa: BLE001 - what it is, the test asks
                 found[number] = error
@@ -62,7 +65,7 @@ def pair():
 
 
 def asks(times):
-    def make(task, media, should_stop):
+    def make(task, should_stop):
         for _ in range(times):
             if should_stop():
                 raise Cancelled
@@ -72,8 +75,8 @@ def asks(times):
 
 
 def fails_after(times):
-    def make(task, media, should_stop):
-        asks(times)(task, media, should_stop)
+    def make(task, should_stop):
+        asks(times)(task, should_stop)
         raise OSError("No space left on device")
 
     return make
@@ -100,11 +103,54 @@ def test_a_failure_of_process_0_is_told_to_the_others(pair):
     assert pair.lost == []
 
 
+def returns_media(pair, number):
+    def make(task, should_stop):
+        media = pair.processes[number].receive_media()
+        should_stop()
+        return dict(media)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        (b"x",),
+        (b"",),
+        (b"\n" * (FRAME_BYTES + 1), b"=5\n{}"),
+        (bytes(FRAME_BYTES), bytes(2 * FRAME_BYTES), b"", b"end"),
+    ],
+    ids=["one byte", "none", "line breaks", "whole frames"],
+)
+def test_every_process_gets_the_bytes_before_the_job(pair, contents):
+    media = Media.of(*contents)
+    both = [returns_media(pair, number) for number in (0, 1)]
+    assert pair.run(*both, media=media) == [dict(media)] * 2
+    assert pair.run(*both) == [{}, {}], "the next job has none"
+    assert pair.lost == []
+
+
+def test_bytes_of_another_digest_are_refused_by_the_follower(pair, monkeypatch):
+    """As if the memory of process 0 were damaged: its own check is left out here."""
+    media = Media.of(b"right")
+    (digest,) = media
+    media._contents[digest] = b"wrong"
+    monkeypatch.setattr(health, "GRACE_SECONDS", 1.0)
+
+    def waits(task, should_stop):
+        wait_for(lambda: pair.lost)
+
+    _, second = pair.run(waits, returns_media(pair, 1), media=media)
+    assert isinstance(second, MediaError)
+    assert str(second) == f"bytes that should be {digest} are {digest_of(b'wrong')}, 5 bytes"
+    assert "failed where process 0 did not: MediaError: bytes that should be" in pair.lost[0]
+
+
 def test_one_barrier_more_is_out_of_step(pair):
     """As if one process had compiled a program that the other had already."""
 
-    def one_more(task, media, should_stop):
-        return asks(3)(task, media, should_stop)
+    def one_more(task, should_stop):
+        return asks(3)(task, should_stop)
 
     pair.run(asks(2), one_more)
     assert len(pair.lost) == 1
@@ -120,7 +166,7 @@ def test_after_a_compilation_no_heartbeat_is_waited_for(monkeypatch):
     reached = []
 
     def compiles(number):
-        def make(task, media, should_stop):
+        def make(task, should_stop):
             for name in ("a", "b", "c"):
                 should_stop()
                 pair.processes[number].note(f"compile {name}", is_over=False)
@@ -144,7 +190,7 @@ def test_when_a_process_is_lost_process_0_sends_nothing_more(pair):
     received = []
     pair.processes[1]._on_stop = lambda: received.append("stop")
 
-    def hangs_up(task, media, should_stop):
+    def hangs_up(task, should_stop):
         pair.processes[1]._connection.close()
         threading.Event().wait()
 

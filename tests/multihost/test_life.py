@@ -142,7 +142,7 @@ def test_all_that_wait_inside_one_program(start_slice):
 
 
 def test_who_is_behind_but_moves_is_well(start_slice):
-    """Steps are shorter than heartbeats here: process 0 always knows old positions of the others."""
+    """Steps are shorter than heartbeats here: all positions that process 0 knows are old."""
     found = start_slice(peer_timeout_seconds=3).wait_ready()
     done = found.finish(found.create("slow", num_inference_steps=30))
     assert done["status"] == "completed"

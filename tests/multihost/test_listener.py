@@ -273,7 +273,7 @@ class Relayed:
 
 
 def go_on(times, reached):
-    def make(task, media, should_stop):
+    def make(task, should_stop):
         for _ in range(times):
             if should_stop():
                 reached.append("stopped")

@@ -25,7 +25,6 @@ from wan_tpu.cli.options import (
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import OutputError, UnknownNameError
 from wan_tpu.geometry import parse_size
-from wan_tpu.media import Media
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
@@ -289,9 +288,7 @@ class _Generation:
                 self._process.note(progress.stage, is_over=progress.done >= progress.total)
                 bars.show(progress)
 
-            def make(
-                task: dict[str, Any], media: Media, should_stop: Callable[[], bool]
-            ) -> VideoResult:
+            def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> VideoResult:
                 return pipeline(
                     VideoRequest(**task),
                     on_progress=show,

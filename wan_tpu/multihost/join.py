@@ -14,7 +14,7 @@ from wan_tpu.multihost.secret import VARIABLE
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS, PATIENCE_SECONDS = 30.0, 20.0
-"""For all processes to come at the start; and for one that is silent or behind, later."""
+"""For all to come at the start; and for one that is silent or behind, later."""
 
 
 def join(
@@ -28,15 +28,15 @@ def join(
     join_seconds: float = JOIN_SECONDS,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> tuple[Lockstep, Joined | None]:
-    """Waits until all processes of a group have found each other and match.
+    """Waits until all processes of a group have found each other and are alike.
 
     Args:
         group: this process, and the others.
-        identify: what this process runs; may take as long as downloading a model does.
-        on_lost: called on a thread, later, with why another process is lost; must end this one.
+        identify: what this process is; may take as long as downloading a model does.
+        on_lost: told on a thread, later, that another process is lost; must end this one.
         on_stop: called on a thread when process 0 ends all; never in process 0.
-        on_process: called with this process, before any other is found.
-        on_waiting: called with what is waited for.
+        on_process: given this process, before any other is found.
+        on_waiting: told what is waited for.
         join_seconds: how long to wait for the others.
         patience_seconds: how long, later, another process may be silent or behind.
 
@@ -46,7 +46,7 @@ def join(
     Raises:
         InputError: process 0 cannot listen at its address.
         ProcessLostError: some did not come.
-        MismatchError: they differ, in their secret or in what they run.
+        MismatchError: they differ, in their secret or in what they are.
         WanTpuError: what `identify` raises.
     """
     if group.num_processes == 1:

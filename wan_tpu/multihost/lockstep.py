@@ -131,7 +131,7 @@ class Alone:
 def run_in_step(
     process: Lockstep,
     task: dict[str, Any] | None,
-    make: Callable[[dict[str, Any], Media, Callable[[], bool]], T],
+    make: Callable[[dict[str, Any], Callable[[], bool]], T],
     *,
     media: Media = NO_MEDIA,
     asked: Callable[[], bool] = lambda: False,
@@ -141,8 +141,8 @@ def run_in_step(
     Args:
         process: this one.
         task: of process 0; None in the others, which wait for it.
-        make: runs the task, with its pictures and clips; asks, at the same places in all
-            processes, whether to stop, and then raises `Cancelled`.
+        make: runs the task; asks, at the same places in all processes, whether to stop, and then
+            raises `Cancelled`. Takes pictures and clips from `process.receive_media`.
         media: the pictures and clips that the task names, of process 0.
         asked: whether process 0 was asked to stop.
 
@@ -155,7 +155,7 @@ def run_in_step(
     """
     task = process.begin(task, media)
     try:
-        result = make(task, process.receive_media(), lambda: process.should_stop(asked))
+        result = make(task, lambda: process.should_stop(asked))
     except Cancelled:
         failure = process.leave(Outcome.STOPPED)
         if failure:
