@@ -1,7 +1,7 @@
 """The folder of uploads: complete or absent, as long as somebody needs them."""
 
+import concurrent.futures
 import os
-import threading
 
 import pytest
 
@@ -121,18 +121,7 @@ def test_many_threads_with_one_picture(uploads):
                 read_uploads(uploads.folder, {"image": digest_of(FIRST)})
             uploads.remove([digest_of(FIRST)], lambda digest: False)
 
-    failures = []
-    threading.excepthook, before = (
-        lambda args: failures.append(args.exc_value),
-        threading.excepthook,
-    )
-    try:
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        threading.excepthook = before
-    assert failures == []
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(work) for _ in range(4)]:
+            each.result()
     assert names(uploads.folder) == []

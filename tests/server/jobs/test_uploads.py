@@ -10,6 +10,7 @@ import pytest
 
 from server.jobs.job import Job, State, make_id
 from server.jobs.rows import from_row, to_row
+from server.keys import add_key
 from tests.server.http.test_errors import check_shape
 from tests.server.picture_server import MODULE
 from tests.server.pictures import accepted, create_with, has, large_picture, picture, uploads
@@ -121,8 +122,6 @@ def test_a_picture_that_is_lost_fails_its_job_alone(start):
 
 def test_pictures_count_among_what_a_key_may_keep(start, tmp_path):
     keys = tmp_path / "keys"
-    from server.keys import add_key
-
     key = add_key(keys, "ada")
     server = start(api_keys_file=keys, max_kept_bytes_per_key=250_000)
     server.client.headers["Authorization"] = f"Bearer {key}"
