@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from wan_tpu import errors
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.geometry import parse_size
+from wan_tpu.media import MAX_MEDIA_BYTES
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
 from wan_tpu.pipeline.options import DTYPES, VAES, LoadOptions, listed
@@ -232,6 +233,12 @@ class Settings(BaseSettings):
         default=131_072,
         ge=1,
         description="size of a request's body: two prompts of 4000 characters, however escaped",
+    )
+    max_upload_bytes: int = Field(
+        default=20 << 20,
+        ge=1,
+        le=MAX_MEDIA_BYTES,
+        description="size of one picture or clip, where the model takes any",
     )
     body_timeout_seconds: float = Field(
         default=10,

@@ -70,6 +70,9 @@ def test_resolving_fills_every_open_field():
         "flow_shift": 3.0,
         "scheduler": "unipc",
         "seed": 0,
+        "image": None,
+        "last_image": None,
+        "video": None,
     }
     assert request.resolved(GenerationDefaults(width=64, height=64)) == request
     assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
@@ -88,6 +91,9 @@ def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
         "flow_shift": 12.0,
         "scheduler": "euler",
         "seed": 0,
+        "image": "sha256:" + "0" * 64,
+        "last_image": "sha256:" + "1" * 64,
+        "video": "sha256:" + "2" * 64,
     }
     defaults = GenerationDefaults(negative_prompt="blurred")
     assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said

@@ -12,6 +12,7 @@ import numpy as np
 
 from wan_tpu.errors import InputError, PromptError, UnknownNameError
 from wan_tpu.geometry import Compression, Geometry, parse_size
+from wan_tpu.media import DIGEST, ROLES
 
 SCHEDULERS = ("unipc", "euler")
 MAX_SEED = 2**63 - 1
@@ -60,6 +61,10 @@ class VideoRequest:
         flow_shift: shift of the noise schedule towards high noise.
         scheduler: one of `SCHEDULERS`.
         seed: of the noise; the same request with the same seed gives the same video.
+        image: digest of the picture that the video begins with, `sha256:` and 64 hexadecimal
+            digits; the bytes travel beside the request (`wan_tpu.media.Media`).
+        last_image: digest of the picture that it ends with.
+        video: digest of the clip that it is made from.
 
     Raises:
         InputError: a field outside its range; says which and what would do.
@@ -76,6 +81,9 @@ class VideoRequest:
     flow_shift: float | None = None
     scheduler: str = "unipc"
     seed: int = 0
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -96,6 +104,18 @@ class VideoRequest:
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
                 raise InputError(f"{name} must be a whole number, got {value}")
+        for role, digest in self.media.items():
+            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+                raise InputError(
+                    f"{role} must be the digest of a file, sha256: and 64 hexadecimal digits, got "
+                    f"{str(digest)[:80]!r}"
+                )
+
+    @property
+    def media(self) -> dict[str, str]:
+        """The digests of the pictures and clips that it names, by role; empty for text alone."""
+        given = ((role, getattr(self, role)) for role in ROLES)
+        return {role: digest for role, digest in given if digest is not None}
 
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
         """This request with every open field filled from the model's defaults."""
@@ -145,6 +165,9 @@ def make_request(
     negative_prompt: str | None = None,
     scheduler: str | None = None,
     seed: int = 0,
+    image: str | None = None,
+    last_image: str | None = None,
+    video: str | None = None,
 ) -> VideoRequest:
     """A request from what a user writes, by the names that the command line has for it.
 
@@ -159,6 +182,8 @@ def make_request(
         negative_prompt: what the video shall not show.
         scheduler: one of `SCHEDULERS`.
         seed: of the noise; `RANDOM_SEED` draws one, which the request then holds.
+        image: digest of the first frame (`wan_tpu.media.digest_of`). last_image: of the last one.
+        video: of a clip.
 
     Raises:
         InputError: a value outside its range; says which and what would do.
@@ -175,6 +200,9 @@ def make_request(
         guidance_scale=guidance_scale,
         flow_shift=flow_shift,
         seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if seed == RANDOM_SEED else seed,
+        image=image,
+        last_image=last_image,
+        video=video,
         **({} if scheduler is None else {"scheduler": scheduler}),
     )
 

@@ -10,6 +10,7 @@ from server.engine.failure import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.progress import Progress
@@ -66,6 +67,7 @@ class PipelineEngine:
         self,
         request: VideoRequest,
         *,
+        media: Media,
         on_frames: Callable[[np.ndarray], None],
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],

@@ -6,14 +6,16 @@ import re
 import secrets
 
 from server.errors import ApiError, shown
+from server.http import reference
+from server.http.reference import Reference
 from server.http.schemas import Model, ModelDefaults, ModelLimits, VideoCreate
 from server.jobs.estimate import work_of
 from server.jobs.video_object import format_seconds
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
-from wan_tpu.errors import GeometryError, PromptError
+from wan_tpu.errors import GeometryError, MediaError, PromptError
 from wan_tpu.geometry import Compression, parse_size
-from wan_tpu.pipeline.check import check_request, compression_of
+from wan_tpu.pipeline.check import check_request, compression_of, media_roles
 from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
 from wan_tpu.text.prompt import check_prompt
 
@@ -43,6 +45,8 @@ class ServedModel:
         max_work: pixels x frames x steps that a request may ask for.
         max_prompt_characters: of a prompt, and of a negative prompt.
         warm_sizes: `WxH` that are compiled at start.
+        media_roles: pictures and clips that it takes, of `wan_tpu.media.ROLES`.
+        max_upload_bytes: of each of them.
     """
 
     id: str
@@ -50,6 +54,8 @@ class ServedModel:
     max_work: int
     max_prompt_characters: int
     warm_sizes: tuple[str, ...]
+    media_roles: tuple[str, ...]
+    max_upload_bytes: int
 
     @property
     def compression(self) -> Compression:
@@ -90,8 +96,22 @@ class ServedModel:
             ),
         )
 
-    def request(self, create: VideoCreate) -> VideoRequest:
+    def check_takes_files(self) -> None:
+        """Refuses a picture or clip, whatever is in it, where the model takes none.
+
+        Raises:
+            ApiError: it takes none.
+        """
+        if not self.media_roles:
+            message = f"{self.id} is a text-to-video model and takes no image"
+            raise ApiError(400, "unknown_field", message, param=reference.FIELD)
+
+    def request(self, create: VideoCreate, sent: Reference | None = None) -> VideoRequest:
         """The complete request of what a client sent.
+
+        Args:
+            create: the fields.
+            sent: the picture or clip that came with them.
 
         Raises:
             ApiError: it cannot be made; names the field.
@@ -114,15 +134,16 @@ class ServedModel:
         seed = create.seed
         request = make_request(
             create.prompt,
+            negative_prompt=create.negative_prompt,
             size=(width, height),
             frames=num_frames,
             fps=create.fps,
             steps=create.num_inference_steps,
             guidance_scale=create.guidance_scale,
             flow_shift=create.flow_shift,
-            negative_prompt=create.negative_prompt,
             scheduler=create.scheduler,
             seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if seed is None else seed,
+            **({} if sent is None else {sent.role: sent.digest}),
         )
         self._check("size", dataclasses.replace(request, num_frames=1))
         complete = self._check(field, request)
@@ -171,6 +192,8 @@ class ServedModel:
     def _check(self, field: str, request: VideoRequest) -> VideoRequest:
         try:
             complete, _ = check_request(self.description, request)
+        except MediaError as error:
+            raise ApiError(400, "unknown_field", str(error), param=reference.FIELD) from None
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
         return complete
@@ -213,11 +236,11 @@ def serve_model(settings: Settings) -> ServedModel:
     """
     description = describe_model(settings.model)
     defaults = description.defaults
-    complete, _ = check_request(description, make_request("default"))
+    complete, _ = check_request(description, VideoRequest(prompt="default"))
     warm = [parse_warm_up(text) for text in settings.warm_up]
     warm = warm or [(defaults.width, defaults.height, defaults.num_frames)]
     for width, height, num_frames in warm:
-        size = make_request("warm up", size=(width, height), frames=num_frames)
+        size = VideoRequest(prompt="x", width=width, height=height, num_frames=num_frames)
         try:
             check_request(description, size)
         except GeometryError as error:
@@ -228,6 +251,8 @@ def serve_model(settings: Settings) -> ServedModel:
         max_work=int(settings.max_work * work_of(complete)),
         max_prompt_characters=settings.max_prompt_characters,
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
+        media_roles=media_roles(description),
+        max_upload_bytes=settings.max_upload_bytes,
     )
 
 
