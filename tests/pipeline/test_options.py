@@ -46,6 +46,25 @@ def test_a_layout_as_text_takes_its_choices_along():
         options.layout_for(4, 12)
 
 
+@pytest.mark.parametrize("text", ["sp4 ring", "sp4 ring replicated", "sp4 replicated"])
+def test_a_layout_that_says_its_choices(text):
+    """Each alone is enough, the same twice is no conflict, another one is."""
+    options = LoadOptions.from_text(layout=text)
+    assert str(options.layout) == text
+    assert options.layout is not None
+    assert options == LoadOptions.from_text(
+        layout=text,
+        sequence_parallel=options.layout.sequence_parallel,
+        weights=options.layout.weights,
+    )
+    with pytest.raises(LayoutError, match="give one of them"):
+        LoadOptions.from_text(layout=text, sequence_parallel="allgather", weights="sharded")
+
+
+def test_a_choice_that_makes_no_difference_is_no_conflict():
+    assert LoadOptions.from_text(layout="tp8", sequence_parallel="ring").layout == Layout(tp=8)
+
+
 def test_without_one_the_layout_is_chosen():
     assert LoadOptions().layout_for(8, 40) == default_layout(8, 40)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, open_model
-from wan_tpu.errors import UnknownNameError
+from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
@@ -98,12 +98,19 @@ class LoadOptions:
             **others: as in the class.
 
         Raises:
-            InputError: the text is no layout, or a name does not exist.
+            InputError: the text is no layout, or does not say what the others say, or a name
+                does not exist.
         """
         if layout is None:
             return cls(sequence_parallel=sequence_parallel, weights=weights, **others)
-        given = _without_none(sequence_parallel=sequence_parallel, weights=weights)
-        return cls(layout=parse_layout(layout, **given), **others)
+        wanted = _without_none(sequence_parallel=sequence_parallel, weights=weights)
+        parsed = parse_layout(layout, **wanted)
+        if dataclasses.replace(parsed, **wanted) != parsed:
+            raise LayoutError(
+                f"layout {layout!r} is not {' and '.join(wanted.values())}, which was said as well; "
+                "give one of them"
+            )
+        return cls(layout=parsed, **others)
 
     def open_model(self) -> ModelDescription:
         """The model with all its files here, downloaded from the hub if they were not.
