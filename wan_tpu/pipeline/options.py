@@ -107,7 +107,7 @@ class LoadOptions:
         parsed = parse_layout(layout, **wanted)
         if dataclasses.replace(parsed, **wanted) != parsed:
             raise LayoutError(
-                f"layout {layout!r} is not {' and '.join(wanted.values())}, which was said as well; "
+                f"layout {layout!r} is not {' and '.join(wanted.values())}, which was said, too; "
                 "give one of them"
             )
         return cls(layout=parsed, **others)
