@@ -19,6 +19,7 @@ from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
 from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
+from wan_tpu.pipeline.options import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
@@ -31,9 +32,6 @@ from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.streaming import abstract_params
 from wan_tpu.vae.weights import DECODER
-
-DTYPES = ("bfloat16", "float32")
-
 
 TEXT_ENCODER, TRANSFORMER, VAE = "text_encoder", "transformer", "vae"
 """Components of a text-to-video model, by the names of their folders."""

@@ -169,7 +169,7 @@ class TextToVideo:
     def __str__(self) -> str:
         model, devices = self.model, self.model.mesh.devices
         return (
-            f"{model.description.name}: layout {model.layout.full_name} (weights "
+            f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
             f"VAE {self._vae.name}, {model.dtype}, {devices.size} x {devices.flat[0].device_kind}"
         )
