@@ -74,7 +74,7 @@ class ServedModel:
                 guidance_scale=defaults.guidance_scale,
                 flow_shift=defaults.flow_shift(defaults.width, defaults.height),
                 negative_prompt=defaults.negative_prompt,
-                scheduler=SCHEDULERS[0],
+                scheduler=defaults.scheduler,
             ),
             limits=ModelLimits(
                 size_multiple=[compression.width_multiple, compression.height_multiple],
@@ -122,7 +122,7 @@ class ServedModel:
             num_inference_steps=create.num_inference_steps,
             guidance_scale=create.guidance_scale,
             flow_shift=create.flow_shift,
-            scheduler=create.scheduler or SCHEDULERS[0],
+            scheduler=create.scheduler,
             seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if seed is None else seed,
         )
         self._check("size", dataclasses.replace(request, num_frames=1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.vae.cases import assert_same_bytes, make_case, to_bytes
+from wan_tpu.checkpoints.component import open_component
 from wan_tpu.errors import CheckpointError, GeometryError, MissingPackageError, UnknownNameError
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
@@ -30,7 +31,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def load(name, folder, layout="dp2"):
     split = parse_layout(layout)
     mesh = make_mesh(split, jax.devices()[: split.num_devices])
-    return load_vae(name, make_case(CASE).config, folder, mesh=mesh, dtype=jnp.float32)
+    return load_vae(
+        name, make_case(CASE).config, open_component("vae", folder), mesh=mesh, dtype=jnp.float32
+    )
 
 
 NEEDS_MAXDIFFUSION = pytest.param(

@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--steps", type=positive_int, help="denoising steps")
     video.add_argument("--guidance-scale", type=float, help="1 or less turns guidance off")
     video.add_argument("--flow-shift", type=float, help="shift of the schedule to high noise")
-    video.add_argument("--scheduler", choices=SCHEDULERS, default="unipc")
+    video.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     video.add_argument("--negative-prompt", help="what the video shall not show")
     add_seed_argument(video)
     machine = parser.add_argument_group("the machine")

@@ -13,7 +13,6 @@ import torch
 from jax.sharding import NamedSharding
 
 from wan_tpu.checkpoints.models import open_model
-from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.checkpoints.weights import Weight, load_weights
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
@@ -27,7 +26,6 @@ from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout, default_layout
 from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.stage import Stage
-from wan_tpu.text.encoder import ALIASES
 from wan_tpu.text.prompt import check_prompt, tokenize
 from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
 from wan_tpu.transformer.config import TransformerConfig
@@ -98,9 +96,7 @@ class TextToVideo:
             layout = default_layout(len(devices), transformer.num_attention_heads)
         mesh = make_mesh(layout, devices)
         model = make_video_model(description, mesh, layout, dtype=dtype, attention=attention)
-        backend = load_vae(
-            vae, model.vae, description.component_folder("vae"), mesh=mesh, dtype=dtype
-        )
+        backend = load_vae(vae, model.vae, description.source("vae"), mesh=mesh, dtype=dtype)
         logger.info(
             "%s: layout %s (%s, weights %s), attention %s, VAE %s, %s, %d x %s",
             name,
@@ -121,20 +117,13 @@ class TextToVideo:
             text_params=load_weights(
                 "text encoder",
                 model.text_encoder.weights(),
-                SafetensorsSource(
-                    description.component_folder("text_encoder"),
-                    aliases=ALIASES,
-                    plain_name="model",
-                ),
+                description.source("text_encoder"),
                 mesh,
             ),
             denoiser_params=load_weights(
                 "transformer",
                 model.denoiser.weights(),
-                SafetensorsSource(
-                    description.component_folder("transformer"),
-                    plain_name="diffusion_pytorch_model",
-                ),
+                description.source("transformer"),
                 mesh,
             ),
             vae=backend,
@@ -228,6 +217,7 @@ class TextToVideo:
     def _schedule(self, request: VideoRequest) -> Schedule:
         assert request.num_inference_steps is not None
         assert request.flow_shift is not None
+        assert request.scheduler is not None
         return make_schedule(
             request.scheduler,
             num_inference_steps=request.num_inference_steps,
@@ -320,6 +310,8 @@ class TextToVideo:
         return {
             "model": model.description.name,
             "model_revision": model.description.revision,
+            "model_variant": model.description.variant,
+            "defaults_from": dict(model.description.defaults_from),
             "request": dataclasses.asdict(request),
             "seed": request.seed,
             "tokens": geometry.num_tokens,

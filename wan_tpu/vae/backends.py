@@ -6,14 +6,13 @@ next chunk is already being decoded. Both have two programs, whatever the number
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
+from wan_tpu.checkpoints.source import TensorSource, check_tensors
 from wan_tpu.errors import BadNumbersError, MissingPackageError, UnknownNameError
 from wan_tpu.sharding.mesh import named
 from wan_tpu.stage import Stage, abstract_like
@@ -104,9 +103,9 @@ def _fetched(frames: jax.Array, is_finite: jax.Array, *, number: int) -> np.ndar
     return np.asarray(frames)
 
 
-def _load_flax(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
+def _load_flax(config: VaeConfig, source: TensorSource, *, mesh: Mesh, dtype: Any) -> VaeBackend:
     """Our own decoder; every device holds its parameters whole."""
-    source = _checked_source(config, folder)
+    check_tensors("VAE", expected_tensors(config), source)
     params = {
         parameter.name: _place(
             parameter.convert({name: source.read(name) for name in parameter.tensors}, dtype),
@@ -122,12 +121,14 @@ def _load_flax(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> Va
     return _StreamingBackend("flax", params, make_stages)
 
 
-def _load_maxdiffusion(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
+def _load_maxdiffusion(
+    config: VaeConfig, source: TensorSource, *, mesh: Mesh, dtype: Any
+) -> VaeBackend:
     """maxdiffusion's decoder; every device holds its parameters whole."""
     if importlib.util.find_spec("maxdiffusion") is None:
         raise MissingPackageError(maxdiffusion.INSTALL)
     vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
-    source = _checked_source(config, folder)
+    check_tensors("VAE", expected_tensors(config), source)
     params = {
         name: _place(maxdiffusion.convert(source.read(tensor), dtype), named(vae.mesh))
         for name, tensor in vae.tensor_names().items()
@@ -139,16 +140,18 @@ BACKENDS: dict[str, Callable[..., VaeBackend]] = {
     "flax": _load_flax,
     "maxdiffusion": _load_maxdiffusion,
 }
-"""By name: what loads a decoder from a checkpoint's folder onto a mesh."""
+"""By name: what loads a decoder from a checkpoint's tensors onto a mesh."""
 
 
-def load_vae(name: str, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> VaeBackend:
+def load_vae(
+    name: str, config: VaeConfig, source: TensorSource, *, mesh: Mesh, dtype: Any
+) -> VaeBackend:
     """Loads a decoder.
 
     Args:
         name: one of `BACKENDS`.
         config: sizes of the model.
-        folder: with the checkpoint's safetensors.
+        source: the checkpoint's tensors, by diffusers' names.
         mesh: the picture is split over all of it that fits.
         dtype: of weights and activations.
 
@@ -159,14 +162,7 @@ def load_vae(name: str, config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: A
     """
     if name not in BACKENDS:
         raise UnknownNameError("VAE", name, tuple(BACKENDS))
-    return BACKENDS[name](config, folder, mesh=mesh, dtype=dtype)
-
-
-def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
-    """The checkpoint, whose tensors are exactly the model's."""
-    source = SafetensorsSource(folder, plain_name="diffusion_pytorch_model")
-    check_tensors("VAE", expected_tensors(config), source)
-    return source
+    return BACKENDS[name](config, source, mesh=mesh, dtype=dtype)
 
 
 def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
