@@ -1,6 +1,7 @@
 """Original names of tensors against diffusers' own converters, and against what is computed."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_text_encoder_names_say_what_is_computed():
     """Red when gate and fc1, or any two square matrices, change places."""
     torch.manual_seed(0)
     config = UMT5Config(vocab_size=20, d_model=24, d_kv=6, d_ff=40, num_layers=1, num_heads=4)
-    theirs = UMT5EncoderModel(config).eval()
+    theirs: Any = UMT5EncoderModel(config).eval()
     for parameter in theirs.parameters():
         parameter.data.normal_(0, 0.3)
     state = theirs.state_dict()

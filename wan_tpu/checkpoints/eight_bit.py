@@ -47,12 +47,11 @@ def as_weights(source: TensorSource) -> TensorSource:
     Raises:
         CheckpointError: a tensor is of a dtype or a form that is not among those above; names it.
     """
-    left_out = {name for name in source.shapes if _is_left_out(name)}
-    for name in left_out:
+    for name in source.shapes:
         if name.endswith(f".{_NOTE}"):
             _check_note(source, name)
     scales = {name: _weight_of(name) for name in source.shapes if _weight_of(name)}
-    weights = [name for name in source.shapes if name not in left_out and name not in scales]
+    weights = weight_names(source)
     for name in weights:
         if source.dtypes[name] not in FLOATS + EIGHT_BIT_FLOATS:
             raise CheckpointError(
@@ -60,16 +59,18 @@ def as_weights(source: TensorSource) -> TensorSource:
                 f"{', '.join(FLOATS)} and fp8 can be read as weights; take the model's files in "
                 "bfloat16"
             )
-    if left_out or scales:
-        plain = RenamedSource(source, {name: name for name in weights})
-    else:
-        plain = source
+    plain = RenamedSource(source, {name: name for name in weights})
     eight_bit = [name for name in weights if source.dtypes[name] in EIGHT_BIT_FLOATS]
     if scales:
         return _scaled(source, plain, scales, eight_bit)
     if eight_bit:
         _check_plain(plain, eight_bit)
     return plain
+
+
+def weight_names(source: TensorSource) -> list[str]:
+    """The tensors that are weights, and not scales or notes about others."""
+    return [name for name in source.shapes if not _is_left_out(name) and not _weight_of(name)]
 
 
 class ScaledSource:

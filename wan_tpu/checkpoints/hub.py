@@ -27,6 +27,10 @@ LONGEST_WAIT_SECONDS = 120.0
 BUSY = (408, 429, 500, 502, 503, 504)
 
 
+class _NoAnswerError(Exception):
+    """The hub did not give what it was asked for; the reason is one line."""
+
+
 class Repository:
     """A model's repository at one revision.
 
@@ -68,8 +72,8 @@ class Repository:
         missing = [name for name in names if name in self._sizes]
         self._check_disk(sum(self._sizes[name] for name in missing), len(missing), what)
         patterns = [glob.escape(name) for name in names]
-        folder = pathlib.Path(
-            self._ask(
+        try:
+            folder = self._ask(
                 lambda hub: hub.snapshot_download(
                     self.hub_id,
                     revision=self._revision or None,
@@ -77,10 +81,14 @@ class Repository:
                     local_files_only=self.names is None,
                 )
             )
-        )
+        except _NoAnswerError as error:
+            reason = self._unreachable or str(error)
+            raise CheckpointError(
+                f"{self._source} is not in the cache and cannot be downloaded: {reason}"
+            ) from None
         for name in missing:
             del self._sizes[name]
-        return folder
+        return pathlib.Path(folder)
 
     def cached_folder(self) -> pathlib.Path:
         """The folder in the cache, with whatever is in it; for when the hub cannot be asked."""
@@ -88,20 +96,24 @@ class Repository:
 
     def _list(self) -> Collection[str] | None:
         """Names of all files, and the sizes of those that are not in the cache."""
-        from huggingface_hub import errors
+        import huggingface_hub
+
+        def list_files(hub: Any) -> list[Any]:
+            api = hub.HfApi()
+            commit = api.repo_info(self.hub_id, revision=self._revision or "main").sha
+            tree = api.list_repo_tree(self.hub_id, recursive=True, revision=commit)
+            return [(commit, file) for file in tree if isinstance(file, hub.RepoFile)]
 
         try:
-            files = self._ask(
-                lambda hub: hub.snapshot_download(
-                    self.hub_id, revision=self._revision or None, dry_run=True
-                ),
-                unreachable_is_final=self._is_cached(),
-            )
-        except errors.DryRunError as error:
-            self._unreachable = _first_line(error.__cause__ or error)
+            files = self._ask(list_files, unreachable_is_final=self._is_cached())
+        except _NoAnswerError as error:
+            self._unreachable = str(error)
             return None
-        self._sizes = {f.filename: f.file_size or 0 for f in files if f.will_download}
-        return [f.filename for f in files]
+        for commit, file in files:
+            cached = huggingface_hub.try_to_load_from_cache(self.hub_id, file.path, revision=commit)
+            if not isinstance(cached, str):
+                self._sizes[file.path] = file.size
+        return [file.path for _, file in files]
 
     def _is_cached(self) -> bool:
         """Whether some revision's files are in the cache."""
@@ -138,7 +150,12 @@ class Repository:
         )
 
     def _ask(self, question: Callable[[Any], Answer], unreachable_is_final: bool = False) -> Answer:
-        """The hub's answer; what is wrong becomes one sentence."""
+        """The hub's answer; what is wrong with the question becomes one sentence.
+
+        Raises:
+            CheckpointError: there is no such repository or revision, or it is gated.
+            _NoAnswerError: the hub is busy, broken or not to be reached.
+        """
         import huggingface_hub
         from huggingface_hub import errors
 
@@ -157,13 +174,8 @@ class Repository:
             raise CheckpointError(
                 f"the hub has no model {self.hub_id!r}, and no folder is called so"
             ) from None
-        except errors.DryRunError:
-            raise
         except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
-            reason = self._unreachable or _first_line(error)
-            raise CheckpointError(
-                f"{self._source} is not in the cache and cannot be downloaded: {reason}"
-            ) from None
+            raise _NoAnswerError(_first_line(error)) from None
 
 
 def _ask_again(call: Callable[[], Answer], hub_id: str, unreachable_is_final: bool) -> Answer:

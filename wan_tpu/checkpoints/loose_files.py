@@ -12,8 +12,10 @@ from collections.abc import Mapping
 
 from wan_tpu.checkpoints.component import find_components, in_diffusers_names
 from wan_tpu.checkpoints.diffusers_folder import TOKENIZER
+from wan_tpu.checkpoints.eight_bit import weight_names
 from wan_tpu.checkpoints.files import some, visible_names
 from wan_tpu.checkpoints.known import recognise_transformer
+from wan_tpu.checkpoints.renamed import RenamedSource
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.errors import CheckpointError
 
@@ -23,7 +25,7 @@ SUBFOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "split
 """Where ComfyUI keeps its files."""
 TOKENIZER_FOLDERS = ("google/umt5-xxl", TOKENIZER, ".")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-_WHAT = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "autoencoder"}
+_WHAT = {"text_encoder": "a text encoder", "transformer": "a transformer", "vae": "an autoencoder"}
 _EXPERTS = ("high_noise", "low_noise")
 SHARDED = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -73,7 +75,7 @@ def read_loose_folder(folder: pathlib.Path) -> LooseModel | None:
         if len(paths) > 1:
             names = some([str(path.relative_to(folder)) for path in paths])
             raise CheckpointError(
-                f"{folder} has {len(paths)} files of a {_WHAT[component]} ({names}); "
+                f"{folder} has {len(paths)} files of {_WHAT[component]} ({names}); "
                 + (
                     "give the one that is meant, by its path"
                     if component == "transformer"
@@ -114,8 +116,10 @@ def _known(path: pathlib.Path) -> str:
             f"{path} is by its name one of the two experts of Wan 2.2 A14B, which is not "
             "implemented yet"
         )
+    source = SafetensorsSource(path)
     # The dtypes do not matter here; whoever reads the weights looks at them.
-    return recognise_transformer(in_diffusers_names("transformer", SafetensorsSource(path)))
+    weights = RenamedSource(source, {name: name for name in weight_names(source)})
+    return recognise_transformer(in_diffusers_names("transformer", weights))
 
 
 def _no_transformer(path: pathlib.Path, found: list[str]) -> str:
@@ -123,7 +127,7 @@ def _no_transformer(path: pathlib.Path, found: list[str]) -> str:
     if any(".lora_" in name or ".hada_w" in name or ".lokr_w" in name for name in names):
         return "holds a LoRA, which is not a model by itself"
     if found:
-        return f"holds a {_WHAT[found[0]]} and no transformer; give the transformer's file"
+        return f"holds {_WHAT[found[0]]} and no transformer; give the transformer's file"
     first = next(iter(names), "nothing")
     return (
         f"holds no Wan transformer ({len(names)} tensors, the first is {first}); if it is one of "
