@@ -6,6 +6,7 @@ wan-tiny is a known model like Wan's own, so that whatever is done to it is what
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,8 @@ from tests.original_checkpoints import (
 )
 from wan_tpu.checkpoints.models import COMPONENTS, open_model
 from wan_tpu.errors import WanTpuError
+from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.request import VideoRequest
 
 COMFY = "model.diffusion_model."
 PLAIN = "diffusion_pytorch_model"
@@ -577,13 +580,30 @@ def test_gives_the_weights_of_wan_tiny(tmp_path, make, tolerance, options):
 
 @pytest.mark.parametrize(("make", "message"), BAD)
 def test_says_in_one_sentence_what_is_wrong(tmp_path, make, message):
-    from wan_tpu.pipeline.text_to_video import TextToVideo
-
     name = str(make(tmp_path / "model"))
     with pytest.raises(WanTpuError, match=message) as caught:
         TextToVideo.from_pretrained(name)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.fixture(scope="module")
+def video():
+    """A short video of wan-tiny's, as it is and by a name, on one device."""
+    request = VideoRequest(
+        prompt="a red circle moving right on a black background", num_inference_steps=3, seed=3
+    )
+    device = jax.devices()[:1]
+    return lambda name: TextToVideo.from_pretrained(str(name), devices=device)(request).frames
+
+
+def test_a_folder_of_original_names_gives_the_same_video(tmp_path, video):
+    frames = video("wan-tiny")
+    np.testing.assert_array_equal(video(original_folder(tmp_path / "original")), frames)
+    # fp8 keeps 4 bits of each weight; without the scales every pixel is another.
+    in_fp8 = video(a_file_of_comfyui_in_fp8_with_scales(tmp_path / "comfyui")).astype(float)
+    assert np.abs(in_fp8 - frames).mean() < 3
+    assert np.abs(frames - frames.mean()).mean() > 30
 
 
 def test_there_are_fifty():
