@@ -74,7 +74,11 @@ class PipelineEngine:
     ) -> dict[str, Any]:
         """See `Engine.generate`."""
         result = self._loaded(
-            request, on_frames=on_frames, on_progress=on_progress, should_cancel=should_cancel
+            request,
+            on_frames=on_frames,
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+            keep_frames=False,
         )
         return result.metadata
 

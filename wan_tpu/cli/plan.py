@@ -37,7 +37,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument("--frames", type=positive_int, help="4n + 1; default: the model's")
     parser.add_argument("--steps", type=positive_int, help="denoising steps; default: the model's")
     parser.add_argument("--guidance-scale", type=float, help="1 or less plans without guidance")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="unipc")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     add_layouts_arguments(parser)
     parser.add_argument(
         "--attention", default="auto", help="auto, splash, ... (default: %(default)s)"

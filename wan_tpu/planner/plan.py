@@ -300,6 +300,7 @@ def _schedule(job: Job) -> Any:
     request = job.request
     assert request.num_inference_steps is not None
     assert request.flow_shift is not None
+    assert request.scheduler is not None
     return make_schedule(
         request.scheduler,
         num_inference_steps=request.num_inference_steps,
