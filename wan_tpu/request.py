@@ -5,15 +5,22 @@ rest of the library sees complete requests only.
 """
 
 import dataclasses
+import secrets
 from typing import Any
 
 import numpy as np
 
 from wan_tpu.errors import InputError, PromptError, UnknownNameError
-from wan_tpu.geometry import Compression, Geometry
+from wan_tpu.geometry import Compression, Geometry, parse_size
 
 SCHEDULERS = ("unipc", "euler")
 MAX_SEED = 2**63 - 1
+
+RANDOM_SEED = -1
+"""For `make_request`: draw one."""
+
+LARGEST_DRAWN_SEED = 2**32 - 1
+"""Of every seed that is drawn: what other programs take, too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +131,52 @@ class VideoRequest:
         """Whether the negative prompt is evaluated at all (diffusers: guidance_scale > 1)."""
         assert self.guidance_scale is not None, "resolve the request first"
         return self.guidance_scale > 1
+
+
+def make_request(
+    prompt: str,
+    *,
+    size: str | tuple[int, int] | None = None,
+    frames: int | None = None,
+    fps: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    flow_shift: float | None = None,
+    negative_prompt: str | None = None,
+    scheduler: str | None = None,
+    seed: int = 0,
+) -> VideoRequest:
+    """A request from what a user writes, by the names that the command line has for it.
+
+    Args:
+        prompt: what the video shows.
+        size: `WxH`, for example `832x480`, or (width, height) in pixels; None for the model's.
+        frames: of the video, 4n + 1; None for the model's, as with every field below.
+        fps: frames per second of the file.
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 or below turns it off.
+        flow_shift: shift of the noise schedule towards high noise.
+        negative_prompt: what the video shall not show.
+        scheduler: one of `SCHEDULERS`.
+        seed: of the noise; `RANDOM_SEED` draws one, which the request then holds.
+
+    Raises:
+        InputError: a value outside its range; says which and what would do.
+    """
+    width, height = parse_size(size) if isinstance(size, str) else size or (None, None)
+    return VideoRequest(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        width=width,
+        height=height,
+        num_frames=frames,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        flow_shift=flow_shift,
+        seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if seed == RANDOM_SEED else seed,
+        **({} if scheduler is None else {"scheduler": scheduler}),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
