@@ -167,7 +167,7 @@ class _Progress:
 
     def show(self, layout: Layout) -> None:
         """The one device first, then layout after layout."""
-        what = f"{self._done} of {self._num_layouts}: {layout.full_name}"
+        what = f"{self._done} of {self._num_layouts}: {layout}"
         if self._done == 0:
             what = "one device, to compare with"
         self._done += 1
@@ -190,7 +190,7 @@ def _row(comparison: Any) -> str:
     )
     mark = "" if comparison.consistent else "  <- not consistent"
     return (
-        f"{comparison.layout.full_name:<31}{comparison.attention:<11}{differences}"
+        f"{comparison.layout!s:<31}{comparison.attention:<11}{differences}"
         f"{comparison.psnr:>10.1f}{mark}\n"
     )
 
@@ -201,7 +201,7 @@ def _verdict(comparisons: Sequence[Any]) -> str:
     if not wrong:
         return f"consistent: {len(comparisons)} layouts give the one device's video\n"
     amounts = (
-        f"{c.layout.full_name} by {c.velocity.max_relative:.1e} of the transformer's output, "
+        f"{c.layout} by {c.velocity.max_relative:.1e} of the transformer's output, "
         f"frames {c.psnr:.1f} dB"
         for c in wrong
     )

@@ -95,7 +95,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """The comparison as a JSON object; what is not finite (PSNR of equal frames) is null."""
         return {
-            "name": self.layout.full_name,
+            "name": str(self.layout),
             "layout": dataclasses.asdict(self.layout),
             "attention": self.attention,
             "velocity": _finite(dataclasses.asdict(self.velocity)),
