@@ -46,8 +46,8 @@ class Chip:
         vmem_bytes: of a core (S2).
         clock_hz: S4.
         counts_cores: whether accelerator types count TensorCores instead of chips.
-        torus_size: length of an axis from which on it closes to a ring; shorter ones are lines (S1:
-            16 for the two-dimensional chips, 4 for the cubes of the three-dimensional ones).
+        torus_size: chips along an axis that closes to a ring (S1): 16 of the two-dimensional chips;
+            4 of the three-dimensional ones, whose slices close when they are of whole cubes of 4.
     """
 
     name: str
@@ -177,6 +177,14 @@ class Slice:
     def num_chips(self) -> int:
         """Chips of the slice."""
         return math.prod(self.shape)
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Of each axis, whether its ends are linked: a ring and not a line."""
+        size = self.chip.torus_size
+        if len(self.shape) == 2:
+            return tuple(length == size for length in self.shape)
+        return (all(length % size == 0 for length in self.shape),) * len(self.shape)
 
     @property
     def num_devices(self) -> int:

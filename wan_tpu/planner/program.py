@@ -5,10 +5,11 @@
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wan_tpu.planner.costs import Attention, Collective, CostReader, compiler_cycles
+from wan_tpu.planner.collectives import Collective
+from wan_tpu.planner.costs import Attention, CostReader, compiler_cycles
 from wan_tpu.planner.hlo import Computation, Instruction, ProgramText, parse_program
 from wan_tpu.planner.loops import Scalars, Value, loop_invariants, trip_count
 
@@ -50,14 +51,20 @@ class Operation:
     def to_json(self) -> dict[str, Any]:
         """The operation as a JSON object; what is zero or absent is left out."""
         fields = dataclasses.asdict(self) | {
-            "collectives": [dataclasses.asdict(c) for c in self.collectives]
+            "collectives": [
+                dataclasses.asdict(c) | {"groups": [list(group) for group in c.groups]}
+                for c in self.collectives
+            ]
         }
         return {name: value for name, value in fields.items() if value}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Operation":
         """The operation that `to_json` wrote."""
-        collectives = tuple(Collective(**c) for c in value.get("collectives", ()))
+        collectives = tuple(
+            Collective(**(c | {"groups": tuple(map(tuple, c["groups"]))}))
+            for c in value.get("collectives", ())
+        )
         attention = Attention(**value["attention"]) if "attention" in value else None
         return cls(**(value | {"collectives": collectives, "attention": attention}))
 
@@ -156,7 +163,7 @@ class _Walk:
             if instruction.opcode == "while":
                 self._loop(instruction, times, scalars.value(instruction.operands[0]))
             elif instruction.opcode == "conditional":
-                self._dearest_branch(instruction, times)
+                self._costliest_branch(instruction, times)
             elif instruction.opcode in ("call", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
@@ -175,15 +182,15 @@ class _Walk:
         name = instruction.called("to_apply") or instruction.called("calls")
         return [name] if name else []
 
-    def _dearest_branch(self, conditional: Instruction, times: int) -> None:
+    def _costliest_branch(self, conditional: Instruction, times: int) -> None:
         """Counts one branch: one runs, the text does not say which, and the others wait for it."""
-        before, dearest = len(self.operations), []
+        before, costliest = len(self.operations), []
         for name in self._callees(conditional):
             self._computation(self._program.computations[name], times, ())
             branch = self.operations[before:]
             del self.operations[before:]
-            dearest = max(dearest, branch, key=_flops_then_bytes)
-        self.operations += dearest
+            costliest = max(costliest, branch, key=_flops_then_bytes)
+        self.operations += costliest
 
     def _loop(self, loop: Instruction, times: int, start: Value) -> None:
         turns = trip_count(self._program, loop, start)
@@ -197,16 +204,17 @@ class _Walk:
         costs = self._costs
         attention = costs.attention(computation, instruction)
         flops = attention.flops if attention else costs.flops(computation, instruction)
+        collectives = tuple(costs.collectives(computation, instruction))
         operation = Operation(
             name=instruction.name,
-            kind=_kind(instruction, flops),
+            kind=_kind(instruction, flops, collectives),
             source=instruction.op_name,
             times=times,
             flops=flops,
             plain_bytes=costs.plain_bytes(computation, instruction),
             hbm_bytes=costs.sliced_bytes(computation, instruction),
             compiler_cycles=compiler_cycles(instruction),
-            collectives=tuple(costs.collectives(computation, instruction)),
+            collectives=collectives,
             attention=attention,
         )
         if times and (
@@ -221,7 +229,9 @@ def _flops_then_bytes(operations: Iterable[Operation]) -> tuple[int, int]:
     return flops, sum(o.times * o.hbm_bytes for o in operations)
 
 
-def _kind(instruction: Instruction, flops: int) -> str:
+def _kind(instruction: Instruction, flops: int, collectives: Sequence[Collective]) -> str:
     if instruction.opcode == "custom-call":
         return "kernel"
-    return "matmul" if flops else instruction.opcode.removesuffix("-start")
+    if flops:
+        return "matmul"
+    return collectives[0].kind if collectives else instruction.opcode.removesuffix("-start")
