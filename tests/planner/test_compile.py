@@ -21,7 +21,6 @@ from wan_tpu.planner.compile import (
     compile_stage,
     digest,
     pack_text,
-    planner_digest,
     slice_devices,
     source_digest,
     unpack_text,
@@ -141,7 +140,6 @@ def test_an_interrupted_compilation_leaves_nothing(tmp_path):
 def test_digests_see_the_sources_of_their_packages():
     assert source_digest("vae") != source_digest("text")
     assert source_digest("vae") == source_digest.__wrapped__("vae")
-    assert planner_digest(*planner_compile.READERS) != planner_digest(*planner_compile.COUNTERS)
 
 
 def test_flags_for_libtpu_are_part_of_a_key(monkeypatch):

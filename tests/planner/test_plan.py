@@ -83,13 +83,7 @@ def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypat
     def refuse(*_, **__):
         raise AssertionError("nothing may be made again")
 
-    for name in (
-        "compile_stage",
-        "make_video_model",
-        "slice_devices",
-        "count_cycles",
-        "read_program",
-    ):
+    for name in ("compile_stage", "make_video_model", "slice_devices", "count_cycles"):
         monkeypatch.setattr(planning, name, refuse)
     again = Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
     assert again == rows
@@ -328,6 +322,8 @@ def test_layouts_of_the_command():
     assert {(x.sequence_parallel, x.weights) for x in layouts if x.shape == (2, 4, 1)} == {
         (mode, weights) for mode in SEQUENCE_PARALLEL for weights in WEIGHTS
     }
+    said = command.read_layouts(parser.parse_args(["--layouts", "dp2-sp4 ring"]), 8)
+    assert [str(layout) for layout in said] == ["dp2-sp4 ring", "dp2-sp4 ring replicated"]
     both = command.read_layouts(parser.parse_args(["--layouts", "dp8,tp8", *alone[:3], "all"]), 8)
     assert [str(layout) for layout in both] == ["dp8", "dp8 replicated", "tp8"]
 

@@ -20,7 +20,6 @@ from wan_tpu.sharding.layout import (
     Layout,
     factorisations,
     parse_layout,
-    variants,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
     """`--layouts`, `--sequence-parallel`, `--weights`, for several layouts at once."""
     parser.add_argument(
         "--layouts", default=ALL,
-        help="all, or layouts joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+        help="all, or layouts joined by ',', for example dp2-sp4,tp8 or 'dp2-sp4 ring replicated' "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
@@ -95,18 +95,23 @@ def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
-    """The layouts that the options name, each once.
+    """The layouts that the options name, each once; a choice in a layout's text stays.
 
     Raises:
         LayoutError: a text is not a layout.
     """
     if parsed.layouts == ALL:
-        shapes = factorisations(num_devices)
+        texts = [str(layout) for layout in factorisations(num_devices)]
     else:
-        shapes = [parse_layout(text.strip()) for text in parsed.layouts.split(",")]
+        texts = [text.strip() for text in parsed.layouts.split(",")]
     modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    weights = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
-    found = [v for s in shapes for v in variants(s, sequence_parallel=modes, weights=weights)]
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    found = [
+        parse_layout(text, sequence_parallel=mode, weights=kind)
+        for text in texts
+        for mode in modes
+        for kind in kinds
+    ]
     return list(dict.fromkeys(found))
 
 

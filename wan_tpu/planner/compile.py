@@ -71,17 +71,15 @@ class StageFacts:
     failure: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as a JSON object."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"costs": None if self.costs is None else self.costs.to_json()}
+        """The facts as a JSON object, without the costs: these are read from the program's text."""
+        names = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in names if name != "costs"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StageFacts":
         """The facts that `to_json` wrote."""
         fields: dict[str, Any] = dict(value)
         fields["coordinates"] = tuple(tuple(place) for place in fields["coordinates"])
-        if fields["costs"] is not None:
-            fields["costs"] = ProgramCosts.from_json(fields["costs"])
         return cls(**fields)
 
 
@@ -265,11 +263,7 @@ STAGE_PACKAGES = ("text", "transformer", "schedulers", "vae")
 """Packages that a stage may not depend on; every other one of ours decides every program."""
 
 _NO_INFLUENCE = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
-READERS = ("hlo.py", "loops.py", "products.py", "collectives.py", "costs.py", "program.py")
-"""What reads programs: facts read by other rules are read anew, not compiled."""
-
-COUNTERS = ("kernel_cycles.py", "kernels.py", "schedule.py")
-"""What counts the cycles of kernels."""
+_COUNTERS = ("kernel_cycles.py", "kernels.py", "schedule.py")
 
 
 @functools.cache
@@ -292,7 +286,7 @@ def source_digest(*packages: str) -> str:
 
 
 @functools.cache
-def planner_digest(*names: str) -> str:
-    """A digest of files of the planner itself: `READERS` or `COUNTERS`."""
+def counter_digest() -> str:
+    """A digest of what counts the cycles of kernels."""
     folder = pathlib.Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _COUNTERS)).hexdigest()

@@ -19,14 +19,11 @@ from wan_tpu.geometry import TEXT_TOKENS
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.model import VideoModel, make_video_model
 from wan_tpu.planner.compile import (
-    COUNTERS,
-    READERS,
     FactsCache,
     StageFacts,
     compile_stage,
-    digest,
+    counter_digest,
     pack_text,
-    planner_digest,
     slice_devices,
     source_digest,
     unpack_text,
@@ -164,19 +161,10 @@ class Planner:
             self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
             return {"facts": facts.to_json(), "text": pack_text(text)}
 
-        def read() -> dict[str, Any]:
-            program = self._cache.get(key, compiled)
-            text = unpack_text(program["text"])
-            costs = read_program(text).to_json() if text else None
-            return program["facts"] | {"costs": costs}
-
-        key = {
-            "what": name,
-            "split": self._split(name, layout),
-            **self._base_key(*_PACKAGES_OF_STAGE[name]),
-        }
-        facts = self._cache.get({"program": digest(key), "reader": planner_digest(*READERS)}, read)
-        return StageFacts.from_json(facts)
+        key = {"what": name, "split": self._split(name, layout)}
+        program = self._cache.get(key | self._base_key(*_PACKAGES_OF_STAGE[name]), compiled)
+        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
+        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.
@@ -308,7 +296,7 @@ class Planner:
             **dataclasses.asdict(shape),
             "versions": versions(),
             "source": source_digest(),
-            "counter": planner_digest(*COUNTERS),
+            "counter": counter_digest(),
         }
 
         def make() -> dict[str, Any]:
