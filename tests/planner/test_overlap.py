@@ -170,3 +170,25 @@ ENTRY %main (w: s8[4096]) -> s8[1024] {
         ("slice", 1024, 1024),
         ("slice", 3072, 3072),
     ]
+
+
+def test_what_runs_on_its_own_is_asynchronous():
+    """A computation started beside the program. Red when its collective counts as waited for."""
+    text = """\
+HloModule beside, is_scheduled=true, num_partitions=8
+
+%beside (x: f32[1024]) -> f32[128] {
+  %x = f32[1024]{0:T(1024)} parameter(0)
+  ROOT %scatter = f32[128]{0:T(128)} reduce-scatter(%x), replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: f32[1024]) -> f32[128] {
+  %a = f32[1024]{0:T(1024)} parameter(0)
+  %go = ((f32[1024]{0:T(1024)}), f32[128]{0:T(128)}, u32[]{:S(2)}) async-start(%a), calls=%beside
+  ROOT %wait = f32[128]{0:T(128)} async-done(%go), calls=%beside
+}
+"""
+    (operation,) = read_program(text).operations
+    (collective,) = operation.collectives
+    assert (collective.kind, collective.link_bytes) == ("reduce-scatter", 4096 * 7 // 8)
+    assert collective.asynchronous

@@ -4,10 +4,11 @@ Bytes are what each device of a group of g sends: all-gather and reduce-scatter 
 whole array, all-reduce twice that, all-to-all (g - 1)/g of its operand, permute its operand. How
 long that takes is `links.py`.
 
-Two forms are asynchronous, the program goes on meanwhile: the `-start` and `-done` halves of an
-operation, and a chain of fusions (libtpu's "async collective fusion"), of which the first starts
-the collective, the last waits for it and products between carry it along. All of a chain's fusions
-hold the same collective: it is booked on the one that starts it.
+Three forms are asynchronous, the program goes on meanwhile: the `-start` and `-done` halves of an
+operation, what a computation started by `async-start` holds, and a chain of fusions (libtpu's
+"async collective fusion"), of which the first starts the collective, the last waits for it and
+products between carry it along. All of a chain's fusions hold the same collective: it is booked on
+the one that starts it.
 """
 
 import dataclasses

@@ -133,7 +133,12 @@ class _Walk:
         self._computation(self._program.computations[self._program.entry], 1, ())
 
     def _computation(
-        self, computation: Computation, times: int, arguments: tuple[Value, ...]
+        self,
+        computation: Computation,
+        times: int,
+        arguments: tuple[Value, ...],
+        *,
+        asynchronous: bool = False,
     ) -> None:
         scalars = Scalars(self._program, computation, arguments)
         for instruction in computation.instructions.values():
@@ -144,9 +149,14 @@ class _Walk:
             elif instruction.opcode in ("call", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
-                    self._computation(self._program.computations[name], times, values)
+                    self._computation(
+                        self._program.computations[name],
+                        times,
+                        values,
+                        asynchronous=asynchronous or instruction.opcode == "async-start",
+                    )
             elif not self._costs.is_free(instruction):
-                self._operation(computation, instruction, times)
+                self._operation(computation, instruction, times, asynchronous)
 
     def _callees(self, instruction: Instruction) -> Iterable[str]:
         """The computations that an operation names; of a conditional every branch."""
@@ -177,11 +187,16 @@ class _Walk:
         body = self._program.computations[loop.called("body") or ""]
         self._computation(body, times * (1 if turns is None else turns), (inside,))
 
-    def _operation(self, computation: Computation, instruction: Instruction, times: int) -> None:
+    def _operation(
+        self, computation: Computation, instruction: Instruction, times: int, asynchronous: bool
+    ) -> None:
         costs = self._costs
         attention = costs.attention(computation, instruction)
         flops = attention.flops if attention else costs.flops(computation, instruction)
-        collectives = tuple(costs.collectives(computation, instruction))
+        collectives = tuple(
+            dataclasses.replace(c, asynchronous=asynchronous or c.asynchronous)
+            for c in costs.collectives(computation, instruction)
+        )
         operation = Operation(
             name=instruction.name,
             kind=_kind(instruction, flops, collectives),
