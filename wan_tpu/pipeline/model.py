@@ -56,6 +56,7 @@ class Component:
         """What each device holds of it."""
         return tree_bytes(dict(self.weights))
 
+
 GATHER_WEIGHTS_FIRST = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """Size in MiB from which XLA multiplies by a sharded weight piece by piece as its shards come in.
 
