@@ -23,6 +23,7 @@ from tests.original_checkpoints import (
     transformer_names,
     wan_tiny,
 )
+from wan_tpu.checkpoints.known import wan_tiny_folder
 from wan_tpu.checkpoints.models import COMPONENTS, open_model
 from wan_tpu.errors import WanTpuError
 from wan_tpu.pipeline.text_to_video import TextToVideo
@@ -613,6 +614,17 @@ def test_gives_the_weights_of_wan_tiny(tmp_path, make, tolerance, options):
             found = np.asarray(source.read(name)).astype(np.float32)
             limit = tolerance * np.abs(number).max()
             assert np.abs(found - number).max() <= limit, (component, name)
+
+
+def test_every_place_that_a_model_is_read_from_is_known(tmp_path):
+    """Processes compare them: red when a file beside the folder is left out."""
+    path = a_file_of_comfyui(tmp_path / "a")
+    assert open_model(str(path)).paths == [wan_tiny_folder(), path]
+    folder = original_folder(tmp_path / "b")
+    assert set(open_model(str(folder)).paths) == {
+        wan_tiny_folder(), *folder.glob("*.safetensors"), folder / "google" / "umt5-xxl"
+    }  # fmt: skip
+    assert open_model("wan-tiny").paths == [wan_tiny_folder()]
 
 
 @pytest.mark.parametrize(("make", "message"), BAD)
