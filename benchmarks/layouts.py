@@ -113,7 +113,7 @@ def measure(parsed: argparse.Namespace) -> list[Measurement]:
         layout.require_devices(len(devices))
     rows = []
     for layout in layouts:
-        sys.stderr.write(f"measuring {layout} ({layout.sequence_parallel})\n")
+        sys.stderr.write(f"measuring {layout}\n")
         rows.append(_measure_layout(parsed, layout, devices))
     return sorted(rows, key=lambda row: statistics.median(row.video_seconds))
 
@@ -186,10 +186,8 @@ def format_table(parsed: argparse.Namespace, rows: Sequence[Measurement]) -> str
     lines = [title, "", "  ".join(f"{name:{form}}" for name, form in _COLUMNS)]
     for row in rows:
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / GIB:.2f}"
-        mode = row.layout.sequence_parallel
-        mode = "" if row.layout.sp == 1 or mode == "ulysses" else f" {mode}"
         values = [
-            f"{row.layout}{mode}",
+            str(row.layout),
             memory,
             f"{row.load_seconds:.1f}",
             f"{row.compile_seconds:.1f}",
