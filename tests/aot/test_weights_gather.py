@@ -62,6 +62,7 @@ def product_stage(slice_name: str, *, options: bool) -> Stage:
 def transfers(stage: Stage) -> dict[str, int]:
     """How many of each stand in the program."""
     program = stage.compile().as_text()
+    assert program is not None
     return {
         kind: len(re.findall(rf" {kind}(?:-start)?\(", program))
         for kind in ("all-gather", "collective-permute")

@@ -69,7 +69,6 @@ class Layout:
             raise UnknownNameError("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL)
         if self.weights not in WEIGHTS:
             raise UnknownNameError("weights", self.weights, WEIGHTS)
-
         if self.sp == 1:
             object.__setattr__(self, "sequence_parallel", SEQUENCE_PARALLEL[0])
         if self.dp * self.sp == 1:

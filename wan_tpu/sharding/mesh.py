@@ -18,14 +18,14 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     On TPU the axes follow the chips' links: `mesh_utils.create_device_mesh` chooses which chips
     form each axis's groups, `ordered_along_links` their order. So the devices of one process need
     not follow one another in the mesh. Elsewhere, and where chips are no block (three of a square),
-    devices keep their order.
+    devices keep the order that they are given in.
 
     Raises:
         LayoutError: the layout does not use exactly these devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     layout.require_devices(len(devices))
-    if devices[0].platform == "tpu" and _block([_place(device) for device in devices]):
+    if devices[0].platform == "tpu" and _is_solid(devices):
         grid = mesh_utils.create_device_mesh(layout.shape, devices, allow_split_physical_axes=True)
         grid = ordered_along_links(grid)
     else:
@@ -128,6 +128,14 @@ def _block(places: Sequence[tuple[int, ...]]) -> list[list[int]] | None:
     """The numbers along each dimension whose every combination is a place; None if some is not."""
     numbers = [sorted(set(along)) for along in zip(*places, strict=True)]
     return numbers if set(places) == set(itertools.product(*numbers)) else None
+
+
+def _is_solid(devices: Sequence[Any]) -> bool:
+    """Whether TPU devices are a block without gaps, as `create_device_mesh` wants them."""
+    block = _block([_place(device) for device in devices])
+    return block is not None and all(
+        numbers[-1] - numbers[0] + 1 == len(numbers) for numbers in block
+    )
 
 
 def _place(device: Any) -> tuple[int, ...]:
