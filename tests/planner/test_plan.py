@@ -255,6 +255,4 @@ def test_layouts_of_the_command():
     layouts = read_layouts(parsed, 8)
     assert len(layouts) == len(set(layouts)) > 10
     assert parse_layout("tp8") in layouts
-    assert len({layout.shape for layout in layouts if layout.sp == 1}) == sum(
-        layout.sp == 1 for layout in layouts
-    )
+    assert Layout(tp=8, sequence_parallel="allgather") not in layouts

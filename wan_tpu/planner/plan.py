@@ -140,7 +140,7 @@ class Planner:
 
     def _facts(self, name: str, layout: Layout) -> StageFacts:
         """The facts of a stage, from the cache or from the compiler."""
-        label = f"{layout}: {name}"
+        label = f"{layout} ({layout.sequence_parallel}, weights {layout.weights}): {name}"
 
         def compiled() -> dict[str, Any]:
             self._report(f"compiling {label}")

@@ -33,7 +33,14 @@ def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> s
 
 def layout_name(row: LayoutPlan) -> str:
     """A layout with those of its choices that are not the default."""
-    return str(row.layout)
+    layout = row.layout
+    choices = (
+        []
+        if layout.sequence_parallel == "ulysses" or layout.sp == 1
+        else [layout.sequence_parallel]
+    )
+    choices += [] if layout.weights == "sharded" else [layout.weights]
+    return " ".join([str(layout), *choices])
 
 
 def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -> dict[str, Any]:
