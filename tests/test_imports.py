@@ -14,7 +14,7 @@ ROOT = pathlib.Path(wan_tpu.__file__).parent
 FLOORS = [
     {"errors", "geometry", "request", "json_lines", "multihost"},
     {"sharding", "torch_compat", "runtime", "compile_cache"},
-    {"stage", "torch_bridge", "checkpoints"},
+    {"stage", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
     {"text", "transformer", "vae", "schedulers"},
     {"pipeline"},

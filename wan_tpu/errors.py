@@ -45,6 +45,10 @@ class OutputError(WanTpuError):
     """The result cannot be written."""
 
 
+class OutOfMemoryError(WanTpuError):
+    """A device or the host has not enough memory for what was asked."""
+
+
 class BadNumbersError(WanTpuError):
     """The model computed NaN or infinite numbers, of which no video can be made.
 

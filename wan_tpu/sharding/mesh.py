@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike
 
 from wan_tpu.sharding.layout import AXES, Layout
 from wan_tpu.sharding.neighbours import is_block, ordered_along_links
@@ -51,3 +52,9 @@ def device_kind_of(mesh: Mesh | AbstractMesh) -> str:
 def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def place(array: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """Puts an array (or a number) that every process holds whole onto the mesh, each its part."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
