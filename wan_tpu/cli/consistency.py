@@ -29,7 +29,6 @@ from wan_tpu.sharding.layout import (
     Layout,
     factorisations,
     parse_layout,
-    variants,
 )
 from wan_tpu.text.prompt import check_prompt
 
@@ -145,17 +144,22 @@ def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
         LayoutError: a text is not a layout, or one needs more devices than there are.
     """
     most = min(parsed.devices or num_here, num_here)
+    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
     if parsed.layouts == ALL:
         counts = [n for n in range(2, most + 1) if most % n == 0]
-        shapes = [shape for count in counts for shape in factorisations(count)]
+        texts = [str(shape) for count in counts for shape in factorisations(count)]
     else:
-        shapes = [parse_layout(text.strip()) for text in parsed.layouts.split(",")]
-    for shape in shapes:
-        if shape.num_devices > most:
-            shape.require_devices(most)
-    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    weights = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
-    found = [v for s in shapes for v in variants(s, sequence_parallel=modes, weights=weights)]
+        texts = [text.strip() for text in parsed.layouts.split(",")]
+    found = [
+        parse_layout(text, sequence_parallel=mode, weights=kind)
+        for text in texts
+        for mode in modes
+        for kind in kinds
+    ]
+    for layout in found:
+        if layout.num_devices > most:
+            layout.require_devices(most)
     return list(dict.fromkeys(found))
 
 

@@ -23,7 +23,7 @@ from wan_tpu.pipeline.options import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
-from wan_tpu.sharding.rules import CONTEXT
+from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
