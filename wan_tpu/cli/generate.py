@@ -209,6 +209,7 @@ def _make(
             on_progress=report,
             should_cancel=should_cancel,
             on_frames=on_frames,
+            keep_frames=False,
         )
 
     task = dataclasses.asdict(request)

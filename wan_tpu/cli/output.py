@@ -59,9 +59,14 @@ def write_story(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
         sys.stderr.write(f"{name:<22}{seconds:>9.2f} s{each}\n")
     sys.stderr.write(
         f"{metadata['model']}, layout {metadata['layout']}, attention {metadata['attention']}, "
-        f"VAE {metadata['vae']}, {metadata['dtype']}, "
+        f"VAE {metadata['vae']}, {_dtypes(metadata)}, "
         f"{metadata['num_devices']} x {metadata['device_kind']}, seed {metadata['seed']}\n"
     )
+
+
+def _dtypes(metadata: Mapping[str, Any]) -> str:
+    dtype, vae_dtype = metadata["dtype"], metadata["vae_dtype"]
+    return dtype if dtype == vae_dtype else f"{dtype} with the VAE in {vae_dtype}"
 
 
 def tell(output: pathlib.Path) -> None:

@@ -405,6 +405,7 @@ class TextToVideo:
             "attention": model.denoiser.setting.implementation,
             "vae": self._vae.name,
             "dtype": str(jnp.dtype(model.dtype)),
+            "vae_dtype": str(jnp.dtype(self.model.vae_dtype)),
             "device_kind": devices.flat[0].device_kind,
             "num_devices": int(devices.size),
             "num_processes": jax.process_count(),
