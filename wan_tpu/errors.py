@@ -22,6 +22,10 @@ class PromptError(InputError):
     """A prompt that cannot be encoded."""
 
 
+class MediaError(InputError):
+    """A picture or clip that is not the one that the request names, or that nothing takes."""
+
+
 class LayoutError(InputError):
     """A layout that does not fit the devices or the model."""
 
@@ -43,6 +47,10 @@ class MissingPackageError(WanTpuError):
 
 class OutputError(WanTpuError):
     """The result cannot be written."""
+
+
+class OutOfMemoryError(WanTpuError):
+    """A device or the host has not enough memory for what was asked."""
 
 
 class BadNumbersError(WanTpuError):

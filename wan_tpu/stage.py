@@ -29,6 +29,7 @@ class Stage:
         matmul_precision: `highest` where float32 products must be float32; None is the platform's
             default (a TPU multiplies float32 in bfloat16 passes).
         tpu_compiler_options: XLA options for TPUs, by name.
+        size: of the video that the program is for; None where it serves every size.
     """
 
     name: str
@@ -40,13 +41,14 @@ class Stage:
     out_shardings: Any = None
     matmul_precision: str | None = None
     tpu_compiler_options: Mapping[str, str] | None = None
+    size: Hashable = None
 
     @property
     def key(self) -> Hashable:
-        """Equal for stages whose programs are the same, on one mesh."""
+        """Equal for stages whose programs are the same, on meshes of the same devices in order."""
         leaves, structure = jax.tree.flatten(self.arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        return (self.name, self.closes_over, structure, shapes)
+        return (self.name, self.closes_over, tuple(self.mesh.shape.items()), structure, shapes)
 
     def lower(self) -> jax.stages.Lowered:
         """Traces and lowers for the platform of the mesh, which need not be this machine's."""
@@ -60,7 +62,10 @@ class Stage:
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the program; calling the result takes arrays like `arguments`."""
-        lowered = self.lower()
+        return self.compile_lowered(self.lower())
+
+    def compile_lowered(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Compiles what `lower` gave; takes no lock, so that others may trace meanwhile."""
         options = self.tpu_compiler_options if platform_of(self.mesh) == "tpu" else None
         with jax.set_mesh(self.mesh):
             return lowered.compile(compiler_options=dict(options) if options else None)

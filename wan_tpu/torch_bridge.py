@@ -7,15 +7,20 @@ and differentiated like any other JAX code.
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import torch
 
 from wan_tpu.torch_compat import import_torchax
 
+Params = Mapping[str, jax.Array]
+"""Parameters by name."""
 
-def call_module(module: torch.nn.Module, params: Mapping[str, jax.Array], *args: Any) -> Any:
+Entry = TypeVar("Entry")
+
+
+def call_module(module: torch.nn.Module, params: Params, *args: Any) -> Any:
     """Calls `module` with these parameters; arrays in, arrays out.
 
     Args:
@@ -48,6 +53,6 @@ def to_jax(value: Any) -> Any:
     return import_torchax().interop.jax_view(value) if isinstance(value, torch.Tensor) else value
 
 
-def with_prefix(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def with_prefix(params: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
     """The entries under `prefix`, which is dropped from their names."""
     return {name.removeprefix(prefix): v for name, v in params.items() if name.startswith(prefix)}

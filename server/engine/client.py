@@ -133,6 +133,7 @@ class EngineClient:
         folder: pathlib.Path,
         on_progress: Callable[[Progress], None],
         *,
+        uploads: pathlib.Path,
         timeout_seconds: float,
     ) -> dict[str, Any]:
         """Makes a job's video.
@@ -142,6 +143,7 @@ class EngineClient:
             request: complete.
             folder: where the files are left.
             on_progress: told at every step.
+            uploads: where the pictures and clips lie that the request names.
             timeout_seconds: that the caller will wait; nothing ends by it here.
 
         Returns:
@@ -151,7 +153,12 @@ class EngineClient:
             EngineFailure: no video; with the code that the job fails with.
             ProcessLost: another process of the slice was lost.
         """
-        work = Generate(job=job_id, request=dataclasses.asdict(request), folder=str(folder))
+        work = Generate(
+            job=job_id,
+            request=dataclasses.asdict(request),
+            folder=str(folder),
+            uploads=str(uploads),
+        )
         size = (request.width, request.height, request.num_frames)
         return await self._do(work, on_progress, size, timeout_seconds)
 

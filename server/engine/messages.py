@@ -1,4 +1,8 @@
-"""What the service and its engine process say to each other: one JSON object a line."""
+"""The messages between the service and its own engine process, one JSON object a line.
+
+Over a pipe inside one machine; what process 0 and the followers of a slice send each other is in
+`wan_tpu.multihost.messages`.
+"""
 
 import dataclasses
 from typing import Any
@@ -8,11 +12,17 @@ from wan_tpu.json_lines import JsonLines
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
-    """To the engine: make this video and leave its files in this folder."""
+    """To the engine: make this video.
+
+    Attributes:
+        folder: where its files are left.
+        uploads: folder of the pictures and clips that the request names (`server.files.uploads`).
+    """
 
     job: str
     request: dict[str, Any]
     folder: str
+    uploads: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,11 +40,13 @@ from server.engine.messages import (
 from server.engine.recorder import Recorder
 from server.engine.seam import Engine
 from server.files.disk import is_disk_full
+from server.files.uploads import UploadLost, read_uploads
 from server.files.writer import MediaFiles
 from server.logs import flush_logging, start_logging
 from server.settings import Settings
 from server.signals import ending_signals
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
+from wan_tpu.media import NO_MEDIA
 from wan_tpu.pipeline.progress import Progress as PipelineProgress
 from wan_tpu.request import VideoRequest
 
@@ -150,6 +152,8 @@ def _answer(engine: Engine, service: Connection, work: Work) -> Message:
 
 def _code_of(engine: Engine, error: Exception) -> Failure:
     """Which kind of failure it is: some are the same for every engine."""
+    if isinstance(error, UploadLost):
+        return Failure.UPLOAD_LOST
     if is_disk_full(error):
         return Failure.DISK_FULL
     return engine.failure_of(error)
@@ -176,6 +180,7 @@ def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], N
 def _probe(engine: Engine, service: Connection, work: Probe) -> dict[str, Any]:
     return engine.generate(
         engine.probe_request(),
+        media=NO_MEDIA,
         on_frames=lambda _: None,
         on_progress=_reporter(service, work),
         should_cancel=lambda: service.is_cancelled(work.job),
@@ -188,6 +193,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     assert request.width is not None
     assert request.height is not None
     assert request.num_frames is not None
+    media = read_uploads(pathlib.Path(work.uploads), request.media)
     with MediaFiles(
         pathlib.Path(work.folder),
         fps=request.fps,
@@ -197,6 +203,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     ) as files:
         metadata = engine.generate(
             request,
+            media=media,
             on_frames=files.write,
             on_progress=_reporter(service, work),
             should_cancel=lambda: service.is_cancelled(work.job),
@@ -207,7 +214,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
 def _words(error: Exception, code: Failure) -> str:
     """What the client is told: no paths, no insides."""
     match code:
-        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS:
+        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS | Failure.UPLOAD_LOST:
             return str(error)
         case Failure.OUT_OF_MEMORY:
             return "the accelerator ran out of memory; ask for a smaller size or fewer frames"

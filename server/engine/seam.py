@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from server.engine.failure import Failure
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
@@ -48,6 +49,7 @@ class Engine(Protocol):
         self,
         request: VideoRequest,
         *,
+        media: Media,
         on_frames: Callable[[np.ndarray], None],
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
@@ -56,6 +58,7 @@ class Engine(Protocol):
 
         Args:
             request: complete and checked.
+            media: the bytes of the pictures and clips that it names.
             on_frames: takes frames `[n, height, width, 3]`, uint8, in order.
             on_progress: told at every step.
             should_cancel: asked at every step.

@@ -84,7 +84,12 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """What stands in front of the routes; what is added last sees a request first."""
     settings = service.settings
-    app.add_middleware(Guard, settings=settings, strangers=app.state.stranger_rate)
+    app.add_middleware(
+        Guard,
+        settings=settings,
+        strangers=app.state.stranger_rate,
+        takes_files=bool(app.state.model.media_roles),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from server.engine.failure import Failure
+from server.http import reference
 from wan_tpu.request import MAX_SEED
 
 
@@ -89,8 +90,23 @@ class VideoCreate(BaseModel):
     scheduler: Literal["unipc", "euler"] | None = Field(
         default=None, description="`unipc` or `euler`"
     )
-    input_reference: None = Field(
-        default=None, description="not taken: text to video only; null and empty are left out"
+    input_reference: str | None = Field(
+        default=None,
+        description="a picture or clip to begin with, PNG, JPEG, WebP or MP4: a file of a form, or "
+        "a data URL, also as `image_url` of an object; refused by a model that makes videos from "
+        "text only",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string", "pattern": "^(data:[^,]*;base64,.*)?$"},
+                {
+                    "type": "object",
+                    "properties": {"image_url": {"type": "string"}},
+                    "required": ["image_url"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        },
     )
 
     @field_validator("size", mode="after")
@@ -104,12 +120,6 @@ class VideoCreate(BaseModel):
     def _choose_seed(cls, seed: int | None) -> int | None:
         """Other programs write -1 for any seed."""
         return None if seed == -1 else seed
-
-    @field_validator("input_reference", mode="before")
-    @classmethod
-    def _leave_out(cls, reference: object) -> object:
-        """What forms send of an input that nobody filled in."""
-        return None if reference == "" else reference
 
 
 EXPECTED = {
@@ -125,7 +135,7 @@ EXPECTED = {
     "flow_shift": "a number between 0.001 and 100",
     "seed": f"a whole number between 0 and {MAX_SEED}, or -1 for any",
     "scheduler": "unipc or euler",
-    "input_reference": "left out, since this server makes videos from text only",
+    "input_reference": reference.EXPECTED,
 }
 """What each field takes, in words for people; a test holds it to the fields."""
 

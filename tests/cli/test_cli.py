@@ -45,7 +45,29 @@ def test_generate_npy_on_a_layout_of_eight_equals_one_device(run, tmp_path):
     assert one.dtype == np.uint8
     assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1
     story = json.loads((tmp_path / "eight.json").read_text())
-    assert (story["layout"], story["num_devices"]) == ("dp2-sp2-tp2", 8)
+    layout = "dp2-sp2-tp2 allgather replicated"
+    assert (story["layout"], story["num_devices"]) == (layout, 8)
+
+
+def test_how_a_layout_is_split_is_heeded_where_the_layout_itself_is_chosen(run, tmp_path):
+    """Red when `--sequence-parallel` and `--weights` mean nothing without `--layout`."""
+    done = run(
+        "generate", PROMPT, "--steps", "1", "-o", "out.npy", "--host-devices", "4",
+        "--sequence-parallel", "ring", "--weights", "replicated", "--vae-dtype", "bfloat16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    story = json.loads((tmp_path / "out.json").read_text())
+    assert story["layout"] == "dp2-sp2 ring replicated"
+    assert (story["dtype"], story["vae_dtype"]) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("command", ["generate", "consistency"])
+def test_help_names_every_attention_and_dtype(run_here, command):
+    code, out, _ = run_here(command, "--help")
+    assert code == 0
+    said = " ".join(out.split())
+    assert "auto, reference, dot_product, chunked, splash or flash" in said
+    assert "--vae-dtype NAME of the VAE, bfloat16 or float32" in said
 
 
 USAGE = {
@@ -59,6 +81,11 @@ USAGE = {
     "unknown attention": (["--attention", "flash9"], "splash"),
     "unknown VAE": (["--vae", "torch"], "maxdiffusion"),
     "unknown dtype": (["--dtype", "int8"], "bfloat16"),
+    "unknown VAE dtype": (["--vae-dtype", "fp32"], "float32"),
+    "a way to share tokens twice": (
+        ["--layout", "sp4 ring", "--sequence-parallel", "ulysses"],
+        "give one of them",
+    ),
     "no steps": (["--steps", "0"], "at least 1"),
     "negative seed": (["--seed", "-2"], "seed"),
     "size of nothing": (["--size", ""], "832x480"),
@@ -203,6 +230,12 @@ class TestInspect:
         assert shown["bytes"] == sum(math.prod(p.shape) * p.dtype.itemsize for p in params)
         (file,) = folder.glob("*.safetensors")
         assert shown["bytes_on_disk"] == file.stat().st_size
+
+    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
+    def test_a_split_of_no_layout(self, run_here, option):
+        code, _, error = run_here("inspect", "wan-tiny", *option)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "--layout dp2-sp4" in error
 
     def test_table(self, run):
         done = run("inspect", "wan-tiny", "--layout", "tp8")

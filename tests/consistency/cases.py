@@ -28,7 +28,7 @@ class Case:
     guidance: str
 
     def __str__(self) -> str:
-        text = (self.layout.full_name, self.attention, self.model, self.frames, self.guidance)
+        text = (str(self.layout), self.attention, self.model, self.frames, self.guidance)
         return ", ".join(text)
 
     def choices(self) -> dict[str, object]:

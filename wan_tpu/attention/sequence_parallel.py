@@ -24,15 +24,7 @@ from wan_tpu.attention.ring import ring_attention
 from wan_tpu.attention.splash import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
-
-TOKENS_SPLIT = PartitionSpec(DP, SP, TP)
-"""How `[batch, tokens, heads * head_dim]` is split."""
-
-GROUPS_SPLIT = PartitionSpec(None, DP, SP, TP)
-"""How `[groups, batch, tokens, heads of a group * head_dim]` is split."""
-
-KEYS_WHOLE = PartitionSpec(None, DP, None, TP)
-"""How `cross_attend` splits the keys: every sp shard holds all of them."""
+from wan_tpu.sharding.rules import CONTEXT, GROUPED_HEADS, SPLIT_FEATURES
 
 LocalAttend = Callable[..., jax.Array]
 """`attend_chunks` with everything chosen but the arrays and `num_keys`."""
@@ -96,7 +88,7 @@ def group_heads(x: jax.Array, *, mesh: Mesh, layout: Layout) -> jax.Array:
         groups = head_groups(layout)
         return x.reshape(batch, tokens, groups, channels // groups).transpose(2, 0, 1, 3)
 
-    return _shard_map(per_device, mesh, (TOKENS_SPLIT,), GROUPS_SPLIT)(x)
+    return _shard_map(per_device, mesh, (SPLIT_FEATURES,), GROUPED_HEADS)(x)
 
 
 def ungroup_heads(x: jax.Array, *, mesh: Mesh) -> jax.Array:
@@ -106,7 +98,7 @@ def ungroup_heads(x: jax.Array, *, mesh: Mesh) -> jax.Array:
         groups, batch, tokens, channels = x.shape
         return x.transpose(1, 2, 0, 3).reshape(batch, tokens, groups * channels)
 
-    return _shard_map(per_device, mesh, (GROUPS_SPLIT,), TOKENS_SPLIT)(x)
+    return _shard_map(per_device, mesh, (GROUPED_HEADS,), SPLIT_FEATURES)(x)
 
 
 def sharded_attend(
@@ -149,7 +141,7 @@ def sharded_attend(
         attend=_local_attend(mesh, implementation, head_dim),
         num_keys=num_keys,
     )
-    return _shard_map(per_device, mesh, (GROUPS_SPLIT,) * 3, GROUPS_SPLIT)(query, key, value)
+    return _shard_map(per_device, mesh, (GROUPED_HEADS,) * 3, GROUPED_HEADS)(query, key, value)
 
 
 def cross_attend(
@@ -184,8 +176,8 @@ def cross_attend(
     per_device = functools.partial(
         _alone, attend=_local_attend(mesh, implementation, head_dim), num_keys=None
     )
-    specs = (GROUPS_SPLIT, KEYS_WHOLE, KEYS_WHOLE)
-    return _shard_map(per_device, mesh, specs, GROUPS_SPLIT)(query, key, value)
+    specs = (GROUPED_HEADS, CONTEXT, CONTEXT)
+    return _shard_map(per_device, mesh, specs, GROUPED_HEADS)(query, key, value)
 
 
 def _alone(

@@ -1,40 +1,46 @@
-"""The denoising loop: one program, called once per step, that can be watched and stopped."""
+"""The denoising loop: calls from a table, one per step, that can be watched and stopped."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.schedulers.base import Schedule
-from wan_tpu.sharding.mesh import named
+from wan_tpu.sharding.mesh import named, place
 
 
-def denoise(
-    step: Callable[..., Any],
-    params: Any,
-    context: Any,
-    state: Any,
-    schedule: Schedule,
-    *,
-    is_finite: Callable[[jax.Array], jax.Array],
-    guidance_scale: float,
-    mesh: Mesh,
-    watch: Watch,
-) -> Any:
-    """Runs every step of a schedule.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepCall:
+    """One step of a run, everything about it decided.
+
+    Attributes:
+        program: the compiled step stage.
+        params: the denoiser's parameters for a step.
+        context: keys and values of cross-attention, for the program's batch.
+        numbers: `[n]`, float32, from `pack_numbers`.
+    """
+
+    program: Callable[..., tuple[Any, jax.Array]]
+    params: Mapping[str, jax.Array]
+    context: Any
+    numbers: np.ndarray
+
+
+def denoise(calls: Sequence[StepCall], state: Any, *, mesh: Mesh, watch: Watch) -> Any:
+    """Runs the calls one after the other.
+
+    A step is dispatched before the one ahead of it has ended, so that the devices never wait for
+    the host; it is reported, and the loop can be stopped, when it has ended.
 
     Args:
-        step: the compiled step stage.
-        params: the denoiser's parameters for a step.
-        context: keys and values of cross-attention.
+        calls: one per step.
         state: the scheduler's, with the noise; its memory is taken over.
-        schedule: noise levels and coefficients.
-        is_finite: the compiled check of the scheduler's sample; the same answer in all processes.
-        guidance_scale: of classifier-free guidance (unused by a program without it).
         mesh: where everything lies.
         watch: is told after every step, and may stop the loop.
 
@@ -45,18 +51,45 @@ def denoise(
         BadNumbersError: after a step that gave NaN or infinite numbers; later ones cannot heal it.
     """
     whole = named(mesh)
+    numbers = [place(call.numbers, whole) for call in calls]  # all at once, before the first step
+    with watch.stage("denoise", len(calls)) as report:
 
-    def scalar(value: Any) -> jax.Array:
-        array = np.asarray(value, np.float32)
-        return jax.make_array_from_callback(array.shape, whole, lambda index: array[index])
+        def finish(step: int, is_finite: jax.Array) -> None:
+            if not np.asarray(is_finite):  # waits for the step; the same in all processes
+                raise BadNumbersError(f"denoise, step {step} of {len(calls)}")
+            report(step)
 
-    guidance = scalar(guidance_scale)
-    with watch.stage("denoise", schedule.num_steps) as report:
-        for index in range(schedule.num_steps):
-            coefficients = jax.tree.map(scalar, schedule.coefficients(index))
-            timestep = scalar(schedule.timesteps[index])
-            state = step(params, context, state, coefficients, timestep, guidance)
-            if not np.asarray(is_finite(state.sample)):  # waits for the step
-                raise BadNumbersError(f"denoise, step {index + 1} of {schedule.num_steps}")
-            report(index + 1)
+        running: jax.Array | None = None
+        for step, call in enumerate(calls):
+            state, is_finite = call.program(call.params, call.context, state, numbers[step])
+            if running is not None:
+                finish(step, running)
+            running = is_finite
+        if running is not None:
+            finish(len(calls), running)
     return state
+
+
+def pack_numbers(schedule: Schedule, step: int, guidance_scale: float) -> np.ndarray:
+    """What one step's program is told in numbers, as one array that travels at once.
+
+    Args:
+        schedule: noise levels and coefficients.
+        step: from 0.
+        guidance_scale: of classifier-free guidance (unused by a program without it).
+
+    Returns:
+        `[2 + coefficients]`, float32: timestep, guidance scale, the coefficients in order.
+    """
+    coefficients = jax.tree.leaves(schedule.coefficients(step))
+    numbers = [schedule.timesteps[step], guidance_scale, *coefficients]
+    return np.concatenate([np.ravel(np.asarray(number, np.float32)) for number in numbers])
+
+
+def unpack_numbers(schedule: Schedule, numbers: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+    """`pack_numbers` undone, inside the program: timestep, guidance scale, coefficients."""
+    like, structure = jax.tree.flatten(schedule.coefficients(0))
+    ends = np.cumsum([array.size for array in like])[:-1]
+    parts = jnp.split(numbers[2:], ends)
+    coefficients = [part.reshape(array.shape) for part, array in zip(parts, like, strict=True)]
+    return numbers[0], numbers[1], jax.tree.unflatten(structure, coefficients)

@@ -5,66 +5,107 @@ that is not there.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
+from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
+from wan_tpu.pipeline.options import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
+from wan_tpu.sharding.rules import CONTEXT
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import CONTEXT_SPEC, Denoiser, latent_tokens_sharding, unpatchify
+from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
+from wan_tpu.vae.streaming import abstract_params
+from wan_tpu.vae.weights import DECODER
 
-DTYPES = ("bfloat16", "float32")
+TEXT_ENCODER, TRANSFORMER, VAE = "text_encoder", "transformer", "vae"
+"""Components of a text-to-video model, by the names of their folders."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One part of a model: what it is, what of it lies on the devices, which stages it runs.
+
+    Attributes:
+        module: pure functions of its parameters; of the autoencoder its sizes.
+        weights: by name, abstract: shapes, dtypes, how they are split.
+        stages: names of the stages that take these weights.
+    """
+
+    module: Any
+    weights: Mapping[str, jax.ShapeDtypeStruct]
+    stages: tuple[str, ...]
+
+    @property
+    def bytes_per_device(self) -> int:
+        """What each device holds of it."""
+        return tree_bytes(dict(self.weights))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VideoModel:
-    """The components of a model for one mesh, layout, dtype and attention.
+    """A model for one mesh, layout, dtype and attention.
 
     Attributes:
         description: names, configurations, defaults.
-        text_encoder: prompts to embeddings.
-        denoiser: the transformer.
-        vae: sizes of the autoencoder.
+        mesh: the devices.
+        layout: how the model is split over them.
+        dtype: of weights and activations.
+        vae_dtype: of the autoencoder.
+        components: its parts, in the order they run.
     """
 
     description: ModelDescription
-    text_encoder: TextEncoder
-    denoiser: Denoiser
-    vae: VaeConfig
+    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
+    layout: Layout
+    dtype: Any
+    vae_dtype: Any
+    components: Mapping[str, Component]
 
     @property
-    def mesh(self) -> Any:
-        """The devices."""
-        return self.denoiser.setting.mesh
+    def text_encoder(self) -> TextEncoder:
+        """Prompts to embeddings."""
+        return self.components[TEXT_ENCODER].module
 
     @property
-    def layout(self) -> Layout:
-        """How the model is split over them."""
-        return self.denoiser.setting.layout
+    def denoiser(self) -> Denoiser:
+        """The transformer; every set of its parameters goes through the same programs."""
+        return self.components[TRANSFORMER].module
 
     @property
-    def dtype(self) -> Any:
-        """Of weights and activations."""
-        return self.denoiser.dtype
+    def vae(self) -> VaeConfig:
+        """Sizes of the autoencoder."""
+        return self.components[VAE].module
 
     def text_stage(self, num_prompts: int) -> Stage:
-        """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`."""
+        """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`, whether all finite."""
+
+        def encode(params: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+            embeddings = self.text_encoder.encode(params, ids, mask)
+            return embeddings, _all_finite(embeddings)
+
         tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, named(self.mesh))
-        weights = abstract_weights(self.text_encoder.weights(), self.mesh)
-        return self._stage("text", self.text_encoder.encode, (weights, tokens, tokens))
+        return self._stage(
+            "text",
+            encode,
+            (dict(self.components[TEXT_ENCODER].weights), tokens, tokens),
+            out_shardings=named(self.mesh),  # every process asks, every device reads
+        )
 
     def context_stage(self, num_prompts: int, batch: int) -> Stage:
         """(parameters, embeddings) -> keys and values of cross-attention for the whole batch.
@@ -82,7 +123,13 @@ class VideoModel:
         shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
         text = abstract(shape, self.dtype, named(self.mesh))
         weights = abstract_weights(self.denoiser.context_weights(), self.mesh)
-        return self._stage("context", context, (weights, text), closes_over=batch)
+        return self._stage(
+            "context",
+            context,
+            (weights, text),
+            closes_over=batch,
+            out_shardings=named(self.mesh, *CONTEXT),
+        )
 
     def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
         """(noise in token form) -> the scheduler's state before the first step."""
@@ -91,37 +138,34 @@ class VideoModel:
             "start",
             schedule.init_state,
             (self.abstract_tokens(geometry),),
+            size=geometry,
             closes_over=jax.tree.structure(state),
             out_shardings=jax.tree.map(lambda x: x.sharding, state),
         )
 
     def step_stage(self, geometry: Geometry, schedule: Schedule, batch: int) -> Stage:
-        """(parameters, context, state, coefficients, timestep, guidance scale) -> state.
+        """(parameters, context, state, numbers) -> state, whether its sample is finite.
 
-        One program for all steps of all requests of this geometry and scheduler.
+        One program for all steps of all requests of this geometry and scheduler; `numbers` are
+        those of `wan_tpu.pipeline.denoise.pack_numbers`. Finite means every real token: what
+        padding holds is nobody's.
         """
         denoiser = self.denoiser
 
         def step(
-            params: Any,
-            context: Any,
-            state: Any,
-            coefficients: Any,
-            timestep: Any,
-            guidance_scale: Any,
-        ) -> Any:
+            params: Any, context: Any, state: Any, numbers: jax.Array
+        ) -> tuple[Any, jax.Array]:
+            timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
             velocity = denoiser.predict(params, state.sample, timestep, context, geometry)
             if batch == 2:
                 positive, negative = velocity[0:1], velocity[1:2]
                 velocity = negative + guidance_scale * (positive - negative)
             else:
                 velocity = velocity[0:1]
-            return schedule.update(state, velocity, coefficients)
+            state = schedule.update(state, velocity, coefficients)
+            return state, all_finite_tokens(state.sample, geometry)
 
-        scalar = abstract((), jnp.float32, named(self.mesh))
-        coefficients = jax.tree.map(
-            lambda x: abstract(x.shape, x.dtype, named(self.mesh)), schedule.coefficients(0)
-        )
+        numbers = abstract(pack_numbers(schedule, 0, 0.0).shape, jnp.float32, named(self.mesh))
         state = self.abstract_state(geometry, schedule)
         return self._stage(
             "step",
@@ -130,13 +174,12 @@ class VideoModel:
                 abstract_weights(denoiser.step_weights(), self.mesh),
                 self.abstract_context(batch),
                 state,
-                coefficients,
-                scalar,
-                scalar,
+                numbers,
             ),
+            size=geometry,
             closes_over=(geometry, batch),
             donate=(2,),
-            out_shardings=jax.tree.map(lambda x: x.sharding, state),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), named(self.mesh)),
         )
 
     def velocity_stage(self, geometry: Geometry, batch: int) -> Stage:
@@ -162,6 +205,7 @@ class VideoModel:
                 self.abstract_tokens(geometry),
                 abstract((), jnp.float32, named(self.mesh)),
             ),
+            size=geometry,
             closes_over=(geometry, batch),
             out_shardings=named(self.mesh),
         )
@@ -176,27 +220,7 @@ class VideoModel:
             "latents",
             latents,
             (self.abstract_tokens(geometry),),
-            closes_over=geometry,
-            out_shardings=named(self.mesh),
-        )
-
-    def text_check_stage(self, num_prompts: int) -> Stage:
-        """(embeddings) -> whether all their numbers are finite, known to every process."""
-        shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
-        text = abstract(shape, self.dtype, named(self.mesh))
-        return self._stage("check-text", _all_finite, (text,), out_shardings=named(self.mesh))
-
-    def latents_check_stage(self, geometry: Geometry) -> Stage:
-        """(tokens) -> whether all numbers are finite, padding left out, known to every process."""
-
-        def check(tokens: jax.Array) -> jax.Array:
-            inside = jnp.arange(tokens.shape[1]) < geometry.num_tokens
-            return _all_finite(jnp.where(inside[:, None], tokens, 0))
-
-        return self._stage(
-            "check-latents",
-            check,
-            (self.abstract_tokens(geometry),),
+            size=geometry,
             closes_over=geometry,
             out_shardings=named(self.mesh),
         )
@@ -204,7 +228,7 @@ class VideoModel:
     def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
-        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT_SPEC))
+        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
         return context, context
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
@@ -230,19 +254,42 @@ class VideoModel:
         )
 
 
+def all_finite_tokens(tokens: jax.Array, geometry: Geometry) -> jax.Array:
+    """Whether the real ones of `[1, padded tokens, channels]` are finite, padding left out."""
+    inside = jnp.arange(tokens.shape[1]) < geometry.num_tokens
+    return _all_finite(jnp.where(inside[:, None], tokens, 0))
+
+
 def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
 
+def tree_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of abstract arrays."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
 def make_video_model(
     description: ModelDescription,
-    mesh: Mesh | AbstractMesh,
+    mesh: Any,
     layout: Layout,
     *,
     dtype: Any,
+    vae_dtype: Any = None,
     attention: str = "auto",
 ) -> VideoModel:
     """The components of a described model on a mesh.
+
+    Args:
+        description: of the model.
+        mesh: the devices; an `AbstractMesh` where only sizes matter.
+        layout: what the mesh was made for.
+        dtype: of weights and activations.
+        vae_dtype: the autoencoder's; the same when not given.
+        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
 
     Raises:
         UnknownNameError: there is no such attention.
@@ -258,13 +305,36 @@ def make_video_model(
         head_dim=transformer.attention_head_dim,
     )
     setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
+    text_encoder = TextEncoder(
+        config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=dtype
+    )
+    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype)
+    vae = VaeConfig.from_json(configs["vae"])
+    vae_dtype = dtype if vae_dtype is None else vae_dtype
+    components = {
+        TEXT_ENCODER: Component(
+            module=text_encoder,
+            weights=abstract_weights(text_encoder.weights(), mesh),
+            stages=("text",),
+        ),
+        TRANSFORMER: Component(
+            module=denoiser,
+            weights=abstract_weights(denoiser.weights(), mesh),
+            stages=("context", "step"),
+        ),
+        VAE: Component(
+            module=vae,
+            weights=abstract_params(vae, vae_dtype, mesh=mesh, parts=(DECODER,)),
+            stages=("decode-first", "decode-next"),
+        ),
+    }
     return VideoModel(
         description=description,
-        text_encoder=TextEncoder(
-            config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=dtype
-        ),
-        denoiser=Denoiser(config=transformer, setting=setting, dtype=dtype),
-        vae=VaeConfig.from_json(configs["vae"]),
+        mesh=mesh,
+        layout=layout,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        components=MappingProxyType(components),
     )
 
 

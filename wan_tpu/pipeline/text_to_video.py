@@ -1,42 +1,68 @@
 """From a request to a video, top to bottom: the one place that knows the order of the stages."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.sharding import NamedSharding
 
-from wan_tpu.checkpoints.models import open_model
-from wan_tpu.checkpoints.source import SafetensorsSource
-from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.checkpoints.models import ModelDescription, open_model
+from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import check_request
-from wan_tpu.pipeline.denoise import denoise
-from wan_tpu.pipeline.model import VideoModel, make_video_model
+from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
+from wan_tpu.pipeline.load import Checkpoint, Params, load_vae_of, on_one_branch, place_model
+from wan_tpu.pipeline.memory import reporting_memory
+from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
+from wan_tpu.pipeline.programs import Programs
 from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.schedulers.base import Schedule
-from wan_tpu.sharding.layout import Layout, default_layout
-from wan_tpu.sharding.mesh import make_mesh, named
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import named, place
+from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
-from wan_tpu.text.encoder import ALIASES
 from wan_tpu.text.prompt import check_prompt, tokenize
 from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
-from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import patchify
-from wan_tpu.vae.backends import VaeBackend, load_vae
+from wan_tpu.transformer.denoiser import Context, patchify
+from wan_tpu.vae.backends import VaeBackend
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("wan_tpu", "torch", "torchax", "jax", "jaxlib", "flax", "diffusers", "transformers")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """One request with everything that was decided about it before anything runs.
+
+    Attributes:
+        request: complete. geometry: its sizes. schedule: its noise levels.
+        steps: what each denoising step takes.
+        model: the model on the mesh that suits the batch.
+        watch: reports, measures, stops.
+    """
+
+    request: VideoRequest
+    geometry: Geometry
+    schedule: Schedule
+    steps: tuple[PlannedStep, ...]
+    model: VideoModel
+    watch: Watch
+
+    @property
+    def batch(self) -> int:
+        """Prompts that the steps need: with guidance the negative one, too."""
+        return max(step.batch for step in self.steps)
 
 
 class TextToVideo:
@@ -46,98 +72,106 @@ class TextToVideo:
         model: what runs: components, mesh, layout, attention.
     """
 
-    def __init__(
-        self,
-        model: VideoModel,
-        *,
-        tokenizer: Tokenizer,
-        text_params: dict[str, jax.Array],
-        denoiser_params: dict[str, jax.Array],
-        vae: VaeBackend,
-    ):
+    def __init__(self, model: VideoModel, tokenizer: Tokenizer, vae: VaeBackend):
+        """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
+        self._one_branch = on_one_branch(model)
         self._tokenizer = tokenizer
-        self._text_params = text_params
-        self._denoiser_params = denoiser_params
         self._vae = vae
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._programs = Programs()
+        self._params: Mapping[str, Params] = {}
+        self._one_branch_params: Mapping[str, Params] = {}
+
+    def _give_weights(self, params: Mapping[str, Params]) -> None:
+        """Takes the weights; the mesh of one branch sees the same memory."""
+        self._params = params
+        self._one_branch_params = {
+            name: {
+                weight: seen_on(array, self._one_branch.components[name].weights[weight].sharding)
+                for weight, array in arrays.items()
+            }
+            for name, arrays in params.items()
+            if name != TEXT_ENCODER
+        }
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str = "wan-tiny",
-        *,
-        layout: Layout | None = None,
-        devices: Sequence[Any] | None = None,
-        dtype: Any = None,
-        attention: str = "auto",
-        vae: str = "flax",
+        cls, name: str = "wan-tiny", *, variant: str | None = None, **choices: Any
     ) -> "TextToVideo":
         """Loads a model onto devices.
 
         Args:
             name: `wan-tiny`, a folder in diffusers format, a hub id or a known model's name.
-            layout: how it is split; chosen for the number of devices when not given.
-            devices: those to use; all of all processes when not given.
-            dtype: of weights and activations; bfloat16, on a CPU float32, when not given.
-            attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
-            vae: `flax`, or `maxdiffusion` where that package is installed.
+            variant: of the weights' files, such as `fp16`.
+            **choices: those of `load`.
 
         Raises:
             InputError: a name or layout that does not exist or does not fit.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
         """
-        devices = list(devices if devices is not None else jax.devices())
-        if layout is not None:
-            layout.require_devices(len(devices))  # before gigabytes are downloaded
-        description = open_model(name)
-        dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
-        if layout is None:
-            transformer = TransformerConfig.from_json(description.configs["transformer"])
-            layout = default_layout(len(devices), transformer.num_attention_heads)
-        mesh = make_mesh(layout, devices)
-        model = make_video_model(description, mesh, layout, dtype=dtype, attention=attention)
-        backend = load_vae(
-            vae, model.vae, description.component_folder("vae"), mesh=mesh, dtype=dtype
+        layout, devices = choices.get("layout"), choices.get("devices")
+        if layout is not None:  # before gigabytes are downloaded
+            layout.require_devices(len(jax.devices() if devices is None else devices))
+        return cls.load(open_model(name), **choices)
+
+    @classmethod
+    def load(
+        cls,
+        description: ModelDescription,
+        *,
+        layout: Layout | None = None,
+        devices: Sequence[Any] | None = None,
+        dtype: Any = None,
+        attention: str = "auto",
+        vae: str = "flax",
+        vae_dtype: Any = None,
+        compile_for: VideoRequest | None = None,
+    ) -> "TextToVideo":
+        """Loads a model whose files are here onto devices.
+
+        Args:
+            description: from `open_model`.
+            layout: how it is split; chosen for the number of devices when not given.
+            devices: those to use; all of all processes when not given.
+            dtype: of weights and activations; bfloat16, on a CPU float32, when not given.
+            attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+            vae: `flax`, or `maxdiffusion` where that package is installed.
+            vae_dtype: of the autoencoder, where it differs.
+            compile_for: a request whose programs are compiled while the weights load.
+
+        Raises:
+            InputError: a layout or name that does not fit.
+            CheckpointError: files are missing, damaged or not those of the model.
+            MissingPackageError: the VAE's package is not installed.
+            OutOfMemoryError: the weights do not fit.
+        """
+        model = place_model(
+            description,
+            layout=layout,
+            devices=devices,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            attention=attention,
         )
-        logger.info(
-            "%s: layout %s (%s, weights %s), attention %s, VAE %s, %s, %d x %s",
-            name,
-            layout,
-            layout.sequence_parallel,
-            layout.weights,
-            model.denoiser.setting.implementation,
-            backend.name,
-            dtype,
-            len(devices),
-            devices[0].device_kind,
+        checkpoint = Checkpoint(model)  # what is wrong with it is said before anything compiles
+        tokenizer = load_tokenizer(
+            description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
         )
-        return cls(
-            model,
-            tokenizer=load_tokenizer(
-                description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
-            ),
-            text_params=load_weights(
-                "text encoder",
-                model.text_encoder.weights(),
-                SafetensorsSource(
-                    description.component_folder("text_encoder"),
-                    aliases=ALIASES,
-                    plain_name="model",
-                ),
-                mesh,
-            ),
-            denoiser_params=load_weights(
-                "transformer",
-                model.denoiser.weights(),
-                SafetensorsSource(
-                    description.component_folder("transformer"),
-                    plain_name="diffusion_pytorch_model",
-                ),
-                mesh,
-            ),
-            vae=backend,
+        with reporting_memory("loading the model", model):
+            pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            if compile_for is not None:
+                pipeline.prepare(compile_for)
+            pipeline._give_weights(checkpoint.load())
+        logger.info("%s", pipeline)
+        return pipeline
+
+    def __str__(self) -> str:
+        model, devices = self.model, self.model.mesh.devices
+        return (
+            f"{model.description.name}: layout {model.layout} (weights "
+            f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
+            f"VAE {self._vae.name}, {model.dtype}, {devices.size} x {devices.flat[0].device_kind}"
         )
 
     def __call__(
@@ -161,20 +195,19 @@ class TextToVideo:
             InputError: the request cannot be carried out; nothing was compiled.
             Cancelled: `should_cancel` said so.
             BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
+            OutOfMemoryError: this size and length does not fit; says what would.
         """
         check_prompt(request.prompt)
-        request, geometry = check_request(self.model.description, request)
-        watch = Watch(on_progress, should_cancel)
-        context = self._encode_text(request, watch)
-        latents = self._denoise(request, geometry, context, self._noise(request, geometry), watch)
+        run = self._plan(request, Watch(on_progress, should_cancel))
         chunks = []
-        for frames in self._decode(latents, geometry, watch):
-            chunks.append(frames)
-            if on_frames is not None:
-                on_frames(frames)
-        return VideoResult(
-            frames=np.concatenate(chunks), metadata=self._metadata(request, geometry, watch)
-        )
+        with self._reporting_memory(run):
+            contexts = self._encode_text(run)
+            latents = self._denoise(run, contexts, self._noise(run))
+            for frames in self._decode(run, latents):
+                chunks.append(frames)
+                if on_frames is not None:
+                    on_frames(frames)
+        return VideoResult(frames=np.concatenate(chunks), metadata=self._metadata(run))
 
     def intermediate(self, request: VideoRequest) -> dict[str, np.ndarray]:
         """What each part makes of a request, for comparing layouts.
@@ -184,20 +217,17 @@ class TextToVideo:
             height, latent width, channels]`; latents: after the whole run, `[1, ...]`; frames:
             as `VideoResult.frames`.
         """
-        request, geometry = check_request(self.model.description, request)
-        watch = Watch()
-        context = self._encode_text(request, watch)
-        noise = self._noise(request, geometry)
-        stage = self.model.velocity_stage(geometry, _batch(request))
-        timestep = np.asarray(self._schedule(request).timesteps[0], np.float32)
-        velocity = self._program(stage, watch)(
-            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
-            context,
+        run = self._plan(request, Watch())
+        contexts, noise = self._encode_text(run), self._noise(run)
+        first = run.steps[0]
+        velocity = self._program(run, run.model.velocity_stage(run.geometry, first.batch))(
+            self._step_params(run, first.component),
+            contexts[first.component, first.batch],
             noise,
-            place(timestep, named(self.model.mesh)),
+            place(np.asarray(run.schedule.timesteps[0], np.float32), named(run.model.mesh)),
         )
-        latents = self._denoise(request, geometry, context, noise, watch)
-        frames = np.concatenate(list(self._decode(latents, geometry, watch)))
+        latents = self._denoise(run, contexts, noise)
+        frames = np.concatenate(list(self._decode(run, latents)))
         return {
             "velocity": np.asarray(velocity),
             "latents": np.asarray(latents),
@@ -207,133 +237,168 @@ class TextToVideo:
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
     ) -> None:
-        """Compiles every program that a request like this one runs."""
-        request, geometry = check_request(self.model.description, request)
-        schedule = self._schedule(request)
-        watch = Watch(on_progress)
-        batch = _batch(request)
-        stages = [
-            self.model.text_stage(batch),
-            self.model.text_check_stage(batch),
-            self.model.context_stage(batch, batch),
-            self.model.start_stage(geometry, schedule),
-            self.model.step_stage(geometry, schedule, batch),
-            self.model.latents_check_stage(geometry),
-            self.model.latents_stage(geometry),
-            *self._vae.stages(geometry.latent_height, geometry.latent_width),
-        ]
-        for stage in stages:
-            self._program(stage, watch)
+        """Compiles every program that a request like this one runs; they are kept for good."""
+        self.prepare(request)
+        run = self._plan(request, Watch(on_progress))
+        with self._reporting_memory(run):
+            for stage in self._stages(run):
+                self._program(run, stage)
 
-    def _schedule(self, request: VideoRequest) -> Schedule:
+    def prepare(self, request: VideoRequest) -> None:
+        """Begins to compile what a request like this one runs, in the background."""
+        stages = self._stages(self._plan(request, Watch()))
+        self._programs.prepare(sorted(stages, key=_compile_order))
+
+    def _plan(self, request: VideoRequest, watch: Watch) -> Run:
+        """Decides everything about a request.
+
+        Raises:
+            InputError: the request cannot be carried out.
+        """
+        request, geometry = check_request(self.model.description, request)
         assert request.num_inference_steps is not None
         assert request.flow_shift is not None
-        return make_schedule(
+        schedule = make_schedule(
             request.scheduler,
             num_inference_steps=request.num_inference_steps,
             flow_shift=request.flow_shift,
             config=self.model.description.configs["scheduler"],
         )
-
-    def _encode_text(self, request: VideoRequest, watch: Watch) -> Any:
-        """Cross-attention's keys and values for the prompt and, with guidance, the negative one."""
-        batch = _batch(request)
-        prompts = [request.prompt, request.negative_prompt or ""][:batch]
-        ids, mask = tokenize(self._tokenizer, prompts)
-        if batch == 2 and np.array_equal(ids[0], ids[1]):
-            ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
-        text_stage = self.model.text_stage(len(ids))
-        encode = self._program(text_stage, watch)
-        is_finite = self._program(self.model.text_check_stage(len(ids)), watch)
-        contextualise = self._program(self.model.context_stage(len(ids), batch), watch)
-        with watch.stage("text", len(ids)) as report:
-            tokens = [
-                place(x, argument.sharding)
-                for x, argument in zip((ids, mask), text_stage.arguments[1:], strict=True)
-            ]
-            embeddings = encode(self._text_params, *tokens)
-            if not np.asarray(is_finite(embeddings)):
-                raise BadNumbersError("text, the prompt's embeddings")
-            weights = _subset(self._denoiser_params, self.model.denoiser.context_weights())
-            context = jax.block_until_ready(contextualise(weights, embeddings))
-            report(len(ids))
-        return context
-
-    def _denoise(
-        self,
-        request: VideoRequest,
-        geometry: Geometry,
-        context: Any,
-        noise: jax.Array,
-        watch: Watch,
-    ) -> jax.Array:
-        """Latents `[1, frames, height, width, channels]` of noise in token form."""
-        assert request.guidance_scale is not None
-        schedule, batch = self._schedule(request), _batch(request)
-        start = self._program(self.model.start_stage(geometry, schedule), watch)
-        step = self._program(self.model.step_stage(geometry, schedule, batch), watch)
-        is_finite = self._program(self.model.latents_check_stage(geometry), watch)
-        state = denoise(
-            step,
-            _subset(self._denoiser_params, self.model.denoiser.step_weights()),
-            context,
-            start(noise),
-            schedule,
-            is_finite=is_finite,
-            guidance_scale=request.guidance_scale,
-            mesh=self.model.mesh,
+        steps = plan_steps(request, schedule)
+        has_guidance = any(step.batch == 2 for step in steps)
+        return Run(
+            request=request,
+            geometry=geometry,
+            schedule=schedule,
+            steps=steps,
+            model=self.model if has_guidance else self._one_branch,
             watch=watch,
         )
-        return self._program(self.model.latents_stage(geometry), watch)(state.sample)
 
-    def _noise(self, request: VideoRequest, geometry: Geometry) -> jax.Array:
+    def _stages(self, run: Run) -> list[Stage]:
+        """The stage of every program of a run, in the order they run."""
+        model, geometry = run.model, run.geometry
+        batches = sorted({step.batch for step in run.steps})
+        return [
+            self.model.text_stage(run.batch),
+            *(model.context_stage(run.batch, batch) for batch in batches),
+            model.start_stage(geometry, run.schedule),
+            *(model.step_stage(geometry, run.schedule, batch) for batch in batches),
+            model.latents_stage(geometry),
+            *self._vae.stages(geometry.latent_height, geometry.latent_width),
+        ]
+
+    def _encode_text(self, run: Run) -> dict[tuple[str, int], Context]:
+        """Cross-attention's keys and values of the prompts, by component and batch of the steps."""
+        prompts = [run.request.prompt, run.request.negative_prompt or ""][: run.batch]
+        ids, mask = tokenize(self._tokenizer, prompts)
+        if len(prompts) == 2 and np.array_equal(ids[0], ids[1]):
+            ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
+        encode = self._program(run, self.model.text_stage(len(ids)))
+        users = sorted({(step.component, step.batch) for step in run.steps})
+        programs = {
+            batch: self._program(run, run.model.context_stage(len(ids), batch))
+            for batch in sorted({batch for _, batch in users})
+        }
+        with run.watch.stage("text", len(ids)) as report:
+            whole = named(self.model.mesh)
+            tokens = (place(x, whole) for x in (ids, mask))
+            embeddings, is_finite = encode(self._params[TEXT_ENCODER], *tokens)
+            embeddings = seen_on(embeddings, named(run.model.mesh))
+            contexts = {
+                (component, batch): programs[batch](
+                    _subset(self._params_on(run, component), run.model.denoiser.context_weights()),
+                    embeddings,
+                )
+                for component, batch in users
+            }
+            if not np.asarray(is_finite):  # the same in all processes
+                raise BadNumbersError("text, the prompt's embeddings")
+            jax.block_until_ready(contexts)
+            report(len(ids))
+        return contexts
+
+    def _denoise(
+        self, run: Run, contexts: Mapping[tuple[str, int], Context], noise: jax.Array
+    ) -> jax.Array:
+        """Latents `[1, frames, height, width, channels]` of noise in token form."""
+        model, geometry, schedule = run.model, run.geometry, run.schedule
+        start = self._program(run, model.start_stage(geometry, schedule))
+        programs = {
+            batch: self._program(run, model.step_stage(geometry, schedule, batch))
+            for batch in sorted({step.batch for step in run.steps})
+        }
+        components = sorted({step.component for step in run.steps})
+        params = {component: self._step_params(run, component) for component in components}
+        calls = [
+            StepCall(
+                program=programs[step.batch],
+                params=params[step.component],
+                context=contexts[step.component, step.batch],
+                numbers=pack_numbers(schedule, index, step.guidance_scale),
+            )
+            for index, step in enumerate(run.steps)
+        ]
+        state = denoise(calls, start(noise), mesh=model.mesh, watch=run.watch)
+        return self._program(run, model.latents_stage(geometry))(state.sample)
+
+    def _noise(self, run: Run) -> jax.Array:
         """The noise of the request's seed, in token form on the mesh; padding tokens are zero."""
-        noise = make_noise(request.seed, geometry, self.model.vae.z_dim)
-        tokens = patchify(noise, geometry.compression.patch)  # [1, tokens, token channels]
-        target = self.model.abstract_tokens(geometry)
+        noise = make_noise(run.request.seed, run.geometry, self.model.vae.z_dim)
+        tokens = patchify(noise, run.geometry.compression.patch)  # [1, tokens, token channels]
+        target = run.model.abstract_tokens(run.geometry)
         padding = target.shape[1] - tokens.shape[1]
         return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)
 
-    def _decode(self, latents: jax.Array, geometry: Geometry, watch: Watch) -> Iterator[np.ndarray]:
+    def _decode(self, run: Run, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames in order, uint8 `[n, height, width, 3]`, while later ones decode."""
+        geometry = run.geometry
         stages = self._vae.stages(geometry.latent_height, geometry.latent_width)
-        programs = [self._program(stage, watch) for stage in stages]
-        with watch.stage("decode", geometry.num_frames) as report:
+        programs = [self._program(run, stage) for stage in stages]
+        with run.watch.stage("decode", geometry.num_frames) as report:
             done = 0
             for frames in self._vae.frames(latents, programs):
                 done += len(frames)
                 yield frames
                 report(done)
 
-    def _program(self, stage: Stage, watch: Watch) -> Callable[..., Any]:
+    def _program(self, run: Run, stage: Stage) -> Callable[..., Any]:
         """The compiled stage, compiled on first use."""
-        if stage.key not in self._programs:
-            with watch.stage(f"compile {stage.name}", 1) as report:
-                self._programs[stage.key] = stage.compile()
-                report(1)
-        return self._programs[stage.key]
+        return self._programs.get(stage, run.watch)
 
-    def _metadata(self, request: VideoRequest, geometry: Geometry, watch: Watch) -> dict[str, Any]:
+    def _params_on(self, run: Run, component: str) -> Params:
+        """A component's parameters on the mesh of a run."""
+        return (self._params if run.model is self.model else self._one_branch_params)[component]
+
+    def _step_params(self, run: Run, component: str) -> Params:
+        return _subset(self._params_on(run, component), run.model.denoiser.step_weights())
+
+    def _reporting_memory(self, run: Run) -> contextlib.AbstractContextManager[None]:
+        geometry = run.geometry
+        what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
+        return reporting_memory(what, run.model, geometry)
+
+    def _metadata(self, run: Run) -> dict[str, Any]:
         """Everything needed to make the same video again, and how long each stage took."""
-        model, setting = self.model, self.model.denoiser.setting
+        model, seconds = run.model, run.watch.seconds
         devices = model.mesh.devices
         return {
             "model": model.description.name,
             "model_revision": model.description.revision,
-            "request": dataclasses.asdict(request),
-            "seed": request.seed,
-            "tokens": geometry.num_tokens,
+            "request": dataclasses.asdict(run.request),
+            "seed": run.request.seed,
+            "tokens": run.geometry.num_tokens,
             "layout": str(model.layout),
             "sequence_parallel": model.layout.sequence_parallel,
             "weights": model.layout.weights,
-            "attention": setting.implementation,
+            "attention": model.denoiser.setting.implementation,
             "vae": self._vae.name,
             "dtype": str(jnp.dtype(model.dtype)),
             "device_kind": devices.flat[0].device_kind,
             "num_devices": int(devices.size),
             "num_processes": jax.process_count(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
 
 
@@ -348,15 +413,11 @@ def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:
     return torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
 
 
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process holds onto the mesh."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def _compile_order(stage: Stage) -> int:
+    """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
+    slow = ("step", "text", "context", "start", "decode-next", "decode-first")
+    return slow.index(stage.name) if stage.name in slow else len(slow)
 
 
-def _batch(request: VideoRequest) -> int:
-    """Entries of the transformer's batch: guidance needs the prompt and the negative one."""
-    return 2 if request.uses_guidance else 1
-
-
-def _subset(params: dict[str, jax.Array], weights: list[Weight]) -> dict[str, jax.Array]:
+def _subset(params: Params, weights: list[Weight]) -> dict[str, jax.Array]:
     return {weight.name: params[weight.name] for weight in weights}

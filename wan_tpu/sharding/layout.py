@@ -1,6 +1,7 @@
 """What a layout is: three numbers and two choices. Knows nothing of devices or models.
 
-Text form: `dp2-sp4`, `tp8`, `dp2-sp2-tp2`; ones are left out and `single` is one device.
+Text form: `dp2-sp4`, `tp8`, `dp2-sp2-tp2`; ones are left out and `single` is one device. Choices
+that are not the default follow: `dp2-sp8 allgather`, `dp2-sp4 ring replicated`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from wan_tpu.errors import LayoutError, UnknownNameError
 
 SEQUENCE_PARALLEL = ("ulysses", "allgather", "ring")
 WEIGHTS = ("sharded", "replicated")
+"""The default of each choice comes first."""
 
 DP, SP, TP = "dp", "sp", "tp"
 AXES = (DP, SP, TP)
@@ -24,6 +26,11 @@ MOST_PROPOSED = 6
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How a model and its activations are split over devices.
+
+    A choice that makes no difference is its default, so that layouts of one program are equal:
+    without sp there are no other tokens to see, without dp and sp no copies of weights to keep.
+
+    `str(layout)` is the one text form; `parse_layout` reads it back.
 
     Attributes:
         dp: ways the batch is split; guidance makes a batch of two.
@@ -50,19 +57,17 @@ class Layout:
         if self.weights not in WEIGHTS:
             raise UnknownNameError("weights", self.weights, WEIGHTS)
 
+        if self.sp == 1:
+            object.__setattr__(self, "sequence_parallel", SEQUENCE_PARALLEL[0])
+        if self.dp * self.sp == 1:
+            object.__setattr__(self, "weights", WEIGHTS[0])
+
     def __str__(self) -> str:
-        parts = [f"{axis}{size}" for axis, size in zip(AXES, self.shape, strict=True) if size > 1]
-        return "-".join(parts) or "single"
-
-    @property
-    def full_name(self) -> str:
-        """The text form with the choices that make a difference to it: `dp2-sp4 ring replicated`.
-
-        Without sp there are no other tokens to see, without dp and sp no copies of weights to keep.
-        """
-        mode = [self.sequence_parallel] if self.sp > 1 else []
-        copies = [self.weights] if self.dp * self.sp > 1 and self.weights == "replicated" else []
-        return " ".join([str(self), *mode, *copies])
+        sizes = [f"{axis}{size}" for axis, size in zip(AXES, self.shape, strict=True) if size > 1]
+        choices = ((self.sequence_parallel, SEQUENCE_PARALLEL), (self.weights, WEIGHTS))
+        return " ".join(
+            ["-".join(sizes) or "single", *(name for name, names in choices if name != names[0])]
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,7 +95,10 @@ class Layout:
         """
         if self.num_devices != count:
             fitting = sorted(factorisations(count), key=self._distance)
-            nearest = ", ".join(str(layout) for layout in fitting[:MOST_PROPOSED])
+            choices = {"sequence_parallel": self.sequence_parallel, "weights": self.weights}
+            nearest = ", ".join(
+                str(dataclasses.replace(layout, **choices)) for layout in fitting[:MOST_PROPOSED]
+            )
             more = "" if len(fitting) <= MOST_PROPOSED else f" (nearest of {len(fitting)})"
             raise LayoutError(
                 f"layout {self} needs {self.num_devices} devices, {count} are here; "
@@ -108,19 +116,46 @@ def parse_layout(
 ) -> Layout:
     """Reads the text form of a layout.
 
+    Args:
+        text: sizes, then the choices that it makes, in any order: `dp2-sp8 allgather replicated`.
+        sequence_parallel: what a text that does not say it means.
+        weights: likewise.
+
     Raises:
         LayoutError: the text is not a layout; shows the form.
     """
+    sizes_text, *words = text.lower().split(" ")
+    sizes = _parse_sizes(sizes_text)
+    said = {_choice_of(word): word for word in words}
+    if sizes is None or None in said or len(said) < len(words):
+        raise LayoutError(
+            f"unknown layout {text!r}; write single, or dpN, spN and tpN joined by '-', "
+            "for example dp2-sp4 or tp8; after it, where wanted, "
+            f"one of {', '.join(SEQUENCE_PARALLEL)} and one of {', '.join(WEIGHTS)}"
+        )
+    return Layout(
+        **sizes,
+        sequence_parallel=said.get("sequence_parallel", sequence_parallel),
+        weights=said.get("weights", weights),
+    )
+
+
+def _choice_of(word: str) -> str | None:
+    """The attribute of a layout that a word is a value of."""
+    if word in SEQUENCE_PARALLEL:
+        return "sequence_parallel"
+    return "weights" if word in WEIGHTS else None
+
+
+def _parse_sizes(text: str) -> dict[str, int] | None:
+    """The sizes of the axes that are named, each once; None if it is something else."""
     sizes: dict[str, int] = {}
-    for part in [] if text.lower() == "single" else text.lower().split("-"):
+    for part in [] if text == "single" else text.split("-"):
         match = re.fullmatch(r"(dp|sp|tp)([1-9][0-9]{0,4})", part)
         if match is None or match[1] in sizes:
-            raise LayoutError(
-                f"unknown layout {text!r}; write single, or dpN, spN and tpN joined by '-', "
-                "for example dp2-sp4 or tp8"
-            )
+            return None
         sizes[match[1]] = int(match[2])
-    return Layout(**sizes, sequence_parallel=sequence_parallel, weights=weights)
+    return sizes
 
 
 def factorisations(num_devices: int) -> list[Layout]:
@@ -138,26 +173,69 @@ def variants(
     sequence_parallel: Sequence[str] = SEQUENCE_PARALLEL,
     weights: Sequence[str] = WEIGHTS,
 ) -> list[Layout]:
-    """A shape with each of the choices that make a difference to it (`Layout.full_name`)."""
-    modes = sequence_parallel if layout.sp > 1 else sequence_parallel[:1]
-    kinds = weights if layout.dp * layout.sp > 1 else weights[:1]
-    return [
+    """A shape with each of the choices that make a difference to it, each once."""
+    found = [
         dataclasses.replace(layout, sequence_parallel=mode, weights=kind)
-        for mode in modes
-        for kind in kinds
+        for mode in sequence_parallel
+        for kind in weights
     ]
+    return list(dict.fromkeys(found))
 
 
 def default_layout(num_devices: int, num_heads: int, *, batch: int = 2) -> Layout:
-    """The layout used when the user names none.
+    """The layout used when the user names none: the first of all by these rules, in this order.
 
-    The guidance pair goes on dp when it divides, then as much sp as needs no padding heads
-    (it exchanges activations only around attention), the rest tp.
+    1. As little of the batch computed twice, as few heads padded as any layout allows: all of a
+       step's work grows with either. Gathering keys pads no heads, so none are padded without tp.
+    2. The guidance pair on dp: its halves exchange nothing until the step's end.
+    3. The least exchanged within a layer (`_exchange`).
+
+    What these choose, planned beside the other layouts of the same slice, is in
+    benchmarks/results/2026-11-26-default-layouts.md. Ring exchanges what allgather does, and reads
+    and writes four times as much memory: it is for who has no room for the keys of a device's heads
+    (1.5 GB for 14B at 720p), and never the default.
+
+    Args:
+        num_devices: that the layout must use, all of them.
+        num_heads: of the transformer.
+        batch: 2 with guidance, 1 without.
     """
-    dp = 2 if batch == 2 and num_devices % 2 == 0 else 1
-    rest = num_devices // dp
-    sp = max(d for d in _divisors(rest) if d == 1 or num_heads % d == 0)
-    return Layout(dp=dp, sp=sp, tp=rest // sp)
+
+    def cost(layout: Layout) -> tuple[float, ...]:
+        entries = -(-batch // layout.dp)
+        return (
+            entries * layout.dp,
+            layout.padded_heads(num_heads),
+            -layout.dp,
+            _exchange(layout),
+            SEQUENCE_PARALLEL.index(layout.sequence_parallel),
+        )
+
+    return min(
+        (
+            choice
+            for layout in factorisations(num_devices)
+            for choice in variants(layout, weights=WEIGHTS[:1])
+        ),
+        key=cost,
+    )
+
+
+def _exchange(layout: Layout) -> float:
+    """How often one layer sends the hidden states `[tokens, dim]` of a batch entry over a link.
+
+    * sp: ulysses moves a shard of queries, keys, values and results; the other ways bring all keys
+      and values of a device's heads to it. 1 / sp of that is its own already.
+    * Four or more devices of sp are a closed ring of neighbours and send both ways, unless tp lies
+      between them (`wan_tpu.sharding.mesh`).
+    * tp: three sums (self-attention, cross-attention, feed-forward) of the shard's tokens over tp,
+      each reduced and gathered.
+    """
+    arrays = 4 / layout.sp if layout.sequence_parallel == "ulysses" else 2
+    ways = 2 if layout.sp >= 4 and layout.tp == 1 else 1
+    over_sp = arrays / layout.tp * (1 - 1 / layout.sp) / ways
+    over_tp = 3 * 2 / layout.sp * (1 - 1 / layout.tp)
+    return over_sp + over_tp
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which mesh axis splits which array: the one place where layouts meet shapes.
+"""Which mesh axis splits which array: the one place where layouts meet shapes. No spec elsewhere.
 
 Weights: tensor parallelism splits the dimension that a model names (heads, feed-forward width).
 With `weights="sharded"` dp and sp split each large weight further; the layer that needs it gathers
@@ -10,35 +10,57 @@ import math
 
 from jax.sharding import PartitionSpec
 
-from wan_tpu.sharding.layout import DP, SP, TP, Layout
+from wan_tpu.sharding.layout import AXES, DP, SP, TP, Layout
 
 MIN_SHARDED_ELEMENTS = 16_384
 """Weights with fewer elements a layer are not split over dp and sp: gathering them costs a latency
 for nothing (a 14B bias is 5,120 elements, its smallest matrix 327,680)."""
 
+WHOLE = PartitionSpec()
+"""On every device."""
+
 RESIDUAL = PartitionSpec(DP, (SP, TP), None)
 """`[batch, tokens, dim]` between attention and feed-forward: every device holds its own tokens."""
 
-TOKENS = PartitionSpec(DP, SP, None)
+WHOLE_FEATURES = PartitionSpec(DP, SP, None)
 """`[batch, tokens, dim]` entering a product whose output is split over tp."""
 
 SPLIT_FEATURES = PartitionSpec(DP, SP, TP)
 """`[batch, tokens, features]` whose features (heads, feed-forward width) are split over tp."""
 
+GROUPED_HEADS = PartitionSpec(None, DP, SP, TP)
+"""`[groups, batch, tokens, heads of a group * head_dim]`: what attention exchanges."""
+
+CONTEXT = PartitionSpec(None, DP, None, TP)
+"""`[layers, batch, text, heads * head_dim]`: every sp shard holds all the keys that come from text.
+With one group of heads for the layers it is the split of one layer's."""
+
+FEATURES = PartitionSpec(TP)
+"""`[heads * head_dim]`, a norm's weight."""
+
+POSITIONS = PartitionSpec(SP, None)
+"""`[tokens, head_dim]`, the rotary tables."""
+
 LATENT_TOKENS = PartitionSpec(None, (SP, TP), None)
 """`[1, tokens, channels]` of the scheduler: both guidance branches share it."""
 
 
-def split_weight(
-    shape: tuple[int, ...], layout: Layout, *, tp_dim: int | None = None, stacked: bool = False
+def picture(
+    rank: int, *, height_axes: tuple[str, ...] = (), width_axes: tuple[str, ...] = ()
 ) -> PartitionSpec:
-    """How one weight is split.
+    """`[..., height, width, channels]` with `rank` dimensions, cut along these mesh axes."""
+    return PartitionSpec(*[None] * (rank - 3), height_axes or None, width_axes or None, None)
+
+
+def split_weight(
+    shape: tuple[int, ...], layout: Layout, *, tp_dim: int | None = None
+) -> PartitionSpec:
+    """How one weight is split, a layer's where layers are stacked.
 
     Args:
-        shape: of one layer, without the layer dimension.
+        shape: without the layer dimension.
         layout: the layout.
         tp_dim: the dimension that tensor parallelism splits; None for none.
-        stacked: whether the array has a layer dimension in front (never split).
     """
     axes: list[tuple[str, ...]] = [()] * len(shape)
     if tp_dim is not None:
@@ -52,7 +74,24 @@ def split_weight(
                 axes[dim] = (*axes[dim], DP, SP)
                 break
     spec = [None if not names else names[0] if len(names) == 1 else names for names in axes]
-    return PartitionSpec(*([None] * stacked), *spec)
+    return PartitionSpec(*spec)
+
+
+def split_over_all(shape: tuple[int, ...], num_devices: int, *, dim: int) -> PartitionSpec:
+    """How a matrix is split over all devices, whatever the layout, one dimension over every axis.
+
+    Whole where it is a vector, small, or does not divide.
+
+    Args:
+        shape: without the layer dimension.
+        num_devices: of the mesh.
+        dim: the dimension to split.
+    """
+    if len(shape) < 2 or math.prod(shape) < MIN_SHARDED_ELEMENTS or shape[dim] % num_devices:
+        return WHOLE
+    axes: list[tuple[str, ...] | None] = [None] * len(shape)
+    axes[dim] = AXES
+    return PartitionSpec(*axes)
 
 
 def gathered(spec: PartitionSpec) -> PartitionSpec:

@@ -6,23 +6,21 @@ layout: each weight over all devices, products split like Megatron's where heads
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.errors import CheckpointError
-from wan_tpu.sharding.layout import AXES
-from wan_tpu.sharding.rules import MIN_SHARDED_ELEMENTS
-from wan_tpu.torch_bridge import call_module, with_prefix
-
-LAYERS = "encoder.block.*."
+from wan_tpu.sharding.rules import WHOLE, split_over_all
+from wan_tpu.torch_bridge import Params, call_module
+from wan_tpu.torch_module import LayeredModule, Placement
 
 EMBEDDING = "shared.weight"
 ALIASES = {"encoder.embed_tokens.weight": EMBEDDING}
@@ -61,8 +59,8 @@ class TextConfig:
 
 
 @functools.cache
-def template(config: TextConfig) -> Any:
-    """transformers' encoder with one layer, on the meta device: shapes and code, no numbers."""
+def text_module(config: TextConfig) -> LayeredModule:
+    """transformers' encoder: names, shapes and code, no numbers."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     umt5 = UMT5Config(
@@ -70,7 +68,13 @@ def template(config: TextConfig) -> Any:
     )
     umt5._attn_implementation = "eager"  # the one whose mask and bias are plain additions
     with torch.device("meta"):
-        return UMT5EncoderModel(umt5).eval()
+        template = UMT5EncoderModel(umt5).eval()
+    return LayeredModule(
+        template=template,
+        layers="encoder.block",
+        num_layers=config.num_layers,
+        aliases=frozenset(ALIASES),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,32 +88,21 @@ class TextEncoder:
     """
 
     config: TextConfig
-    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
-    dtype: Any
+    mesh: Mesh | AbstractMesh  # the latter where only sizes matter
+    dtype: DTypeLike
 
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
-        found = []
-        for name, parameter in template(self.config).named_parameters():
-            if name in ALIASES:
-                continue
-            stacked = name.startswith("encoder.block.0.")
-            pattern = name.replace("encoder.block.0.", LAYERS, 1)
-            layers = range(self.config.num_layers) if stacked else (0,)
-            shape = tuple(parameter.shape)
-            found.append(
-                Weight(
-                    name=pattern,
-                    tensors=tuple(pattern.replace("*", str(layer)) for layer in layers),
-                    tensor_shape=shape,
-                    dtype=self.dtype,
-                    stacked=stacked,
-                    spec=self._split(pattern, shape, stacked),
-                )
-            )
-        return found
 
-    def encode(self, params: Mapping[str, jax.Array], ids: jax.Array, mask: jax.Array) -> jax.Array:
+        def placement(name: str, shape: tuple[int, ...]) -> Placement:
+            # Outputs of the first product of a pair and inputs of the second.
+            is_second = name.endswith((".o.weight", ".wo.weight", EMBEDDING))
+            spec = split_over_all(shape, self.mesh.size, dim=1 if is_second else 0)
+            return Placement(dtype=self.dtype, spec=spec)
+
+        return text_module(self.config).weights(placement)
+
+    def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Text embeddings as diffusers' Wan pipeline makes them.
 
         Args:
@@ -120,32 +113,19 @@ class TextEncoder:
         Returns:
             `[batch, 512, d_model]`, zero past each prompt's end.
         """
-        model = template(self.config)
+        module = text_module(self.config)
         hidden = params[EMBEDDING][ids]  # [batch, 512, d_model]
         lowest = jnp.finfo(self.dtype).min
         additive = jnp.where(mask[:, None, None, :] > 0, 0, lowest).astype(self.dtype)
 
-        def layer(hidden: jax.Array, weights: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
-            out = call_module(model.encoder.block[0], weights, hidden, additive)
+        def layer(hidden: jax.Array, weights: Params, _: None) -> tuple[jax.Array, None]:
+            out = call_module(module.layer, weights, hidden, additive)
             out = out[0] if isinstance(out, tuple) else out
             return self._whole(out), None
 
-        hidden, _ = jax.lax.scan(layer, self._whole(hidden), with_prefix(params, LAYERS))
-        norm = with_prefix(params, "encoder.final_layer_norm.")
-        hidden = call_module(model.encoder.final_layer_norm, norm, hidden)
+        hidden, _ = module.scan(layer, self._whole(hidden), params)
+        hidden = module.call("encoder.final_layer_norm", params, hidden)
         return hidden * mask[:, :, None].astype(hidden.dtype)
 
     def _whole(self, x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec()))
-
-    def _split(self, pattern: str, shape: tuple[int, ...], stacked: bool) -> PartitionSpec:
-        """Outputs of the first product of a pair and inputs of the second, over all devices."""
-        devices = self.mesh.size
-        second = pattern.endswith((".o.weight", ".wo.weight", EMBEDDING))
-        dim = 1 if second else 0
-        small = math.prod(shape) < MIN_SHARDED_ELEMENTS
-        if small or len(shape) < 2 or shape[dim] % devices:
-            return PartitionSpec()
-        spec: list[Any] = [None, None]
-        spec[dim] = AXES
-        return PartitionSpec(*([None] * stacked), *spec)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, WHOLE))

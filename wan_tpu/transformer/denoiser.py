@@ -7,7 +7,6 @@ no step folds or unfolds patches, and patch embedding is one product.
 
 import copy
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,28 +15,25 @@ import jax.numpy as jnp
 from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
-from wan_tpu.sharding.layout import DP, TP
-from wan_tpu.sharding.rules import LATENT_TOKENS, RESIDUAL, SPLIT_FEATURES, TOKENS, gathered
-from wan_tpu.torch_bridge import call_module, to_jax, to_torch, with_prefix
+from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
+from wan_tpu.torch_bridge import Params, call_module
+from wan_tpu.torch_module import LayeredModule, linear, replace_linears
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.processors import (
     AttentionSetting,
     CrossAttention,
     Positions,
     SelfAttention,
+    linear_split,
     rms_norm_across_heads,
 )
 from wan_tpu.transformer.rotary import rotary_tables
-from wan_tpu.transformer.weights import LAYERS, denoiser_weights, template
+from wan_tpu.transformer.weights import denoiser_module, denoiser_weights
 
-TEXT_EMBEDDER = "condition_embedder.text_embedder."
+TEXT_EMBEDDER = "condition_embedder.text_embedder"
 TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
 """Weights that only `text_context` uses: a denoising step does not touch them."""
 
-CONTEXT_SPEC = jax.sharding.PartitionSpec(None, DP, None, TP)
-"""Split of the text's keys and values, `[layers, batch, text, heads * head_dim]`."""
-
-Params = Mapping[str, jax.Array]
 Context = tuple[jax.Array, jax.Array]
 
 
@@ -54,6 +50,11 @@ class Denoiser:
     config: TransformerConfig
     setting: AttentionSetting
     dtype: Any
+
+    @property
+    def module(self) -> LayeredModule:
+        """diffusers' model: names, shapes and code."""
+        return denoiser_module(self.config)
 
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
@@ -79,7 +80,7 @@ class Denoiser:
         return padded_tokens(
             geometry.num_tokens,
             setting.layout.sp * setting.layout.tp,
-            mesh=setting.mesh,
+            mesh=setting.concrete_mesh,
             layout=setting.layout,
             implementation=setting.implementation,
         )
@@ -98,11 +99,10 @@ class Denoiser:
         Returns:
             keys and values, each `[layers, batch, 512, padded heads * head_dim]`.
         """
-        embedder = template(self.config).condition_embedder.text_embedder
-        weights = with_prefix(params, TEXT_EMBEDDER)
-        text = call_module(embedder, weights, text.astype(self.dtype))  # [batch, 512, dim]
+        text = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
+        # [batch, 512, dim]
 
-        def layer(_: None, weights: Params) -> tuple[None, Context]:
+        def layer(_: None, weights: Params, __: None) -> tuple[None, Context]:
             weights = self._gather(weights)
             key = rms_norm_across_heads(
                 _linear(text, weights, "attn2.to_k"),
@@ -113,11 +113,8 @@ class Denoiser:
             value = _linear(text, weights, "attn2.to_v")
             return None, (key.astype(self.dtype), value)
 
-        _, (keys, values) = jax.lax.scan(layer, None, with_prefix(params, LAYERS))
-        return (
-            self.setting.constrain(keys, CONTEXT_SPEC),
-            self.setting.constrain(values, CONTEXT_SPEC),
-        )
+        _, (keys, values) = self.module.scan(layer, None, params)
+        return self.setting.constrain(keys, CONTEXT), self.setting.constrain(values, CONTEXT)
 
     def predict(
         self,
@@ -159,34 +156,28 @@ class Denoiser:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
         block = self._block()
 
-        def layer(hidden: jax.Array, inputs: tuple[Params, Context]) -> tuple[jax.Array, None]:
-            weights, (key, value) = inputs
+        def layer(hidden: jax.Array, weights: Params, context: Context) -> tuple[jax.Array, None]:
             hidden = self.setting.constrain(hidden, RESIDUAL)
             hidden = call_module(
-                block, self._gather(weights), hidden, (key, value), modulation, positions
+                block, self._gather(weights), hidden, context, modulation, positions
             )
             return self.setting.constrain(hidden, RESIDUAL), None
 
-        hidden, _ = jax.lax.scan(layer, hidden, (with_prefix(params, LAYERS), context))
+        hidden, _ = self.module.scan(layer, hidden, params, context)
         return hidden
 
     def _block(self) -> Any:
-        """diffusers' transformer block with our attention, splits set around its feed-forward."""
-        block = copy.deepcopy(template(self.config).blocks[0])
+        """diffusers' transformer block with our attention, its products split by the layout."""
+        block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
         block.attn2.set_processor(CrossAttention(self.config, self.setting))
-
-        def constrain(spec: jax.sharding.PartitionSpec, tensor: Any) -> Any:
-            return to_torch(self.setting.constrain(to_jax(tensor), spec))
-
-        block.ffn.register_forward_pre_hook(lambda _, args: (constrain(TOKENS, args[0]),))
-        block.ffn.net[0].register_forward_hook(lambda _, __, out: constrain(SPLIT_FEATURES, out))
-        block.ffn.register_forward_hook(lambda _, __, out: constrain(RESIDUAL, out))
+        replace_linears(block, lambda name: linear_split(name, self.setting))
         return block
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
-        specs = {w.name.removeprefix(LAYERS): w.spec for w in self.weights() if w.stacked}
+        prefix = self.module.stacked_prefix
+        specs = {w.name.removeprefix(prefix): w.spec for w in self.weights() if w.stacked}
         return {
             name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()
         }
@@ -199,24 +190,19 @@ class Denoiser:
 
     def _time(self, params: Params, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeds the timestep: `[1, dim]`, and `[1, 6, dim]` for the blocks' modulation."""
-        embedder = template(self.config).condition_embedder
-        params = with_prefix(params, "condition_embedder.")
-        frequencies = call_module(embedder.timesteps_proj, {}, timestep[None])
-        embedding = call_module(
-            embedder.time_embedder, with_prefix(params, "time_embedder."), frequencies
-        ).astype(self.dtype)
-        projected = call_module(
-            embedder.time_proj, with_prefix(params, "time_proj."), jax.nn.silu(embedding)
-        )
+        call, embedder = self.module.call, "condition_embedder"
+        frequencies = call(f"{embedder}.timesteps_proj", params, timestep[None])
+        embedding = call(f"{embedder}.time_embedder", params, frequencies).astype(self.dtype)
+        projected = call(f"{embedder}.time_proj", params, jax.nn.silu(embedding))
         return embedding, projected.reshape(1, 6, self.config.dim)
 
     def _project_out(
         self, params: Params, hidden: jax.Array, time_embedding: jax.Array
     ) -> jax.Array:
         """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
-        norm_out = template(self.config).norm_out
         shift, scale = jnp.split(params["scale_shift_table"] + time_embedding[:, None], 2, axis=1)
-        normed = call_module(norm_out, {}, hidden.astype(jnp.float32)) * (1 + scale) + shift
+        normed = self.module.call("norm_out", params, hidden.astype(jnp.float32))
+        normed = normed * (1 + scale) + shift
         out = _linear(normed.astype(self.dtype), params, "proj_out")
         return out.astype(jnp.float32)
 
@@ -264,4 +250,4 @@ def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedShard
 
 def _linear(x: jax.Array, params: Params, name: str) -> jax.Array:
     """`torch.nn.Linear` called `name`: `[..., in]` -> `[..., out]`."""
-    return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
+    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])

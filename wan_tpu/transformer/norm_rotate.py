@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
 
-from wan_tpu.attention.sequence_parallel import GROUPS_SPLIT, TOKENS_SPLIT, head_groups
+from wan_tpu.attention.sequence_parallel import head_groups
 from wan_tpu.geometry import ceil_to_multiple
-from wan_tpu.sharding.layout import SP, TP, Layout
+from wan_tpu.sharding.layout import TP, Layout
+from wan_tpu.sharding.rules import FEATURES, GROUPED_HEADS, POSITIONS, SPLIT_FEATURES
 
 ROWS = 256
 """Tokens of a block: 2.5 MiB of 5,120 channels in bfloat16, in and out twice each, fit in VMEM."""
@@ -62,12 +62,11 @@ def norm_rotate(
             interpret=mesh.devices.flat[0].platform != "tpu",
         )
 
-    positions = PartitionSpec(SP, None)
     return jax.shard_map(
         per_device,
         mesh=mesh,
-        in_specs=(TOKENS_SPLIT, PartitionSpec(TP), positions, positions),
-        out_specs=GROUPS_SPLIT,
+        in_specs=(SPLIT_FEATURES, FEATURES, POSITIONS, POSITIONS),
+        out_specs=GROUPED_HEADS,
         check_vma=False,
     )(x, weight, cos, sin)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
@@ -18,8 +18,9 @@ from wan_tpu.attention.sequence_parallel import (
     ungroup_heads,
 )
 from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, TOKENS
+from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, WHOLE_FEATURES
 from wan_tpu.torch_bridge import to_jax, to_torch
+from wan_tpu.torch_module import Constrain
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.norm_rotate import norm_rotate
 from wan_tpu.transformer.rotary import rotate
@@ -33,9 +34,15 @@ class AttentionSetting:
         implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, resolved (not `auto`).
     """
 
-    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
+    mesh: Mesh | AbstractMesh  # the latter where only sizes matter
     layout: Layout
     implementation: str
+
+    @property
+    def concrete_mesh(self) -> Mesh:
+        """The mesh of a model that is traced: attention asks its devices which chip they are."""
+        assert isinstance(self.mesh, Mesh)
+        return self.mesh
 
     def constrain(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
         """Asks the compiler to split `x` like this at this point."""
@@ -56,6 +63,21 @@ class Positions:
     num_tokens: int
 
 
+def linear_split(name: str, setting: AttentionSetting) -> tuple[Constrain, Constrain]:
+    """How input and output of a block's projection are split, by its name within the block.
+
+    Megatron's pairs (Shoeybi et al. 2019, arXiv:1909.08053): the first product of a pair makes
+    features that tp splits, the second sums over them.
+    """
+
+    def split(spec: PartitionSpec) -> Constrain:
+        return lambda x: setting.constrain(x, spec)
+
+    if name.endswith(("to_out.0", "ffn.net.2")):
+        return split(SPLIT_FEATURES), split(RESIDUAL)
+    return split(WHOLE_FEATURES), split(SPLIT_FEATURES)
+
+
 class SelfAttention:
     """Queries, keys and values of all tokens; rotary positions; split by the layout."""
 
@@ -68,25 +90,25 @@ class SelfAttention:
     ) -> Any:
         """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`."""
         setting, config = self._setting, self._config
-        hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
-        query, key, value = (self._project(p, hidden) for p in (attn.to_q, attn.to_k, attn.to_v))
+        hidden = to_torch(setting.constrain(to_jax(hidden_states), WHOLE_FEATURES))
+        query, key, value = (to_jax(p(hidden)) for p in (attn.to_q, attn.to_k, attn.to_v))
         attended = sharded_attend(
             self._arranged(query, attn.norm_q, positions),
             self._arranged(key, attn.norm_k, positions),
-            group_heads(value, mesh=setting.mesh, layout=setting.layout),
+            group_heads(value, mesh=setting.concrete_mesh, layout=setting.layout),
             head_dim=config.attention_head_dim,
-            mesh=setting.mesh,
+            mesh=setting.concrete_mesh,
             layout=setting.layout,
             implementation=setting.implementation,
             num_keys=positions.num_tokens,
         )
-        merged = ungroup_heads(attended, mesh=setting.mesh)
-        return output_projection(attn, merged, setting)
+        merged = ungroup_heads(attended, mesh=setting.concrete_mesh)
+        return attn.to_out[0](to_torch(merged))
 
     def _arranged(self, x: jax.Array, norm: Any, positions: Positions) -> jax.Array:
         """[batch, tokens, channels] -> [groups, batch, tokens, ...], normalised and rotated."""
         setting, config = self._setting, self._config
-        where = {"mesh": setting.mesh, "layout": setting.layout}
+        where = {"mesh": setting.concrete_mesh, "layout": setting.layout}
         weight = to_jax(norm.weight)
         if setting.implementation == "flash":
             tables = positions.cos, positions.sin
@@ -96,9 +118,6 @@ class SelfAttention:
         heads = split_heads(normed, config.attention_head_dim)
         rotated = rotate(heads, positions.cos, positions.sin).reshape(x.shape)
         return group_heads(rotated, **where)
-
-    def _project(self, projection: Any, hidden: Any) -> jax.Array:
-        return self._setting.constrain(to_jax(projection(hidden)), SPLIT_FEATURES)
 
 
 class CrossAttention:
@@ -114,8 +133,7 @@ class CrossAttention:
         """diffusers' processor protocol; context: of a layer, from `text_context`."""
         setting, config = self._setting, self._config
         key, value = context  # each [batch, text, heads * head_dim]
-        hidden = to_torch(setting.constrain(to_jax(hidden_states), TOKENS))
-        query = setting.constrain(to_jax(attn.to_q(hidden)), SPLIT_FEATURES)
+        query = to_jax(attn.to_q(hidden_states))
         dtype = query.dtype
         query = rms_norm_across_heads(
             query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
@@ -125,11 +143,11 @@ class CrossAttention:
             key[None],
             value[None],
             head_dim=config.attention_head_dim,
-            mesh=setting.mesh,
+            mesh=setting.concrete_mesh,
             layout=setting.layout,
             implementation=setting.implementation,
         )
-        return output_projection(attn, attended[0], setting)
+        return attn.to_out[0](to_torch(attended[0]))
 
 
 def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float) -> jax.Array:
@@ -152,9 +170,3 @@ def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float)
 def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
     """`[batch, tokens, heads * head_dim]` -> `[batch, tokens, heads, head_dim]`."""
     return x.reshape(*x.shape[:2], -1, head_dim)
-
-
-def output_projection(attn: Any, attended: jax.Array, setting: AttentionSetting) -> Any:
-    """`[batch, tokens, heads * head_dim]` -> torch `[batch, tokens, dim]`, split as `RESIDUAL`."""
-    merged = setting.constrain(attended, SPLIT_FEATURES)
-    return to_torch(setting.constrain(to_jax(attn.to_out[0](to_torch(merged))), RESIDUAL))

@@ -7,38 +7,39 @@ projection in the token's channel order (patch frames, rows, columns, channels),
 diffusers' own.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.weights import ZERO, Weight
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import split_weight
+from wan_tpu.torch_module import LayeredModule, Placement, replace_linears
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.rotary import half_split_rows
-
-LAYERS = "blocks.*."
 
 _FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 """Parts kept in float32 whatever the dtype, as diffusers' `_keep_in_fp32_modules`."""
 
 
 @functools.cache
-def template(config: TransformerConfig) -> Any:
-    """diffusers' model with one layer, on the meta device: shapes and code, no numbers."""
+def denoiser_module(config: TransformerConfig) -> LayeredModule:
+    """diffusers' model: names, shapes and code, no numbers."""
     from diffusers import WanTransformer3DModel
 
     one_layer: dict[str, Any] = config.to_json() | {"num_layers": 1}
     with torch.device("meta"):
-        return WanTransformer3DModel(**one_layer).eval()
+        template = WanTransformer3DModel(**one_layer).eval()
+    replace_linears(template)
+    return LayeredModule(template=template, layers="blocks", num_layers=config.num_layers)
 
 
-def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: Any) -> list[Weight]:
+def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: DTypeLike) -> list[Weight]:
     """Every parameter of the denoiser under a layout.
 
     Args:
@@ -46,32 +47,31 @@ def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: Any) -> l
         layout: decides padding and split.
         dtype: of the weights; a few small ones stay float32.
     """
-    weights = []
-    for name, parameter in template(config).named_parameters():
-        stacked = name.startswith("blocks.0.")
-        pattern = name.replace("blocks.0.", LAYERS, 1)
-        layers = range(config.num_layers) if stacked else (0,)
-        keep = any(part in name.split(".") for part in _FLOAT32)
-        shape = tuple(parameter.shape)
-        rows, tp_dim = _order(pattern, shape, config, layout)
-        weight = Weight(
-            name=pattern,
-            tensors=tuple(pattern.replace("*", str(layer)) for layer in layers),
-            tensor_shape=shape,
-            dtype=jnp.float32 if keep else dtype,
-            stacked=stacked,
+    module = denoiser_module(config)
+
+    def placement(name: str, shape: tuple[int, ...]) -> Placement:
+        part = name.removeprefix(module.stacked_prefix)
+        rows, tp_dim = _order(part, config, layout)
+        padded = tuple(len(rows[dim]) if dim in rows else n for dim, n in enumerate(shape))
+        return Placement(
+            dtype=jnp.float32 if set(part.split(".")) & set(_FLOAT32) else dtype,
             rows=rows,
+            spec=split_weight(padded, layout, tp_dim=tp_dim),
         )
-        spec = split_weight(weight.layer_shape, layout, tp_dim=tp_dim, stacked=stacked)
-        weights.append(dataclasses.replace(weight, spec=spec))
-    return weights
+
+    return module.weights(placement)
 
 
 def _order(
-    pattern: str, shape: tuple[int, ...], config: TransformerConfig, layout: Layout
+    part: str, config: TransformerConfig, layout: Layout
 ) -> tuple[dict[int, np.ndarray], int | None]:
-    """Which checkpoint row each row takes, and which dimension tensor parallelism splits."""
-    part = pattern.removeprefix(LAYERS)
+    """Which checkpoint row each row takes, and which dimension tensor parallelism splits.
+
+    Args:
+        part: name of the parameter, within its layer where it is in one.
+        config: sizes of the model.
+        layout: decides padding.
+    """
     heads = _padded_heads(config, layout, half_split=False)
     rotated = _padded_heads(config, layout, half_split=True)
     hidden = np.full(ceil_to_multiple(config.ffn_dim, layout.tp), ZERO)

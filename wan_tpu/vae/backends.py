@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
 from wan_tpu.errors import BadNumbersError, MissingPackageError, UnknownNameError
-from wan_tpu.sharding.mesh import named
+from wan_tpu.sharding.mesh import named, place
 from wan_tpu.stage import Stage, abstract_like
 from wan_tpu.vae import maxdiffusion
 from wan_tpu.vae.config import VaeConfig
@@ -87,10 +87,10 @@ class _StreamingBackend:
         sharding = self.stages(*latents.shape[2:4])[0].arguments[1].sharding
         # Cut on the host: cutting a device array compiles a program for each position.
         chunks = np.split(np.asarray(latents), latents.shape[1], axis=1)
-        *decoded, cache = first(self._params, _place(chunks[0], sharding))
+        *decoded, cache = first(self._params, place(chunks[0], sharding))
         done = 0
         for chunk in chunks[1:]:
-            *coming, cache = following(self._params, _place(chunk, sharding), cache)
+            *coming, cache = following(self._params, place(chunk, sharding), cache)
             yield (frames := _fetched(*decoded, number=done + 1))
             done += len(frames)
             decoded = coming
@@ -108,7 +108,7 @@ def _load_flax(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: Any) -> Va
     """Our own decoder; every device holds its parameters whole."""
     source = _checked_source(config, folder)
     params = {
-        parameter.name: _place(
+        parameter.name: place(
             parameter.convert({name: source.read(name) for name in parameter.tensors}, dtype),
             named(mesh),
         )
@@ -129,7 +129,7 @@ def _load_maxdiffusion(config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: An
     vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
     source = _checked_source(config, folder)
     params = {
-        name: _place(maxdiffusion.convert(source.read(tensor), dtype), named(vae.mesh))
+        name: place(maxdiffusion.convert(source.read(tensor), dtype), named(vae.mesh))
         for name, tensor in vae.tensor_names().items()
     }
     return _StreamingBackend("maxdiffusion", params, vae.decode_stages)
@@ -167,8 +167,3 @@ def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
     source = SafetensorsSource(folder, plain_name="diffusion_pytorch_model")
     check_tensors("VAE", expected_tensors(config), source)
     return source
-
-
-def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process holds whole onto the devices, each its part."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

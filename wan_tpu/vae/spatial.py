@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from wan_tpu.sharding.rules import picture
+
 ROWS, COLUMNS = -3, -2
 """Dimensions of `[..., height, width, channels]`."""
 
@@ -39,9 +41,7 @@ class SpatialSplit:
 
     def spec(self, rank: int) -> PartitionSpec:
         """Of an array `[..., height, width, channels]` with `rank` dimensions."""
-        return PartitionSpec(
-            *[None] * (rank - 3), self.height_axes or None, self.width_axes or None, None
-        )
+        return picture(rank, height_axes=self.height_axes, width_axes=self.width_axes)
 
     def pad_rows(self, x: jax.Array, above: int, below: int) -> jax.Array:
         """Puts the neighbours' rows, or zeros at the picture's edge, around `x` (per device)."""

@@ -149,6 +149,7 @@ class StreamingVae:
         make = functools.partial(
             Stage,
             mesh=self.mesh,
+            size=(latent_height, latent_width),
             closes_over=(self.config, str(jnp.dtype(self.dtype))),
             out_shardings=out_shardings,
             tpu_compiler_options=TPU_COMPILER_OPTIONS,

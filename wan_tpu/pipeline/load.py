@@ -1,0 +1,115 @@
+"""From a model's files to its parameters on the devices."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
+from wan_tpu.checkpoints.weights import expected_tensors, place_weights
+from wan_tpu.pipeline.model import (
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
+    VideoModel,
+    make_video_model,
+)
+from wan_tpu.sharding.layout import Layout, default_layout
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
+from wan_tpu.text.encoder import ALIASES
+from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.vae.backends import VaeBackend, load_vae
+
+logger = logging.getLogger(__name__)
+
+Params = Mapping[str, jax.Array]
+
+
+def place_model(
+    description: ModelDescription,
+    *,
+    layout: Layout | None = None,
+    devices: Sequence[Any] | None = None,
+    dtype: Any = None,
+    vae_dtype: Any = None,
+    attention: str = "auto",
+) -> VideoModel:
+    """A model on a mesh of devices, without its weights; arguments as of `TextToVideo.load`."""
+    devices = list(devices if devices is not None else jax.devices())
+    if layout is None:
+        transformer = TransformerConfig.from_json(description.configs["transformer"])
+        layout = default_layout(len(devices), transformer.num_attention_heads)
+    dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
+    return make_video_model(
+        description,
+        make_mesh(layout, devices),
+        layout,
+        dtype=dtype,
+        vae_dtype=None if vae_dtype is None else jnp.dtype(vae_dtype),
+        attention=attention,
+    )
+
+
+def on_one_branch(model: VideoModel) -> VideoModel:
+    """The same model on the same devices for steps without guidance; see `sharding.one_branch`."""
+    denoiser = model.denoiser
+    layout = one_branch_layout(model.layout, denoiser.config.num_attention_heads)
+    if layout == model.layout:
+        if layout.dp > 1:
+            logger.info("without guidance layout %s computes each step %d times", layout, layout.dp)
+        return model
+    return make_video_model(
+        model.description,
+        merged_mesh(model.mesh, layout),
+        layout,
+        dtype=model.dtype,
+        attention=denoiser.setting.implementation,
+    )
+
+
+def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
+    """The decoder of a model, with its weights; `name` is one of `vae.backends.BACKENDS`."""
+    return load_vae(
+        name,
+        model.vae,
+        model.description.component_folder(VAE),
+        mesh=model.mesh,
+        dtype=model.vae_dtype,
+    )
+
+
+class Checkpoint:
+    """The files of a model's components: names and shapes are checked, no weight is read yet."""
+
+    def __init__(self, model: VideoModel):
+        """Opens them.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        folder = model.description.component_folder
+        self._model = model
+        self._sources = {
+            TEXT_ENCODER: SafetensorsSource(
+                folder(TEXT_ENCODER), aliases=ALIASES, plain_name="model"
+            ),
+            TRANSFORMER: SafetensorsSource(
+                folder(TRANSFORMER), plain_name="diffusion_pytorch_model"
+            ),
+        }
+        for name, source in self._sources.items():
+            weights = model.components[name].module.weights()
+            check_tensors(name.replace("_", " "), expected_tensors(weights), source)
+
+    def load(self) -> dict[str, Params]:
+        """Every component's parameters, each device's part read to it."""
+        return {
+            name: place_weights(
+                self._model.components[name].module.weights(), source, self._model.mesh
+            )
+            for name, source in self._sources.items()
+        }

@@ -1,0 +1,193 @@
+"""A torch module of many equal layers as stacked weights and pure functions of them.
+
+The module stands on torch's meta device with one of its layers: names, shapes and code. What is
+said about each parameter (dtype, order of rows, split) comes from the model as a function of its
+name; what is done with the arrays (call a part, scan over the layers) is the same for every model:
+the denoiser, the text encoder, or a vision tower with embeddings before its layers.
+
+Knows nothing of a particular model, of meshes or of attention.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import torch
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.torch_bridge import Params, call_module, to_jax, to_torch, with_prefix
+
+Carry = TypeVar("Carry")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What a model says about one of its parameters, of one layer where layers are stacked.
+
+    Attributes:
+        dtype: on the device.
+        rows: per dimension, the checkpoint row that each row takes (`Weight.rows`).
+        spec: how the array is split, without the layer dimension; empty is whole.
+    """
+
+    dtype: DTypeLike
+    rows: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    spec: PartitionSpec = dataclasses.field(default_factory=PartitionSpec)
+
+
+PlacementRule = Callable[[str, tuple[int, ...]], Placement]
+"""Of a parameter's name, `*` for the layer, and the shape that the checkpoint has it in."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayeredModule:
+    """A torch module whose equal layers are stacked.
+
+    Attributes:
+        template: the module with one layer, on the meta device, in eval mode.
+        layers: dotted name of its list of layers.
+        num_layers: layers of the model that it stands for.
+        tensor_prefix: what the checkpoint puts before the module's names.
+        aliases: parameters that are others under a second name; they are left out.
+    """
+
+    template: torch.nn.Module
+    layers: str
+    num_layers: int
+    tensor_prefix: str = ""
+    aliases: frozenset[str] = frozenset()
+
+    @property
+    def layer(self) -> torch.nn.Module:
+        """The one layer of the template."""
+        return self.template.get_submodule(f"{self.layers}.0")
+
+    @property
+    def stacked_prefix(self) -> str:
+        """What the names of stacked parameters begin with: `blocks.*.`."""
+        return f"{self.layers}.*."
+
+    def weights(self, rule: PlacementRule) -> list[Weight]:
+        """Every parameter, those of equal layers stacked, in the order of the module."""
+        return [
+            self._weight(name, tuple(parameter.shape), rule)
+            for name, parameter in self.template.named_parameters()
+            if name not in self.aliases
+        ]
+
+    def _weight(self, name: str, shape: tuple[int, ...], rule: PlacementRule) -> Weight:
+        first = f"{self.layers}.0."
+        stacked = name.startswith(first)
+        pattern = self.stacked_prefix + name.removeprefix(first) if stacked else name
+        placement = rule(pattern, shape)
+        layers = range(self.num_layers) if stacked else (0,)
+        spec = PartitionSpec(None, *placement.spec) if stacked else placement.spec
+        return Weight(
+            name=pattern,
+            tensors=tuple(self.tensor_prefix + pattern.replace("*", str(i)) for i in layers),
+            tensor_shape=shape,
+            dtype=placement.dtype,
+            stacked=stacked,
+            rows=placement.rows,
+            spec=spec,
+        )
+
+    def call(self, name: str, params: Params, *args: Any) -> Any:
+        """Calls the part of the template called `name`, which is not in a layer, with its params.
+
+        Args:
+            name: dotted name of the part.
+            params: by the names of `weights`, at least those of the part; its buffers, which the
+                template has no numbers of, likewise by their names.
+            *args: positional arguments; arrays among them are seen as torch tensors.
+        """
+        part = self.template.get_submodule(name)
+        return call_module(part, with_prefix(params, f"{name}."), *args)
+
+    def scan(
+        self,
+        function: Callable[[Carry, Params, Any], tuple[Carry, Any]],
+        carry: Carry,
+        params: Params,
+        inputs: Any = None,
+    ) -> tuple[Carry, Any]:
+        """Runs `function` once per layer in one compiled loop.
+
+        Args:
+            function: of the carry, the parameters of one layer by their names within it, and this
+                layer's entry of `inputs`; returns the next carry and an output.
+            carry: of the first layer.
+            params: by the names of `weights`, at least the stacked ones that are used.
+            inputs: a pytree of arrays with the layer first; None for none.
+
+        Returns:
+            the carry of the last layer, and all outputs with the layer first.
+        """
+
+        def step(carry: Carry, entry: tuple[Params, Any]) -> tuple[Carry, Any]:
+            weights, layer_inputs = entry
+            return function(carry, weights, layer_inputs)
+
+        return jax.lax.scan(step, carry, (with_prefix(params, self.stacked_prefix), inputs))
+
+
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """`torch.nn.Linear`: the one place where a projection's weights meet its input.
+
+    Args:
+        x: `[..., in_features]`.
+        weight: `[out_features, in_features]`.
+        bias: `[out_features]`; None for none.
+
+    Returns:
+        `[..., out_features]`.
+    """
+    product = x @ weight.T
+    return product if bias is None else product + bias
+
+
+Constrain = Callable[[jax.Array], jax.Array]
+
+
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
+class Linear(torch.nn.Linear):
+    """A `torch.nn.Linear` of a template whose product is `linear`, with its splits on a mesh.
+
+    Takes the place of the original and has its parameters, by their names.
+    """
+
+    def __init__(self, original: torch.nn.Linear, before: Constrain, after: Constrain):
+        """`before` and `after` say how input and output are split."""
+        torch.nn.Module.__init__(self)  # torch.nn.Linear's would make parameters of its own
+        self.in_features, self.out_features = original.in_features, original.out_features
+        self.weight, self.bias = original.weight, original.bias
+        self._before, self._after = before, after
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        bias = None if self.bias is None else to_jax(self.bias)
+        out = linear(self._before(to_jax(input)), to_jax(self.weight), bias)
+        return to_torch(self._after(out))
+
+
+def replace_linears(
+    module: torch.nn.Module, splits: Callable[[str], tuple[Constrain, Constrain]] | None = None
+) -> None:
+    """Puts a `Linear` in the place of every `torch.nn.Linear` of a module, in place.
+
+    Args:
+        module: a template, or a copy of its layer.
+        splits: of the name within the module: how input and output of this one are split; left to
+            the compiler when not given.
+    """
+    found = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]
+    for name, original in found:
+        before, after = splits(name) if splits else (_as_it_is, _as_it_is)
+        module.set_submodule(name, Linear(original, before, after))
