@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from server.engine.client import EngineClient
 from server.engine.failure import Failure
+from server.engine.profiles import Profiles
 from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
 from server.files.disk import is_disk_full
@@ -53,6 +54,7 @@ class Service:
         self.started_at = int(time.time())
         self.keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
         self.metrics = Metrics()
+        engine = EngineClient(patience_of(settings))
         with contextlib.ExitStack() as opened:
             opened_data = open_data(settings, opened)
             self.folder, self.media, self.uploads, self.store = opened_data
@@ -67,8 +69,8 @@ class Service:
                 check_binding(self.folder, self.store, self.media, jobs)
                 self.board.load(jobs, lambda job: self.media.is_whole(job.id, files_of(job)))
                 self._put_in_order()
+                self.profiles = Profiles(settings.data_dir, engine, self.media.has_room)
             self._opened = opened.pop_all()
-        engine = EngineClient(patience_of(settings))
         self.worker = Worker(self.board, self.media, self.uploads, engine, self.metrics, settings)
 
     @contextlib.asynccontextmanager
@@ -82,6 +84,7 @@ class Service:
             housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeping
+            await self.profiles.close()
             await self.board.close()
             self.close()
 

@@ -40,6 +40,32 @@ class Cancel:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """To the engine: record a profile into this folder; `Cancel` by its name ends it early.
+
+    Attributes:
+        steps: denoising steps of the job that runs or comes; None for `seconds` from now on.
+    """
+
+    profile: str
+    folder: str
+    steps: int | None
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """From the engine: the profile lies in the folder, complete, or there is none.
+
+    Attributes:
+        problem: why there is none.
+    """
+
+    profile: str
+    problem: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
     """From the engine: what it is at before it is ready, as words."""
 
@@ -103,9 +129,15 @@ class Stop:
     """To the engine: end now, in good order, whatever runs."""
 
 
-Message = Generate | Probe | Cancel | Stop | Loading | Ready | Progress | Beat | Done | Failed
+Message = (
+    Generate | Probe | Cancel | Record | Stop
+    | Loading | Ready | Progress | Beat | Recorded | Done | Failed
+)  # fmt: skip
 
-_LINES = JsonLines(Generate, Probe, Cancel, Stop, Loading, Ready, Progress, Beat, Done, Failed)
+_LINES = JsonLines(
+    Generate, Probe, Cancel, Record, Stop,
+    Loading, Ready, Progress, Beat, Recorded, Done, Failed,
+)  # fmt: skip
 
 
 def encode(message: Message) -> bytes:

@@ -32,10 +32,12 @@ from server.engine.messages import (
     Probe,
     Progress,
     Ready,
+    Record,
     Stop,
     decode,
     encode,
 )
+from server.engine.recorder import Recorder
 from server.engine.seam import Engine
 from server.files.disk import is_disk_full
 from server.files.uploads import UploadLost, read_uploads
@@ -65,6 +67,7 @@ class Connection:
         self._sending = threading.Lock()
         self._requests: queue.Queue[Work] = queue.Queue()
         self._cancelled: set[str] = set()
+        self.recorder = Recorder(self.send)
         self.on_stop: Callable[[], None] = lambda: None
         """Called before the end that the service asks for; not when the service is gone."""
         threading.Thread(target=self._read, name="service", daemon=True).start()
@@ -89,6 +92,7 @@ class Connection:
     def forget(self, job: str) -> None:
         """A job has ended."""
         self._cancelled.discard(job)
+        self.recorder.leave_job()
 
     def _beat(self) -> None:
         while True:
@@ -101,8 +105,11 @@ class Connection:
                 match decode(line):
                     case Generate() | Probe() as request:
                         self._requests.put(request)
+                    case Record() as record:
+                        self.recorder.begin(record)
                     case Cancel(job=job):
-                        self._cancelled.add(job)
+                        if not self.recorder.cancel(job):
+                            self._cancelled.add(job)
                     case Stop():
                         self.on_stop()
                         break
@@ -156,6 +163,7 @@ def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], N
     """Tells the service how far the work is."""
 
     def report(progress: PipelineProgress) -> None:
+        service.recorder.note(progress)
         service.send(
             Progress(
                 job=work.job,

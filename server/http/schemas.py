@@ -251,6 +251,58 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+MAX_PROFILE_STEPS, MAX_PROFILE_SECONDS = 20, 60
+
+
+class ProfileCreate(BaseModel):
+    """What `POST /v1/profiles` takes: one of the two, or 3 steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_PROFILE_STEPS,
+        description="denoising steps of the job that runs, or of the next one, after its first",
+    )
+    seconds: Number | None = Field(
+        default=None, gt=0, le=MAX_PROFILE_SECONDS, description="from now on, whatever runs"
+    )
+
+
+class ProfileError(BaseModel):
+    """Why there is no profile."""
+
+    code: Literal["profile_failed"]
+    message: str
+
+
+class Profile(BaseModel):
+    """A trace of what the engine did."""
+
+    id: str
+    object: Literal["profile"]
+    status: Literal["in_progress", "completed", "failed"]
+    created_at: int
+    bytes: int | None = Field(description="of the archive; null unless completed")
+    error: ProfileError | None
+
+
+class ProfileList(BaseModel):
+    """All profiles that are kept."""
+
+    object: Literal["list"]
+    data: list[Profile]
+
+
+class ProfileDeleted(BaseModel):
+    """What `DELETE` answers."""
+
+    id: str
+    object: Literal["profile.deleted"]
+    deleted: Literal[True]
+
+
 class Live(BaseModel):
     """What `/livez` answers."""
 

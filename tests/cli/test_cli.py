@@ -1,12 +1,20 @@
 """The command line as a user runs it: real processes, right and wrong input, Ctrl-C."""
 
 import json
+import math
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wan_tpu.checkpoints.models import open_model
 from wan_tpu.pipeline.video_file import read_frames
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.vae.backends import load_vae
+from wan_tpu.vae.config import VaeConfig
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -193,6 +201,36 @@ class TestInspect:
         sizes = json.loads(out)["components"]["transformer"]
         assert sizes["bytes_per_device"] == sizes["bytes"]
 
+    def test_of_the_autoencoder_the_decoder_counts(self, run_here):
+        """Red when the encoder counts as resident: the planner holds 0.137 GiB of the 14B's."""
+        for layout in ((), ("--layout", "dp2-sp4")):
+            _, out, _ = run_here("inspect", "wan2.1-t2v-14b", *layout, "--json")
+            report = json.loads(out)
+            vae, encoder = report["components"]["vae"], report["not_loaded"]["vae_encoder"]
+            for sizes in (vae, encoder):
+                assert sizes.get("bytes_per_device", sizes["bytes"]) == sizes["bytes"]
+            assert vae["bytes"] / 2**30 == pytest.approx(0.137, abs=0.001)
+            assert (vae["bytes"] + encoder["bytes"]) / 2**20 == pytest.approx(242, abs=1)
+            counted = sum(row["num_bytes"] for row in report["weights"])
+            parts = (report["components"] | report["not_loaded"]).values()
+            assert counted == sum(sizes["bytes"] for sizes in parts)
+        _, out, _ = run_here("inspect", "wan2.1-t2v-14b")
+        (line,) = [line for line in out.splitlines() if line.startswith("  vae_encoder")]
+        assert line.endswith("not loaded")
+
+    def test_what_is_shown_of_the_autoencoder_is_what_its_programs_take(self, run_here):
+        description = open_model("wan-tiny")
+        folder = description.component_folder("vae")
+        config = VaeConfig.from_json(description.configs["vae"])
+        mesh = make_mesh(Layout(), jax.devices()[:1])
+        backend = load_vae("flax", config, folder, mesh=mesh, dtype=jnp.float32)
+        params = jax.tree.leaves(backend.stages(8, 8)[0].arguments[0])
+        _, out, _ = run_here("inspect", "wan-tiny", "--dtype", "float32", "--json")
+        shown = json.loads(out)["components"]["vae"]
+        assert shown["bytes"] == sum(math.prod(p.shape) * p.dtype.itemsize for p in params)
+        (file,) = folder.glob("*.safetensors")
+        assert shown["bytes_on_disk"] == file.stat().st_size
+
     @pytest.mark.parametrize("option", [["--weights", "replicated"]])
     def test_a_split_of_no_layout(self, run_here, option):
         code, _, error = run_here("inspect", "wan-tiny", *option)
@@ -204,6 +242,7 @@ class TestInspect:
         assert done.returncode == 0, done.stderr
         assert "blocks.*.attn1.to_q.weight" in done.stdout
         assert "per device" in done.stdout
+        assert "on the disk" in done.stdout
 
     def test_unknown_model(self, run):
         done = run("inspect", "wan-huge")
