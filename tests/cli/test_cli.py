@@ -201,6 +201,12 @@ class TestInspect:
         sizes = json.loads(out)["components"]["transformer"]
         assert sizes["bytes_per_device"] == sizes["bytes"]
 
+    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
+    def test_a_split_of_no_layout(self, run_here, option):
+        code, _, error = run_here("inspect", "wan-tiny", *option)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "--layout dp2-sp4" in error
+
     def test_of_the_autoencoder_the_decoder_counts(self, run_here):
         """Red when the encoder counts as resident: the planner holds 0.137 GiB of the 14B's."""
         for layout in ((), ("--layout", "dp2-sp4")):
@@ -223,19 +229,13 @@ class TestInspect:
         folder = description.component_folder("vae")
         config = VaeConfig.from_json(description.configs["vae"])
         mesh = make_mesh(Layout(), jax.devices()[:1])
-        backend = load_vae("flax", config, folder, mesh=mesh, dtype=jnp.float32)
-        params = jax.tree.leaves(backend.stages(8, 8)[0].arguments[0])
+        backend = load_vae("flax", config, description.source("vae"), mesh=mesh, dtype=jnp.float32)
+        params = jax.tree.leaves(backend.stages(8, 8, 2)[0].arguments[0])
         _, out, _ = run_here("inspect", "wan-tiny", "--dtype", "float32", "--json")
         shown = json.loads(out)["components"]["vae"]
         assert shown["bytes"] == sum(math.prod(p.shape) * p.dtype.itemsize for p in params)
         (file,) = folder.glob("*.safetensors")
         assert shown["bytes_on_disk"] == file.stat().st_size
-
-    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
-    def test_a_split_of_no_layout(self, run_here, option):
-        code, _, error = run_here("inspect", "wan-tiny", *option)
-        assert (code, error.count("\n")) == (2, 1)
-        assert "--layout dp2-sp4" in error
 
     def test_table(self, run):
         done = run("inspect", "wan-tiny", "--layout", "tp8")
