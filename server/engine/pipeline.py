@@ -68,7 +68,7 @@ class PipelineEngine:
         request: VideoRequest,
         *,
         media: Media,
-        on_frames: Callable[[np.ndarray], None],
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:

@@ -81,6 +81,5 @@ class Recorder:
                 profile.begin()
             self._profile = profile
             self._over.wait(self._wait_seconds if asked.seconds is None else asked.seconds)
-        if profile.problem is None:
-            logger.info("%s: %s", asked.profile, profile.describe())
+        logger.info("%s: %s", asked.profile, profile.problem or profile.describe())
         return profile.problem

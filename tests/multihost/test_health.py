@@ -151,3 +151,32 @@ def test_pace_allows_the_patience_or_five_of_the_longest(monkeypatch):
         assert found[-1] == f"for {allowed + 1} s, where {unit:.1f} s were the most before"
         stall.advance()
         assert not any(stall.problem(PATIENCE) for _ in range(allowed))
+
+
+@pytest.mark.parametrize("first", [25.0, 120.0])
+def test_a_first_step_of_25_seconds_and_slow_ones_after_it_are_no_stall(monkeypatch, first):
+    """As on a slice: patience is shorter than a step, and nothing is known before the first.
+
+    Red when the first step is judged by the patience, or a stage by the one before it.
+    """
+    now = [0.0]
+    monkeypatch.setattr("wan_tpu.multihost.health.time.monotonic", lambda: now[0])
+
+    def units(stall, *seconds):
+        """What is found while units of a stage take so long, asked once a second."""
+        found = []
+        stall.start()
+        stall.advance()  # as the stage starts
+        for each in seconds:
+            for _ in range(int(each)):
+                now[0] += 1.0
+                found.append(stall.problem(PATIENCE))
+            stall.advance()
+        return [problem for problem in found if problem]
+
+    stall = StallDetector()
+    assert units(stall, 0.5, 0.5) == []  # text: its units are short
+    assert units(stall, first, 12.0, 12.0, 25.0, 100.0) == []
+    assert units(stall, first, 3.0) == []  # decode begins anew: its first frame is slow, too
+    (problem, *_) = units(stall, 3.0, 21.0)
+    assert problem == "for 21 s, where 3.0 s were the most before"

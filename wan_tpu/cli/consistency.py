@@ -20,7 +20,8 @@ from wan_tpu.cli.options import (
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.pipeline.check import check_request
-from wan_tpu.pipeline.options import DTYPES, LoadOptions, listed
+from wan_tpu.pipeline.names import DTYPES
+from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
 from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.sharding.layout import (
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--layouts", default=ALL,
         help="all: every split of N devices, and of every number that divides N, over dp, sp and "
-        "tp; or names joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+        "tp; or names joined by ',', for example dp2-sp4,tp8 or 'sp8 ring' (default: %(default)s)",
     )  # fmt: skip
     split.add_argument(
         "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
@@ -138,7 +139,7 @@ def _compare(
 
 
 def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
-    """The layouts that the options name, each choice that makes a difference once.
+    """The layouts that the options name, each once; a choice in a layout's text stays.
 
     Raises:
         LayoutError: a text is not a layout, or one needs more devices than there are.

@@ -23,8 +23,9 @@ from wan_tpu.cli.options import (
     positive_int,
     read_load_options,
 )
-from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, tell, write_story
+from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_path, write_metadata
 from wan_tpu.cli.progress import ProgressBars
+from wan_tpu.cli.recording import add_profile_argument, make_profile, recording
 from wan_tpu.cli.streams import keep_stdout_for_data
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
@@ -39,6 +40,7 @@ from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult, make_request
 from wan_tpu.text.prompt import check_prompt
 
 if TYPE_CHECKING:
+    from wan_tpu.pipeline.profiling import Profile
     from wan_tpu.pipeline.text_to_video import TextToVideo
 
 
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--no-cache", action="store_true", help="keep no compiled programs between runs"
     )
+    add_profile_argument(machine)
     add_group_arguments(
         parser.add_argument_group("several hosts (the same command on each; process 0 writes)")
     )
@@ -83,6 +86,7 @@ class Order:
         output: the video's file; None in a process that writes nothing.
         group: the processes that make it together.
         keeps_programs: whether compiled programs are kept for the next run.
+        profile: what records some steps; None where none was asked for.
     """
 
     request: VideoRequest
@@ -91,6 +95,7 @@ class Order:
     output: pathlib.Path | None
     group: ProcessGroup
     keeps_programs: bool
+    profile: "Profile | None"
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -101,7 +106,7 @@ def run(parsed: argparse.Namespace) -> int:
     running = Interruptible()
     running.run(lambda: _generate(order, running))
     if order.output is not None:
-        tell(order.output)
+        print_path(order.output)
     return 0
 
 
@@ -110,7 +115,7 @@ def _read(parsed: argparse.Namespace) -> Order:
 
     Raises:
         InputError: a value is out of range, or a name does not exist.
-        OutputError: something is in the way of the output.
+        OutputError: something is in the way of the output, or of the profile.
     """
     check_prompt(parsed.prompt)
     request = make_request(
@@ -136,6 +141,7 @@ def _read(parsed: argparse.Namespace) -> Order:
         output=check_output(parsed.output) if group.leads else None,
         group=group,
         keeps_programs=not parsed.no_cache,
+        profile=make_profile(parsed, group),
     )
 
 
@@ -147,13 +153,16 @@ def _generate(order: Order, running: Interruptible) -> None:
             joined = agree(process, order.group, lambda: _identify(order, model, request))
             pipeline = _load(order, model, request, joined)
             process.loaded()
-        with open_video(order.output, request, running) as on_frames:
+        with (
+            open_video(order.output, request, running) as on_frames,
+            recording(order.profile, bars.show) as on_progress,
+        ):
             result = _make(
                 pipeline, request, process,
-                on_progress=bars.show, on_frames=on_frames, asked=running.is_asked,
+                on_progress=on_progress, on_frames=on_frames, asked=running.is_asked,
             )  # fmt: skip
     if order.output is not None:
-        write_story(order.output, result.metadata)
+        write_metadata(order.output, result.metadata)
 
 
 def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
@@ -197,7 +206,7 @@ def _make(
     on_frames: Callable[[np.ndarray], None] | None,
     asked: Callable[[], bool],
 ) -> VideoResult:
-    """The frames and their story; all processes make process 0's request."""
+    """The video; all processes make process 0's request."""
 
     def report(progress: Progress) -> None:
         process.note(progress.stage, is_over=progress.done >= progress.total)

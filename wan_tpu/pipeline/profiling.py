@@ -5,7 +5,6 @@ say everything about all of them. A trace that cannot be written costs the trace
 records asks for `problem` at the end.
 """
 
-import logging
 import os
 import shutil
 import threading
@@ -16,8 +15,6 @@ import jax
 
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.video_file import reporting
-
-logger = logging.getLogger(__name__)
 
 STEPS = 3
 """Steps that are recorded unless asked otherwise: enough to see what is the same in each."""
@@ -177,7 +174,6 @@ class Profile:
     def _give_up(self, error: Exception | None) -> None:
         words = "no step was taken" if error is None else " ".join(str(error).split())
         self.problem = f"there is no profile in {self._parent}: {words}"
-        logger.warning("%s", self.problem)
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
