@@ -38,6 +38,9 @@ REQUEST_BODY: dict[str, Any] = {
 
 _QUOTE_OR_BRACKET = re.compile(rb'["\[\]{}]')
 
+LARGE_BYTES = 1 << 17
+"""Of a body that holds a picture in base64: others are to be answered while it is parsed."""
+
 SHOWN_BYTES = 200
 """Of a text of JSON that a message may need: names of fields are shorter."""
 
@@ -65,8 +68,11 @@ async def read_create(request: Request, model: ModelDependency) -> Sent:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match content_type:
         case "application/json":
-            # A picture in base64 is megabytes; the others are to be answered meanwhile.
-            fields = await asyncio.to_thread(_parse_json, await request.body())
+            body = await request.body()
+            if len(body) > LARGE_BYTES:
+                fields = await asyncio.to_thread(_parse_json, body)
+            else:
+                fields = _parse_json(body)
         case "multipart/form-data":
             fields = await _read_form(request)
         case _:

@@ -134,6 +134,12 @@ def test_pictures_count_among_what_a_key_may_keep(start, tmp_path):
     error = check_shape(create_with(server, large_picture(size, seed=3)), 429, "quota_exceeded")
     assert "would take 300000 bytes, and 250000 may be kept" in error["message"]
     accepted(create_with(server, large_picture(size, seed=2)))  # one that is there already
+    server.client.headers["Idempotency-Key"] = "one"
+    third = accepted(create_with(server, large_picture(40_000, seed=4)))
+    again = create_with(server, large_picture(40_000, seed=4))
+    assert accepted(again)["id"] == third["id"], "a repetition, whatever there is by now"
+    del server.client.headers["Idempotency-Key"]
+    server.client.delete(f"/v1/videos/{third['id']}")
     server.client.delete(f"/v1/videos/{first['id']}")
     accepted(create_with(server, large_picture(size, seed=3)))
 
