@@ -17,7 +17,8 @@ from wan_tpu.geometry import parse_size
 from wan_tpu.media import MAX_MEDIA_BYTES
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
-from wan_tpu.pipeline.options import DTYPES, VAES, LoadOptions, listed
+from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.options import LoadOptions, listed
 
 FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
 """What one of several keys may keep, unless it is set."""

@@ -212,7 +212,7 @@ class VideoResult:
     """One finished video.
 
     Attributes:
-        frames: `[frames, height, width, 3]`, uint8, RGB.
+        frames: `[frames, height, width, 3]`, uint8, RGB; none where they were not asked for.
         metadata: JSON-ready: the whole request, layout, attention, versions, seconds per stage.
     """
 

@@ -99,7 +99,7 @@ class LeadingEngine:
         request: VideoRequest,
         *,
         media: Media,
-        on_frames: Callable[[np.ndarray], None],
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _make(engine: Engine, process: Lockstep) -> None:
         engine.generate(
             VideoRequest(**task["request"]),
             media=process.receive_media(),
-            on_frames=lambda _: None,
+            on_frames=None,
             on_progress=lambda progress: _note(process, progress),
             should_cancel=should_stop,
         )

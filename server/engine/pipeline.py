@@ -68,13 +68,17 @@ class PipelineEngine:
         request: VideoRequest,
         *,
         media: Media,
-        on_frames: Callable[[np.ndarray], None],
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
         """See `Engine.generate`."""
         result = self._loaded(
-            request, on_frames=on_frames, on_progress=on_progress, should_cancel=should_cancel
+            request,
+            on_frames=on_frames,
+            keep_frames=False,
+            on_progress=on_progress,
+            should_cancel=should_cancel,
         )
         return result.metadata
 

@@ -181,7 +181,7 @@ def _probe(engine: Engine, service: Connection, work: Probe) -> dict[str, Any]:
     return engine.generate(
         engine.probe_request(),
         media=NO_MEDIA,
-        on_frames=lambda _: None,
+        on_frames=None,
         on_progress=_reporter(service, work),
         should_cancel=lambda: service.is_cancelled(work.job),
     )

@@ -50,7 +50,7 @@ class Engine(Protocol):
         request: VideoRequest,
         *,
         media: Media,
-        on_frames: Callable[[np.ndarray], None],
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
@@ -59,7 +59,8 @@ class Engine(Protocol):
         Args:
             request: complete and checked.
             media: the bytes of the pictures and clips that it names.
-            on_frames: takes frames `[n, height, width, 3]`, uint8, in order.
+            on_frames: takes frames `[n, height, width, 3]`, uint8, in order; None where nobody
+                wants them, and none need leave the devices.
             on_progress: told at every step.
             should_cancel: asked at every step.
 

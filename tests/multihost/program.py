@@ -66,8 +66,8 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out):
     found = {
         "read": dict(read_bytes),
         "held": {
-            "transformer": held_bytes(pipeline._denoiser_params),
-            "text_encoder": held_bytes(pipeline._text_params),
+            "transformer": held_bytes(pipeline._params["transformer"]),
+            "text_encoder": held_bytes(pipeline._params["text_encoder"]),
         },
     }
     pathlib.Path(f"{out}.{process_id}.json").write_text(json.dumps(found))

@@ -57,7 +57,7 @@ def test_one_corner_of_the_picture_is_enough(tmp_path, devices):
     """On eight devices the bad pixels lie with one of them; all must know of it."""
     layout = parse_layout("dp2-sp2-tp2")
     model = TextToVideo.from_pretrained("wan-tiny", layout=layout, devices=devices)
-    stages = model._vae.stages(8, 8)
+    stages = model._vae.stages(8, 8, 3)
     programs = [stage.compile() for stage in stages]
     latents = np.zeros((1, 3, 8, 8, model.model.vae.z_dim), np.float32)
     assert len(list(model._vae.frames(latents, programs))) == 3

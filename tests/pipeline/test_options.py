@@ -8,7 +8,8 @@ import pytest
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.errors import LayoutError, UnknownNameError
-from wan_tpu.pipeline.options import VAES, LoadOptions
+from wan_tpu.pipeline.names import VAES
+from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, Layout, default_layout
 from wan_tpu.vae.backends import BACKENDS
 

@@ -14,6 +14,7 @@ from tests.checkpoint_factory import PROMPT, make_random_checkpoint
 from tests.tolerances import psnr
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, GeometryError, LayoutError, UnknownNameError
+from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.text_to_video import TextToVideo
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
@@ -193,3 +194,92 @@ def test_programs_of_other_sizes_are_not_mixed_up(pipeline):
     equal = pipeline(VideoRequest(**small, negative_prompt=PROMPT, guidance_scale=3.0)).frames
     alone = pipeline(VideoRequest(**small, guidance_scale=1.0)).frames
     assert np.abs(equal.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_frames_that_nobody_asks_for_stay_on_the_devices(monkeypatch, pipeline):
+    """The processes of a slice that write no file."""
+    request = VideoRequest(prompt=PROMPT, num_inference_steps=1)
+    expected, chunks = pipeline(request).frames, []
+    streamed = pipeline(request, on_frames=chunks.append, keep_frames=False)
+    np.testing.assert_array_equal(np.concatenate(chunks), expected)
+    assert streamed.frames.shape == (0, 64, 64, 3)
+
+    copied = []
+
+    class OnDevice:
+        """A chunk that tells when it is copied to the host."""
+
+        def __init__(self, frames):
+            self.frames = frames
+
+        def __len__(self):
+            return len(self.frames)
+
+        def __array__(self, dtype=None, copy=None):
+            copied.append(len(self.frames))
+            return np.asarray(self.frames)
+
+    decode = pipeline._vae.frames
+    monkeypatch.setattr(
+        pipeline._vae, "frames", lambda *arguments: map(OnDevice, decode(*arguments))
+    )
+    assert pipeline(request, keep_frames=False).metadata["seed"] == 0
+    assert not copied
+    pipeline(request)
+    assert sum(copied) == 17
+
+
+def test_without_guidance_all_devices_work_on_one_branch(pipeline):
+    """dp2 with guidance, sp2 without, on the same devices; the video is that of one device."""
+    request = VideoRequest(prompt=PROMPT, seed=9, num_inference_steps=3, guidance_scale=1.0)
+    result = pipeline(request)
+    assert (result.metadata["layout"], result.metadata["num_devices"]) == ("sp2", 2)
+    alone = TextToVideo.from_pretrained(
+        "wan-tiny",
+        layout=parse_layout("single"),
+        devices=list(pipeline.model.mesh.devices.flat)[:1],
+    )
+    assert psnr(result.frames, alone(request).frames) >= PARITY_PSNR
+
+
+def test_without_guidance_a_step_is_half_the_work(pipeline):
+    """FLOPs of each device's program, counted by the compiler."""
+    flops = {}
+    for scale in (5.0, 1.0):
+        run = pipeline._plan(VideoRequest(prompt=PROMPT, guidance_scale=scale), Watch())
+        stage = run.model.step_stage(run.geometry, run.schedule, run.batch)
+        flops[scale] = stage.compile().cost_analysis()["flops"]
+    assert flops[1.0] / flops[5.0] == pytest.approx(0.5, rel=0.05)
+
+
+def test_weights_are_held_once(pipeline):
+    """The mesh without guidance sees the memory of the one with it."""
+    both = pipeline._params["transformer"], pipeline._one_branch_params["transformer"]
+    for name, array in both[0].items():
+        for first, second in zip(
+            array.addressable_shards, both[1][name].addressable_shards, strict=True
+        ):
+            assert first.data.unsafe_buffer_pointer() == second.data.unsafe_buffer_pointer(), name
+
+
+def test_one_frame_compiles_one_program_of_the_decoder(pipeline):
+    seen = []
+    pipeline(
+        VideoRequest(prompt=PROMPT, width=96, height=64, num_frames=1, num_inference_steps=1),
+        on_progress=lambda p: seen.append(p.stage),
+    )
+    assert {stage for stage in seen if "decode-" in stage} == {"compile decode-first"}
+
+
+def test_compiling_beside_loading_changes_nothing(devices):
+    request = VideoRequest(prompt=PROMPT, seed=4, num_inference_steps=2)
+    seen, frames = [], []
+    for compile_for in (None, request):
+        made = TextToVideo.from_pretrained(
+            "wan-tiny", layout=parse_layout("sp2"), devices=devices[:2], compile_for=compile_for
+        )
+        reports: list[Any] = []
+        frames.append(made(request, on_progress=reports.append).frames)
+        seen.append([(report.stage, report.done) for report in reports])
+    np.testing.assert_array_equal(*frames)
+    assert seen[0] == seen[1], "processes in lock-step count the reports"

@@ -76,7 +76,8 @@ class ScriptedEngine:
         with watch.stage("decode", request.num_frames) as report:
             for index in range(request.num_frames):
                 shape = (1, request.height, request.width, 3)
-                on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
+                if on_frames is not None:
+                    on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
                 report(index + 1)
         return {"layout": "single", "seconds": watch.seconds}
 

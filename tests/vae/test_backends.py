@@ -7,13 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from tests.vae.cases import assert_same_bytes, make_case, to_bytes
-from wan_tpu.errors import CheckpointError, GeometryError, MissingPackageError, UnknownNameError
+from wan_tpu.errors import (
+    BadNumbersError,
+    CheckpointError,
+    GeometryError,
+    InputError,
+    MissingPackageError,
+    UnknownNameError,
+)
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.vae.backends import BACKENDS, load_vae
 from wan_tpu.vae.maxdiffusion import INSTALL
+from wan_tpu.vae.weights import DECODER, ENCODER
+
+TOLERANCE = 1e-4
+"""Of the range, float32."""
 
 CASE = "three levels"
 
@@ -27,10 +39,10 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return path
 
 
-def load(name, folder, layout="dp2"):
+def load(name, folder, layout="dp2", parts=(DECODER,), dtype=jnp.float32):
     split = parse_layout(layout)
     mesh = make_mesh(split, jax.devices()[: split.num_devices])
-    return load_vae(name, make_case(CASE).config, folder, mesh=mesh, dtype=jnp.float32)
+    return load_vae(name, make_case(CASE).config, folder, mesh=mesh, dtype=dtype, parts=parts)
 
 
 NEEDS_MAXDIFFUSION = pytest.param(
@@ -44,12 +56,13 @@ def test_decodes_what_diffusers_decodes(name, folder, devices):
     """Two programs for any number of frames; chunks of one frame, then of four."""
     case, vae = make_case(CASE), load(name, folder)
     assert vae.name == name
-    stages = vae.stages(4, 6)
+    stages = vae.stages(4, 6, 3)
     assert len(stages) == 2
+    assert vae.stages(4, 6, 1) == stages[:1], "one frame needs one program, and it is the same"
     programs = [stage.compile() for stage in stages]
     for latent_frames in (1, 3):
         latents = jax.device_put(case.latents[:, :latent_frames])
-        chunks = list(vae.frames(latents, programs))
+        chunks = list(vae.frames(latents, programs[:latent_frames]))
         assert [len(chunk) for chunk in chunks] == [1] + [4] * (latent_frames - 1)
         expected = to_bytes(case.decoded[: case.frames(latent_frames)])
         assert_same_bytes(np.concatenate(chunks), expected)
@@ -58,7 +71,7 @@ def test_decodes_what_diffusers_decodes(name, folder, devices):
 @pytest.mark.skipif(not HAVE_MAXDIFFUSION, reason=INSTALL)
 def test_maxdiffusion_refuses_a_width_it_cannot_split(folder, devices):
     with pytest.raises(GeometryError, match="multiple of 8, got 20; the VAE flax takes any"):
-        load("maxdiffusion", folder).stages(4, 5)
+        load("maxdiffusion", folder).stages(4, 5, 1)
 
 
 def test_frames_are_fetched_while_later_ones_decode(folder, devices):
@@ -84,6 +97,55 @@ def test_frames_are_fetched_while_later_ones_decode(folder, devices):
     assert events == ["dispatch 0", "dispatch 1", "fetch 0"]
     list(chunks)
     assert events[3:] == ["dispatch 2", "fetch 1", "fetch 2"]
+
+
+@pytest.mark.parametrize(("frames", "num_programs"), [(1, 1), (13, 2)])
+def test_encodes_what_diffusers_encodes(frames, num_programs, folder, devices):
+    """Chunk by chunk on eight devices, each holding a part of the picture; as `encode` at once.
+
+    Red when a chunk does not see the frames before it, or a device not its neighbour's column.
+    """
+    case, vae = make_case(CASE), load("flax", folder, "dp2-sp2-tp2", (DECODER, ENCODER))
+    factor = case.config.spatial_compression
+    shape = (1, frames, 4 * factor, 6 * factor, 3)
+    video = np.random.default_rng(2).uniform(-1, 1, shape).astype(np.float32)
+    stages = vae.encode_stages(*shape[2:4], frames)
+    assert [stage.name for stage in stages] == ["encode-first", "encode-next"][:num_programs]
+    moments = vae.moments(video, [stage.compile() for stage in stages])
+    with torch.no_grad():
+        encoded = case.model.encode(torch.tensor(np.moveaxis(video, -1, 1)), return_dict=False)
+    for ours, theirs in zip(moments, (encoded[0].mean, encoded[0].logvar), strict=True):
+        expected = np.moveaxis(theirs.numpy(), 1, -1)
+        assert ours.shape == expected.shape
+        assert np.abs(ours - expected).max() <= TOLERANCE * np.ptp(expected)
+
+
+def test_bad_numbers_of_a_video_are_found(folder, devices):
+    """In the last chunk, in one device's corner."""
+    vae = load("flax", folder, "dp2-tp2", (ENCODER,))
+    video = np.zeros((1, 9, 16, 32, 3), np.float32)
+    video[0, -1, -1, -1, 0] = np.nan
+    programs = [stage.compile() for stage in vae.encode_stages(16, 32, 9)]
+    with pytest.raises(BadNumbersError, match="encode, chunk 3 of 3"):
+        vae.moments(video, programs)
+
+
+def test_a_part_is_loaded_when_asked_for(folder, devices):
+    """Text to video holds no encoder; what a caller did not load is its own mistake."""
+    parts = {names: load("flax", folder, "single", names) for names in [(DECODER,), (ENCODER,)]}
+    for names, vae in parts.items():
+        (only,) = names
+        make = {DECODER: vae.stages, ENCODER: vae.encode_stages}
+        (stage,) = make[only](16, 24, 1)
+        assert all(name.startswith(only) for name in stage.arguments[0])
+        (other,) = make.keys() - {only}
+        with pytest.raises(KeyError, match=other):
+            make[other](16, 24, 1)
+
+
+def test_maxdiffusion_does_not_encode(folder, devices):
+    with pytest.raises(InputError, match="maxdiffusion only decodes; the VAE flax encodes"):
+        load("maxdiffusion", folder, parts=(DECODER, ENCODER))
 
 
 def test_unknown_name(folder, devices):

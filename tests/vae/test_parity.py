@@ -13,11 +13,11 @@ from diffusers.image_processor import VaeImageProcessor
 from tests.vae.cases import CONFIGS, make_case, quick_jit
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import make_mesh
-from wan_tpu.vae.autoencoder import Decoder
+from wan_tpu.vae.autoencoder import Decoder, with_params
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.convolution import CONVOLUTIONS, by_frame, folded
 from wan_tpu.vae.spatial import SpatialSplit
-from wan_tpu.vae.streaming import StreamingVae, denormalised, to_uint8, with_params
+from wan_tpu.vae.streaming import StreamingVae, denormalised, to_uint8
 from wan_tpu.vae.weights import DECODER
 
 TOLERANCE = 1e-4

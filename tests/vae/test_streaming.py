@@ -1,5 +1,6 @@
 """The two decode programs: on every layout the same video, two compilations, no waiting."""
 
+import dataclasses
 import logging
 
 import jax
@@ -12,7 +13,7 @@ from wan_tpu.errors import GeometryError
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.vae.streaming import StreamingVae, abstract_params, make_decode_stages
-from wan_tpu.vae.weights import DECODER
+from wan_tpu.vae.weights import DECODER, ENCODER
 
 TOLERANCE = 1e-4
 
@@ -99,12 +100,34 @@ def test_two_programs_compile(devices, caplog):
     assert_same_bytes(np.concatenate(outputs), to_bytes(case.decoded))
 
 
-def test_cache_keeps_its_shape_and_split(devices):
-    """What `decode_next` returns can be given to it again, whatever the chunk's number."""
+def test_two_programs_encode_what_one_does(devices):
+    """Red when a later chunk needs a third program, or a chunk starts from an empty past."""
     case = make_case("three levels")
     vae = make_vae(case, "dp2-tp2")
-    params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(DECODER,))
-    first, following = make_decode_stages(case.config, vae.mesh, 4, 8, jnp.bfloat16, params)
+    video = np.random.default_rng(2).uniform(-1, 1, (1, 13, 16, 24, 3)).astype(np.float32)
+    expected = quick_jit(vae.encode)(case.params, video)
+    first, following = quick_jit(vae.encode_first), quick_jit(vae.encode_next)
+    mean, log_variance, _, cache = first(case.params, video[:, :1])
+    parts = [(mean, log_variance)]
+    for start in range(1, 13, 4):
+        mean, log_variance, _, cache = following(case.params, video[:, start : start + 4], cache)
+        parts.append((mean, log_variance))
+    assert (first._cache_size(), following._cache_size()) == (1, 1)
+    for ours, whole in zip(zip(*parts, strict=True), expected, strict=True):
+        error = np.abs(np.concatenate(ours, axis=1) - np.asarray(whole)).max()
+        assert error <= TOLERANCE * np.ptp(whole)
+
+
+@pytest.mark.parametrize("part", [DECODER, ENCODER])
+def test_cache_keeps_its_shape_and_split(part, devices):
+    """What a later chunk's program returns can be given to it again, whatever the number."""
+    case = make_case("three levels")
+    vae = dataclasses.replace(make_vae(case, "dp2-tp2"), dtype=jnp.bfloat16)
+    params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(part,))
+    if part == DECODER:
+        first, following = make_decode_stages(case.config, vae.mesh, 4, 8, jnp.bfloat16, params)
+    else:
+        first, following = vae.encode_stages(16, 32, params)
     *_, started = jax.eval_shape(first.function, *first.arguments)
     *_, continued = jax.eval_shape(following.function, *following.arguments)
     for leaf, after, argument in zip(

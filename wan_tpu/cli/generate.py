@@ -23,7 +23,7 @@ from wan_tpu.cli.options import (
     positive_int,
     read_load_options,
 )
-from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, tell, write_story
+from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_path, write_metadata
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.recording import add_profile_argument, make_profile, recording
 from wan_tpu.cli.streams import keep_stdout_for_data
@@ -106,7 +106,7 @@ def run(parsed: argparse.Namespace) -> int:
     running = Interruptible()
     running.run(lambda: _generate(order, running))
     if order.output is not None:
-        tell(order.output)
+        print_path(order.output)
     return 0
 
 
@@ -162,7 +162,7 @@ def _generate(order: Order, running: Interruptible) -> None:
                 on_progress=on_progress, on_frames=on_frames, asked=running.is_asked,
             )  # fmt: skip
     if order.output is not None:
-        write_story(order.output, result.metadata)
+        write_metadata(order.output, result.metadata)
 
 
 def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
@@ -206,7 +206,7 @@ def _make(
     on_frames: Callable[[np.ndarray], None] | None,
     asked: Callable[[], bool],
 ) -> VideoResult:
-    """The frames and their story; all processes make process 0's request."""
+    """The video; all processes make process 0's request."""
 
     def report(progress: Progress) -> None:
         process.note(progress.stage, is_over=progress.done >= progress.total)
@@ -218,6 +218,7 @@ def _make(
             on_progress=report,
             should_cancel=should_cancel,
             on_frames=on_frames,
+            keep_frames=False,
         )
 
     task = dataclasses.asdict(request)

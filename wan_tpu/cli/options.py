@@ -6,7 +6,8 @@ from typing import Any
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.options import DTYPES, VAES, LoadOptions, listed
+from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout
 
 

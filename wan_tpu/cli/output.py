@@ -50,7 +50,7 @@ def open_video(
         yield writer.write
 
 
-def write_story(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+def write_metadata(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
     """How the video was made: the file beside it, and a line per stage on stderr."""
     write_side_file(output, metadata)
     steps = metadata["request"]["num_inference_steps"]
@@ -59,13 +59,18 @@ def write_story(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
         sys.stderr.write(f"{name:<22}{seconds:>9.2f} s{each}\n")
     sys.stderr.write(
         f"{metadata['model']}, layout {metadata['layout']}, attention {metadata['attention']}, "
-        f"VAE {metadata['vae']}, {metadata['dtype']}, "
+        f"VAE {metadata['vae']}, {_dtypes(metadata)}, "
         f"{metadata['num_devices']} x {metadata['device_kind']}, seed {metadata['seed']}\n"
     )
 
 
-def tell(output: pathlib.Path) -> None:
-    """The name as bytes: a shell gives back what it was given. The video is there in any case."""
+def _dtypes(metadata: Mapping[str, Any]) -> str:
+    dtype, vae_dtype = metadata["dtype"], metadata["vae_dtype"]
+    return dtype if dtype == vae_dtype else f"{dtype} with the VAE in {vae_dtype}"
+
+
+def print_path(output: pathlib.Path) -> None:
+    """The path as bytes: a shell gives back what it was given. The video is there in any case."""
     try:
         write_data(os.fsencode(output) + b"\n")
     except (OutputError, BrokenPipeError) as error:

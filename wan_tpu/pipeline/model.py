@@ -19,7 +19,7 @@ from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
 from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
-from wan_tpu.pipeline.options import DTYPES
+from wan_tpu.pipeline.names import DTYPES
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of

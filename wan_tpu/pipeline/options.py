@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
+from wan_tpu.pipeline.names import DTYPES, VAES
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
@@ -29,10 +30,6 @@ from wan_tpu.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
     from wan_tpu.pipeline.text_to_video import TextToVideo
-
-DTYPES = ("bfloat16", "float32")
-VAES = ("flax", "maxdiffusion")
-"""The keys of `wan_tpu.vae.backends.BACKENDS`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +45,10 @@ class LoadOptions:
             is given has its own.
         weights: likewise.
         attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS`.
-        vae: one of `VAES`.
-        vae_dtype: of the autoencoder, one of `DTYPES`; None for that of the rest.
-        dtype: of weights and activations, one of `DTYPES`; None for bfloat16, on a CPU float32.
+        vae: one of `wan_tpu.pipeline.names.VAES`.
+        vae_dtype: of the autoencoder, one of `names.DTYPES`; None for that of the rest.
+        dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
+            float32.
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
 
     Raises:

@@ -181,6 +181,7 @@ class TextToVideo:
         on_progress: Callable[[Progress], None] | None = None,
         should_cancel: Callable[[], bool] | None = None,
         on_frames: Callable[[np.ndarray], None] | None = None,
+        keep_frames: bool = True,
     ) -> VideoResult:
         """Makes one video.
 
@@ -190,6 +191,8 @@ class TextToVideo:
             should_cancel: asked between steps; true ends the generation.
             on_frames: called with frames `[n, height, width, 3]`, uint8, as soon as they are
                 decoded, in order, while later ones still decode.
+            keep_frames: whether the result has them, too. Where neither is asked for, as in the
+                processes that write no file, nothing is copied from the devices.
 
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
@@ -204,10 +207,14 @@ class TextToVideo:
             contexts = self._encode_text(run)
             latents = self._denoise(run, contexts, self._noise(run))
             for frames in self._decode(run, latents):
-                chunks.append(frames)
+                if keep_frames:
+                    chunks.append(np.asarray(frames))
                 if on_frames is not None:
-                    on_frames(frames)
-        return VideoResult(frames=np.concatenate(chunks), metadata=self._metadata(run))
+                    on_frames(np.asarray(frames))
+        nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
+        return VideoResult(
+            frames=np.concatenate(chunks) if chunks else nothing, metadata=self._metadata(run)
+        )
 
     def intermediate(self, request: VideoRequest) -> dict[str, np.ndarray]:
         """What each part makes of a request, for comparing layouts.
@@ -285,7 +292,7 @@ class TextToVideo:
             model.start_stage(geometry, run.schedule),
             *(model.step_stage(geometry, run.schedule, batch) for batch in batches),
             model.latents_stage(geometry),
-            *self._vae.stages(geometry.latent_height, geometry.latent_width),
+            *self._vae_stages(run),
         ]
 
     def _encode_text(self, run: Run) -> dict[tuple[str, int], Context]:
@@ -350,17 +357,21 @@ class TextToVideo:
         padding = target.shape[1] - tokens.shape[1]
         return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)
 
-    def _decode(self, run: Run, latents: jax.Array) -> Iterator[np.ndarray]:
-        """Frames in order, uint8 `[n, height, width, 3]`, while later ones decode."""
-        geometry = run.geometry
-        stages = self._vae.stages(geometry.latent_height, geometry.latent_width)
-        programs = [self._program(run, stage) for stage in stages]
-        with run.watch.stage("decode", geometry.num_frames) as report:
+    def _decode(self, run: Run, latents: jax.Array) -> Iterator[jax.Array]:
+        """Frames in order, uint8 `[n, height, width, 3]`, on the devices, while later ones decode."""
+        programs = [self._program(run, stage) for stage in self._vae_stages(run)]
+        with run.watch.stage("decode", run.geometry.num_frames) as report:
             done = 0
             for frames in self._vae.frames(latents, programs):
                 done += len(frames)
                 yield frames
                 report(done)
+
+    def _vae_stages(self, run: Run) -> tuple[Stage, ...]:
+        geometry = run.geometry
+        return self._vae.stages(
+            geometry.latent_height, geometry.latent_width, geometry.latent_frames
+        )
 
     def _program(self, run: Run, stage: Stage) -> Callable[..., Any]:
         """The compiled stage, compiled on first use."""
@@ -394,6 +405,7 @@ class TextToVideo:
             "attention": model.denoiser.setting.implementation,
             "vae": self._vae.name,
             "dtype": str(jnp.dtype(model.dtype)),
+            "vae_dtype": str(jnp.dtype(self.model.vae_dtype)),
             "device_kind": devices.flat[0].device_kind,
             "num_devices": int(devices.size),
             "num_processes": jax.process_count(),

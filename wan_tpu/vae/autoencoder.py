@@ -11,7 +11,8 @@ convolution that it sees (docs/decisions/0002-own-flax-vae.md).
 """
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -339,3 +340,17 @@ class Decoder(nnx.Module):
             `[frames, height, width, 3]`, about [-1, 1], and the next past.
         """
         return self.coder(self.post_quant_conv(latents), past)
+
+
+Part = TypeVar("Part", Decoder, Encoder)
+
+
+def with_params(
+    make: type[Part], config: VaeConfig, split: SpatialSplit, params: Mapping[str, jax.Array]
+) -> Part:
+    """`Encoder` or `Decoder` with parameters, which are named within it."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(config, split=split, rngs=nnx.Rngs(0))))
+    paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
+    assert paths.keys() == params.keys(), paths.keys() ^ params.keys()
+    flat = [(path, nnx.Param(params[name])) for name, path in paths.items()]
+    return nnx.merge(graph, nnx.from_flat_state(flat))

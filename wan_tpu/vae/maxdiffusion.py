@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from wan_tpu.errors import GeometryError, MissingPackageError
+from wan_tpu.sharding.rules import picture
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.vae.config import VaeConfig
-from wan_tpu.vae.streaming import TPU_COMPILER_OPTIONS, Cache, Params, denormalised, to_uint8
+from wan_tpu.vae.stages import AbstractParams, chunk_stages
+from wan_tpu.vae.streaming import Cache, Params, denormalised, to_uint8
 
 MODULE = "maxdiffusion.models.wan.autoencoder_kl_wan"
 
@@ -100,7 +102,7 @@ class MaxdiffusionVae:
         return self._decode_chunk(params, latents, cache)
 
     def decode_stages(
-        self, latent_height: int, latent_width: int, params_abstract: Any
+        self, latent_height: int, latent_width: int, params: AbstractParams
     ) -> tuple[Stage, Stage]:
         """The two decode programs as values, as `streaming.make_decode_stages` makes them.
 
@@ -113,33 +115,25 @@ class MaxdiffusionVae:
                 f"the VAE maxdiffusion splits the width over all {ways} devices: it must be a "
                 f"multiple of {ways * factor}, got {latent_width * factor}; the VAE flax takes any"
             )
-        split = NamedSharding(self.mesh, PartitionSpec(None, None, None, _AXES[1], None))
+        split = NamedSharding(self.mesh, picture(5, width_axes=(_AXES[1],)))
         shape = (1, 1, latent_height, latent_width, self.config.z_dim)
         latents = abstract(shape, jnp.float32, split)
         cache = jax.tree.map(
             lambda x: abstract(x.shape, x.dtype, split),
-            jax.eval_shape(self.decode_first, params_abstract, latents)[-1],
+            jax.eval_shape(self.decode_first, params, latents)[-1],
         )
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        make = functools.partial(
-            Stage,
+        return chunk_stages(
+            "decode",
+            self.decode_first,
+            self.decode_next,
             mesh=self.mesh,
+            params=params,
+            chunk_shapes=(shape, shape),
+            chunk_sharding=split,
+            cache=cache,
+            cache_shardings=split,
+            num_results=2,
             closes_over=("maxdiffusion", self.config, str(jnp.dtype(self.dtype))),
-            out_shardings=(whole, whole, split),
-            tpu_compiler_options=TPU_COMPILER_OPTIONS,
-        )
-        return (
-            make(
-                name="decode-first",
-                function=self.decode_first,
-                arguments=(params_abstract, latents),
-            ),
-            make(
-                name="decode-next",
-                function=self.decode_next,
-                arguments=(params_abstract, latents, cache),
-                donate=(2,),
-            ),
         )
 
     def tensor_names(self) -> dict[str, str]:

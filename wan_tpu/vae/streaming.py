@@ -1,28 +1,30 @@
 """Decodes and encodes chunk by chunk, split over a mesh: pure functions and their stages.
 
-Two programs decode any number of frames. The first latent frame becomes one video frame and starts
-the cache, every later one becomes four (`temporal_compression`) and passes the cache on. The cache
-is the past of every causal convolution, so memory does not grow with the video.
+Two programs decode any number of frames, and two encode them. The first latent frame becomes one
+video frame and starts the cache, every later one becomes four (`temporal_compression`) and passes
+the cache on; encoding takes one frame and then four at a time. The cache is the past of every
+causal convolution, so memory does not grow with the video.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from wan_tpu.errors import GeometryError
 from wan_tpu.sharding.mesh import platform_of
+from wan_tpu.sharding.rules import WHOLE
 from wan_tpu.stage import Stage, abstract
-from wan_tpu.vae.autoencoder import Decoder, Encoder, Past
+from wan_tpu.vae.autoencoder import Decoder, Encoder, Past, with_params
 from wan_tpu.vae.config import FRAMES_PER_CHUNK, VaeConfig
 from wan_tpu.vae.convolution import convolution_for
 from wan_tpu.vae.spatial import SpatialSplit, spatial_split
-from wan_tpu.vae.weights import DECODER, ENCODER, vae_parameters
+from wan_tpu.vae.stages import AbstractParams, chunk_stages
+from wan_tpu.vae.weights import DECODER, ENCODER, abstract_params, of_part
 
 Params = Mapping[str, jax.Array]
 """Parameters by name, as `weights.vae_state_from_tensors` gives them."""
@@ -30,9 +32,7 @@ Params = Mapping[str, jax.Array]
 Cache = Any
 """A pytree of `[..., frames, height, width, channels]`, split as the picture is."""
 
-TPU_COMPILER_OPTIONS = {"xla_tpu_scoped_vmem_limit_kib": "8192"}
-"""XLA makes a convolution's window as large as this memory allows and writes it out instruction by
-instruction: by default the 720p chunk takes minutes to compile (docs/decisions/0002)."""
+CODERS = {DECODER: Decoder, ENCODER: Encoder}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class StreamingVae:
 
     config: VaeConfig
     mesh: Mesh
-    dtype: Any
+    dtype: DTypeLike
     convolution: str | None = None
 
     def decode_first(
@@ -85,17 +85,37 @@ class StreamingVae:
         split = self._split(*latents.shape[2:4])
 
         def body(params: Params, latents: jax.Array) -> jax.Array:
-            frames, _ = self._decoder(params, split)(
-                denormalised(self.config, latents[0]).astype(self.dtype), None
-            )
+            decoder = with_params(Decoder, self.config, split, params)
+            frames, _ = decoder(denormalised(self.config, latents[0]).astype(self.dtype), None)
             return jnp.clip(frames.astype(jnp.float32), -1, 1)[None]
 
-        return self._per_device(split, body, out_specs=split.spec(5))(
-            _part(params, DECODER), latents
-        )
+        decode = self._per_device(split, body, out_specs=split.spec(5))
+        return decode(of_part(params, DECODER), latents)
+
+    def encode_first(
+        self, params: Params, frames: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        """Encodes the first frame.
+
+        Args:
+            params: at least those of the encoder.
+            frames: `[1, 1, height, width, 3]`, float32 in [-1, 1].
+
+        Returns:
+            mean and log variance, each `[1, latent frames, latent height, latent width, z_dim]`
+            float32, not normalised, the log variance within [-30, 20] as diffusers keeps it;
+            whether all numbers were finite; the cache for the next chunk.
+        """
+        return self._encode_chunk(params, frames, None)
+
+    def encode_next(
+        self, params: Params, frames: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        """Encodes the next `FRAMES_PER_CHUNK` frames, likewise."""
+        return self._encode_chunk(params, frames, cache)
 
     def encode(self, params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log variance of a video's latents, four frames at a time after the first.
+        """Encodes a whole video in one program, four frames at a time after the first.
 
         Args:
             params: at least those of the encoder.
@@ -103,105 +123,150 @@ class StreamingVae:
                 multiples of `spatial_compression`.
 
         Returns:
-            mean and log variance, each `[1, latent_frames, latent_height, latent_width, z_dim]`
-            float32, not normalised; the log variance within [-30, 20], as diffusers keeps it.
+            mean and log variance of all latent frames, as of `encode_first`.
 
         Raises:
             GeometryError: another number of frames, or a size that does not divide.
         """
-        height, width = self._latent_size(video)
-        split = self._split(height, width)
+        split = self._split(*self._latent_size(*video.shape[1:4]))
 
         def body(params: Params, video: jax.Array) -> jax.Array:
-            encoder = self._encoder(params, split)
+            encoder = with_params(Encoder, self.config, split, params)
             video = video[0].astype(self.dtype)
             first, past = encoder(video[:1], None)
             chunks = video[1:].reshape(-1, FRAMES_PER_CHUNK, *video.shape[1:])
 
             def chunk(past: Past, frames: jax.Array) -> tuple[Past, jax.Array]:
-                moments, past = self._encoder(params, split)(frames, past)
+                moments, past = with_params(Encoder, self.config, split, params)(frames, past)
                 return past, moments
 
             _, rest = jax.lax.scan(chunk, past, chunks)
             rest = rest.reshape(-1, *first.shape[1:])
             return jnp.concatenate([first, rest])[None].astype(jnp.float32)
 
-        moments = self._per_device(split, body, out_specs=split.spec(5))(
-            _part(params, ENCODER), video
-        )
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30, 20)
+        encode = self._per_device(split, body, out_specs=split.spec(5))
+        return _mean_and_log_variance(encode(of_part(params, ENCODER), video))
 
     def decode_stages(
-        self, latent_height: int, latent_width: int, params_abstract: Any
+        self, latent_height: int, latent_width: int, params: AbstractParams
     ) -> tuple[Stage, Stage]:
         """The two decode programs as values. See `make_decode_stages`."""
-        split = self._split(latent_height, latent_width)
         shape = (1, 1, latent_height, latent_width, self.config.z_dim)
-        latents = abstract(shape, jnp.float32, NamedSharding(self.mesh, split.spec(5)))
-        cache = jax.tree.map(
-            lambda x: abstract(x.shape, x.dtype, NamedSharding(self.mesh, split.spec(x.ndim))),
-            self._cache_shapes(latent_height, latent_width),
-        )
-        # Every process of a slice may read the frames, so every device gets all of them.
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        out_shardings = (whole, whole, jax.tree.map(lambda x: x.sharding, cache))
-        make = functools.partial(
-            Stage,
+        split = self._split(latent_height, latent_width)
+        cache = self._abstract_cache(DECODER, shape, split)
+        return chunk_stages(
+            "decode",
+            self.decode_first,
+            self.decode_next,
             mesh=self.mesh,
-            size=(latent_height, latent_width),
+            params=params,
+            chunk_shapes=(shape, shape),
+            chunk_sharding=NamedSharding(self.mesh, split.spec(5)),
+            cache=cache,
+            cache_shardings=jax.tree.map(lambda x: x.sharding, cache),
+            num_results=2,
             closes_over=(self.config, str(jnp.dtype(self.dtype))),
-            out_shardings=out_shardings,
-            tpu_compiler_options=TPU_COMPILER_OPTIONS,
         )
-        return (
-            make(
-                name="decode-first",
-                function=self.decode_first,
-                arguments=(params_abstract, latents),
-            ),
-            make(
-                name="decode-next",
-                function=self.decode_next,
-                arguments=(params_abstract, latents, cache),
-                donate=(2,),
-            ),
+
+    def encode_stages(self, height: int, width: int, params: AbstractParams) -> tuple[Stage, Stage]:
+        """The programs for the first frame and for every later four.
+
+        Args:
+            height: of the pictures, a multiple of `spatial_compression`.
+            width: likewise.
+            params: what stands for the parameters, at least the encoder's.
+
+        Returns:
+            stages of `(params, frames)` and `(params, frames, cache)`, the cache donated; frames
+            `[1, 1 or 4, height, width, 3]` float32; results as of `encode_first`, whole on every
+            device.
+
+        Raises:
+            GeometryError: the size does not divide.
+        """
+        split = self._split(*self._latent_size(1, height, width))
+        first, following = ((1, frames, height, width, 3) for frames in (1, FRAMES_PER_CHUNK))
+        cache = self._abstract_cache(ENCODER, first, split)
+        return chunk_stages(
+            "encode",
+            self.encode_first,
+            self.encode_next,
+            mesh=self.mesh,
+            params=params,
+            chunk_shapes=(first, following),
+            chunk_sharding=NamedSharding(self.mesh, split.spec(5)),
+            cache=cache,
+            cache_shardings=jax.tree.map(lambda x: x.sharding, cache),
+            num_results=3,
+            closes_over=(self.config, str(jnp.dtype(self.dtype))),
         )
 
     def _decode_chunk(
         self, params: Params, latents: jax.Array, cache: Cache | None
     ) -> tuple[jax.Array, jax.Array, Cache]:
-        height, width = latents.shape[2:4]
-        split = self._split(height, width)
-        specs = jax.tree.map(lambda x: split.spec(x.ndim), self._cache_shapes(height, width))
+        split = self._split(*latents.shape[2:4])
 
         def body(
             params: Params, latents: jax.Array, past: Past
         ) -> tuple[jax.Array, jax.Array, Past]:
-            frames, past = self._decoder(params, split)(
-                denormalised(self.config, latents[0]).astype(self.dtype), past
-            )
+            decoder = with_params(Decoder, self.config, split, params)
+            latents = denormalised(self.config, latents[0]).astype(self.dtype)
+            frames, past = decoder(latents, past)
             # Bytes hide NaN: it becomes black.
-            is_finite = jnp.isfinite(frames).all()[None, None, None]  # one per part of the picture
-            return to_uint8(frames), is_finite, past
+            return to_uint8(frames), _is_finite(frames), past
 
-        decode = self._per_device(
+        decode = self._per_chunk(DECODER, split, body, latents, cache, split.spec(4))
+        frames, is_finite, cache = decode(of_part(params, DECODER), latents, cache)
+        return frames, is_finite.all(), cache
+
+    def _encode_chunk(
+        self, params: Params, frames: jax.Array, cache: Cache | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        split = self._split(*self._latent_size(1, *frames.shape[2:4]))
+
+        def body(
+            params: Params, frames: jax.Array, past: Past
+        ) -> tuple[jax.Array, jax.Array, Past]:
+            encoder = with_params(Encoder, self.config, split, params)
+            moments, past = encoder(frames[0].astype(self.dtype), past)
+            return moments[None].astype(jnp.float32), _is_finite(moments), past
+
+        encode = self._per_chunk(ENCODER, split, body, frames, cache, split.spec(5))
+        moments, is_finite, cache = encode(of_part(params, ENCODER), frames, cache)
+        return *_mean_and_log_variance(moments), is_finite.all(), cache
+
+    def _per_chunk(
+        self,
+        part: str,
+        split: SpatialSplit,
+        body: Callable[..., Any],
+        chunk: jax.Array,
+        cache: Cache | None,
+        out_spec: PartitionSpec,
+    ) -> Callable[..., Any]:
+        """`body(params, chunk, cache)` per device; gives a result, finite or not, and the cache."""
+        like = self._cache_shapes(part, chunk.shape) if cache is None else cache
+        specs = jax.tree.map(lambda x: split.spec(x.ndim), like)
+        return self._per_device(
             split,
             body,
             in_specs=(None if cache is None else specs,),
-            out_specs=(split.spec(4), split.spec(3), specs),
+            out_specs=(out_spec, split.spec(3), specs),
         )
-        frames, is_finite, cache = decode(_part(params, DECODER), latents, cache)
-        return frames, is_finite.all(), cache
 
     def _per_device(
-        self, split: SpatialSplit, body: Callable, *, out_specs: Any, in_specs: tuple = ()
-    ) -> Callable:
+        self,
+        split: SpatialSplit,
+        body: Callable[..., Any],
+        *,
+        out_specs: Any,
+        in_specs: tuple[Any, ...] = (),
+    ) -> Callable[..., Any]:
         """`body(params, picture, ...)` on each device's part of the picture."""
         return jax.shard_map(
             body,
             mesh=self.mesh,
-            in_specs=(PartitionSpec(), split.spec(5), *in_specs),
+            in_specs=(WHOLE, split.spec(5), *in_specs),
             out_specs=out_specs,
             check_vma=False,  # axes that cut nothing repeat the work
         )
@@ -210,8 +275,7 @@ class StreamingVae:
         convolution = self.convolution or convolution_for(platform_of(self.mesh))
         return spatial_split(self.mesh, latent_height, latent_width, convolution=convolution)
 
-    def _latent_size(self, video: jax.Array) -> tuple[int, int]:
-        _, frames, height, width, _ = video.shape
+    def _latent_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         factor = self.config.spatial_compression
         if (frames - 1) % FRAMES_PER_CHUNK or height % factor or width % factor:
             raise GeometryError(
@@ -220,22 +284,22 @@ class StreamingVae:
             )
         return height // factor, width // factor
 
-    def _decoder(self, params: Params, split: SpatialSplit) -> Decoder:
-        return with_params(Decoder, self.config, split, params)
+    def _abstract_cache(self, part: str, chunk: tuple[int, ...], split: SpatialSplit) -> Cache:
+        """The stage argument that stands for the cache after a first chunk of this shape."""
+        return jax.tree.map(
+            lambda x: abstract(x.shape, x.dtype, NamedSharding(self.mesh, split.spec(x.ndim))),
+            self._cache_shapes(part, chunk),
+        )
 
-    def _encoder(self, params: Params, split: SpatialSplit) -> Encoder:
-        return with_params(Encoder, self.config, split, params)
+    def _cache_shapes(self, part: str, chunk: tuple[int, ...]) -> Cache:
+        """Shapes of the whole cache after a first chunk, all devices' parts together."""
+        params = abstract_params(self.config, self.dtype, parts=(part,))
 
-    def _cache_shapes(self, latent_height: int, latent_width: int) -> Cache:
-        """Shapes of the whole cache, all devices' parts together."""
-        params = abstract_params(self.config, self.dtype, parts=(DECODER,))
-        shape = (1, latent_height, latent_width, self.config.z_dim)
-        latents = jax.ShapeDtypeStruct(shape, self.dtype)
+        def past(params: Params, chunk: jax.Array) -> Past:
+            coder = with_params(CODERS[part], self.config, SpatialSplit(), of_part(params, part))
+            return coder(chunk, None)[1]
 
-        def past(params: Params, latents: jax.Array) -> Past:
-            return self._decoder(_part(params, DECODER), SpatialSplit())(latents, None)[1]
-
-        return jax.eval_shape(past, params, latents)
+        return jax.eval_shape(past, params, jax.ShapeDtypeStruct(chunk[1:], self.dtype))
 
 
 def make_decode_stages(
@@ -243,8 +307,8 @@ def make_decode_stages(
     mesh: Mesh,
     latent_height: int,
     latent_width: int,
-    dtype: Any,
-    params_abstract: Any,
+    dtype: DTypeLike,
+    params_abstract: AbstractParams,
 ) -> tuple[Stage, Stage]:
     """The programs for the first and for every later latent frame.
 
@@ -266,22 +330,6 @@ def make_decode_stages(
     return vae.decode_stages(latent_height, latent_width, params_abstract)
 
 
-def abstract_params(
-    config: VaeConfig,
-    dtype: Any,
-    *,
-    mesh: Mesh | None = None,
-    parts: tuple[str, ...] = (DECODER, ENCODER),
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What stands for the parameters: by name, whole on every device of `mesh` when given."""
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return {
-        parameter.name: jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=sharding)
-        for parameter in vae_parameters(config)
-        if parameter.name.startswith(parts)
-    }
-
-
 def denormalised(config: VaeConfig, latents: jax.Array) -> jax.Array:
     """`[..., z_dim]` as the transformer works on them to what the decoder takes, float32."""
     mean = jnp.asarray(config.latents_mean, jnp.float32)
@@ -295,19 +343,12 @@ def to_uint8(frames: jax.Array) -> jax.Array:
     return jnp.round(scaled).astype(jnp.uint8)
 
 
-def _part(params: Params, prefix: str) -> Params:
-    """The parameters of one part, named within it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in params.items()
-        if name.startswith(prefix)
-    }
+def _is_finite(x: jax.Array) -> jax.Array:
+    """Whether a device's part of a picture is finite, `[1, 1, 1]`: one entry per part."""
+    return jnp.isfinite(x).all()[None, None, None]
 
 
-def with_params(make: Callable, config: VaeConfig, split: SpatialSplit, params: Params) -> Any:
-    """`Encoder` or `Decoder` with parameters, which are named within it."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: make(config, split=split, rngs=nnx.Rngs(0))))
-    paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
-    assert paths.keys() == params.keys(), paths.keys() ^ params.keys()
-    flat = [(path, nnx.Param(params[name])) for name, path in paths.items()]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+def _mean_and_log_variance(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`[..., 2 * z_dim]` to two of `[..., z_dim]`; the second as diffusers keeps it."""
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(log_variance, -30, 20)

@@ -6,11 +6,15 @@ modules, joined by dots; the blocks of a scanned run are stacked in front.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.source import ArraySource, check_tensors
+from wan_tpu.sharding.mesh import named
 from wan_tpu.vae.config import (
     FrameAttention,
     Layer,
@@ -24,6 +28,8 @@ from wan_tpu.vae.config import (
 
 DECODER, ENCODER = "decoder.", "encoder."
 """What the names of a part's parameters begin with."""
+
+Entry = TypeVar("Entry")
 
 Kind = Literal["kernel", "vector"]
 
@@ -56,7 +62,7 @@ class VaeParameter:
         *frames, rows, columns = window
         return (*self.stack, *(frames or [1]), columns, rows, in_channels, out_channels)
 
-    def convert(self, tensors: Mapping[str, np.ndarray], dtype: Any) -> np.ndarray:
+    def convert(self, tensors: Mapping[str, np.ndarray], dtype: DTypeLike) -> np.ndarray:
         """The array, from tensors that have the right shapes."""
         parts = [self._convert_one(np.asarray(tensors[name])) for name in self.tensors]
         return np.stack(parts).astype(dtype).reshape(self.shape)
@@ -95,7 +101,7 @@ def expected_tensors(
 def vae_state_from_tensors(
     config: VaeConfig,
     tensors: Mapping[str, np.ndarray],
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     parts: tuple[str, ...] = (DECODER, ENCODER),
 ) -> dict[str, np.ndarray]:
@@ -116,6 +122,27 @@ def vae_state_from_tensors(
         for parameter in vae_parameters(config)
         if parameter.name.startswith(parts)
     }
+
+
+def abstract_params(
+    config: VaeConfig,
+    dtype: DTypeLike,
+    *,
+    mesh: Mesh | None = None,
+    parts: tuple[str, ...] = (DECODER, ENCODER),
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What stands for the parameters: by name, whole on every device of `mesh` when given."""
+    sharding = None if mesh is None else named(mesh)
+    return {
+        parameter.name: jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=sharding)
+        for parameter in vae_parameters(config)
+        if parameter.name.startswith(parts)
+    }
+
+
+def of_part(params: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    """The parameters of the decoder or the encoder, named within it."""
+    return {name.removeprefix(prefix): x for name, x in params.items() if name.startswith(prefix)}
 
 
 def _coder(plan: Plan) -> Iterator[VaeParameter]:
