@@ -30,7 +30,7 @@ from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting
 from wan_tpu.vae.config import VaeConfig
-from wan_tpu.vae.streaming import abstract_params
+from wan_tpu.vae.streaming import StreamingVae, abstract_params
 from wan_tpu.vae.weights import DECODER
 
 TEXT_ENCODER, TRANSFORMER, VAE = "text_encoder", "transformer", "vae"
@@ -224,6 +224,12 @@ class VideoModel:
             closes_over=geometry,
             out_shardings=named(self.mesh),
         )
+
+    def decode_stages(self, geometry: Geometry) -> tuple[Stage, Stage]:
+        """Our own decoder's programs for the first and for every later latent frame."""
+        vae = StreamingVae(config=self.vae, mesh=self.mesh, dtype=self.vae_dtype)
+        weights = dict(self.components[VAE].weights)
+        return vae.decode_stages(geometry.latent_height, geometry.latent_width, weights)
 
     def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""

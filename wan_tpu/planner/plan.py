@@ -6,7 +6,6 @@ row needs is cached, so a second plan neither traces nor compiles.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS
 from wan_tpu.pipeline.check import check_request
-from wan_tpu.pipeline.model import VideoModel, make_video_model
+from wan_tpu.pipeline.load import on_one_branch
+from wan_tpu.pipeline.model import VideoModel, make_video_model, tree_bytes
 from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,
@@ -43,8 +43,6 @@ from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
 from wan_tpu.stage import Stage
 from wan_tpu.vae.spatial import spatial_split
-from wan_tpu.vae.streaming import abstract_params, make_decode_stages
-from wan_tpu.vae.weights import DECODER
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +197,14 @@ class Planner:
         if layout not in self._models:
             if self._devices is None:
                 self._devices = slice_devices(self._job.where)
-            self._models[layout] = make_video_model(
+            model = make_video_model(
                 self._job.description,
                 make_mesh(layout, self._devices),
                 layout,
                 dtype=jnp.dtype(self._job.dtype),
                 attention=self._job.attention,
             )
+            self._models[layout] = model if self._job.batch == 2 else on_one_branch(model)
         return self._models[layout]
 
     def _stage(self, name: str, layout: Layout) -> Stage:
@@ -221,14 +220,7 @@ class Planner:
             return model.start_stage(job.geometry, _schedule(job))
         if name == "step":
             return model.step_stage(job.geometry, _schedule(job), job.batch)
-        first, following = make_decode_stages(
-            model.vae,
-            model.mesh,
-            job.geometry.latent_height,
-            job.geometry.latent_width,
-            model.dtype,
-            _vae_weights(model),
-        )
+        first, following = model.decode_stages(job.geometry)
         return first if name == "decode-first" else following
 
     def _resident(self, layout: Layout) -> Resident:
@@ -240,14 +232,12 @@ class Planner:
 
         def make() -> dict[str, Any]:
             job, model = self._job, self._model(layout)
-            axes = dict(model.mesh.shape)
             step = model.step_stage(job.geometry, _schedule(job), job.batch)
+            parts = model.components.items()
             return {
-                "text_encoder": sum(w.bytes_per_device(axes) for w in model.text_encoder.weights()),
-                "transformer": sum(w.bytes_per_device(axes) for w in model.denoiser.weights()),
-                "vae": _tree_bytes(_vae_weights(model)),
-                "context": _tree_bytes(step.arguments[1]),
-                "state": _tree_bytes(step.arguments[2]),
+                "components": {name: part.bytes_per_device for name, part in parts},
+                "context": tree_bytes(step.arguments[1]),
+                "state": tree_bytes(step.arguments[2]),
             }
 
         return Resident(**self._cache.get(key, make))
@@ -325,19 +315,4 @@ def _schedule(job: Job) -> Any:
         num_inference_steps=request.num_inference_steps,
         flow_shift=request.flow_shift,
         config=job.description.configs["scheduler"],
-    )
-
-
-def _vae_weights(model: VideoModel) -> Any:
-    """What stands for the decoder's weights: a pipeline loads no others."""
-    return abstract_params(model.vae, model.dtype, mesh=model.mesh, parts=(DECODER,))
-
-
-def _tree_bytes(tree: Any) -> int:
-    """Bytes on one device of a tree of abstract arrays."""
-    import jax
-
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
-        for x in jax.tree.leaves(tree)
     )

@@ -57,23 +57,19 @@ class Resident:
     """Bytes per device that stay while a model serves.
 
     Attributes:
-        text_encoder: its weights.
-        transformer: its weights.
-        vae: its weights.
+        components: weights, by component of the model.
         context: keys and values of the text, while a video is made.
         state: the scheduler's state, while a video is made.
     """
 
-    text_encoder: int
-    transformer: int
-    vae: int
+    components: Mapping[str, int]
     context: int
     state: int
 
     @property
     def weights(self) -> int:
         """All weights."""
-        return self.text_encoder + self.transformer + self.vae
+        return sum(self.components.values())
 
     def during(self, stage: str) -> int:
         """Everything that lives while a stage runs, its own arguments included."""

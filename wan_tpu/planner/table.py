@@ -80,8 +80,9 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
         "video_seconds": _finite(row.video_seconds),
         "video_seconds_by_compiler": _finite(row.video_seconds_by_compiler),
         "resident_bytes": {
-            name: getattr(row.resident, name)
-            for name in ("text_encoder", "transformer", "vae", "context", "state")
+            **row.resident.components,
+            "context": row.resident.context,
+            "state": row.resident.state,
         },
         "kernels": [
             {
