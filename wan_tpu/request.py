@@ -41,6 +41,7 @@ class GenerationDefaults:
     guidance_scale: float = 5.0
     flow_shift_by_height: tuple[tuple[int, float], ...] = ((720, 5.0), (0, 3.0))
     negative_prompt: str = ""
+    scheduler: str = SCHEDULERS[0]
 
     def flow_shift(self, width: int, height: int) -> float:
         """The flow shift for a video of this size in pixels."""
@@ -59,7 +60,7 @@ class VideoRequest:
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance; at 1 or below the negative prompt is not used.
         flow_shift: shift of the noise schedule towards high noise.
-        scheduler: one of `SCHEDULERS`.
+        scheduler: one of `SCHEDULERS`; the model's own when not given.
         seed: of the noise; the same request with the same seed gives the same video.
         image: digest of the picture that the video begins with, `sha256:` and 64 hexadecimal
             digits; the bytes travel beside the request (`wan_tpu.media.Media`).
@@ -79,7 +80,7 @@ class VideoRequest:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     flow_shift: float | None = None
-    scheduler: str = "unipc"
+    scheduler: str | None = None
     seed: int = 0
     image: str | None = None
     last_image: str | None = None
@@ -88,7 +89,7 @@ class VideoRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("the prompt is empty; say what the video shall show")
-        if self.scheduler not in SCHEDULERS:
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
         for name, low, high in (
             ("fps", 1, 240),
@@ -120,7 +121,7 @@ class VideoRequest:
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
         """This request with every open field filled from the model's defaults."""
         names = ("negative_prompt", "width", "height", "num_frames", "fps")
-        names += ("num_inference_steps", "guidance_scale")
+        names += ("num_inference_steps", "guidance_scale", "scheduler")
         filled = {n: getattr(defaults, n) for n in names if getattr(self, n) is None}
         request = dataclasses.replace(self, **filled)
         if request.flow_shift is None:

@@ -76,9 +76,9 @@ class PipelineEngine:
         result = self._loaded(
             request,
             on_frames=on_frames,
-            keep_frames=False,
             on_progress=on_progress,
             should_cancel=should_cancel,
+            keep_frames=False,
         )
         return result.metadata
 

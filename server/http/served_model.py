@@ -80,7 +80,7 @@ class ServedModel:
                 guidance_scale=defaults.guidance_scale,
                 flow_shift=defaults.flow_shift(defaults.width, defaults.height),
                 negative_prompt=defaults.negative_prompt,
-                scheduler=SCHEDULERS[0],
+                scheduler=defaults.scheduler,
             ),
             limits=ModelLimits(
                 size_multiple=[compression.width_multiple, compression.height_multiple],

@@ -38,8 +38,8 @@ class Pipeline:
         request, self.geometry = check_request(description, VideoRequest(prompt="a fox"))
         self.schedule = make_schedule(
             request.scheduler,
-            num_inference_steps=request.num_inference_steps,
-            flow_shift=request.flow_shift,
+            num_inference_steps=4,
+            flow_shift=3.0,
             config=description.configs["scheduler"],
         )
 

@@ -198,6 +198,12 @@ class TestInspect:
         sizes = json.loads(out)["components"]["transformer"]
         assert sizes["bytes_per_device"] == sizes["bytes"]
 
+    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
+    def test_a_split_of_no_layout(self, run_here, option):
+        code, _, error = run_here("inspect", "wan-tiny", *option)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "--layout dp2-sp4" in error
+
     def test_of_the_autoencoder_the_decoder_counts(self, run_here):
         """Red when the encoder counts as resident: the planner holds 0.137 GiB of the 14B's."""
         for layout in ((), ("--layout", "dp2-sp4")):
@@ -241,12 +247,6 @@ class TestInspect:
         _, out, _ = run_here("inspect", "wan-tiny", "--json")
         (file,) = folder.glob("*.safetensors")
         assert json.loads(out)["components"]["vae"]["bytes_on_disk"] == file.stat().st_size
-
-    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
-    def test_a_split_of_no_layout(self, run_here, option):
-        code, _, error = run_here("inspect", "wan-tiny", *option)
-        assert (code, error.count("\n")) == (2, 1)
-        assert "--layout dp2-sp4" in error
 
     def test_table(self, run):
         done = run("inspect", "wan-tiny", "--layout", "tp8")

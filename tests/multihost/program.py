@@ -1,9 +1,11 @@
 """What each process of `test_same_video.py` runs: every part of a video, and what was read for it.
 
-    python -m tests.multihost.program COORDINATOR PROCESSES PROCESS_ID LAYOUT SEQUENCE_PARALLEL OUT
+    python -m tests.multihost.program COORDINATOR PROCESSES PROCESS_ID LAYOUT SEQUENCE_PARALLEL \
+        OUT [interleaved]
 
-Process 0 writes velocity, latents and frames to OUT.npz; every process the bytes it read of each
-component, and what its devices hold of it, to OUT.PROCESS_ID.json.
+`interleaved` deals the devices of the processes out in turn, as a walk over the chips of a slice
+comes from host to host. Process 0 writes velocity, latents and frames to OUT.npz; every process the
+bytes it read of each component, and what its devices hold of it, to OUT.PROCESS_ID.json.
 """
 
 import collections
@@ -11,6 +13,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -26,7 +29,7 @@ from wan_tpu.sharding.layout import parse_layout
 REQUEST = VideoRequest(
     prompt="a red circle moving right on a black background", num_inference_steps=4, seed=5
 )
-read_bytes = collections.Counter()
+read_bytes, counting = collections.Counter(), threading.Lock()
 
 
 def count_reads():
@@ -34,7 +37,8 @@ def count_reads():
 
     def read(self, name, index=()):
         part = original(self, name, index)
-        read_bytes[pathlib.Path(self.description).name] += part.nbytes
+        with counting:  # several threads read
+            read_bytes[pathlib.Path(self.description).name] += part.nbytes
         return part
 
     SafetensorsSource.read = read
@@ -49,7 +53,7 @@ def held_bytes(params):
     )
 
 
-def main(coordinator, processes, process_id, layout, sequence_parallel, out):
+def main(coordinator, processes, process_id, layout, sequence_parallel, out, order=""):
     group = find_group(coordinator, int(processes), int(process_id))
     joined = None if group.num_processes == 1 else Joined(group=group, jax_coordinator=coordinator)
     runtime.start(
@@ -58,8 +62,13 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out):
         joined=joined,
     )
     count_reads()
+    devices = jax.devices()
+    if order == "interleaved":
+        each = len(jax.local_devices())
+        devices = [device for first in range(each) for device in devices[first::each]]
+        assert devices[0].process_index != devices[1].process_index
     pipeline = TextToVideo.from_pretrained(
-        layout=parse_layout(layout, sequence_parallel=sequence_parallel)
+        layout=parse_layout(layout, sequence_parallel=sequence_parallel), devices=devices
     )
     assert len(jax.local_devices()) == 8 // group.num_processes
     assert len(jax.devices()) == 8

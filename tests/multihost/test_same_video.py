@@ -16,14 +16,14 @@ TOLERANCE = 1e-5
 0 to 2e-6 were seen."""
 
 
-def run(folder, processes, layout, sequence_parallel="ulysses"):
+def run(folder, processes, layout, sequence_parallel="ulysses", *, order=""):
     """What the parts of a video are, and what each process read, over so many processes."""
-    out = folder / f"{layout}-{sequence_parallel}-{processes}"
+    out = folder / f"{layout}-{sequence_parallel}-{processes}{order}"
     coordinator = f"127.0.0.1:{free_port()}"
     words = ("-m", "tests.multihost.program", coordinator, str(processes))
     running = [
         subprocess.Popen(
-            [sys.executable, *words, str(number), layout, sequence_parallel, str(out)],
+            [sys.executable, *words, str(number), layout, sequence_parallel, str(out), order],
             cwd=ROOT,
             env=clean_environment(),
             stdout=subprocess.DEVNULL,
@@ -84,6 +84,16 @@ def test_same_video(folder, alone, processes):
     whole = read_json(folder / "dp2-sp2-tp2-ulysses-1.0.json")["read"]
     shares = [read["read"]["transformer"] / whole["transformer"] for read in reads]
     assert max(shares) < 1.5 / processes, shares
+
+
+def test_same_video_where_a_process_has_no_block_of_the_mesh(folder, alone):
+    """On a slice the mesh goes from chip to chip and so from host to host and back. Every pair of
+    tp is of two processes here."""
+    parts, reads = run(folder, 2, "dp2-sp2-tp2", order="interleaved")
+    assert_same(parts, alone("dp2-sp2-tp2"))
+    for read in reads:
+        for component in ("transformer", "text_encoder"):
+            assert read["read"][component] <= read["held"][component]
 
 
 @pytest.mark.slow

@@ -272,11 +272,11 @@ def test_the_guidance_pair_is_on_dp_wherever_it_divides(num_heads):
 @pytest.mark.parametrize("num_heads", [*HEADS.values(), 7])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_heads_are_traded_wherever_they_divide(num_heads, batch):
-    """Ulysses moves least; keys are gathered only where heads would be padded. Never by a ring."""
+    """Ulysses moves least; keys come to the queries only where heads would be padded."""
     for num_devices in EVERY_COUNT:
         layout = default_layout(num_devices, num_heads, batch=batch)
         divides = layout.sp == 1 or num_heads % (num_devices // layout.dp) == 0
-        assert layout.sequence_parallel == ("ulysses" if divides else "allgather")
+        assert (layout.sequence_parallel == "ulysses") == divides
         assert not divides or layout.tp == 1, f"{num_devices}: {layout}"
 
 
@@ -291,11 +291,11 @@ def test_heads_are_traded_wherever_they_divide(num_heads, batch):
         (8, 24, 2, "dp2-sp4"),
         (8, 12, 2, "dp2-sp4"),
         (8, 40, 1, "sp8"),
-        (8, 12, 1, "sp8 allgather"),
+        (8, 12, 1, "sp8 ring"),
         (12, 12, 2, "dp2-sp6"),
         (16, 40, 2, "dp2-sp8"),
         (16, 24, 2, "dp2-sp8"),
-        (16, 12, 2, "dp2-sp8 allgather"),
+        (16, 12, 2, "dp2-sp8 ring"),
         (16, 40, 1, "sp16 allgather"),
         (32, 40, 2, "dp2-sp16 allgather"),
         # Keys of all heads come to a device however many devices there are: tp halves them.
@@ -304,3 +304,21 @@ def test_heads_are_traded_wherever_they_divide(num_heads, batch):
 )
 def test_default_layouts(num_devices, num_heads, batch, expected):
     assert str(default_layout(num_devices, num_heads, batch=batch)) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "num_heads", "tokens", "way"),
+    [
+        (16, 12, 32_760, "ring"),
+        (16, 12, 75_600, "allgather"),  # 58 MB of results: they go to HBM and back every turn
+        (32, 12, 75_600, "ring"),
+        (32, 12, 32_760, "allgather"),  # attention to 2,048 keys is over before they are sent
+        (32, 24, 27_280, "allgather"),
+        (32, 40, 75_600, "allgather"),
+        (64, 40, 75_600, "allgather"),
+    ],
+)
+def test_a_ring_is_the_default_where_it_hides_its_transfers(num_devices, num_heads, tokens, way):
+    """Red when a ring is chosen by the heads alone. Figures in the results page of the rules."""
+    layout = default_layout(num_devices, num_heads, tokens=tokens)
+    assert (layout.sequence_parallel, layout.tp) == (way, 1)

@@ -30,7 +30,6 @@ from wan_tpu.sharding.layout import (
     Layout,
     factorisations,
     parse_layout,
-    variants,
 )
 from wan_tpu.text.prompt import check_prompt
 
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--layouts", default=ALL,
         help="all: every split of N devices, and of every number that divides N, over dp, sp and "
-        "tp; or names joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+        "tp; or names joined by ',', for example dp2-sp4,tp8 or 'sp8 ring' (default: %(default)s)",
     )  # fmt: skip
     split.add_argument(
         "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
@@ -140,7 +139,7 @@ def _compare(
 
 
 def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
-    """The layouts that the options name, each choice that makes a difference once.
+    """The layouts that the options name, each once; a choice in a layout's text stays.
 
     Raises:
         LayoutError: a text is not a layout, or one needs more devices than there are.
@@ -148,15 +147,20 @@ def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
     most = min(parsed.devices or num_here, num_here)
     if parsed.layouts == ALL:
         counts = [n for n in range(2, most + 1) if most % n == 0]
-        shapes = [shape for count in counts for shape in factorisations(count)]
+        texts = [str(layout) for count in counts for layout in factorisations(count)]
     else:
-        shapes = [parse_layout(text.strip()) for text in parsed.layouts.split(",")]
-    for shape in shapes:
-        if shape.num_devices > most:
-            shape.require_devices(most)
+        texts = [text.strip() for text in parsed.layouts.split(",")]
     modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    weights = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
-    found = [v for s in shapes for v in variants(s, sequence_parallel=modes, weights=weights)]
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    found = [
+        parse_layout(text, sequence_parallel=mode, weights=kind)
+        for text in texts
+        for mode in modes
+        for kind in kinds
+    ]
+    for layout in found:
+        if layout.num_devices > most:
+            layout.require_devices(most)
     return list(dict.fromkeys(found))
 
 

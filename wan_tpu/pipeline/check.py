@@ -40,10 +40,11 @@ def check_request(
         MediaError: the request names a picture or clip that the model does not take.
         GeometryError: the model cannot make this size or length.
     """
-    for role in request.media:
-        if role not in media_roles(description):
-            word = role.replace("_", " ")
-            raise MediaError(f"{description.name} is a text-to-video model and takes no {word}")
+    takes = media_roles(description)
+    for role in request.media.keys() - set(takes):
+        word = role.replace("_", " ")
+        what = f"takes {', '.join(takes)} and" if takes else "is a text-to-video model and takes"
+        raise MediaError(f"{description.name} {what} no {word}")
     request = request.resolved(description.defaults)
     geometry = request.geometry(compression_of(description))
     positions = TransformerConfig.from_json(description.configs["transformer"]).rope_max_seq_len

@@ -117,7 +117,7 @@ class LoadOptions:
             UnknownNameError: nothing is called so.
             CheckpointError: files are missing, cannot be had, or are of another kind of model.
         """
-        return open_model(self.model)
+        return open_model(self.model, self.variant)
 
     def load(
         self,

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from wan_tpu.checkpoints.models import ModelDescription, open_model
-from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.checkpoints.models import open_model
+from wan_tpu.checkpoints.weights import Weight, load_parts
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
-from wan_tpu.pipeline.load import Checkpoint, Params, load_vae_of, on_one_branch, place_model
+from wan_tpu.pipeline.load import Params, checked_parts, load_vae_of, on_one_branch, place_model
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
 from wan_tpu.pipeline.programs import Programs
@@ -113,7 +114,7 @@ class TextToVideo:
         layout, devices = choices.get("layout"), choices.get("devices")
         if layout is not None:  # before gigabytes are downloaded
             layout.require_devices(len(jax.devices() if devices is None else devices))
-        return cls.load(open_model(name), **choices)
+        return cls.load(open_model(name, variant), **choices)
 
     @classmethod
     def load(
@@ -154,7 +155,7 @@ class TextToVideo:
             vae_dtype=vae_dtype,
             attention=attention,
         )
-        checkpoint = Checkpoint(model)  # what is wrong with it is said before anything compiles
+        parts = checked_parts(model)  # what is wrong with them is said before anything compiles
         tokenizer = load_tokenizer(
             description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
         )
@@ -162,7 +163,7 @@ class TextToVideo:
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
             if compile_for is not None:
                 pipeline.prepare(compile_for)
-            pipeline._give_weights(checkpoint.load())
+            pipeline._give_weights(load_parts(parts))
         logger.info("%s", pipeline)
         return pipeline
 
@@ -265,6 +266,7 @@ class TextToVideo:
         request, geometry = check_request(self.model.description, request)
         assert request.num_inference_steps is not None
         assert request.flow_shift is not None
+        assert request.scheduler is not None
         schedule = make_schedule(
             request.scheduler,
             num_inference_steps=request.num_inference_steps,
@@ -396,6 +398,8 @@ class TextToVideo:
         return {
             "model": model.description.name,
             "model_revision": model.description.revision,
+            "model_variant": model.description.variant,
+            "defaults_from": dict(model.description.defaults_from),
             "request": dataclasses.asdict(run.request),
             "seed": run.request.seed,
             "tokens": run.geometry.num_tokens,

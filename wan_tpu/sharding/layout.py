@@ -19,6 +19,19 @@ DP, SP, TP = "dp", "sp", "tp"
 AXES = (DP, SP, TP)
 """Mesh axes, slowest first: dp exchanges least, tp most, so tp lies on neighbouring chips."""
 
+HEAD_DIM = 128
+"""Features of a head of every Wan model; a test model's fewer only make its shards smaller."""
+
+TOKENS_480P = 32_760
+"""Of 81 frames of 832x480, which every Wan model makes."""
+
+RING_TOKENS = 4_000
+"""Tokens of a shard from which attention to it lasts about as long as passing its keys on."""
+
+RING_BYTES = 32 * 2**20
+"""Of a shard's results in float32, up to which the compiler keeps them in a v6e's VMEM from turn to
+turn; beyond it a ring reads and writes HBM more than it saves in waiting."""
+
 MOST_PROPOSED = 6
 """Layouts that an error proposes; 256 devices have 45."""
 
@@ -182,43 +195,53 @@ def variants(
     return list(dict.fromkeys(found))
 
 
-def default_layout(num_devices: int, num_heads: int, *, batch: int = 2) -> Layout:
+def default_layout(
+    num_devices: int, num_heads: int, *, batch: int = 2, tokens: int = TOKENS_480P
+) -> Layout:
     """The layout used when the user names none: the first of all by these rules, in this order.
 
     1. As little of the batch computed twice, as few heads padded as any layout allows: all of a
        step's work grows with either. Gathering keys pads no heads, so none are padded without tp.
     2. The guidance pair on dp: its halves exchange nothing until the step's end.
-    3. The least exchanged within a layer (`_exchange`).
+    3. Ulysses, which moves least; where it would pad, a ring whose transfers hide behind attention
+       (`_ring_hides`); else allgather, which holds the keys of a device's heads (1.5 GB for 14B at
+       720p).
+    4. The least exchanged within a layer (`_exchange`).
 
-    What these choose, planned beside the other layouts of the same slice, is in
-    benchmarks/results/2026-11-26-default-layouts.md. Ring exchanges what allgather does, and reads
-    and writes four times as much memory: it is for who has no room for the keys of a device's heads
-    (1.5 GB for 14B at 720p), and never the default.
+    The figures behind them, and what they choose planned beside the other layouts of the same
+    slice: benchmarks/results/2026-11-26-default-layouts.md.
 
     Args:
         num_devices: that the layout must use, all of them.
         num_heads: of the transformer.
         batch: 2 with guidance, 1 without.
+        tokens: of the videos that it is for; others run, too.
     """
 
-    def cost(layout: Layout) -> tuple[float, ...]:
-        entries = -(-batch // layout.dp)
+    def order(layout: Layout) -> tuple[float, ...]:
+        ways = ["ulysses", "ring", "allgather"]
+        if layout.sequence_parallel == "ring" and not _ring_hides(layout, num_heads, tokens):
+            ways = ["ulysses", "allgather", "ring"]
         return (
-            entries * layout.dp,
+            -(-batch // layout.dp) * layout.dp,
             layout.padded_heads(num_heads),
             -layout.dp,
+            ways.index(layout.sequence_parallel),
             _exchange(layout),
-            SEQUENCE_PARALLEL.index(layout.sequence_parallel),
         )
 
-    return min(
-        (
-            choice
-            for layout in factorisations(num_devices)
-            for choice in variants(layout, weights=WEIGHTS[:1])
-        ),
-        key=cost,
-    )
+    shapes = factorisations(num_devices)
+    return min((v for s in shapes for v in variants(s, weights=WEIGHTS[:1])), key=order)
+
+
+def _ring_hides(layout: Layout, num_heads: int, tokens: int) -> bool:
+    """Whether a ring waits for little and keeps its partial results off HBM.
+
+    tp between its chips would make a line of the closed ring (`wan_tpu.sharding.mesh`).
+    """
+    shard = tokens / layout.sp
+    results = shard * num_heads * HEAD_DIM * 4
+    return layout.tp == 1 and shard >= RING_TOKENS and results <= RING_BYTES
 
 
 def _exchange(layout: Layout) -> float:
@@ -227,7 +250,7 @@ def _exchange(layout: Layout) -> float:
     * sp: ulysses moves a shard of queries, keys, values and results; the other ways bring all keys
       and values of a device's heads to it. 1 / sp of that is its own already.
     * Four or more devices of sp are a closed ring of neighbours and send both ways, unless tp lies
-      between them (`wan_tpu.sharding.mesh`).
+      between them.
     * tp: three sums (self-attention, cross-attention, feed-forward) of the shard's tokens over tp,
       each reduced and gathered.
     """
