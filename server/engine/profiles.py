@@ -82,7 +82,7 @@ class Profiles:
 
     def list(self) -> list[ProfileRecord]:
         """All of them, newest first."""
-        found = dict(self._others)
+        found: dict[str, ProfileRecord] = {}
         for path in self._folder.glob(f"profile_*{SUFFIX}"):
             profile_id = path.name.removesuffix(SUFFIX)
             with contextlib.suppress(FileNotFoundError):
@@ -94,6 +94,7 @@ class Profiles:
                         created_at=int(status.st_mtime),
                         num_bytes=status.st_size,
                     )
+        found |= self._others  # an archive is complete once its profile is not in progress any more
         return sorted(found.values(), key=lambda record: record.created_at, reverse=True)
 
     def find(self, profile_id: str) -> ProfileRecord:
@@ -184,7 +185,7 @@ class Profiles:
         try:
             problem = await self._engine.record(record.id, folder, steps=steps, seconds=seconds)
             if problem is None:
-                problem = await asyncio.to_thread(self._pack, folder)
+                problem = await asyncio.to_thread(self._pack, folder, record.created_at)
         except (EngineFailure, ProcessLost) as error:
             problem = str(error) or "another process of the slice was lost"
         except OSError as error:
@@ -198,7 +199,7 @@ class Profiles:
             logger.warning("%s failed: %s", record.id, problem)
             self._others[record.id] = dataclasses.replace(record, status="failed", problem=problem)
 
-    def _pack(self, folder: pathlib.Path) -> str | None:
+    def _pack(self, folder: pathlib.Path, created_at: int) -> str | None:
         """Makes the archive, whole or not at all; returns why there is none."""
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MAX_BYTES:
@@ -211,6 +212,7 @@ class Profiles:
                     archive.add(folder, arcname=folder.name)
                 file.flush()
                 os.fsync(file.fileno())
+            os.utime(aside, (created_at, created_at))  # what is told of it after a restart
             os.replace(aside, folder.with_name(f"{folder.name}{SUFFIX}"))
         finally:
             aside.unlink(missing_ok=True)

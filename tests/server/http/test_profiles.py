@@ -128,7 +128,8 @@ def test_an_engine_that_dies_ends_the_profile_with_an_error(start_server):
 def test_what_is_kept_is_bounded_and_outlives_the_server(start_server):
     server = start_server(environment=CPU).wait_ready()
     profile_id = begin(server, seconds=0.1)
-    assert finish(server, profile_id)["status"] == "completed"
+    before = finish(server, profile_id)
+    assert before["status"] == "completed"
     server.kill()
     folder = server.data_dir / "profiles"
     (folder / f"profile_{'a' * 16}").mkdir()  # as a server leaves it that was killed
@@ -139,7 +140,7 @@ def test_what_is_kept_is_bounded_and_outlives_the_server(start_server):
     server.wait_ready()
     assert (folder / "mine").is_dir()
     assert not (folder / f"profile_{'a' * 16}").exists()
-    assert profile_id in {each["id"] for each in server.client.get("/v1/profiles").json()["data"]}
+    assert before in server.client.get("/v1/profiles").json()["data"]
     response = server.client.post("/v1/profiles")
     check_shape(response, 429, "quota_exceeded")
     assert response.headers["retry-after"]
