@@ -24,6 +24,7 @@ CONNECTION_ATTEMPTS = 3
 """A hub that does not answer at all is mostly no hub that is busy, but no network."""
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 120.0
+LARGE_BYTES = 10**9
 BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -139,7 +140,9 @@ class Repository:
                 f"{what} of {self.hub_id} need {_gb(num_bytes)} in {cache} and {_gb(free)} are "
                 f"free there: {_gb(num_bytes - free)} are missing; HF_HOME names another place"
             )
-        logger.info(
+        logger.log(
+            # What takes minutes and much of a disk is said even where only warnings are.
+            logging.WARNING if num_bytes >= LARGE_BYTES else logging.INFO,
             "downloading %s of %s: %d files, %s, to %s (%s free)",
             what,
             self._source,
