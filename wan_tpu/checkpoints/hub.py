@@ -39,6 +39,7 @@ class Repository:
         hub_id: `owner/name`.
         names: of its files, as paths with slashes; None when the hub cannot be asked, and what is
             in the cache has to do.
+        unreachable: why it cannot be asked; else empty.
     """
 
     def __init__(self, source: str):
@@ -57,7 +58,7 @@ class Repository:
             )
         self._source = source
         self._sizes: dict[str, int] = {}
-        self._unreachable = ""
+        self.unreachable = ""
         self.names: Collection[str] | None = self._list()
 
     def fetch(self, names: Collection[str], what: str) -> pathlib.Path:
@@ -83,7 +84,7 @@ class Repository:
                 )
             )
         except _NoAnswerError as error:
-            reason = self._unreachable or str(error)
+            reason = self.unreachable or str(error)
             raise CheckpointError(
                 f"{self._source} is not in the cache and cannot be downloaded: {reason}"
             ) from None
@@ -108,7 +109,7 @@ class Repository:
         try:
             files = self._ask(list_files, unreachable_is_final=self._is_cached())
         except _NoAnswerError as error:
-            self._unreachable = str(error)
+            self.unreachable = str(error)
             return None
         for commit, file in files:
             cached = huggingface_hub.try_to_load_from_cache(self.hub_id, file.path, revision=commit)
