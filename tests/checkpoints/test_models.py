@@ -118,6 +118,15 @@ def test_a_revision_that_is_not_there(hub_cache, name, message):
         open_model(name)
 
 
+def test_weights_that_are_not_in_the_cache_offline(hub_cache):
+    """As after `describe_model`: the configurations are there."""
+    weights = hub_cache / "snapshots" / NEW / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    message = r"no \.safetensors file in someone/some-wan/vae in the cache; the hub cannot be asked"
+    with pytest.raises(CheckpointError, match=message):
+        open_model("someone/some-wan")
+
+
 def test_a_known_model_may_be_pinned(hub_cache, tmp_path, caplog):
     known = KNOWN_MODELS["wan2.1-t2v-1.3b"]
     hub_cache.rename(tmp_path / f"models--{known.hub_id.replace('/', '--')}")

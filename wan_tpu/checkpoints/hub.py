@@ -24,6 +24,7 @@ CONNECTION_ATTEMPTS = 3
 """A hub that does not answer at all is mostly no hub that is busy, but no network."""
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 120.0
+LARGE_BYTES = 10**9
 BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -38,6 +39,7 @@ class Repository:
         hub_id: `owner/name`.
         names: of its files, as paths with slashes; None when the hub cannot be asked, and what is
             in the cache has to do.
+        unreachable: why it cannot be asked; else empty.
     """
 
     def __init__(self, source: str):
@@ -56,7 +58,7 @@ class Repository:
             )
         self._source = source
         self._sizes: dict[str, int] = {}
-        self._unreachable = ""
+        self.unreachable = ""
         self.names: Collection[str] | None = self._list()
 
     def fetch(self, names: Collection[str], what: str) -> pathlib.Path:
@@ -82,7 +84,7 @@ class Repository:
                 )
             )
         except _NoAnswerError as error:
-            reason = self._unreachable or str(error)
+            reason = self.unreachable or str(error)
             raise CheckpointError(
                 f"{self._source} is not in the cache and cannot be downloaded: {reason}"
             ) from None
@@ -107,7 +109,7 @@ class Repository:
         try:
             files = self._ask(list_files, unreachable_is_final=self._is_cached())
         except _NoAnswerError as error:
-            self._unreachable = str(error)
+            self.unreachable = str(error)
             return None
         for commit, file in files:
             cached = huggingface_hub.try_to_load_from_cache(self.hub_id, file.path, revision=commit)
@@ -139,7 +141,9 @@ class Repository:
                 f"{what} of {self.hub_id} need {_gb(num_bytes)} in {cache} and {_gb(free)} are "
                 f"free there: {_gb(num_bytes - free)} are missing; HF_HOME names another place"
             )
-        logger.info(
+        logger.log(
+            # What takes minutes and much of a disk is said even where only warnings are.
+            logging.WARNING if num_bytes >= LARGE_BYTES else logging.INFO,
             "downloading %s of %s: %d files, %s, to %s (%s free)",
             what,
             self._source,

@@ -246,13 +246,19 @@ def _from_hub(
     model = read_folder(name, folder, variant=variant, is_official=official)
     if not with_weights:
         return model
-    wanted = weight_names(
-        names,
-        folder,
-        repository.hub_id,
-        variant=variant,
-        components=[component for component in COMPONENTS if component in parts],
-    )
+    try:
+        wanted = weight_names(
+            names,
+            folder,
+            repository.hub_id,
+            variant=variant,
+            components=[component for component in COMPONENTS if component in parts],
+        )
+    except CheckpointError as error:
+        if not repository.unreachable:
+            raise
+        why = f"in the cache; the hub cannot be asked: {repository.unreachable}"
+        raise CheckpointError(f"{error} {why}") from None
     if TOKENIZER in parts:
         wanted += tokenizer_names(names)
     if repository.names is not None:
