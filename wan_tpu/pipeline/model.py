@@ -24,7 +24,7 @@ from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
-from wan_tpu.transformer.processors import AttentionSetting
+from wan_tpu.transformer.processors import AttentionSetting, Context
 from wan_tpu.vae.config import VaeConfig
 
 DTYPES = ("bfloat16", "float32")
@@ -202,11 +202,11 @@ class VideoModel:
             out_shardings=named(self.mesh),
         )
 
-    def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def abstract_context(self, batch: int) -> Context:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
         context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
-        return context, context
+        return Context(context, context)  # type: ignore[arg-type]
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
         """Latents in token form, as the denoising loop holds them."""
