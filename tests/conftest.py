@@ -20,10 +20,16 @@ os.environ["XLA_FLAGS"] = (
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
+
+from tests import type_checks
+
+# In the tests' own process alone, and before anything imports one of the packages.
+jaxtyping.install_import_hook(type_checks.PACKAGES, "tests.type_checks.check")
 
 # Started in the background, this process ignores Ctrl-C and its children inherit that; the tests of
 # Ctrl-C need what a terminal gives.

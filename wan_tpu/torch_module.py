@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.torch_bridge import Params, call_module, to_jax, to_torch, with_prefix
 
 Carry = TypeVar("Carry")
+Inputs = TypeVar("Inputs")
+Output = TypeVar("Output")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +113,11 @@ class LayeredModule:
 
     def scan(
         self,
-        function: Callable[[Carry, Params, Any], tuple[Carry, Any]],
+        function: Callable[[Carry, Params, Inputs], tuple[Carry, Output]],
         carry: Carry,
         params: Params,
-        inputs: Any = None,
-    ) -> tuple[Carry, Any]:
+        inputs: Inputs = None,
+    ) -> tuple[Carry, Output]:
         """Runs `function` once per layer in one compiled loop.
 
         Args:
@@ -128,14 +131,18 @@ class LayeredModule:
             the carry of the last layer, and all outputs with the layer first.
         """
 
-        def step(carry: Carry, entry: tuple[Params, Any]) -> tuple[Carry, Any]:
+        def step(carry: Carry, entry: tuple[Params, Inputs]) -> tuple[Carry, Output]:
             weights, layer_inputs = entry
             return function(carry, weights, layer_inputs)
 
         return jax.lax.scan(step, carry, (with_prefix(params, self.stacked_prefix), inputs))
 
 
-def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def linear(
+    x: Float[Array, "*batch in_features"],
+    weight: Float[Array, "out_features in_features"],
+    bias: Float[Array, " out_features"] | None = None,
+) -> Float[Array, "*batch out_features"]:
     """`torch.nn.Linear`: the one place where a projection's weights meet its input.
 
     Args:

@@ -96,7 +96,7 @@ def test_unknown_name_names_those_that_exist(make_qkv):
     with pytest.raises(
         UnknownNameError, match=r"unknown attention 'flash9'; known: auto, reference"
     ):
-        attend(*make_qkv(1, 4, 4, 1, 8), implementation="flash9")
+        attend(*map(jnp.asarray, make_qkv(1, 4, 4, 1, 8)), implementation="flash9")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_dot_product_asks_for_cudnn_by_name(platform, dtype, expected, make_qkv,
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     device = types.SimpleNamespace(platform=platform, device_kind="a card")
-    arrays = make_qkv(1, 4, 4, 1, 8, dtype=dtype)
+    arrays = map(jnp.asarray, make_qkv(1, 4, 4, 1, 8, dtype=dtype))
     attend(*arrays, implementation="dot_product", device=device)
     assert asked == [expected]
 
@@ -136,6 +136,6 @@ def test_kernels_are_interpreted_off_a_tpu(platform, interpret, expected, make_q
 
     monkeypatch.setattr(api, "splash_attention", record)
     device = types.SimpleNamespace(platform=platform, device_kind="a chip")
-    arrays = make_qkv(1, 4, 4, 1, 8)
+    arrays = map(jnp.asarray, make_qkv(1, 4, 4, 1, 8))
     attend(*arrays, implementation="splash", interpret=interpret, device=device)
     assert asked == [expected]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.attention.test_sequence_parallel import make, split_self
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention.api import IMPLEMENTATIONS, attend
+from wan_tpu.attention.api import IMPLEMENTATIONS, attend_with_logsumexp
 from wan_tpu.attention.ring import NOTHING, Partial, merge, real_keys
 
 NAMES = pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "auto"])
@@ -33,7 +33,7 @@ def test_logsumexp_of_every_implementation(name, num_keys, make_qkv, spoil, exac
     query, key, value = make_qkv(2, 40, 72, 3, 16)
     _, key, value = spoil((query, key, value), num_keys, np.nan)
     attended, logsumexp = jax.jit(
-        lambda *x: attend(*x, implementation=name, num_keys=num_keys, with_logsumexp=True)
+        lambda *x: attend_with_logsumexp(*x, implementation=name, num_keys=num_keys)
     )(query, key, value)
     assert logsumexp.shape == (2, 3, 40)
     assert relative_error(logsumexp, exact_logsumexp(query, key[:, :num_keys])) < PARITY
@@ -44,7 +44,7 @@ def test_logsumexp_of_every_implementation(name, num_keys, make_qkv, spoil, exac
 def test_logsumexp_is_float32_whatever_the_dtype(name, make_qkv, exact_logsumexp):
     """1,024 equal scores: ln 1024 = 6.931 is 6.938 in bfloat16, a weight wrong by 0.6%."""
     query, key, value = make_qkv(1, 8, 1024, 2, 16, dtype=jnp.bfloat16)
-    _, logsumexp = jax.jit(lambda *x: attend(*x, implementation=name, with_logsumexp=True))(
+    _, logsumexp = jax.jit(lambda *x: attend_with_logsumexp(*x, implementation=name))(
         query * 0, key, value
     )
     assert logsumexp.dtype == jnp.float32

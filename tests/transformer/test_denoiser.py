@@ -160,9 +160,9 @@ def test_every_attention_gives_the_same_prediction(attention, devices):
 def test_patchify_is_undone_by_unpatchify():
     geometry = Geometry(width=48, height=32, num_frames=5)
     shape = (1, 3, geometry.latent_frames, geometry.latent_height, geometry.latent_width)
-    latents = np.random.default_rng(0).normal(size=shape)
+    latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     tokens = patchify(latents, (1, 2, 2))
     assert tokens.shape == (1, geometry.num_tokens, 12)
     np.testing.assert_array_equal(
-        np.moveaxis(np.asarray(unpatchify(tokens, geometry)), -1, 1), latents
+        np.moveaxis(np.asarray(unpatchify(jnp.asarray(tokens), geometry)), -1, 1), latents
     )

@@ -4,23 +4,43 @@ Works on what one device holds (or on unsharded arrays): `sequence_parallel` spl
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
-import functools
-from typing import Any, Literal, overload
+import dataclasses
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
+from wan_tpu.attention.arrays import Device, KeyChunks, Keys, LogSumExp, Queries, QueryChunks
 from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
 from wan_tpu.attention.flash import LANES, flash_attention, flash_with_logsumexp
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
-from wan_tpu.attention.splash import WIDE_CHIPS, splash_attention, splash_with_logsumexp, tiles_for
+from wan_tpu.attention.splash import (
+    WIDE_CHIPS,
+    ChipTiles,
+    splash_attention,
+    splash_with_logsumexp,
+    tiles_for,
+)
 from wan_tpu.errors import UnknownNameError
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 _CUDNN_MAX_HEAD_DIM = 128  # of every card; Hopper alone takes 256
+
+
+class _SplashSettings(TypedDict):
+    num_keys: int
+    tiles: ChipTiles
+    interpret: bool
+
+
+class _FlashSettings(TypedDict):
+    head_dim: int
+    num_keys: int
+    interpret: bool
 
 
 def resolve_implementation(
@@ -61,45 +81,16 @@ def resolve_implementation(
     return "chunked"
 
 
-@overload
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    implementation: str,
-    num_keys: int | None = ...,
-    interpret: bool | None = ...,
-    device: Any = ...,
-    with_logsumexp: Literal[False] = ...,
-) -> jax.Array: ...
-
-
-@overload
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    implementation: str,
-    num_keys: int | None = ...,
-    interpret: bool | None = ...,
-    device: Any = ...,
-    with_logsumexp: Literal[True],
-) -> tuple[jax.Array, jax.Array]: ...
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     implementation: str,
     num_keys: int | None = None,
     interpret: bool | None = None,
-    device: Any = None,
-    with_logsumexp: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+    device: Device | None = None,
+) -> Queries:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
     The scores, the softmax and its sums are float32 whatever the inputs are.
@@ -112,74 +103,68 @@ def attend(
         num_keys: keys at this position and later are padding: whatever they hold, NaN included,
             is never attended. All are real when not given.
         interpret: run Pallas kernels in the interpreter; when not given, off a TPU only.
-        device: a `jax.Device` like those that will run it, which need not be this process's own
-            (programs are also compiled for a slice that is not there); the default device when not
-            given.
-        with_logsumexp: for merging with attention over further keys. `dot_product` is then the
-            chunked one: JAX gives its logsumexp rounded to the query's dtype, and eight bits of it
-            are a weight wrong by per cents.
+        device: one like those that will run it, which need not be this process's own (programs are
+            also compiled for a slice that is not there); the default device when not given.
 
     Returns:
-        [batch, queries, heads, head_dim] in the query's dtype; with the logsumexp of each query's
-        scores, [batch, heads, queries] float32, if it is asked for.
+        [batch, queries, heads, head_dim] in the query's dtype.
 
     Raises:
         UnknownNameError: there is no such implementation.
     """
-    _check(query, key, value, num_keys)
-    device = device or jax.devices()[0]
-    name = resolve_implementation(
-        implementation,
-        device.platform,
-        device_kind=device.device_kind,
-        dtype=query.dtype,
-        head_dim=query.shape[3],
-    )
-    num_keys = num_keys or key.shape[1]
-    interpret = bool(device.platform != "tpu" if interpret is None else interpret)
-    if name == "flash":
-        out, logsumexp = flash_with_logsumexp(
-            *(x.reshape(1, *x.shape[:2], -1) for x in (query, key, value)),
-            head_dim=query.shape[3],
-            num_keys=num_keys,
-            interpret=interpret,
-        )
-        out = out.reshape(query.shape)
-        return (out, logsumexp) if with_logsumexp else out
-    if name == "splash":
-        splash = splash_with_logsumexp if with_logsumexp else splash_attention
-        return splash(
-            query,
-            key,
-            value,
-            num_keys=num_keys,
-            tiles=tiles_for(device.device_kind),
-            interpret=interpret,
-        )
-    # Padding is cut off before the others see it: nothing is left to be masked, and a NaN in it
-    # cannot come back as 0 x NaN.
-    key, value = key[:, :num_keys], value[:, :num_keys]
-    if with_logsumexp:
-        exact = reference_with_logsumexp if name == "reference" else chunked_with_logsumexp
-        return exact(query, key, value)
-    if name == "reference":
-        return reference_attention(query, key, value)
-    if name == "chunked":
-        return chunked_attention(query, key, value)
-    return _dot_product_attention(query, key, value, device.platform)
+    choice = _choose(query, key, value, implementation, num_keys, interpret, device)
+    match choice.name:
+        case "flash":
+            return _flash(query, key, value, choice)[0]
+        case "splash":
+            return splash_attention(query, key, value, **choice.of_splash())
+        case "reference":
+            return reference_attention(query, *choice.real(key, value))
+        case "chunked":
+            return chunked_attention(query, *choice.real(key, value))
+    return _dot_product_attention(query, *choice.real(key, value), choice.device.platform)
+
+
+def attend_with_logsumexp(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    *,
+    implementation: str,
+    num_keys: int | None = None,
+    interpret: bool | None = None,
+    device: Device | None = None,
+) -> tuple[Queries, LogSumExp]:
+    """`attend`, and what it takes to merge the result with attention over further keys.
+
+    `dot_product` is then the chunked one: JAX gives its logsumexp rounded to the query's dtype, and
+    eight bits of it are a weight wrong by per cents.
+
+    Returns:
+        [batch, queries, heads, head_dim] in the query's dtype; the logsumexp of each query's
+        scores, [batch, heads, queries] float32.
+    """
+    choice = _choose(query, key, value, implementation, num_keys, interpret, device)
+    match choice.name:
+        case "flash":
+            return _flash(query, key, value, choice)
+        case "splash":
+            return splash_with_logsumexp(query, key, value, **choice.of_splash())
+        case "reference":
+            return reference_with_logsumexp(query, *choice.real(key, value))
+    return chunked_with_logsumexp(query, *choice.real(key, value))
 
 
 def attend_chunks(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
     *,
     head_dim: int,
     implementation: str,
     num_keys: int | None = None,
-    device: Any = None,
-    with_logsumexp: bool = False,
-) -> Any:
+    device: Device | None = None,
+) -> QueryChunks:
     """`attend` over arrays as the devices exchange them: tokens in chunks, heads in the channels.
 
     Token t of chunk c is number `c * chunk + t`.
@@ -192,65 +177,152 @@ def attend_chunks(
         implementation: as in `attend`; `flash` takes the arrays as they are.
         num_keys: as in `attend`.
         device: as in `attend`.
-        with_logsumexp: as in `attend`.
 
     Returns:
-        Like `query`; with the logsumexp of each query's scores, [batch, heads, chunks * chunk]
-        float32, if it is asked for.
+        Like `query`.
     """
-    device = device or jax.devices()[0]
-    chunks, batch, chunk, channels = query.shape
     if implementation == "flash":
-        flash = flash_with_logsumexp if with_logsumexp else flash_attention
-        return flash(
-            query,
-            key,
-            value,
-            head_dim=head_dim,
-            num_keys=num_keys or key.shape[0] * key.shape[2],
-            interpret=device.platform != "tpu",
-        )
-    attend_joined = functools.partial(
-        attend,
-        *(_join_chunks(x, head_dim) for x in (query, key, value)),
-        implementation=implementation,
-        num_keys=num_keys,
+        settings = _flash_chunks(key, head_dim, num_keys, device)
+        return flash_attention(query, key, value, **settings)
+    joined = (_join_chunks(x, head_dim) for x in (query, key, value))
+    out = attend(*joined, implementation=implementation, num_keys=num_keys, device=device)
+    return _in_chunks(out, query.shape)
+
+
+def attend_chunks_with_logsumexp(
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    *,
+    head_dim: int,
+    implementation: str,
+    num_keys: int | None = None,
+    device: Device | None = None,
+) -> tuple[QueryChunks, LogSumExp]:
+    """`attend_chunks`, and the logsumexp of each query's scores.
+
+    Returns:
+        Like `query`; [batch, heads, chunks * chunk] float32.
+    """
+    if implementation == "flash":
+        settings = _flash_chunks(key, head_dim, num_keys, device)
+        return flash_with_logsumexp(query, key, value, **settings)
+    joined = (_join_chunks(x, head_dim) for x in (query, key, value))
+    out, logsumexp = attend_with_logsumexp(
+        *joined, implementation=implementation, num_keys=num_keys, device=device
+    )
+    return _in_chunks(out, query.shape), logsumexp
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What carries out a call of `attend`, and how.
+
+    Attributes:
+        name: an implementation, never `auto`.
+        num_keys: real keys.
+        interpret: whether Pallas kernels run in the interpreter.
+        device: one like those that will run it.
+    """
+
+    name: str
+    num_keys: int
+    interpret: bool
+    device: Device
+
+    def real(self, key: Keys, value: Keys) -> tuple[Array, Array]:
+        """The real keys and values.
+
+        Padding is cut off where nothing is masked: a NaN in it cannot come back as 0 x NaN.
+        """
+        return key[:, : self.num_keys], value[:, : self.num_keys]
+
+    def of_splash(self) -> _SplashSettings:
+        """Arguments of the splash functions."""
+        return {
+            "num_keys": self.num_keys,
+            "tiles": tiles_for(self.device.device_kind),
+            "interpret": self.interpret,
+        }
+
+
+def _choose(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    implementation: str,
+    num_keys: int | None,
+    interpret: bool | None,
+    device: Device | None,
+) -> _Choice:
+    """What the arguments of `attend` mean, after callers are held to their part of it."""
+    batch, keys, heads, head_dim = key.shape
+    assert value.shape == key.shape, (key.shape, value.shape)
+    assert query.shape == (batch, query.shape[1], heads, head_dim), (query.shape, key.shape)
+    assert num_keys is None or 1 <= num_keys <= keys, (num_keys, key.shape)
+    device = device or _default_device()
+    name = resolve_implementation(
+        implementation,
+        device.platform,
+        device_kind=device.device_kind,
+        dtype=query.dtype,
+        head_dim=head_dim,
+    )
+    return _Choice(
+        name=name,
+        num_keys=num_keys or keys,
+        interpret=bool(device.platform != "tpu" if interpret is None else interpret),
         device=device,
     )
 
-    def in_chunks(out: jax.Array) -> jax.Array:
-        return out.reshape(batch, chunks, chunk, channels).transpose(1, 0, 2, 3)
 
-    if with_logsumexp:
-        out, logsumexp = attend_joined(with_logsumexp=True)
-        return in_chunks(out), logsumexp
-    return in_chunks(attend_joined())
+def _flash(query: Queries, key: Keys, value: Keys, choice: _Choice) -> tuple[Queries, LogSumExp]:
+    """The flash kernel on one chunk."""
+    out, logsumexp = flash_with_logsumexp(
+        *(x.reshape(1, *x.shape[:2], -1) for x in (query, key, value)),
+        head_dim=query.shape[3],
+        num_keys=choice.num_keys,
+        interpret=choice.interpret,
+    )
+    return out.reshape(query.shape), logsumexp
 
 
-def _join_chunks(x: jax.Array, head_dim: int) -> jax.Array:
+def _flash_chunks(
+    key: KeyChunks, head_dim: int, num_keys: int | None, device: Device | None
+) -> _FlashSettings:
+    """Arguments of the flash functions."""
+    device = device or _default_device()
+    return {
+        "head_dim": head_dim,
+        "num_keys": num_keys or key.shape[0] * key.shape[2],
+        "interpret": device.platform != "tpu",
+    }
+
+
+def _default_device() -> Device:
+    return jax.devices()[0]
+
+
+def _in_chunks(x: Queries, shape: tuple[int, ...]) -> Array:
+    """[batch, chunks * chunk, heads, head_dim] -> [chunks, batch, chunk, heads * head_dim]."""
+    chunks, batch, chunk, channels = shape
+    return x.reshape(batch, chunks, chunk, channels).transpose(1, 0, 2, 3)
+
+
+def _join_chunks(x: QueryChunks, head_dim: int) -> Queries:
     """[chunks, batch, chunk, heads * head_dim] -> [batch, chunks * chunk, heads, head_dim]."""
     chunks, batch, chunk, channels = x.shape
     x = x.transpose(1, 0, 2, 3)  # [batch, chunks, chunk, heads * head_dim]
     return x.reshape(batch, chunks * chunk, channels // head_dim, head_dim)
 
 
-def _dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, platform: str
-) -> jax.Array:
+def _dot_product_attention(query: Queries, key: Keys, value: Keys, platform: str) -> Queries:
     """`jax.nn.dot_product_attention`: cuDNN where it can, else XLA with the whole score matrix."""
     cudnn = platform in GPU_PLATFORMS and _cudnn_takes(query.dtype, query.shape[3])
     # JAX's own default is XLA even on a GPU, so cuDNN must be named.
     return jax.nn.dot_product_attention(
         query, key, value, implementation="cudnn" if cudnn else "xla"
     )
-
-
-def _check(query: jax.Array, key: jax.Array, value: jax.Array, num_keys: int | None) -> None:
-    """Holds callers to their part of `attend`."""
-    batch, keys, heads, head_dim = key.shape
-    assert value.shape == key.shape, (key.shape, value.shape)
-    assert query.shape == (batch, query.shape[1], heads, head_dim), (query.shape, key.shape)
-    assert num_keys is None or 1 <= num_keys <= keys, (num_keys, key.shape)
 
 
 def _cudnn_takes(dtype: jax.typing.DTypeLike, head_dim: int) -> bool:

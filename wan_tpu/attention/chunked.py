@@ -9,6 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
+
+HeadsFirst = Float[Array, "batch heads queries head_dim"]
 
 KEY_CHUNK = 1024
 """Most keys of one chunk."""
@@ -26,20 +31,20 @@ class SoftmaxState(NamedTuple):
         weighted: sum of exp(score - maximum) value, [batch, heads, queries, head_dim].
     """
 
-    maximum: jax.Array
-    total: jax.Array
-    weighted: jax.Array
+    maximum: Float32[Array, "batch heads queries"]
+    total: Float32[Array, "batch heads queries"]
+    weighted: Float32[Array, "batch heads queries head_dim"]
 
-    def normalised(self) -> jax.Array:
+    def normalised(self) -> Float32[Array, "batch heads queries head_dim"]:
         """The attention over the keys seen, [batch, heads, queries, head_dim] float32."""
         return self.weighted / self.total[..., None]
 
-    def logsumexp(self) -> jax.Array:
+    def logsumexp(self) -> LogSumExp:
         """Of the scores of the keys seen, [batch, heads, queries] float32."""
         return self.maximum + jnp.log(self.total)
 
 
-def empty_state(query: jax.Array) -> SoftmaxState:
+def empty_state(query: HeadsFirst) -> SoftmaxState:
     """The state before any key, for queries [batch, heads, queries, head_dim]."""
     per_query = query.shape[:-1]
     return SoftmaxState(
@@ -50,7 +55,10 @@ def empty_state(query: jax.Array) -> SoftmaxState:
 
 
 def attend_further(
-    state: SoftmaxState, query: jax.Array, key: jax.Array, value: jax.Array
+    state: SoftmaxState,
+    query: HeadsFirst,
+    key: Float[Array, "batch heads keys head_dim"],
+    value: Float[Array, "batch heads keys head_dim"],
 ) -> SoftmaxState:
     """Takes more keys into the softmax.
 
@@ -75,13 +83,13 @@ def attend_further(
 
 
 def chunked_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     key_chunk: int = KEY_CHUNK,
     scores_limit: int = SCORES_LIMIT,
-) -> jax.Array:
+) -> Queries:
     """Attention, chunked over queries and keys.
 
     Args:
@@ -100,13 +108,13 @@ def chunked_attention(
 
 
 def chunked_with_logsumexp(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     key_chunk: int = KEY_CHUNK,
     scores_limit: int = SCORES_LIMIT,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Queries, LogSumExp]:
     """`chunked_attention`, and the logsumexp of each query's scores.
 
     Returns:
@@ -123,7 +131,7 @@ def chunked_with_logsumexp(
     query, key, value = (x.astype(jnp.float32).swapaxes(1, 2) for x in (query, key, value))
     # query: [batch, heads, queries, head_dim]; key and value likewise
 
-    def attend_to_all(chunk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def attend_to_all(chunk: HeadsFirst) -> tuple[HeadsFirst, LogSumExp]:
         """[batch, heads, query chunk, head_dim] over every key."""
         state = _over_key_chunks(chunk, key, value, key_chunk)
         return state.normalised().astype(dtype), state.logsumexp()
@@ -140,7 +148,10 @@ def chunked_with_logsumexp(
 
 
 def _over_key_chunks(
-    query: jax.Array, key: jax.Array, value: jax.Array, key_chunk: int
+    query: HeadsFirst,
+    key: Float[Array, "batch heads keys head_dim"],
+    value: Float[Array, "batch heads keys head_dim"],
+    key_chunk: int,
 ) -> SoftmaxState:
     """The softmax of scaled queries [batch, heads, queries, head_dim] over all keys.
 
@@ -148,7 +159,7 @@ def _over_key_chunks(
     """
     whole, left = divmod(key.shape[2], key_chunk)
 
-    def step(state: SoftmaxState, index: jax.Array) -> tuple[SoftmaxState, None]:
+    def step(state: SoftmaxState, index: Int32[Array, ""]) -> tuple[SoftmaxState, None]:
         chunk = [
             jax.lax.dynamic_slice_in_dim(x, index * key_chunk, key_chunk, 2) for x in (key, value)
         ]

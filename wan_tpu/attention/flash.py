@@ -19,17 +19,18 @@ second product, `value^T weights`, keeps the matrix unit full.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Int32
 
+from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.geometry import ceil_to_multiple
 
 LANES, SUBLANES = 128, 8
-"""A TPU vector register of float32."""
+"""A TPU vector register of float32: kernels' tiles are multiples of its lanes."""
 
 STRIP = 1024
 """Queries multiplied while the ones before are summed."""
@@ -45,6 +46,8 @@ Far from float32's 2^128, for values are multiplied by the weights and summed, t
 
 VMEM_LIMIT_BYTES = 48 << 20
 """What the kernel may take of a core's memory: 128 MiB on a v6e, 64 MiB on a v7x."""
+
+Index = int | Int32[Array, ""]
 
 _EXCLUDED = -1e30
 """Score of a key that is none: its weight is 0."""
@@ -103,15 +106,15 @@ def valid_keys(shape: tuple[int, int, int, int], num_keys: int, blocks: Blocks) 
 
 
 def flash_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
     *,
     head_dim: int,
     num_keys: int,
     interpret: bool,
     blocks: Blocks | None = None,
-) -> jax.Array:
+) -> QueryChunks:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
     Tokens come in chunks, as an exchange between devices leaves them: token t of chunk c is
@@ -133,15 +136,15 @@ def flash_attention(
 
 
 def flash_with_logsumexp(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
     *,
     head_dim: int,
     num_keys: int,
     interpret: bool,
     blocks: Blocks | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[QueryChunks, LogSumExp]:
     """`flash_attention`, and the logsumexp of each query's scores.
 
     Returns:
@@ -155,16 +158,16 @@ def flash_with_logsumexp(
 
 
 def _call(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
     head_dim: int,
     num_keys: int,
     blocks: Blocks | None,
     interpret: bool,
     *,
     logsumexp: bool,
-) -> list[jax.Array]:
+) -> tuple[Array, ...]:
     """The kernel's results: like `query`; [chunks, batch, heads, 1, chunk] if it is asked for."""
     query_chunks, batch, query_chunk, channels = query.shape
     key_chunks, _, key_chunk, _ = key.shape
@@ -354,11 +357,12 @@ def _kernel(
             ref[...] = (reference[...] + jnp.log2(sums[...])) * math.log(2)
 
 
-def _tile(start: Any, index: Any, size: int) -> Any:
+def _tile(start: Index, index: Index, size: int) -> slice | pl.Slice:
     """The `index`th `size` rows after `start`; all tiles start at multiples of `LANES`."""
-    return pl.ds(pl.multiple_of(start + index * size, LANES), size)
+    first = start + index * size
+    return pl.ds(pl.multiple_of(first, LANES), size)  # type: ignore[arg-type]
 
 
-def _strips(queries: int) -> list[Any]:
+def _strips(queries: int) -> list[slice | pl.Slice]:
     """Columns of the scores worked on together: one strip is summed, the next multiplied."""
     return [pl.ds(start, min(STRIP, queries - start)) for start in range(0, queries, STRIP)]

@@ -6,8 +6,10 @@ Holds the whole score matrix, `batch x heads x queries x keys` float32: short le
 import jax
 import jax.numpy as jnp
 
+from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
 
-def reference_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+
+def reference_attention(query: Queries, key: Keys, value: Keys) -> Queries:
     """softmax(query key^T / sqrt(head_dim)) value, in float32 throughout.
 
     Args:
@@ -21,9 +23,7 @@ def reference_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> j
     return reference_with_logsumexp(query, key, value)[0]
 
 
-def reference_with_logsumexp(
-    query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def reference_with_logsumexp(query: Queries, key: Keys, value: Keys) -> tuple[Queries, LogSumExp]:
     """`reference_attention`, and the logsumexp of each query's scores.
 
     Returns:

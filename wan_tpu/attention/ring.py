@@ -21,11 +21,13 @@ it.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
+from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.sharding.layout import SP
 
 NOTHING = -1e30
@@ -41,60 +43,62 @@ class Partial(NamedTuple):
         logsumexp: of their scores, [batch, heads, queries], float32.
     """
 
-    attended: jax.Array
-    logsumexp: jax.Array
+    attended: Float[Array, "1 batch queries channels"]
+    logsumexp: LogSumExp
 
 
-_State = tuple[Partial, jax.Array, jax.Array]
+AttendWithLogSumExp = Callable[..., tuple[Array, Array]]
+
+_State = tuple[Partial, Array, Array]
 
 
 def ring_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "1 batch tokens channels"],
+    key: Float[Array, "1 batch tokens channels"],
+    value: Float[Array, "1 batch tokens channels"],
     *,
-    attend: Callable[..., Any],
+    attend: AttendWithLogSumExp,
     num_keys: int | None,
-) -> jax.Array:
+) -> Float[Array, "1 batch tokens channels"]:
     """Per device: attend to one shard's keys after the other's while they go round.
 
     Args:
         query: [1, batch, tokens / sp, heads * head_dim]; any number of heads.
         key: like `query`.
         value: like `query`.
-        attend: `wan_tpu.attention.api.attend_chunks` with everything chosen but the arrays,
-            `num_keys` and `with_logsumexp`.
+        attend: `wan_tpu.attention.api.attend_chunks_with_logsumexp` with everything chosen but
+            the arrays and `num_keys`.
         num_keys: real keys of all shards together; the ones after are padding. All when None.
 
     Returns:
         Like `query`.
     """
-    ways, here = jax.lax.axis_size(SP), jax.lax.axis_index(SP)
-    real = real_keys(num_keys, key.shape[2], ways)
+    shards, own = jax.lax.axis_size(SP), jax.lax.axis_index(SP)
+    real = real_keys(num_keys, key.shape[2], shards)
 
-    def attend_to(shard: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        return _attend_to_block(query, key, value, shard % ways, real, attend)
+    def attend_to(shard: Int32[Array, ""], key: Array, value: Array) -> Partial:
+        return _attend_to_block(query, key, value, shard % shards, real, attend)
 
-    def turn(state: _State, index: jax.Array) -> tuple[_State, None]:
+    def turn(state: _State, index: Int32[Array, ""]) -> tuple[_State, None]:
         merged, key, value = state
         # Sent before it is attended to: the links work while the matrix unit does.
         next_key, next_value = _to_next_shard(key), _to_next_shard(value)
-        return (merge(merged, attend_to(here - index, key, value)), next_key, next_value), None
+        return (merge(merged, attend_to(own - index, key, value)), next_key, next_value), None
 
-    _, shape = jax.eval_shape(attend_to, here, key, value)
+    _, shape = jax.eval_shape(attend_to, own, key, value)
     state = (_nothing(query, jnp.float32, shape), key, value)
-    (merged, key, value), _ = jax.lax.scan(turn, state, jnp.arange(ways - 1))
-    merged = merge(merged, attend_to(here + 1, key, value))  # the last one is sent nowhere
+    (merged, key, value), _ = jax.lax.scan(turn, state, jnp.arange(shards - 1))
+    merged = merge(merged, attend_to(own + 1, key, value))  # the last one is sent nowhere
     return merged.attended.astype(query.dtype)
 
 
-def real_keys(num_keys: int | None, length: int, ways: int) -> tuple[int, ...]:
+def real_keys(num_keys: int | None, length: int, shards: int) -> tuple[int, ...]:
     """How many keys of each shard are real, when each shard holds `length` and padding comes last.
 
     One shard may hold both kinds, those after it padding only.
     """
-    total = ways * length if num_keys is None else num_keys
-    return tuple(min(max(total - shard * length, 0), length) for shard in range(ways))
+    total = shards * length if num_keys is None else num_keys
+    return tuple(min(max(total - shard * length, 0), length) for shard in range(shards))
 
 
 def merge(one: Partial, other: Partial) -> Partial:
@@ -109,12 +113,12 @@ def merge(one: Partial, other: Partial) -> Partial:
 
 
 def _attend_to_block(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    shard: jax.Array,
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    shard: Int32[Array, ""],
     real: tuple[int, ...],
-    attend: Callable[..., Any],
+    attend: AttendWithLogSumExp,
 ) -> Partial:
     """Per device: attention over the keys of `shard`, of which `real[shard]` are no padding.
 
@@ -125,7 +129,7 @@ def _attend_to_block(
     def branch(count: int) -> Callable[..., Partial]:
         if count == 0:
             return lambda query, _key, _value: _nothing(query, query.dtype, logsumexp)
-        return lambda *arrays: Partial(*attend(*arrays, num_keys=count, with_logsumexp=True))
+        return lambda *arrays: Partial(*attend(*arrays, num_keys=count))
 
     counts = tuple(dict.fromkeys(real))
     _, logsumexp = jax.eval_shape(branch(counts[0]), query, key, value)  # the first has real keys
@@ -135,18 +139,22 @@ def _attend_to_block(
     return jax.lax.switch(which, [branch(count) for count in counts], query, key, value)
 
 
-def _nothing(query: jax.Array, dtype: jax.typing.DTypeLike, logsumexp: Any) -> Partial:
+def _nothing(
+    query: QueryChunks, dtype: jax.typing.DTypeLike, logsumexp: jax.ShapeDtypeStruct
+) -> Partial:
     """Attention over no keys at all, with a logsumexp of this shape; disappears in any merge."""
     return Partial(jnp.zeros_like(query, dtype), jnp.full(logsumexp.shape, NOTHING, jnp.float32))
 
 
-def _to_next_shard(x: jax.Array) -> jax.Array:
+def _to_next_shard(x: KeyChunks) -> KeyChunks:
     """Per device: gives its block to the next shard and takes that of the one before."""
-    ways = jax.lax.axis_size(SP)
-    return jax.lax.ppermute(x, SP, [(shard, (shard + 1) % ways) for shard in range(ways)])
+    shards = jax.lax.axis_size(SP)
+    return jax.lax.ppermute(x, SP, [(shard, (shard + 1) % shards) for shard in range(shards)])
 
 
-def _per_channel(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _per_channel(
+    x: LogSumExp, shape: tuple[int, ...]
+) -> Float32[Array, "1 batch queries channels"]:
     """[batch, heads, queries] -> [1, batch, queries, heads * head_dim]."""
     batch, heads, queries = x.shape
     x = x.swapaxes(1, 2)[..., None]  # [batch, queries, heads, 1]

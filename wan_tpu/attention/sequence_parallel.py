@@ -15,25 +15,30 @@ The platform always comes from the mesh: programs are also compiled for a slice 
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
-from wan_tpu.attention.api import attend_chunks
+from wan_tpu.attention.api import attend_chunks, attend_chunks_with_logsumexp
+from wan_tpu.attention.arrays import Grouped, KeyChunks, QueryChunks, Tokens
 from wan_tpu.attention.ring import ring_attention
 from wan_tpu.attention.splash import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 from wan_tpu.sharding.rules import CONTEXT, GROUPED_HEADS, SPLIT_FEATURES
 
-LocalAttend = Callable[..., jax.Array]
+Result = TypeVar("Result")
+
+LocalAttend = Callable[..., Array]
 """`attend_chunks` with everything chosen but the arrays and `num_keys`."""
 
 MOST_PADDING = 0.01
 """Share of tokens that `padded_tokens` may add for the kernel: they cost everywhere else."""
 
-ROWS = 256
-"""Rows that suit flash's tiles and those of the products around it, per shard."""
+TILE_TOKENS = 256
+"""Tokens that suit flash's tiles and those of the products around it, per shard."""
 
 
 def padded_tokens(
@@ -63,7 +68,7 @@ def padded_tokens(
     assert multiple % layout.sp == 0, (multiple, str(layout))
     least = ceil_to_multiple(num_tokens, multiple)
     if implementation == "flash":
-        tiled = ceil_to_multiple(num_tokens, multiple * ROWS)
+        tiled = ceil_to_multiple(num_tokens, multiple * TILE_TOKENS)
     elif implementation == "splash":
         tiled = padded_length(num_tokens, tiles_for(mesh.devices.flat[0].device_kind))
         tiled = ceil_to_multiple(tiled, multiple)
@@ -77,13 +82,13 @@ def head_groups(layout: Layout) -> int:
     return layout.sp if layout.sequence_parallel == "ulysses" else 1
 
 
-def group_heads(x: jax.Array, *, mesh: Mesh, layout: Layout) -> jax.Array:
+def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
     """[batch, tokens, heads * head_dim] -> [groups, batch, tokens, heads of a group * head_dim].
 
     Each tp shard groups the heads that it holds.
     """
 
-    def per_device(x: jax.Array) -> jax.Array:
+    def per_device(x: Tokens) -> Grouped:
         batch, tokens, channels = x.shape
         groups = head_groups(layout)
         return x.reshape(batch, tokens, groups, channels // groups).transpose(2, 0, 1, 3)
@@ -91,10 +96,10 @@ def group_heads(x: jax.Array, *, mesh: Mesh, layout: Layout) -> jax.Array:
     return _shard_map(per_device, mesh, (SPLIT_FEATURES,), GROUPED_HEADS)(x)
 
 
-def ungroup_heads(x: jax.Array, *, mesh: Mesh) -> jax.Array:
+def ungroup_heads(x: Grouped, *, mesh: Mesh) -> Tokens:
     """`group_heads` undone."""
 
-    def per_device(x: jax.Array) -> jax.Array:
+    def per_device(x: Grouped) -> Tokens:
         groups, batch, tokens, channels = x.shape
         return x.transpose(1, 2, 0, 3).reshape(batch, tokens, groups * channels)
 
@@ -102,16 +107,16 @@ def ungroup_heads(x: jax.Array, *, mesh: Mesh) -> jax.Array:
 
 
 def sharded_attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Grouped,
+    key: Grouped,
+    value: Grouped,
     *,
     head_dim: int,
     mesh: Mesh,
     layout: Layout,
     implementation: str,
     num_keys: int | None = None,
-) -> jax.Array:
+) -> Grouped:
     """Self-attention over tokens that are split over sp; global view, inside jit.
 
     Args:
@@ -136,24 +141,23 @@ def sharded_attend(
     _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
     assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
+    way, attend = _SELF_ATTENTION[layout.sequence_parallel if layout.sp > 1 else ALONE]
     per_device = functools.partial(
-        _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else _alone,
-        attend=_local_attend(mesh, implementation, head_dim),
-        num_keys=num_keys,
+        way, attend=_for_devices_of(mesh, attend, implementation, head_dim), num_keys=num_keys
     )
     return _shard_map(per_device, mesh, (GROUPED_HEADS,) * 3, GROUPED_HEADS)(query, key, value)
 
 
 def cross_attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "1 batch tokens channels"],
+    key: Float[Array, "1 batch text channels"],
+    value: Float[Array, "1 batch text channels"],
     *,
     head_dim: int,
     mesh: Mesh,
     layout: Layout,
     implementation: str,
-) -> jax.Array:
+) -> Float[Array, "1 batch tokens channels"]:
     """Attention of tokens, split over sp, to text that every sp shard holds whole; global view.
 
     Args:
@@ -174,22 +178,34 @@ def cross_attend(
     """
     _check(query, head_dim, mesh, layout)
     per_device = functools.partial(
-        _alone, attend=_local_attend(mesh, implementation, head_dim), num_keys=None
+        _alone,
+        attend=_for_devices_of(mesh, attend_chunks, implementation, head_dim),
+        num_keys=None,
     )
     specs = (GROUPED_HEADS, CONTEXT, CONTEXT)
     return _shard_map(per_device, mesh, specs, GROUPED_HEADS)(query, key, value)
 
 
 def _alone(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
-) -> jax.Array:
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    *,
+    attend: LocalAttend,
+    num_keys: int | None,
+) -> QueryChunks:
     """Per device: the device holds every key its queries need."""
     return attend(query, key, value, num_keys=num_keys)
 
 
 def _ulysses(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
-) -> jax.Array:
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    *,
+    attend: LocalAttend,
+    num_keys: int | None,
+) -> QueryChunks:
     """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
 
     DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509). Before an exchange the first dimension
@@ -201,14 +217,19 @@ def _ulysses(
     return _exchange(attend(query, key, value, num_keys=num_keys))
 
 
-def _exchange(x: jax.Array) -> jax.Array:
+def _exchange(x: KeyChunks) -> KeyChunks:
     """Per device: entry i of the first dimension goes to shard i, what shard i sent becomes it."""
     return jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
 
 
 def _allgather(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, attend: LocalAttend, num_keys: int | None
-) -> jax.Array:
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    *,
+    attend: LocalAttend,
+    num_keys: int | None,
+) -> QueryChunks:
     """Per device: gather every key and value, attend for the device's own queries.
 
     Takes and returns [1, batch, tokens / sp, heads * head_dim]; any number of heads.
@@ -218,18 +239,25 @@ def _allgather(
     return attend(query, key, value, num_keys=num_keys)
 
 
-_SELF_ATTENTION: dict[str, Callable[..., jax.Array]] = {
-    "ulysses": _ulysses,
-    "allgather": _allgather,
-    "ring": ring_attention,
+ALONE = "alone"
+"""No other shard holds tokens."""
+
+_SELF_ATTENTION: dict[str, tuple[Callable[..., Array], Callable[..., object]]] = {
+    ALONE: (_alone, attend_chunks),
+    "ulysses": (_ulysses, attend_chunks),
+    "allgather": (_allgather, attend_chunks),
+    "ring": (ring_attention, attend_chunks_with_logsumexp),
 }
-"""By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
+"""A way to share the sequence and what it takes for its `attend`, by the names of
+`wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 
 
-def _local_attend(mesh: Mesh, implementation: str, head_dim: int) -> LocalAttend:
-    """`attend_chunks` for the mesh's devices, not for this process's own."""
+def _for_devices_of(
+    mesh: Mesh, attend: Callable[..., Result], implementation: str, head_dim: int
+) -> Callable[..., Result]:
+    """One of `attend_chunks` for the mesh's devices, not for this process's own."""
     return functools.partial(
-        attend_chunks,
+        attend,
         head_dim=head_dim,
         implementation=implementation,
         device=mesh.devices.flat[0],
@@ -237,18 +265,18 @@ def _local_attend(mesh: Mesh, implementation: str, head_dim: int) -> LocalAttend
 
 
 def _shard_map(
-    per_device: Callable[..., jax.Array],
+    per_device: Callable[..., Array],
     mesh: Mesh,
     in_specs: tuple[PartitionSpec, ...],
     out_specs: PartitionSpec,
-):
+) -> Callable[..., Array]:
     # check_vma: Pallas calls do not say over which axes their results vary.
     return jax.shard_map(
         per_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
 
-def _check(query: jax.Array, head_dim: int, mesh: Mesh, layout: Layout) -> None:
+def _check(query: Grouped, head_dim: int, mesh: Mesh, layout: Layout) -> None:
     """Holds callers to their part; shapes were padded and layouts checked long before."""
     assert dict(mesh.shape) == {DP: layout.dp, SP: layout.sp, TP: layout.tp}, (
         mesh.shape,

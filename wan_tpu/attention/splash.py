@@ -14,7 +14,7 @@ schedule (one bundle is one cycle; 2026-11-21, jax 0.10.2, libtpu 0.0.42.1), que
 
 A mask costs in every tile, not just in the last ones, for the kernel has no branch for full tiles.
 The feature instead is 1 in queries and -1e30 in padding keys, so that the product itself puts the
-scores out of reach: a 256 wide matrix unit has that room free at head_dim 128, a 128 wide one pays
+scores out of reach: a 256 wide matrix unit has those rows free at head_dim 128, a 128 wide one pays
 a second pass. (v5p is like v5e; tpu7x counts 10,555 with the feature, 12,038 comparing.)
 
 Around the kernel, lengths that are not padded yet cost passes over memory: see
@@ -31,11 +31,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jaxtyping import Array, Float
 
+from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
+from wan_tpu.attention.flash import LANES
 from wan_tpu.geometry import ceil_to_multiple
-
-LANES = 128
-"""Width of a TPU vector register: the kernel's tiles are multiples of it."""
 
 PADDING_SCORE = -1e30
 """Score of a padding key: exp of it is 0, and sums with it stay finite in float32 and bfloat16."""
@@ -149,14 +149,14 @@ def padded_length(num_tokens: int, tiles: ChipTiles) -> int:
 
 
 def splash_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     num_keys: int,
     tiles: ChipTiles,
     interpret: bool,
-) -> jax.Array:
+) -> Queries:
     """Attention by JAX's splash kernel.
 
     Args:
@@ -178,14 +178,14 @@ def splash_attention(
 
 
 def splash_with_logsumexp(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     num_keys: int,
     tiles: ChipTiles,
     interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Queries, LogSumExp]:
     """`splash_attention`, and the logsumexp of each query's scores.
 
     Returns:
@@ -201,15 +201,15 @@ def splash_with_logsumexp(
 
 
 def _attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     num_keys: int,
     tiles: ChipTiles,
     interpret: bool,
     save_residuals: bool,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[Queries, tuple[Array, ...]]:
     """Around the kernel: attention, and what the kernel saves besides."""
     batch, num_queries, heads, head_dim = query.shape
     tiling = choose_tiling(num_queries, num_keys, tiles)
@@ -241,7 +241,7 @@ def _attention(
     return out.swapaxes(1, 2), residuals  # [batch, queries, heads, head_dim]
 
 
-def _only_real(x: jax.Array, num_real: int, padded: int) -> jax.Array:
+def _only_real(x: Keys, num_real: int, padded: int) -> Float[Array, "batch length heads head_dim"]:
     """Takes what stands at `num_real` and later out of [batch, length, heads, head_dim].
 
     Where the length reaches `padded`, zeros overwrite it (an elementwise pass that the compiler
@@ -256,13 +256,17 @@ def _only_real(x: jax.Array, num_real: int, padded: int) -> jax.Array:
     return jnp.where(position < num_real, x, 0)
 
 
-def _pad(x: jax.Array, length: int, features: int, fill: float = 0) -> jax.Array:
+def _pad(
+    x: Float[Array, "batch heads tokens head_dim"], length: int, features: int, fill: float = 0
+) -> Float[Array, "batch heads {length} {features}"]:
     """[batch, heads, tokens, head_dim] -> [batch, heads, length, features], in one pass."""
     widths = ((0, 0), (0, 0), (0, length - x.shape[2]), (0, features - x.shape[3]))
     return jnp.pad(x, widths, constant_values=fill)
 
 
-def _set_feature(key: jax.Array, num_keys: int, feature: int) -> jax.Array:
+def _set_feature(
+    key: Float[Array, "batch heads keys features"], num_keys: int, feature: int
+) -> Float[Array, "batch heads keys features"]:
     """Sets one feature of padding keys to `PADDING_SCORE`; the queries' are 1 there.
 
     Args:
@@ -361,5 +365,5 @@ class _KeysBefore:
 
     num_keys: int
 
-    def __call__(self, _query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+    def __call__(self, _query_positions: Array, key_positions: Array) -> Array:
         return key_positions < self.num_keys

@@ -28,7 +28,7 @@ from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
-from wan_tpu.transformer.processors import AttentionSetting
+from wan_tpu.transformer.processors import AttentionSetting, Context
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.streaming import StreamingVae, abstract_params
 from wan_tpu.vae.weights import DECODER
@@ -231,11 +231,11 @@ class VideoModel:
         weights = dict(self.components[VAE].weights)
         return vae.decode_stages(geometry.latent_height, geometry.latent_width, weights)
 
-    def abstract_context(self, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def abstract_context(self, batch: int) -> Context:
         """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
         shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
         context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
-        return context, context
+        return Context(context, context)  # type: ignore[arg-type]
 
     def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
         """Latents in token form, as the denoising loop holds them."""

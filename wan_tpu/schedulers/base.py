@@ -8,14 +8,34 @@ device in float32. State and coefficients have the same structure, shapes and dt
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Float32, Float64
+
+Latents = Float32[Array, "*latents"]
+Scalar = Float32[Array | np.ndarray, ""]
+Weights = Float32[Array | np.ndarray, " weights"]
+
+
+@runtime_checkable
+class SchedulerState(Protocol):
+    """What passes from step to step: a pytree of arrays of the latents' shape, float32."""
+
+    @property
+    def sample(self) -> jax.Array:
+        """The latents that the model sees next."""
+        ...
+
+
+State = TypeVar("State", bound=SchedulerState)
+Coefficients = TypeVar("Coefficients")
+"""A pytree of float32 arrays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Schedule(abc.ABC):
+class Schedule(abc.ABC, Generic[State, Coefficients]):
     """The noise levels of one run and the solver's arithmetic between them.
 
     Attributes:
@@ -25,8 +45,8 @@ class Schedule(abc.ABC):
             from about 1 to 0.
     """
 
-    timesteps: np.ndarray
-    sigmas: np.ndarray
+    timesteps: Float32[np.ndarray, " steps"]
+    sigmas: Float64[np.ndarray, " steps+1"]
 
     def __post_init__(self) -> None:
         assert self.sigmas.shape == (len(self.timesteps) + 1,)
@@ -39,11 +59,11 @@ class Schedule(abc.ABC):
         return len(self.timesteps)
 
     @abc.abstractmethod
-    def coefficients(self, step: int) -> Any:
+    def coefficients(self, step: int) -> Coefficients:
         """The scalars of one step, `0 <= step < num_steps`: a pytree of float32 NumPy arrays."""
 
     @abc.abstractmethod
-    def init_state(self, sample: jax.Array) -> Any:
+    def init_state(self, sample: Latents) -> State:
         """The state before the first step.
 
         Args:
@@ -56,7 +76,9 @@ class Schedule(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def update(state: Any, model_output: jax.Array, coefficients: Any) -> Any:
+    def update(
+        state: State, model_output: Float[Array, "*latents"], coefficients: Coefficients
+    ) -> State:
         """One step on the device: pure, elementwise, float32 inside.
 
         Args:

@@ -7,13 +7,13 @@ level to the next is `latents + (next_sigma - sigma) * velocity`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from wan_tpu.schedulers.base import Schedule
+from wan_tpu.schedulers.base import Latents, Scalar, Schedule
 from wan_tpu.schedulers.sigmas import euler_levels, read_num_train_timesteps, require_implemented
 
 IMPLEMENTED = {
@@ -30,32 +30,28 @@ IMPLEMENTED = {
 """Fields of a scheduler configuration, Euler's or UniPC's, that bear on this solver."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EulerState:
+class EulerState(NamedTuple):
     """What passes from step to step.
 
     Attributes:
         sample: the latents, any shape, float32.
     """
 
-    sample: jax.Array
+    sample: Latents
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EulerCoefficients:
+class EulerCoefficients(NamedTuple):
     """The scalar of one step.
 
     Attributes:
         sigma_change: next sigma minus this one, negative; `[]`, float32.
     """
 
-    sigma_change: np.ndarray | jax.Array
+    sigma_change: Scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EulerSchedule(Schedule):
+class EulerSchedule(Schedule[EulerState, EulerCoefficients]):
     """Euler steps over shifted flow-matching levels; see `Schedule` for the methods."""
 
     def coefficients(self, step: int) -> EulerCoefficients:
@@ -64,13 +60,15 @@ class EulerSchedule(Schedule):
         change = self.sigmas[step + 1] - self.sigmas[step]
         return EulerCoefficients(sigma_change=np.asarray(change, np.float32))
 
-    def init_state(self, sample: jax.Array) -> EulerState:
+    def init_state(self, sample: Latents) -> EulerState:
         """The state before the first step; Euler has no history."""
         return EulerState(sample=jnp.asarray(sample, jnp.float32))
 
     @staticmethod
     def update(
-        state: EulerState, model_output: jax.Array, coefficients: EulerCoefficients
+        state: EulerState,
+        model_output: Float[Array, "*latents"],
+        coefficients: EulerCoefficients,
     ) -> EulerState:
         """One step on the device: `sample + sigma_change * velocity`."""
         velocity = model_output.astype(jnp.float32)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 
 from wan_tpu.errors import CheckpointError, InputError
 
@@ -23,7 +24,7 @@ FIRST_SIGMA_GAP = 1e-6
 
 def unipc_levels(
     num_inference_steps: int, flow_shift: float, num_train_timesteps: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, " steps"], Float64[np.ndarray, " steps+1"]]:
     """Timesteps and sigmas as diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas`.
 
     Returns:
@@ -40,7 +41,7 @@ def unipc_levels(
 
 def euler_levels(
     num_inference_steps: int, flow_shift: float, num_train_timesteps: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, " steps"], Float64[np.ndarray, " steps+1"]]:
     """Timesteps and sigmas as diffusers' `FlowMatchEulerDiscreteScheduler`.
 
     That class shifts twice: its constructor shifts the training levels, whose ends then bound an
@@ -89,12 +90,14 @@ def require_implemented(config: Mapping[str, Any], implemented: Mapping[str, Any
             )
 
 
-def _shifted(levels: np.ndarray, flow_shift: float) -> np.ndarray:
+def _shifted(
+    levels: Float[np.ndarray, " levels"], flow_shift: float
+) -> Float[np.ndarray, " levels"]:
     """Moves noise levels in (0, 1] towards 1; keeps the dtype."""
     return flow_shift * levels / (1 + (flow_shift - 1) * levels)
 
 
-def _ended(sigmas: np.ndarray) -> np.ndarray:
+def _ended(sigmas: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps+1"]:
     """Appends 0 and rounds to float32, as diffusers stores them, in float64 for our arithmetic.
 
     Raises:

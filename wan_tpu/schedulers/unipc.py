@@ -29,14 +29,14 @@ this module by 4e-7 at each. Order 4 is therefore not offered: there is nothing 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64
 
 from wan_tpu.errors import CheckpointError
-from wan_tpu.schedulers.base import Schedule
+from wan_tpu.schedulers.base import Latents, Scalar, Schedule, Weights
 from wan_tpu.schedulers.sigmas import read_num_train_timesteps, require_implemented, unipc_levels
 
 IMPLEMENTED = {
@@ -63,9 +63,7 @@ DIFFUSERS_DEFAULTS = {"prediction_type": "epsilon", "use_flow_sigmas": False}
 """What a file of diffusers' own class means where it leaves these fields out; none is Wan's."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class UniPCState:
+class UniPCState(NamedTuple):
     """What passes from step to step; all arrays have the latents' shape and are float32.
 
     Attributes:
@@ -74,14 +72,12 @@ class UniPCState:
         history: estimates of the clean latents at the last `solver_order` steps, newest first.
     """
 
-    sample: jax.Array
-    last_sample: jax.Array
-    history: tuple[jax.Array, ...]
+    sample: Latents
+    last_sample: Latents
+    history: tuple[Latents, ...]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class UniPCCoefficients:
+class UniPCCoefficients(NamedTuple):
     """The numbers of one step, float32.
 
     Attributes:
@@ -92,13 +88,13 @@ class UniPCCoefficients:
             next sample, `[1 + solver_order]`.
     """
 
-    sigma: np.ndarray | jax.Array
-    corrector: np.ndarray | jax.Array
-    predictor: np.ndarray | jax.Array
+    sigma: Scalar
+    corrector: Weights
+    predictor: Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class UniPCSchedule(Schedule):
+class UniPCSchedule(Schedule[UniPCState, UniPCCoefficients]):
     """UniPC over shifted flow-matching levels; see `Schedule` for the methods.
 
     Attributes:
@@ -118,7 +114,7 @@ class UniPCSchedule(Schedule):
             predictor=self._predictor(step).astype(np.float32),
         )
 
-    def init_state(self, sample: jax.Array) -> UniPCState:
+    def init_state(self, sample: Latents) -> UniPCState:
         """The state before the first step: the noise, and zeros for the history."""
         sample = jnp.asarray(sample, jnp.float32)
         return UniPCState(
@@ -129,7 +125,9 @@ class UniPCSchedule(Schedule):
 
     @staticmethod
     def update(
-        state: UniPCState, model_output: jax.Array, coefficients: UniPCCoefficients
+        state: UniPCState,
+        model_output: Float[Array, "*latents"],
+        coefficients: UniPCCoefficients,
     ) -> UniPCState:
         """One step on the device: corrects the last step, then predicts the next sample."""
         velocity = model_output.astype(jnp.float32)
@@ -145,14 +143,14 @@ class UniPCSchedule(Schedule):
         """Estimates the predictor uses: fewer while history is short and towards the end."""
         return min(self.solver_order, step + 1, self.num_steps - step)
 
-    def _predictor(self, step: int) -> np.ndarray:
+    def _predictor(self, step: int) -> Float64[np.ndarray, " weights"]:
         """Weights of (corrected sample, clean estimates newest first), float64."""
         order = self._order(step)
         row = np.zeros(1 + self.solver_order)
         row[: 1 + order] = self._step_weights(step, earlier=order - 1, corrects=False)
         return row
 
-    def _corrector(self, step: int) -> np.ndarray:
+    def _corrector(self, step: int) -> Float64[np.ndarray, " weights"]:
         """Weights of (sample, last_sample, this estimate, *history), float64."""
         row = np.zeros(3 + self.solver_order)
         if step == 0 or step - 1 in self.disable_corrector:
@@ -163,7 +161,9 @@ class UniPCSchedule(Schedule):
         row[1], row[2], row[3 : 3 + order] = weights[0], weights[-1], weights[1:-1]
         return row
 
-    def _step_weights(self, start: int, *, earlier: int, corrects: bool) -> np.ndarray:
+    def _step_weights(
+        self, start: int, *, earlier: int, corrects: bool
+    ) -> Float64[np.ndarray, " weights"]:
         """Weights of the step from level `start` to the next one.
 
         Args:
@@ -219,7 +219,9 @@ def make_unipc_schedule(
     )
 
 
-def _difference_weights(h: float, ratios: np.ndarray) -> np.ndarray:
+def _difference_weights(
+    h: float, ratios: Float64[np.ndarray, " unknowns"]
+) -> Float64[np.ndarray, " unknowns"]:
     """Weights of `(other estimate - estimate at the start) / ratio`, the paper's `a_m`.
 
     Solves the paper's equation for `sum_m a_m * ratio_m^(k-1)`, k = 1, 2, ...: its right side is
@@ -240,7 +242,7 @@ def _difference_weights(h: float, ratios: np.ndarray) -> np.ndarray:
     return np.linalg.solve(np.vander(ratios, increasing=True).T, np.array(right))
 
 
-def _weighted_sum(weights: jax.Array | np.ndarray, arrays: tuple[jax.Array, ...]) -> jax.Array:
+def _weighted_sum(weights: Weights, arrays: tuple[Latents, ...]) -> Latents:
     """The sum of `weights[i] * arrays[i]`, float32, left to right."""
     total = weights[0] * arrays[0]
     for index in range(1, len(arrays)):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.checkpoints.weights import Weight
@@ -21,6 +22,8 @@ from wan_tpu.errors import CheckpointError
 from wan_tpu.sharding.rules import WHOLE, split_over_all
 from wan_tpu.torch_bridge import Params, call_module
 from wan_tpu.torch_module import LayeredModule, Placement
+
+Hidden = Float[Array, "batch text d_model"]
 
 EMBEDDING = "shared.weight"
 ALIASES = {"encoder.embed_tokens.weight": EMBEDDING}
@@ -102,7 +105,12 @@ class TextEncoder:
 
         return text_module(self.config).weights(placement)
 
-    def encode(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def encode(
+        self,
+        params: Params,
+        ids: Int32[Array, "batch text"],
+        mask: Int32[Array, "batch text"],
+    ) -> Float[Array, "batch text d_model"]:
         """Text embeddings as diffusers' Wan pipeline makes them.
 
         Args:
@@ -118,7 +126,7 @@ class TextEncoder:
         lowest = jnp.finfo(self.dtype).min
         additive = jnp.where(mask[:, None, None, :] > 0, 0, lowest).astype(self.dtype)
 
-        def layer(hidden: jax.Array, weights: Params, _: None) -> tuple[jax.Array, None]:
+        def layer(hidden: Hidden, weights: Params, _: None) -> tuple[Hidden, None]:
             out = call_module(module.layer, weights, hidden, additive)
             out = out[0] if isinstance(out, tuple) else out
             return self._whole(out), None
@@ -127,5 +135,5 @@ class TextEncoder:
         hidden = module.call("encoder.final_layer_norm", params, hidden)
         return hidden * mask[:, :, None].astype(hidden.dtype)
 
-    def _whole(self, x: jax.Array) -> jax.Array:
+    def _whole(self, x: Hidden) -> Hidden:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, WHOLE))

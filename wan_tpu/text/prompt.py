@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import ftfy
 import numpy as np
+from jaxtyping import Int32
 
 from wan_tpu.errors import PromptError
 from wan_tpu.geometry import TEXT_TOKENS
@@ -58,7 +59,7 @@ def _is_visible(character: str) -> bool:
 
 def tokenize(
     tokenizer: Tokenizer, prompts: Sequence[str], max_length: int = TEXT_TOKENS
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int32[np.ndarray, "n {max_length}"], Int32[np.ndarray, "n {max_length}"]]:
     """Cleans prompts and turns them into token ids, each cut or padded to the same length.
 
     Logs a warning with the dropped tail for each prompt that is longer.

@@ -8,7 +8,7 @@ splitting words are then lost, and characters outside the vocabulary become the 
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from wan_tpu.checkpoints.files import pointer_hint
 from wan_tpu.errors import CheckpointError
@@ -18,6 +18,7 @@ CONFIG_FILE = "tokenizer_config.json"
 DEFAULT_PAD_TOKEN = "<pad>"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids.
 

@@ -7,10 +7,14 @@ no step folds or unfolds patches, and patch embedding is one product.
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
@@ -21,6 +25,7 @@ from wan_tpu.torch_module import LayeredModule, linear, replace_linears
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.processors import (
     AttentionSetting,
+    Context,
     CrossAttention,
     Positions,
     SelfAttention,
@@ -34,7 +39,10 @@ TEXT_EMBEDDER = "condition_embedder.text_embedder"
 TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
 """Weights that only `text_context` uses: a denoising step does not touch them."""
 
-Context = tuple[jax.Array, jax.Array]
+Hidden = Float[Array, "batch tokens dim"]
+"""The residual stream."""
+
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,7 @@ class Denoiser:
 
     config: TransformerConfig
     setting: AttentionSetting
-    dtype: Any
+    dtype: DTypeLike
 
     @property
     def module(self) -> LayeredModule:
@@ -89,7 +97,7 @@ class Denoiser:
         """Batch on the mesh; what dp adds repeats the first entries and is thrown away."""
         return ceil_to_multiple(batch, self.setting.layout.dp)
 
-    def text_context(self, params: Params, text: jax.Array) -> Context:
+    def text_context(self, params: Params, text: Float[Array, "batch text text_dim"]) -> Context:
         """Keys and values of cross-attention for every layer, once per request.
 
         Args:
@@ -97,7 +105,7 @@ class Denoiser:
             text: `[batch, 512, text_dim]`, embeddings, zero past each prompt's end.
 
         Returns:
-            keys and values, each `[layers, batch, 512, padded heads * head_dim]`.
+            keys and values of all layers.
         """
         text = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
         # [batch, 512, dim]
@@ -111,19 +119,20 @@ class Denoiser:
                 self.config.eps,
             )
             value = _linear(text, weights, "attn2.to_v")
-            return None, (key.astype(self.dtype), value)
+            return None, Context(key.astype(self.dtype), value)
 
         _, (keys, values) = self.module.scan(layer, None, params)
-        return self.setting.constrain(keys, CONTEXT), self.setting.constrain(values, CONTEXT)
+        constrain = self.setting.constrain
+        return Context(constrain(keys, CONTEXT), constrain(values, CONTEXT))
 
     def predict(
         self,
         params: Params,
-        latents: jax.Array,
-        timestep: jax.Array,
+        latents: Float32[Array, "1 tokens channels"],
+        timestep: Float32[Array, ""],
         context: Context,
         geometry: Geometry,
-    ) -> jax.Array:
+    ) -> Float32[Array, "batch tokens channels"]:
         """Predicted velocity for each entry of the context's batch.
 
         Args:
@@ -136,7 +145,7 @@ class Denoiser:
         Returns:
             `[batch, padded tokens, token channels]`, float32.
         """
-        batch, tokens = context[0].shape[1], latents.shape[1]
+        batch, tokens = context.key.shape[1], latents.shape[1]
         time_embedding, modulation = self._time(params, timestep)
         hidden = self._embed_patches(params, latents.astype(self.dtype))  # [1, tokens, dim]
         hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
@@ -148,11 +157,11 @@ class Denoiser:
     def _blocks(
         self,
         params: Params,
-        hidden: jax.Array,
+        hidden: Hidden,
         context: Context,
-        modulation: jax.Array,
+        modulation: Float[Array, "1 6 dim"],
         positions: Positions,
-    ) -> jax.Array:
+    ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
         block = self._block()
 
@@ -166,7 +175,7 @@ class Denoiser:
         hidden, _ = self.module.scan(layer, hidden, params, context)
         return hidden
 
-    def _block(self) -> Any:
+    def _block(self) -> torch.nn.Module:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
@@ -182,13 +191,17 @@ class Denoiser:
             name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()
         }
 
-    def _embed_patches(self, params: Params, latents: jax.Array) -> jax.Array:
+    def _embed_patches(
+        self, params: Params, latents: Float[Array, "1 tokens channels"]
+    ) -> Float[Array, "1 tokens dim"]:
         """Patch embedding as a product, `[1, tokens, token channels]` -> `[1, tokens, dim]`."""
         kernel = params["patch_embedding.weight"]  # [dim, channels, frames, rows, columns]
         kernel = jnp.moveaxis(kernel, 1, -1).reshape(kernel.shape[0], -1)  # [dim, token channels]
         return latents @ kernel.T + params["patch_embedding.bias"]
 
-    def _time(self, params: Params, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _time(
+        self, params: Params, timestep: Float32[Array, ""]
+    ) -> tuple[Float[Array, "1 dim"], Float[Array, "1 6 dim"]]:
         """Embeds the timestep: `[1, dim]`, and `[1, 6, dim]` for the blocks' modulation."""
         call, embedder = self.module.call, "condition_embedder"
         frequencies = call(f"{embedder}.timesteps_proj", params, timestep[None])
@@ -197,8 +210,8 @@ class Denoiser:
         return embedding, projected.reshape(1, 6, self.config.dim)
 
     def _project_out(
-        self, params: Params, hidden: jax.Array, time_embedding: jax.Array
-    ) -> jax.Array:
+        self, params: Params, hidden: Hidden, time_embedding: Float[Array, "1 dim"]
+    ) -> Float32[Array, "batch tokens channels"]:
         """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
         shift, scale = jnp.split(params["scale_shift_table"] + time_embedding[:, None], 2, axis=1)
         normed = self.module.call("norm_out", params, hidden.astype(jnp.float32))
@@ -207,7 +220,9 @@ class Denoiser:
         return out.astype(jnp.float32)
 
 
-def patchify(latents: Any, patch: tuple[int, int, int]) -> Any:
+def patchify(
+    latents: Float[AnyArray, "batch channels frames height width"], patch: tuple[int, int, int]
+) -> Float[AnyArray, "batch tokens token_channels"]:
     """Latents to tokens, of a NumPy or a JAX array alike.
 
     Args:
@@ -224,7 +239,9 @@ def patchify(latents: Any, patch: tuple[int, int, int]) -> Any:
     return x.reshape(batch, frames * rows * columns, -1)
 
 
-def unpatchify(tokens: jax.Array, geometry: Geometry) -> jax.Array:
+def unpatchify(
+    tokens: Float[Array, "batch tokens token_channels"], geometry: Geometry
+) -> Float[Array, "batch frames height width channels"]:
     """Tokens to latents, channels last, padding tokens dropped.
 
     Args:
@@ -248,6 +265,8 @@ def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedShard
     return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)
 
 
-def _linear(x: jax.Array, params: Params, name: str) -> jax.Array:
+def _linear(
+    x: Float[Array, "*batch in_features"], params: Params, name: str
+) -> Float[Array, "*batch out_features"]:
     """`torch.nn.Linear` called `name`: `[..., in]` -> `[..., out]`."""
     return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])

@@ -10,27 +10,28 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.sequence_parallel import head_groups
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import TP, Layout
 from wan_tpu.sharding.rules import FEATURES, GROUPED_HEADS, POSITIONS, SPLIT_FEATURES
 
-ROWS = 256
+BLOCK_TOKENS = 256
 """Tokens of a block: 2.5 MiB of 5,120 channels in bfloat16, in and out twice each, fit in VMEM."""
 
 
 def norm_rotate(
-    x: jax.Array,
-    weight: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
+    x: Float[Array, "batch tokens channels"],
+    weight: Float[Array, " channels"],
+    cos: Float32[Array, "tokens head_dim"],
+    sin: Float32[Array, "tokens head_dim"],
     *,
     dim: int,
     eps: float,
     mesh: jax.sharding.Mesh,
     layout: Layout,
-) -> jax.Array:
+) -> Float[Array, "groups batch tokens group_channels"]:
     """Normalises tokens over all their heads, rotates each head, puts the heads in groups.
 
     The same as `rms_norm_across_heads`, rounding, `rotate` and `group_heads`; global view.
@@ -49,7 +50,12 @@ def norm_rotate(
         [groups, batch, tokens, heads of a group * head_dim], in x's dtype.
     """
 
-    def per_device(x, weight, cos, sin):
+    def per_device(
+        x: Float[Array, "batch tokens channels"],
+        weight: Float[Array, " channels"],
+        cos: Float32[Array, "tokens head_dim"],
+        sin: Float32[Array, "tokens head_dim"],
+    ) -> Float[Array, "groups batch tokens group_channels"]:
         squares = jnp.square(x.astype(jnp.float32)).sum(-1, keepdims=True)  # [batch, tokens, 1]
         mean_square = jax.lax.psum(squares, TP) / dim
         return _norm_rotate(
@@ -72,19 +78,19 @@ def norm_rotate(
 
 
 def _norm_rotate(
-    x: jax.Array,
-    scale: jax.Array,
-    weight: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
+    x: Float[Array, "batch tokens channels"],
+    scale: Float32[Array, "batch tokens 1"],
+    weight: Float32[Array, "1 channels"],
+    cos: Float32[Array, "tokens head_dim"],
+    sin: Float32[Array, "tokens head_dim"],
     *,
     groups: int,
     interpret: bool,
-) -> jax.Array:
+) -> Float[Array, "{groups} batch tokens group_channels"]:
     """Per device: x [batch, tokens, channels], scale [batch, tokens, 1], weight [1, channels]."""
     batch, tokens, channels = x.shape
     head_dim = cos.shape[1]
-    rows = min(ROWS, ceil_to_multiple(tokens, 16))
+    rows = min(BLOCK_TOKENS, ceil_to_multiple(tokens, 16))
     per_token = functools.partial(pl.BlockSpec, index_map=lambda b, t: (b, t, 0))
     table = pl.BlockSpec((rows, head_dim), lambda b, t: (t, 0))
     return pl.pallas_call(

@@ -5,11 +5,13 @@ and looks at neither, so those arguments carry what ours need.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
@@ -24,6 +26,8 @@ from wan_tpu.torch_module import Constrain
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.norm_rotate import norm_rotate
 from wan_tpu.transformer.rotary import rotate
+
+TorchTokens = Float[torch.Tensor, "batch tokens dim"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class AttentionSetting:
         assert isinstance(self.mesh, Mesh)
         return self.mesh
 
-    def constrain(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def constrain(self, x: Float[Array, "*shape"], spec: PartitionSpec) -> Float[Array, "*shape"]:
         """Asks the compiler to split `x` like this at this point."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
@@ -58,8 +62,8 @@ class Positions:
         num_tokens: how many of the tokens are real.
     """
 
-    cos: jax.Array
-    sin: jax.Array
+    cos: Float32[Array, "tokens head_dim"]
+    sin: Float32[Array, "tokens head_dim"]
     num_tokens: int
 
 
@@ -78,6 +82,19 @@ def linear_split(name: str, setting: AttentionSetting) -> tuple[Constrain, Const
     return split(WHOLE_FEATURES), split(SPLIT_FEATURES)
 
 
+class Context(NamedTuple):
+    """Cross-attention's keys and values of every layer, once per request; travels as
+    `encoder_hidden_states`, one layer's at a time.
+
+    Attributes:
+        key: `[layers, batch, text, padded heads * head_dim]`, without layers inside a block.
+        value: likewise.
+    """
+
+    key: Float[Array, "*layers batch text channels"]
+    value: Float[Array, "*layers batch text channels"]
+
+
 class SelfAttention:
     """Queries, keys and values of all tokens; rotary positions; split by the layout."""
 
@@ -86,15 +103,20 @@ class SelfAttention:
         self._setting = setting
 
     def __call__(
-        self, attn: Any, hidden_states: Any, _context: Any, _mask: Any, positions: Positions
-    ) -> Any:
+        self,
+        attn: Any,
+        hidden_states: TorchTokens,
+        _context: None,
+        _mask: None,
+        positions: Positions,
+    ) -> TorchTokens:
         """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`."""
         setting, config = self._setting, self._config
         hidden = to_torch(setting.constrain(to_jax(hidden_states), WHOLE_FEATURES))
         query, key, value = (to_jax(p(hidden)) for p in (attn.to_q, attn.to_k, attn.to_v))
         attended = sharded_attend(
-            self._arranged(query, attn.norm_q, positions),
-            self._arranged(key, attn.norm_k, positions),
+            self._arranged(query, attn.norm_q.weight, positions),
+            self._arranged(key, attn.norm_k.weight, positions),
             group_heads(value, mesh=setting.concrete_mesh, layout=setting.layout),
             head_dim=config.attention_head_dim,
             mesh=setting.concrete_mesh,
@@ -105,16 +127,20 @@ class SelfAttention:
         merged = ungroup_heads(attended, mesh=setting.concrete_mesh)
         return attn.to_out[0](to_torch(merged))
 
-    def _arranged(self, x: jax.Array, norm: Any, positions: Positions) -> jax.Array:
+    def _arranged(
+        self,
+        x: Float[Array, "batch tokens channels"],
+        weight: Float[torch.Tensor, " channels"],
+        positions: Positions,
+    ) -> Float[Array, "groups batch tokens group_channels"]:
         """[batch, tokens, channels] -> [groups, batch, tokens, ...], normalised and rotated."""
         setting, config = self._setting, self._config
         where = {"mesh": setting.concrete_mesh, "layout": setting.layout}
-        weight = to_jax(norm.weight)
         if setting.implementation == "flash":
             tables = positions.cos, positions.sin
-            return norm_rotate(x, weight, *tables, dim=config.dim, eps=norm.eps, **where)
+            return norm_rotate(x, to_jax(weight), *tables, dim=config.dim, eps=config.eps, **where)
         # diffusers rounds here too, before it rotates
-        normed = rms_norm_across_heads(x, weight, config.dim, norm.eps).astype(x.dtype)
+        normed = rms_norm_across_heads(x, to_jax(weight), config.dim, config.eps).astype(x.dtype)
         heads = split_heads(normed, config.attention_head_dim)
         rotated = rotate(heads, positions.cos, positions.sin).reshape(x.shape)
         return group_heads(rotated, **where)
@@ -128,20 +154,22 @@ class CrossAttention:
         self._setting = setting
 
     def __call__(
-        self, attn: Any, hidden_states: Any, context: Any, _mask: Any, _positions: Any
-    ) -> Any:
+        self,
+        attn: Any,
+        hidden_states: TorchTokens,
+        context: Context,
+        _mask: None,
+        _positions: None,
+    ) -> TorchTokens:
         """diffusers' processor protocol; context: of a layer, from `text_context`."""
         setting, config = self._setting, self._config
-        key, value = context  # each [batch, text, heads * head_dim]
         query = to_jax(attn.to_q(hidden_states))
         dtype = query.dtype
-        query = rms_norm_across_heads(
-            query, to_jax(attn.norm_q.weight), config.dim, attn.norm_q.eps
-        )
+        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, config.eps)
         attended = cross_attend(
             query.astype(dtype)[None],
-            key[None],
-            value[None],
+            context.key[None],
+            context.value[None],
             head_dim=config.attention_head_dim,
             mesh=setting.concrete_mesh,
             layout=setting.layout,
@@ -150,7 +178,12 @@ class CrossAttention:
         return attn.to_out[0](to_torch(attended[0]))
 
 
-def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float) -> jax.Array:
+def rms_norm_across_heads(
+    x: Float[Array, "batch tokens channels"],
+    weight: Float[Array, " channels"],
+    dim: int,
+    eps: float,
+) -> Float32[Array, "batch tokens channels"]:
     """Root-mean-square norm over all heads of a token.
 
     Args:
@@ -167,6 +200,8 @@ def rms_norm_across_heads(x: jax.Array, weight: jax.Array, dim: int, eps: float)
     return x * jax.lax.rsqrt(mean_square + eps) * weight.astype(jnp.float32)
 
 
-def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
+def split_heads(
+    x: Float[Array, "batch tokens channels"], head_dim: int
+) -> Float[Array, "batch tokens heads {head_dim}"]:
     """`[batch, tokens, heads * head_dim]` -> `[batch, tokens, heads, head_dim]`."""
     return x.reshape(*x.shape[:2], -1, head_dim)

@@ -7,20 +7,20 @@ half a head apart and one rotation is `x * cos + roll(x, head_dim / 2) * sin`. S
 because queries and keys are permuted alike.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Float64, Int
 
 THETA = 10_000.0
 
 
-def half_split_rows(num_heads: int, head_dim: int) -> np.ndarray:
+def half_split_rows(num_heads: int, head_dim: int) -> Int[np.ndarray, " features"]:
     """The checkpoint's row for each row of a query or key projection, `[num_heads * head_dim]`."""
     within_head = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
     return (np.arange(num_heads)[:, None] * head_dim + within_head).reshape(-1)
 
 
-def axis_angles(grid: tuple[int, int, int], head_dim: int) -> list[np.ndarray]:
+def axis_angles(grid: tuple[int, int, int], head_dim: int) -> list[Float64[np.ndarray, "_ _"]]:
     """Angles along each axis, `[length, pairs of that axis]`, float64 radians.
 
     Wan gives rows and columns `2 * (head_dim // 6)` channels each and frames the rest (diffusers'
@@ -36,14 +36,18 @@ def axis_angles(grid: tuple[int, int, int], head_dim: int) -> list[np.ndarray]:
 
 def rotary_tables(
     grid: tuple[int, int, int], head_dim: int, padded_tokens: int
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[
+    Float32[Array, "{padded_tokens} {head_dim}"], Float32[Array, "{padded_tokens} {head_dim}"]
+]:
     """Cosines and signed sines for every token, each `[padded_tokens, head_dim]`, float32.
 
     Only the small per-axis tables are constants of the program; the device spreads them over the
     grid. Padding tokens get position 0 (they are never attended).
     """
 
-    def spread(tables: list[np.ndarray]) -> jax.Array:
+    def spread(
+        tables: list[Float64[np.ndarray, "_ _"]],
+    ) -> Float32[Array, "tokens half_head_dim"]:
         shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
         parts = [
             jnp.broadcast_to(
@@ -62,7 +66,11 @@ def rotary_tables(
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(
+    x: Float[Array, "batch tokens heads head_dim"],
+    cos: Float32[Array, "tokens head_dim"],
+    sin: Float32[Array, "tokens head_dim"],
+) -> Float[Array, "batch tokens heads head_dim"]:
     """Rotates each head.
 
     The halves change places by a product with a permutation, which is exact: every sum has one

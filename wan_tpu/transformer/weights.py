@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.typing import DTypeLike
+from jaxtyping import Int
 
 from wan_tpu.checkpoints.weights import ZERO, Weight
 from wan_tpu.geometry import ceil_to_multiple
@@ -64,7 +65,7 @@ def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: DTypeLike
 
 def _order(
     part: str, config: TransformerConfig, layout: Layout
-) -> tuple[dict[int, np.ndarray], int | None]:
+) -> tuple[dict[int, Int[np.ndarray, " rows"]], int | None]:
     """Which checkpoint row each row takes, and which dimension tensor parallelism splits.
 
     Args:
@@ -90,7 +91,9 @@ def _order(
     return {}, None
 
 
-def _padded_heads(config: TransformerConfig, layout: Layout, *, half_split: bool) -> np.ndarray:
+def _padded_heads(
+    config: TransformerConfig, layout: Layout, *, half_split: bool
+) -> Int[np.ndarray, " rows"]:
     """Checkpoint rows of a projection onto heads, padding heads `ZERO` at the end."""
     head_dim = config.attention_head_dim
     padded = np.full(layout.padded_heads(config.num_attention_heads) * head_dim, ZERO)

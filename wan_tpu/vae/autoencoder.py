@@ -12,11 +12,12 @@ convolution that it sees (docs/decisions/0002-own-flax-vae.md).
 
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32, PyTree
 
 from wan_tpu.vae.config import (
     FrameAttention,
@@ -28,11 +29,14 @@ from wan_tpu.vae.config import (
     decoder_plan,
     encoder_plan,
 )
-from wan_tpu.vae.convolution import CHANNELS, CONVOLUTIONS
+from wan_tpu.vae.convolution import CHANNELS, CONVOLUTIONS, Kernel, Picture
 from wan_tpu.vae.spatial import SpatialSplit
 
-Past = Any
-"""A pytree of frames seen before; None at the start of a video."""
+Past = PyTree[Float[Array, "..."]]
+"""Frames seen before, a tree of `[*stack, frames, height, width, channels]`; None at the start of a
+video, and where a module needs none."""
+
+Result = Float[Array, "frames_out height_out width_out out_channels"]
 
 
 class Convolution(nnx.Module):
@@ -67,7 +71,7 @@ class Convolution(nnx.Module):
         self.padding = (0, 1) if stride == 2 else (size // 2, size // 2)
         self.split = split
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Picture) -> Result:
         """Convolves; all frames that the kernel needs are in `x`.
 
         Args:
@@ -75,7 +79,9 @@ class Convolution(nnx.Module):
         """
         return self._apply(x, self.kernel[...])
 
-    def causal(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def causal(
+        self, x: Picture, past: Past
+    ) -> tuple[Float[Array, "frames height width out"], Past]:
         """Convolves `x` after its past, for a kernel of three frames.
 
         Returns:
@@ -89,7 +95,7 @@ class Convolution(nnx.Module):
         taps = min(len(x), 3)
         return self._apply(joined[3 - taps :], self.kernel[-taps:]), joined[-2:]
 
-    def _apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _apply(self, x: Picture, kernel: Kernel) -> Result:
         _, columns, rows, _, _ = kernel.shape
         x = self.split.pad_columns(x, *self.padding) if columns > 1 else x
         x = self.split.pad_rows(x, *self.padding) if rows > 1 else x
@@ -103,7 +109,7 @@ class RmsNorm(nnx.Module):
     def __init__(self, channels: int, *, stack: tuple[int, ...] = ()):
         self.gamma = nnx.Param(jnp.ones((*stack, channels)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
         """`[..., channels]`; the result is float32."""
         x = x.astype(jnp.float32)
         squares = jnp.sum(x * x, axis=CHANNELS, keepdims=True)
@@ -128,7 +134,7 @@ class NormConvolution(nnx.Module):
             in_channels, out_channels, frames=3, size=3, split=split, rngs=rngs, stack=stack
         )
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, in_channels]` to `[..., out_channels]`, and the next past."""
         return self.conv.causal(jax.nn.silu(self.norm(x)).astype(x.dtype), past)
 
@@ -146,15 +152,15 @@ class EqualBlocks(nnx.Module):
             plan.channels, plan.channels, split=split, rngs=rngs, stack=stack
         )
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, channels]`; the past is `[blocks, 2, 2 frames, ...]`."""
         graph, weights = nnx.split(self.halves)
 
-        def half(x: jax.Array, inputs: tuple[nnx.State, Past]) -> tuple[jax.Array, Past]:
+        def half(x: Picture, inputs: tuple[PyTree, Past]) -> tuple[Picture, Past]:
             weights, past = inputs
             return nnx.merge(graph, weights)(x, past)
 
-        def block(x: jax.Array, inputs: tuple[nnx.State, Past]) -> tuple[jax.Array, Past]:
+        def block(x: Picture, inputs: tuple[PyTree, Past]) -> tuple[Picture, Past]:
             change, past = jax.lax.scan(half, x, inputs)
             return x + change, past
 
@@ -170,7 +176,7 @@ class WideningBlock(nnx.Module):
         self.second = make(plan.channels, plan.channels)
         self.shortcut = Convolution(plan.in_channels, plan.channels, split=split, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, in_channels]` to `[..., channels]`."""
         first, second = past or (None, None)
         y, first = self.first(x, first)
@@ -187,7 +193,7 @@ class Attention(nnx.Module):
         self.proj = Convolution(plan.channels, plan.channels, split=split, rngs=rngs)
         self.split = split
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, channels]` to the same; there is no past."""
         frames, height, width, channels = x.shape
         qkv = self.to_qkv(self.norm(x).astype(x.dtype)).reshape(frames, height * width, 3, channels)
@@ -218,7 +224,7 @@ class Upsample(nnx.Module):
         )
         self.conv = make(plan.in_channels, plan.channels, size=3)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, in_channels]` to `[new frames, 2 height, 2 width, channels]`."""
         if self.time_conv is not None:
             first = x[:1] if past is None else x[:0]
@@ -229,7 +235,9 @@ class Upsample(nnx.Module):
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return self.conv(x), past
 
-    def _double_frames(self, x: jax.Array) -> jax.Array:
+    def _double_frames(
+        self, x: Float[Array, "frames height width channels"]
+    ) -> Float[Array, "frames_out height width channels"]:
         """`[2 + frames, height, width, channels]` to `[2 * frames, ...]`."""
         if len(x) == 2:
             return x[:0]
@@ -253,7 +261,7 @@ class Downsample(nnx.Module):
         self.conv = make(size=3, stride=2)
         self.time_conv = make(frames=3, frame_stride=2) if plan.temporal else None
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, channels]` to `[new frames, height/2, width/2, channels]`."""
         x = self.conv(x)
         if self.time_conv is None:
@@ -288,7 +296,7 @@ class Coder(nnx.Module):
         )
         self.head = NormConvolution(plan.last_channels, plan.out_channels, split=split, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, in_channels]` to `[..., out_channels]`, and the next past."""
         conv_in, pasts, head = past or (None, [None] * len(self.layers), None)
         x, conv_in = self.conv_in.causal(x, conv_in)
@@ -308,7 +316,9 @@ class Encoder(nnx.Module):
         moments = 2 * config.z_dim
         self.quant_conv = Convolution(moments, moments, split=split, rngs=rngs)
 
-    def __call__(self, video: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, video: Float[Array, "frames height width 3"], past: Past
+    ) -> tuple[Float[Array, "latent_frames latent_height latent_width moments"], Past]:
         """Encodes a chunk: one frame at a video's start, then a multiple of four.
 
         Args:
@@ -329,7 +339,11 @@ class Decoder(nnx.Module):
         self.post_quant_conv = Convolution(config.z_dim, config.z_dim, split=split, rngs=rngs)
         self.coder = Coder(decoder_plan(config), split=split, rngs=rngs)
 
-    def __call__(self, latents: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self,
+        latents: Float[Array, "latent_frames latent_height latent_width z_dim"],
+        past: Past,
+    ) -> tuple[Float[Array, "frames height width 3"], Past]:
         """Decodes a chunk of any number of latent frames.
 
         Args:

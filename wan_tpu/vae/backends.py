@@ -7,12 +7,13 @@ single frame. Our own encodes the same way, where its encoder was loaded.
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float32, UInt8
 
 from wan_tpu.checkpoints.source import TensorSource, check_tensors
 from wan_tpu.errors import BadNumbersError, InputError, MissingPackageError, UnknownNameError
@@ -24,6 +25,11 @@ from wan_tpu.vae.stages import AbstractParams, Programs, results_of_chunks
 from wan_tpu.vae.streaming import StreamingVae
 from wan_tpu.vae.weights import DECODER, ENCODER, expected_tensors, vae_parameters
 
+Latents = Float32[Array | np.ndarray, "1 latent_frames latent_height latent_width z_dim"]
+Video = Float32[np.ndarray, "1 frames height width 3"]
+Chunk = Float32[np.ndarray, "1 _ _ _ _"]
+Pictures = UInt8[Array, "n height width 3"]
+
 
 class Moments(NamedTuple):
     """What a video's latents are drawn from, not normalised.
@@ -33,10 +39,11 @@ class Moments(NamedTuple):
         log_variance: likewise.
     """
 
-    mean: np.ndarray
-    log_variance: np.ndarray
+    mean: Float32[np.ndarray, "1 latent_frames latent_height latent_width z_dim"]
+    log_variance: Float32[np.ndarray, "1 latent_frames latent_height latent_width z_dim"]
 
 
+@runtime_checkable
 class VaeBackend(Protocol):
     """What the pipeline needs of an autoencoder."""
 
@@ -52,7 +59,7 @@ class VaeBackend(Protocol):
         """
         ...
 
-    def frames(self, latents: jax.Array | np.ndarray, programs: Programs) -> Iterator[jax.Array]:
+    def frames(self, latents: Latents, programs: Programs) -> Iterator[Pictures]:
         """Decodes a video.
 
         Args:
@@ -79,7 +86,7 @@ class VaeBackend(Protocol):
         """
         ...
 
-    def moments(self, video: np.ndarray, programs: Programs) -> Moments:
+    def moments(self, video: Video, programs: Programs) -> Moments:
         """Encodes a video.
 
         Args:
@@ -128,7 +135,7 @@ class _StreamingBackend:
         both = self._both_stages(ENCODER, height, width)
         return both if num_frames > 1 else both[:1]
 
-    def frames(self, latents: jax.Array | np.ndarray, programs: Programs) -> Iterator[jax.Array]:
+    def frames(self, latents: Latents, programs: Programs) -> Iterator[Pictures]:
         """See `VaeBackend.frames`."""
         # Cut on the host: cutting a device array compiles a program for each position.
         chunks = np.split(np.asarray(latents), latents.shape[1], axis=1)
@@ -139,7 +146,7 @@ class _StreamingBackend:
             yield frames
             done += len(frames)
 
-    def moments(self, video: np.ndarray, programs: Programs) -> Moments:
+    def moments(self, video: Video, programs: Programs) -> Moments:
         """See `VaeBackend.moments`."""
         starts = range(1, video.shape[1], FRAMES_PER_CHUNK)
         chunks = [video[:, :1], *(video[:, i : i + FRAMES_PER_CHUNK] for i in starts)]
@@ -152,8 +159,8 @@ class _StreamingBackend:
         return Moments(mean, log_variance)
 
     def _results(
-        self, part: str, programs: Programs, chunks: list[np.ndarray]
-    ) -> Iterator[tuple[jax.Array, ...]]:
+        self, part: str, programs: Programs, chunks: list[Chunk]
+    ) -> Iterator[tuple[Array, ...]]:
         first = self._both_stages(part, *chunks[0].shape[2:4])[0]
         params, sharding = self._parts[part].params, first.arguments[1].sharding
         return results_of_chunks(programs, params, chunks, sharding)

@@ -9,11 +9,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Picture = Float[Array, "frames height width in_channels"]
+Kernel = Float[Array, "kernel_frames columns rows in_channels out_channels"]
+Convolved = Float[Array, "frames_out height_out width_out out_channels"]
 
 CHANNELS = -1
 
 
-def folded(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) -> jax.Array:
+def folded(x: Picture, kernel: Kernel, frame_stride: int, stride: int) -> Convolved:
     """For TPUs: rows are folded into channels and otherwise form the batch.
 
     The matrix unit sums over 256 channels at once, of which 96 alone would use a third, and it
@@ -45,7 +50,7 @@ def folded(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) -> j
     )
 
 
-def by_frame(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) -> jax.Array:
+def by_frame(x: Picture, kernel: Kernel, frame_stride: int, stride: int) -> Convolved:
     """For CPUs and GPUs: a sum of convolutions of pictures, which their libraries do well.
 
     Arguments and result as those of `folded`.
@@ -65,7 +70,7 @@ def by_frame(x: jax.Array, kernel: jax.Array, frame_stride: int, stride: int) ->
     return functools.reduce(jnp.add, parts)
 
 
-CONVOLUTIONS: dict[str, Callable[[jax.Array, jax.Array, int, int], jax.Array]] = {
+CONVOLUTIONS: dict[str, Callable[[Array, Array, int, int], Array]] = {
     "folded": folded,
     "by_frame": by_frame,
 }
@@ -77,6 +82,6 @@ def convolution_for(platform: str) -> str:
     return "folded" if platform == "tpu" else "by_frame"
 
 
-def _precision(x: jax.Array) -> jax.lax.Precision | None:
+def _precision(x: Float[Array, "..."]) -> jax.lax.Precision | None:
     """float32 means float32, on TPUs too, whose default is bfloat16 passes."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

@@ -18,13 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from wan_tpu.errors import GeometryError, MissingPackageError
 from wan_tpu.sharding.rules import picture
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.stages import AbstractParams, chunk_stages
-from wan_tpu.vae.streaming import Cache, Params, denormalised, to_uint8
+from wan_tpu.vae.streaming import (
+    Cache,
+    IsFinite,
+    Latents,
+    Params,
+    Pictures,
+    denormalised,
+    to_uint8,
+)
 
 MODULE = "maxdiffusion.models.wan.autoencoder_kl_wan"
 
@@ -49,7 +59,12 @@ class FrameAttention(nnx.Module):
     def __init__(self, block: Any):
         self.block = block
 
-    def __call__(self, x: jax.Array, feat_cache: Any = None, feat_idx: int = 0) -> tuple:
+    def __call__(
+        self,
+        x: Float[Array, "batch frames height width channels"],
+        feat_cache: Any = None,
+        feat_idx: int = 0,
+    ) -> tuple[Float[Array, "batch frames height width channels"], Any, int]:
         """`[batch, frames, height, width, channels]`; the cache passes by."""
         batch, frames, height, width, channels = x.shape
         y = self.block.norm(x.reshape(batch * frames, height, width, channels))
@@ -71,14 +86,12 @@ class MaxdiffusionVae:
 
     config: VaeConfig
     mesh: Mesh
-    dtype: Any
+    dtype: DTypeLike
 
     def __post_init__(self) -> None:
         self._skeleton()  # now, not when a stage traces: under a mesh flax reads axis names here
 
-    def decode_first(
-        self, params: Params, latents: jax.Array
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+    def decode_first(self, params: Params, latents: Latents) -> tuple[Pictures, IsFinite, Cache]:
         """See `StreamingVae.decode_first`."""
         frames, is_finite, cache = self._decode_chunk(params, latents, None)
         # The next chunk's cache is what this one's should look like.
@@ -96,8 +109,8 @@ class MaxdiffusionVae:
         return frames, is_finite, tuple(map(padded, cache, full))
 
     def decode_next(
-        self, params: Params, latents: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+        self, params: Params, latents: Latents, cache: Cache
+    ) -> tuple[Pictures, IsFinite, Cache]:
         """See `StreamingVae.decode_next`."""
         return self._decode_chunk(params, latents, cache)
 
@@ -140,12 +153,12 @@ class MaxdiffusionVae:
         """The checkpoint's name of every parameter, by its path in maxdiffusion's modules."""
         return {name: _torch_name(name) for name in self._skeleton()[1]}
 
-    def _skeleton(self) -> tuple[Any, dict[str, tuple]]:
+    def _skeleton(self) -> tuple[Any, dict[str, tuple[Any, ...]]]:
         return _skeleton(self.config, self.mesh, jnp.dtype(self.dtype))
 
     def _decode_chunk(
-        self, params: Params, latents: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+        self, params: Params, latents: Latents, cache: Cache | None
+    ) -> tuple[Pictures, IsFinite, Any]:
         graph, paths = self._skeleton()
         flat = [(path, nnx.Param(params[name])) for name, path in paths.items()]
         parts = nnx.merge(graph, nnx.from_flat_state(flat))
@@ -164,7 +177,7 @@ def row_of(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices.reshape(1, -1), _AXES)
 
 
-def convert(tensor: np.ndarray, dtype: Any) -> np.ndarray:
+def convert(tensor: Float[np.ndarray, "..."], dtype: DTypeLike) -> Float[np.ndarray, "..."]:
     """torch's [out, in, *window] to [*window, in, out]; a norm's dimensions of one dropped."""
     if set(tensor.shape[1:]) <= {1}:
         return tensor.reshape(-1).astype(dtype)
@@ -180,7 +193,9 @@ def _import_maxdiffusion() -> Any:
 
 
 @functools.cache
-def _skeleton(config: VaeConfig, mesh: Mesh, dtype: Any) -> tuple[Any, dict[str, tuple]]:
+def _skeleton(
+    config: VaeConfig, mesh: Mesh, dtype: DTypeLike
+) -> tuple[Any, dict[str, tuple[Any, ...]]]:
     """The decoder's modules without parameters, and each parameter's path by its name."""
     make = functools.partial(
         _import_maxdiffusion().AutoencoderKLWan,

@@ -12,10 +12,11 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
 from wan_tpu.sharding.rules import picture
 
-ROWS, COLUMNS = -3, -2
+HEIGHT, WIDTH = -3, -2
 """Dimensions of `[..., height, width, channels]`."""
 
 Axes = tuple[str, ...]
@@ -43,15 +44,19 @@ class SpatialSplit:
         """Of an array `[..., height, width, channels]` with `rank` dimensions."""
         return picture(rank, height_axes=self.height_axes, width_axes=self.width_axes)
 
-    def pad_rows(self, x: jax.Array, above: int, below: int) -> jax.Array:
+    def pad_rows(
+        self, x: Float[Array, "*before height width channels"], above: int, below: int
+    ) -> Float[Array, "*before height+{above}+{below} width channels"]:
         """Puts the neighbours' rows, or zeros at the picture's edge, around `x` (per device)."""
-        return _with_neighbours(x, ROWS, self.height_axes, self.height_ways, above, below)
+        return _with_neighbours(x, HEIGHT, self.height_axes, self.height_ways, above, below)
 
-    def pad_columns(self, x: jax.Array, left: int, right: int) -> jax.Array:
+    def pad_columns(
+        self, x: Float[Array, "*before height width channels"], left: int, right: int
+    ) -> Float[Array, "*before height width+{left}+{right} channels"]:
         """Puts the neighbours' columns, or zeros at the picture's edge, beside `x` (per device)."""
-        return _with_neighbours(x, COLUMNS, self.width_axes, self.width_ways, left, right)
+        return _with_neighbours(x, WIDTH, self.width_axes, self.width_ways, left, right)
 
-    def gather(self, x: jax.Array, dim: int) -> jax.Array:
+    def gather(self, x: Float[Array, "..."], dim: int) -> Float[Array, "..."]:
         """All devices' parts of `x` one after another along `dim` (per device)."""
         axes = self.height_axes + self.width_axes
         return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
@@ -107,8 +112,8 @@ def spatial_split(
 
 
 def _with_neighbours(
-    x: jax.Array, dim: int, axes: Axes, ways: int, before: int, after: int
-) -> jax.Array:
+    x: Float[Array, "..."], dim: int, axes: Axes, ways: int, before: int, after: int
+) -> Float[Array, "..."]:
     """`x` with `before` and `after` more entries along `dim`."""
     if ways == 1:
         padding = [(0, 0)] * x.ndim

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float32, PyTree
 
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.stage import Stage, abstract
@@ -35,8 +36,8 @@ def chunk_stages(
     params: AbstractParams,
     chunk_shapes: tuple[tuple[int, ...], tuple[int, ...]],
     chunk_sharding: NamedSharding,
-    cache: Any,
-    cache_shardings: Any,
+    cache: PyTree[jax.ShapeDtypeStruct],
+    cache_shardings: PyTree[NamedSharding],
     num_results: int,
     closes_over: Hashable,
 ) -> tuple[Stage, Stage]:
@@ -79,9 +80,9 @@ def chunk_stages(
 def results_of_chunks(
     programs: Programs,
     params: Mapping[str, jax.Array],
-    chunks: Iterable[np.ndarray],
+    chunks: Iterable[Float32[np.ndarray, "1 _ _ _ _"]],
     sharding: NamedSharding,
-) -> Iterator[tuple[jax.Array, ...]]:
+) -> Iterator[tuple[Array, ...]]:
     """Runs the programs over a video's chunks.
 
     Args:

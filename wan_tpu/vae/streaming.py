@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, PyTree, UInt8
 
 from wan_tpu.errors import GeometryError
 from wan_tpu.sharding.mesh import platform_of
@@ -29,8 +30,18 @@ from wan_tpu.vae.weights import DECODER, ENCODER, abstract_params, of_part
 Params = Mapping[str, jax.Array]
 """Parameters by name, as `weights.vae_state_from_tensors` gives them."""
 
-Cache = Any
-"""A pytree of `[..., frames, height, width, channels]`, split as the picture is."""
+Cache = PyTree[Float[Array, "..."]]
+"""A tree of `[..., frames, height, width, channels]`, split as the picture is."""
+
+Specs = PyTree[PartitionSpec]
+
+AbstractCache = PyTree[jax.ShapeDtypeStruct]
+
+Latents = Float[Array, "1 latent_frames latent_height latent_width z_dim"]
+Frames = Float[Array, "1 frames height width 3"]
+Moment = Float32[Array, "1 latent_frames latent_height latent_width z_dim"]
+Pictures = UInt8[Array, "frames height width 3"]
+IsFinite = Bool[Array, ""]
 
 CODERS = {DECODER: Decoder, ENCODER: Encoder}
 
@@ -51,9 +62,7 @@ class StreamingVae:
     dtype: DTypeLike
     convolution: str | None = None
 
-    def decode_first(
-        self, params: Params, latents: jax.Array
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+    def decode_first(self, params: Params, latents: Latents) -> tuple[Pictures, IsFinite, Cache]:
         """Decodes the first latent frame.
 
         Args:
@@ -67,12 +76,12 @@ class StreamingVae:
         return self._decode_chunk(params, latents, None)
 
     def decode_next(
-        self, params: Params, latents: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+        self, params: Params, latents: Latents, cache: Cache
+    ) -> tuple[Pictures, IsFinite, Cache]:
         """Decodes a later latent frame, likewise: `temporal_compression` frames."""
         return self._decode_chunk(params, latents, cache)
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
+    def decode(self, params: Params, latents: Latents) -> Float32[Array, "1 frames height width 3"]:
         """Decodes a whole video in one pass without a cache: memory grows with its length.
 
         Args:
@@ -84,7 +93,7 @@ class StreamingVae:
         """
         split = self._split(*latents.shape[2:4])
 
-        def body(params: Params, latents: jax.Array) -> jax.Array:
+        def body(params: Params, latents: Latents) -> Float32[Array, "1 frames height width 3"]:
             decoder = with_params(Decoder, self.config, split, params)
             frames, _ = decoder(denormalised(self.config, latents[0]).astype(self.dtype), None)
             return jnp.clip(frames.astype(jnp.float32), -1, 1)[None]
@@ -93,8 +102,8 @@ class StreamingVae:
         return decode(of_part(params, DECODER), latents)
 
     def encode_first(
-        self, params: Params, frames: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        self, params: Params, frames: Frames
+    ) -> tuple[Moment, Moment, IsFinite, Cache]:
         """Encodes the first frame.
 
         Args:
@@ -109,12 +118,12 @@ class StreamingVae:
         return self._encode_chunk(params, frames, None)
 
     def encode_next(
-        self, params: Params, frames: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        self, params: Params, frames: Frames, cache: Cache
+    ) -> tuple[Moment, Moment, IsFinite, Cache]:
         """Encodes the next `FRAMES_PER_CHUNK` frames, likewise."""
         return self._encode_chunk(params, frames, cache)
 
-    def encode(self, params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode(self, params: Params, video: Frames) -> tuple[Moment, Moment]:
         """Encodes a whole video in one program, four frames at a time after the first.
 
         Args:
@@ -130,13 +139,15 @@ class StreamingVae:
         """
         split = self._split(*self._latent_size(*video.shape[1:4]))
 
-        def body(params: Params, video: jax.Array) -> jax.Array:
+        def body(params: Params, video: Frames) -> Moment:
             encoder = with_params(Encoder, self.config, split, params)
             video = video[0].astype(self.dtype)
             first, past = encoder(video[:1], None)
             chunks = video[1:].reshape(-1, FRAMES_PER_CHUNK, *video.shape[1:])
 
-            def chunk(past: Past, frames: jax.Array) -> tuple[Past, jax.Array]:
+            def chunk(
+                past: Past, frames: Float[Array, "frames height width 3"]
+            ) -> tuple[Past, Float[Array, "_ _ _ moments"]]:
                 moments, past = with_params(Encoder, self.config, split, params)(frames, past)
                 return past, moments
 
@@ -202,13 +213,13 @@ class StreamingVae:
         )
 
     def _decode_chunk(
-        self, params: Params, latents: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+        self, params: Params, latents: Latents, cache: Cache | None
+    ) -> tuple[Pictures, IsFinite, Cache]:
         split = self._split(*latents.shape[2:4])
 
         def body(
-            params: Params, latents: jax.Array, past: Past
-        ) -> tuple[jax.Array, jax.Array, Past]:
+            params: Params, latents: Latents, past: Past
+        ) -> tuple[Pictures, Bool[Array, "1 1 1"], Past]:
             decoder = with_params(Decoder, self.config, split, params)
             latents = denormalised(self.config, latents[0]).astype(self.dtype)
             frames, past = decoder(latents, past)
@@ -220,13 +231,13 @@ class StreamingVae:
         return frames, is_finite.all(), cache
 
     def _encode_chunk(
-        self, params: Params, frames: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Cache]:
+        self, params: Params, frames: Frames, cache: Cache | None
+    ) -> tuple[Moment, Moment, IsFinite, Cache]:
         split = self._split(*self._latent_size(1, *frames.shape[2:4]))
 
         def body(
-            params: Params, frames: jax.Array, past: Past
-        ) -> tuple[jax.Array, jax.Array, Past]:
+            params: Params, frames: Frames, past: Past
+        ) -> tuple[Moment, Bool[Array, "1 1 1"], Past]:
             encoder = with_params(Encoder, self.config, split, params)
             moments, past = encoder(frames[0].astype(self.dtype), past)
             return moments[None].astype(jnp.float32), _is_finite(moments), past
@@ -240,7 +251,7 @@ class StreamingVae:
         part: str,
         split: SpatialSplit,
         body: Callable[..., Any],
-        chunk: jax.Array,
+        chunk: Float[Array, "1 _ _ _ _"],
         cache: Cache | None,
         out_spec: PartitionSpec,
     ) -> Callable[..., Any]:
@@ -259,8 +270,8 @@ class StreamingVae:
         split: SpatialSplit,
         body: Callable[..., Any],
         *,
-        out_specs: Any,
-        in_specs: tuple[Any, ...] = (),
+        out_specs: Specs,
+        in_specs: tuple[Specs, ...] = (),
     ) -> Callable[..., Any]:
         """`body(params, picture, ...)` on each device's part of the picture."""
         return jax.shard_map(
@@ -284,18 +295,20 @@ class StreamingVae:
             )
         return height // factor, width // factor
 
-    def _abstract_cache(self, part: str, chunk: tuple[int, ...], split: SpatialSplit) -> Cache:
+    def _abstract_cache(
+        self, part: str, chunk: tuple[int, ...], split: SpatialSplit
+    ) -> AbstractCache:
         """The stage argument that stands for the cache after a first chunk of this shape."""
         return jax.tree.map(
             lambda x: abstract(x.shape, x.dtype, NamedSharding(self.mesh, split.spec(x.ndim))),
             self._cache_shapes(part, chunk),
         )
 
-    def _cache_shapes(self, part: str, chunk: tuple[int, ...]) -> Cache:
+    def _cache_shapes(self, part: str, chunk: tuple[int, ...]) -> AbstractCache:
         """Shapes of the whole cache after a first chunk, all devices' parts together."""
         params = abstract_params(self.config, self.dtype, parts=(part,))
 
-        def past(params: Params, chunk: jax.Array) -> Past:
+        def past(params: Params, chunk: Float[Array, "frames height width channels"]) -> Past:
             coder = with_params(CODERS[part], self.config, SpatialSplit(), of_part(params, part))
             return coder(chunk, None)[1]
 
@@ -330,25 +343,27 @@ def make_decode_stages(
     return vae.decode_stages(latent_height, latent_width, params_abstract)
 
 
-def denormalised(config: VaeConfig, latents: jax.Array) -> jax.Array:
+def denormalised(config: VaeConfig, latents: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """`[..., z_dim]` as the transformer works on them to what the decoder takes, float32."""
     mean = jnp.asarray(config.latents_mean, jnp.float32)
     std = jnp.asarray(config.latents_std, jnp.float32)
     return latents.astype(jnp.float32) * std + mean
 
 
-def to_uint8(frames: jax.Array) -> jax.Array:
+def to_uint8(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """[-1, 1] to bytes as diffusers' `VaeImageProcessor` does: clipped, rounded half to even."""
     scaled = jnp.clip(frames.astype(jnp.float32) * 0.5 + 0.5, 0, 1) * 255
     return jnp.round(scaled).astype(jnp.uint8)
 
 
-def _is_finite(x: jax.Array) -> jax.Array:
+def _is_finite(x: Float[Array, "..."]) -> Bool[Array, "1 1 1"]:
     """Whether a device's part of a picture is finite, `[1, 1, 1]`: one entry per part."""
     return jnp.isfinite(x).all()[None, None, None]
 
 
-def _mean_and_log_variance(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mean_and_log_variance(
+    moments: Float32[Array, "1 latent_frames latent_height latent_width moments"],
+) -> tuple[Moment, Moment]:
     """`[..., 2 * z_dim]` to two of `[..., z_dim]`; the second as diffusers keeps it."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(log_variance, -30, 20)

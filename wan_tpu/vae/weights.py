@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Shaped
 
 from wan_tpu.checkpoints.source import ArraySource, check_tensors
 from wan_tpu.sharding.mesh import named
@@ -62,12 +63,14 @@ class VaeParameter:
         *frames, rows, columns = window
         return (*self.stack, *(frames or [1]), columns, rows, in_channels, out_channels)
 
-    def convert(self, tensors: Mapping[str, np.ndarray], dtype: DTypeLike) -> np.ndarray:
+    def convert(
+        self, tensors: Mapping[str, np.ndarray], dtype: DTypeLike
+    ) -> Shaped[np.ndarray, "..."]:
         """The array, from tensors that have the right shapes."""
         parts = [self._convert_one(np.asarray(tensors[name])) for name in self.tensors]
         return np.stack(parts).astype(dtype).reshape(self.shape)
 
-    def _convert_one(self, tensor: np.ndarray) -> np.ndarray:
+    def _convert_one(self, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         if self.kind == "vector":
             return tensor.reshape(-1)
         if tensor.ndim == 4:
