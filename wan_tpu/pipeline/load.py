@@ -67,6 +67,7 @@ def on_one_branch(model: VideoModel) -> VideoModel:
         merged_mesh(model.mesh, layout),
         layout,
         dtype=model.dtype,
+        vae_dtype=model.vae_dtype,
         attention=denoiser.setting.implementation,
     )
 
