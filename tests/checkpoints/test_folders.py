@@ -23,6 +23,7 @@ from tests.original_checkpoints import (
     transformer_names,
     wan_tiny,
 )
+from wan_tpu.checkpoints.known import wan_tiny_folder
 from wan_tpu.checkpoints.models import COMPONENTS, open_model
 from wan_tpu.errors import WanTpuError
 from wan_tpu.pipeline.text_to_video import TextToVideo
@@ -318,6 +319,19 @@ def a_file_of_a_whole_model(folder):
 
 
 @good()
+def a_file_of_a_trainer(folder):
+    tensors = prefixed("module.", wan_tiny("transformer"))
+    return save(tensors, folder / "step-1000.safetensors")
+
+
+@good()
+def a_transformers_folder_alone(folder):
+    """Most people train and save nothing else."""
+    shutil.copytree(open_model("wan-tiny").component_folder("transformer"), folder)
+    return folder
+
+
+@good()
 def a_file_in_a_model_folder_in_place_of_its_own(folder):
     model = copy_wan_tiny(folder)
     tensors = load_file(weights_file(model, "transformer"))
@@ -509,7 +523,7 @@ def an_autoencoder_alone(folder):
     return save(original("vae"), folder / "wan_2.1_vae.safetensors")
 
 
-@bad(r"holds no Wan transformer \(1 tensors, the first is unet\.weight\)")
+@bad(r"holds no Wan transformer \(1 tensors, the first is unet\.weight\)$")
 def a_file_of_another_model(folder):
     return save({"unet.weight": torch.ones(2)}, folder / "sd15.safetensors")
 
@@ -542,6 +556,30 @@ def a_transformer_of_an_unknown_size(folder):
 @bad(r"by its name one of the two experts of Wan 2\.2 A14B, which is not implemented yet")
 def an_expert_of_2_2(folder):
     return save(original("transformer"), folder / "wan2.2_t2v_high_noise_14B.safetensors")
+
+
+@bad(r"-00001-of-00002\.safetensors is one of several shards; give their folder, .*transformer$")
+def one_of_two_shards(folder):
+    in_shards(copy_wan_tiny(folder), "transformer", PLAIN, f"{PLAIN}.safetensors.index.json")
+    return folder / "transformer" / f"{PLAIN}-00001-of-00002.safetensors"
+
+
+@bad(r"vae/diffusion_pytorch_model\.safetensors holds an autoencoder and no transformer")
+def the_autoencoder_of_a_model_folder(folder):
+    return weights_file(copy_wan_tiny(folder), "vae")
+
+
+@bad(r"model/transformer is one part of a model; give .*/model$")
+def the_transformer_of_a_model_folder(folder):
+    return copy_wan_tiny(folder) / "transformer"
+
+
+@bad(r"is Wan 2\.2 A14B in its original format, which is not implemented yet")
+def an_original_folder_of_2_2(folder):
+    for name in ("high_noise_model", "low_noise_model"):
+        save(original("transformer"), folder / name / f"{PLAIN}.safetensors")
+    (folder / "Wan2.1_VAE.pth").write_bytes(b"pickle")
+    return folder
 
 
 @bad(r"wan\.gguf is a GGUF file and no model folder")
@@ -578,6 +616,17 @@ def test_gives_the_weights_of_wan_tiny(tmp_path, make, tolerance, options):
             assert np.abs(found - number).max() <= limit, (component, name)
 
 
+def test_every_place_that_a_model_is_read_from_is_known(tmp_path):
+    """Processes compare them: red when a file beside the folder is left out."""
+    path = a_file_of_comfyui(tmp_path / "a")
+    assert open_model(str(path)).paths == [wan_tiny_folder(), path]
+    folder = original_folder(tmp_path / "b")
+    assert set(open_model(str(folder)).paths) == {
+        wan_tiny_folder(), *folder.glob("*.safetensors"), folder / "google" / "umt5-xxl"
+    }  # fmt: skip
+    assert open_model("wan-tiny").paths == [wan_tiny_folder()]
+
+
 @pytest.mark.parametrize(("make", "message"), BAD)
 def test_says_in_one_sentence_what_is_wrong(tmp_path, make, message):
     name = str(make(tmp_path / "model"))
@@ -603,7 +652,7 @@ def test_a_folder_of_original_names_gives_the_same_video(tmp_path, video):
     # fp8 keeps 4 bits of each weight; without the scales every pixel is another.
     in_fp8 = video(a_file_of_comfyui_in_fp8_with_scales(tmp_path / "comfyui")).astype(float)
     assert np.abs(in_fp8 - frames).mean() < 3
-    assert np.abs(frames - frames.mean()).mean() > 30
+    assert np.abs(frames - frames.mean()).mean() > 15
 
 
 def test_there_are_fifty():

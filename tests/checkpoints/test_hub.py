@@ -57,7 +57,7 @@ def test_a_variant_of_one_component_and_the_plain_files_of_the_others(hub, tmp_p
     assert weights_fetched(hub) == [
         WEIGHTS[0].format(""), WEIGHTS[1].format(".fp16"), WEIGHTS[2].format("")
     ]  # fmt: skip
-    assert "text_encoder and vae has no variant fp16, its plain files are taken" in log
+    assert "no variant fp16 of text_encoder and vae, where the plain files are taken" in log
 
 
 def test_a_variant_that_is_not_there_is_refused_before_any_weights(hub, tmp_path):

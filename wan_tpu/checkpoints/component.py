@@ -76,7 +76,15 @@ NAMINGS: Mapping[str, tuple[Naming, ...]] = {
 }
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "transformer": ("", "model.diffusion_model.", "diffusion_model.", "model.", "transformer."),
+    "transformer": (
+        "",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "model.",
+        "transformer.",
+        "module.",
+        "_orig_mod.",
+    ),
     "text_encoder": (
         "",
         "text_encoders.umt5xxl.transformer.",
@@ -87,8 +95,8 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     ),
     "vae": ("", "first_stage_model.", "vae.", "model."),
 }
-"""What may stand in front of all of a component's names. ComfyUI's files of a whole model put a
-different one in front of each component."""
+"""What may stand in front of all of a component's names: ComfyUI's files of a whole model put
+another one in front of each component, trainers and `torch.compile` their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

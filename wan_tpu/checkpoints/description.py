@@ -41,6 +41,12 @@ class ModelDescription:
             return None
         return self.folder.name
 
+    @property
+    def paths(self) -> list[pathlib.Path]:
+        """The folders and files that the model is read from, each once, `folder` first."""
+        first = [] if self.folder is None else [self.folder]
+        return first + sorted(set(self.files.values()) - set(first))
+
     def component_folder(self, component: str) -> pathlib.Path:
         """Where a component's files lie: a folder, or one file of weights.
 

@@ -169,10 +169,10 @@ def _check_variant(inside: Mapping[str, Collection[str]], where: str, variant: s
         )
     if without:
         logger.warning(
-            "%s: %s has no variant %s, its plain files are taken",
+            "%s: no variant %s of %s, where the plain files are taken",
             where,
-            " and ".join(without),
             variant,
+            " and ".join(without),
         )
 
 

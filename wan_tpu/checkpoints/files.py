@@ -17,7 +17,7 @@ PLAIN_NAMES = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call a component's weights, before `.safetensors`."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_SHARD = re.compile(r"-\d+-of-\d+")
+SHARD = re.compile(r"-\d+-of-\d+")
 _VARIANT = re.compile(
     rf"(?:{'|'.join(PLAIN_NAMES)})(?:\.safetensors\.index)?\.([^.]+?)(?:-\d+-of-\d+)?"
     r"\.(?:safetensors|json)"
@@ -83,7 +83,7 @@ def choose_weights(
         return _shards(names, read_index, where, indexes[0])
     if not files:
         raise CheckpointError(f"no .safetensors file in {where}{_pickle_hint(names)}")
-    if len({_SHARD.sub("", name) for name in files}) > 1:
+    if len({SHARD.sub("", name) for name in files}) > 1:
         raise CheckpointError(
             f"{where} has several sets of weights ({some(files)}) and none is called "
             f"{plain_names[0]}.safetensors; keep one of them{_variant_hint(names)}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from wan_tpu.checkpoints.component import find_components, in_diffusers_names
 from wan_tpu.checkpoints.diffusers_folder import TOKENIZER
 from wan_tpu.checkpoints.eight_bit import weight_names
-from wan_tpu.checkpoints.files import some, visible_names
+from wan_tpu.checkpoints.files import SHARD, some, visible_names
 from wan_tpu.checkpoints.known import recognise_transformer
 from wan_tpu.checkpoints.renamed import RenamedSource
 from wan_tpu.checkpoints.source import SafetensorsSource
@@ -21,8 +21,9 @@ from wan_tpu.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-SUBFOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "split_files")
-"""Where ComfyUI keeps its files."""
+_COMFYUI = ("diffusion_models", "unet", "text_encoders", "clip", "vae")
+SUBFOLDERS = (*_COMFYUI, *(f"split_files/{name}" for name in _COMFYUI))
+"""Where ComfyUI keeps its files, and where its authors' repositories do."""
 TOKENIZER_FOLDERS = ("google/umt5-xxl", TOKENIZER, ".")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _WHAT = {"text_encoder": "a text encoder", "transformer": "a transformer", "vae": "an autoencoder"}
@@ -52,10 +53,22 @@ def read_file(path: pathlib.Path) -> LooseModel:
     Raises:
         CheckpointError: it is no transformer of a model that is known.
     """
+    found = require_transformer(path)
+    return LooseModel(known=_known(path), files=dict.fromkeys(found, path))
+
+
+def require_transformer(path: pathlib.Path) -> list[str]:
+    """The components that a file holds.
+
+    Raises:
+        CheckpointError: there is no whole transformer among them; says what it is instead.
+    """
+    if SHARD.search(path.stem):
+        raise CheckpointError(f"{path} is one of several shards; give their folder, {path.parent}")
     found = _components_of(path)
     if "transformer" not in found:
         raise CheckpointError(f"{path} {_no_transformer(path, found)}")
-    return LooseModel(known=_known(path), files=dict.fromkeys(found, path))
+    return found
 
 
 def read_loose_folder(folder: pathlib.Path) -> LooseModel | None:
@@ -129,7 +142,4 @@ def _no_transformer(path: pathlib.Path, found: list[str]) -> str:
     if found:
         return f"holds {_WHAT[found[0]]} and no transformer; give the transformer's file"
     first = next(iter(names), "nothing")
-    return (
-        f"holds no Wan transformer ({len(names)} tensors, the first is {first}); if it is one of "
-        "several shards, give their folder"
-    )
+    return f"holds no Wan transformer ({len(names)} tensors, the first is {first})"

@@ -36,7 +36,12 @@ from wan_tpu.checkpoints.known import (
     known_by_hub_id,
     wan_tiny_folder,
 )
-from wan_tpu.checkpoints.loose_files import LooseModel, read_file, read_loose_folder
+from wan_tpu.checkpoints.loose_files import (
+    LooseModel,
+    read_file,
+    read_loose_folder,
+    require_transformer,
+)
 from wan_tpu.checkpoints.strangers import describe_names, refuse_name
 from wan_tpu.errors import CheckpointError, UnknownNameError
 
@@ -136,6 +141,8 @@ def _from_any_folder(
     """A folder in diffusers format, or of files that make a model."""
     if not is_diffusers_folder(folder):
         loose = read_loose_folder(folder)
+        if loose is not None and is_diffusers_folder(folder.parent):
+            raise CheckpointError(f"{folder} is one part of a model; give {folder.parent}")
         if loose is not None:
             return _completed(name, folder, loose, variant, with_weights=with_weights)
     return _from_folder(name, folder, variant)
@@ -147,6 +154,7 @@ def _from_file(
     """A transformer of its own: instead of that of the folder around it, or of a public model."""
     for folder in (path.parent, path.parent.parent):
         if is_diffusers_folder(folder):
+            require_transformer(path)
             model = _from_folder(name, folder, variant)
             logger.info("%s: everything but the transformer is from %s", name, folder)
             return dataclasses.replace(model, files={"transformer": path})

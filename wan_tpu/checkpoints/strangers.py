@@ -61,12 +61,14 @@ def describe_stranger(folder: pathlib.Path) -> str:
 
 def describe_names(where: str, names: Collection[str]) -> str:
     """What a model's place without a `model_index.json` seems to be, by its files' names."""
-    names = sorted(name for name in names if "/" not in name)
+    names = sorted({name.partition("/")[0] for name in names})
     weights = [name for name in names if pathlib.Path(name).suffix.lower() in _SINGLE_FILES]
     if not names:
         return f"{where} is empty; {WHAT_TO_TAKE}"
     if "adapter_config.json" in names or any("lora" in name.lower() for name in weights):
         return f"{where} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
+    if "high_noise_model" in names:
+        return f"{where} is Wan 2.2 A14B in its original format, which is not implemented yet"
     if any(name.startswith(("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5")) for name in names):
         return f"{where} is a model in Wan's original format; {WHAT_TO_TAKE}"
     if "config.json" in names or "tokenizer.json" in names:
