@@ -112,10 +112,20 @@ def groups(grid, axes):
     return {frozenset(device.id for device in row) for row in rows}
 
 
-@pytest.mark.parametrize(("count", "text"), [(3, "sp3"), (7, "sp7"), (6, "dp2-sp3")])
-def test_any_part_of_a_slice_makes_a_mesh(count, text):
-    """Red for three and seven chips, which are no block, when `create_device_mesh` is asked."""
-    devices = slice_devices(find_slice("v6e-8"))[:count]
+@pytest.mark.parametrize(
+    ("slice_name", "part", "text"),
+    [
+        ("v6e-8", slice(3), "sp3"),
+        ("v6e-8", slice(7), "sp7"),
+        ("v6e-8", slice(6), "dp2-sp3"),
+        ("v6e-8", slice(0, 8, 2), "dp2-sp2"),
+        ("v6e-16", slice(8, 16), "sp8"),
+        ("v7x-8", slice(6), "dp2-sp3"),
+    ],
+)
+def test_any_part_of_a_slice_makes_a_mesh(slice_name, part, text):
+    """Red for those that are no block, or one with gaps, when `create_device_mesh` is asked."""
+    devices = slice_devices(find_slice(slice_name))[part]
     found = make_mesh(parse_layout(text), devices).devices
     assert {device.id for device in found.flat} == {device.id for device in devices}
 

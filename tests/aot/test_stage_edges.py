@@ -13,6 +13,7 @@ import pytest
 
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.planner.compile import slice_devices
 from wan_tpu.planner.hardware import find_slice
@@ -23,19 +24,26 @@ from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.vae.streaming import abstract_params, make_decode_stages
 from wan_tpu.vae.weights import DECODER
 
-BATCH = 2
-PROMPTS = 2
+LAYOUT = "dp2-sp4"
 
 
 class Pipeline:
-    """The stages of one video of wan-tiny's on a v6e-8, compiled when they are first asked for."""
+    """The stages of one video of wan-tiny's on a v6e-8, compiled when they are first asked for.
 
-    def __init__(self, layout_text):
-        layout = parse_layout(layout_text)
+    Without guidance text is encoded and frames decoded as with it, and all between runs on the
+    merged mesh.
+    """
+
+    def __init__(self, *, guidance: bool):
+        layout = parse_layout(LAYOUT)
         mesh = make_mesh(layout, slice_devices(find_slice("v6e-8")))
         description = describe_model("wan-tiny")
-        self.model = make_video_model(description, mesh, layout, dtype=jnp.dtype("bfloat16"))
-        request, self.geometry = check_request(description, VideoRequest(prompt="a fox"))
+        model = make_video_model(description, mesh, layout, dtype=jnp.dtype("bfloat16"))
+        self.batch = 2 if guidance else 1
+        request = VideoRequest(prompt="a fox", guidance_scale=5.0 if guidance else 1.0)
+        request, self.geometry = check_request(description, request)
+        self.whole = model
+        self.model = model if guidance else on_one_branch(model)
         self.schedule = make_schedule(
             request.scheduler,
             num_inference_steps=4,
@@ -45,21 +53,19 @@ class Pipeline:
 
     @functools.cached_property
     def decode_stages(self):
-        model, geometry = self.model, self.geometry
+        model, geometry = self.whole, self.geometry
         params = abstract_params(model.vae, model.dtype, mesh=model.mesh, parts=(DECODER,))
         size = (geometry.latent_height, geometry.latent_width)
         return make_decode_stages(model.vae, model.mesh, *size, model.dtype, params)
 
-    @functools.cache  # noqa: B019 - a fixture of this module holds the only one
+    @functools.cache  # noqa: B019 - a fixture of this module holds the only ones
     def stage(self, name):
         model, geometry = self.model, self.geometry
         make = {
-            "text": lambda: model.text_stage(PROMPTS),
-            "check-text": lambda: model.text_check_stage(PROMPTS),
-            "context": lambda: model.context_stage(PROMPTS, BATCH),
+            "text": lambda: self.whole.text_stage(self.batch),
+            "context": lambda: model.context_stage(self.batch, self.batch),
             "start": lambda: model.start_stage(geometry, self.schedule),
-            "step": lambda: model.step_stage(geometry, self.schedule, BATCH),
-            "check-latents": lambda: model.latents_check_stage(geometry),
+            "step": lambda: model.step_stage(geometry, self.schedule, self.batch),
             "latents": lambda: model.latents_stage(geometry),
             "decode-first": lambda: self.decode_stages[0],
             "decode-next": lambda: self.decode_stages[1],
@@ -72,18 +78,19 @@ class Pipeline:
     def results(self, name):
         """What a stage's program returns: `ShapeDtypeStruct`s with the compiler's shardings."""
         stage = self.stage(name)
-        shapes = stage.lower().out_info
-        shardings = stage.compile().output_shardings
+        lowered = stage.lower()
         return jax.tree.map(
             lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding),
-            shapes,
-            shardings,
+            lowered.out_info,
+            stage.compile_lowered(lowered).output_shardings,
         )
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    return Pipeline("dp2-sp4")
+@pytest.fixture(scope="module", params=[True, False], ids=["guidance", "one branch"])
+def pipeline(request):
+    made = Pipeline(guidance=request.param)
+    assert str(made.model.layout) == (LAYOUT if request.param else "sp8")
+    return made
 
 
 def assert_fits(given, expected):
@@ -99,34 +106,36 @@ def assert_fits(given, expected):
 
 
 def test_text_to_context(pipeline):
-    """The compiler chooses where the embeddings lie. Red when the encoder leaves them split."""
-    assert_fits(pipeline.results("text"), pipeline.stage("context").arguments[1])
-
-
-def test_text_to_its_check(pipeline):
-    assert_fits(pipeline.results("text"), pipeline.stage("check-text").arguments[0])
+    """Red when the encoder leaves its embeddings split."""
+    embeddings, is_finite = pipeline.results("text")
+    assert_fits(embeddings, pipeline.stage("context").arguments[1])
+    assert is_finite.sharding.is_fully_replicated, "every process asks"
 
 
 def test_context_to_step(pipeline):
-    """Red when `text_context` does not say how its keys and values are split."""
+    """Red when keys and values lie where the compiler likes."""
     assert_fits(pipeline.results("context"), pipeline.stage("step").arguments[1])
 
 
 def test_start_to_step(pipeline):
+    """Red when the scheduler's state lies where the compiler likes: it copies zeros everywhere."""
     assert_fits(pipeline.results("start"), pipeline.stage("step").arguments[2])
 
 
 def test_step_to_step(pipeline):
-    """Red when the scheduler's state comes out split otherwise than it went in."""
-    assert_fits(pipeline.results("step"), pipeline.stage("step").arguments[2])
+    """Red when the state comes out split otherwise than it went in."""
+    assert_fits(pipeline.results("step")[0], pipeline.stage("step").arguments[2])
 
 
-def test_step_to_check(pipeline):
-    assert_fits(pipeline.results("step").sample, pipeline.stage("check-latents").arguments[0])
+def test_step_to_its_check(pipeline):
+    """Every process asks whether the step's numbers are finite."""
+    is_finite = pipeline.results("step")[1]
+    assert (is_finite.shape, is_finite.dtype) == ((), jnp.bool_)
+    assert is_finite.sharding.is_fully_replicated
 
 
 def test_step_to_latents(pipeline):
-    assert_fits(pipeline.results("step").sample, pipeline.stage("latents").arguments[0])
+    assert_fits(pipeline.results("step")[0].sample, pipeline.stage("latents").arguments[0])
 
 
 def test_latents_to_decode(pipeline):
@@ -139,16 +148,12 @@ def test_latents_to_decode(pipeline):
         assert chunk.shape == (1, 1, *latents.shape[2:])
 
 
-def test_decode_to_decode(pipeline):
+def test_decode_to_decode():
     """The first program's cache, and the following one's own."""
+    pipeline = Pipeline(guidance=True)
     expected = pipeline.stage("decode-next").arguments[2]
     for name in ("decode-first", "decode-next"):
         frames, is_finite, cache = pipeline.results(name)
         assert_fits(cache, expected)
         assert frames.sharding.is_fully_replicated
         assert is_finite.sharding.is_fully_replicated
-
-
-@pytest.mark.parametrize("name", ["check-text", "check-latents"])
-def test_every_process_reads_what_a_check_says(pipeline, name):
-    assert pipeline.results(name).sharding.is_fully_replicated

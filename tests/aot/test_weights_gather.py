@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.pipeline.check import check_request
@@ -33,7 +34,7 @@ def product_stage(slice_name: str, *, options: bool) -> Stage:
     schedule = make_schedule(
         "unipc", num_inference_steps=4, flow_shift=5.0, config=description.configs["scheduler"]
     )
-    spec = split_weight((WIDTH, DIM), layout, tp_dim=0, stacked=True)
+    spec = PartitionSpec(None, *split_weight((WIDTH, DIM), layout, tp_dim=0))
     whole = named(mesh, *gathered(spec))
 
     def product(hidden: jax.Array, weights: jax.Array) -> jax.Array:
@@ -62,6 +63,7 @@ def product_stage(slice_name: str, *, options: bool) -> Stage:
 def transfers(stage: Stage) -> dict[str, int]:
     """How many of each stand in the program."""
     program = stage.compile().as_text()
+    assert program is not None
     return {
         kind: len(re.findall(rf" {kind}(?:-start)?\(", program))
         for kind in ("all-gather", "collective-permute")

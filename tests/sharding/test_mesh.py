@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wan_tpu.sharding.layout import parse_layout
-from wan_tpu.sharding.mesh import closed_walk, make_mesh
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.sharding.neighbours import closed_walk
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4).filter(lambda s: math.prod(s) <= 256)
 

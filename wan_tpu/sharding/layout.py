@@ -69,7 +69,6 @@ class Layout:
             raise UnknownNameError("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL)
         if self.weights not in WEIGHTS:
             raise UnknownNameError("weights", self.weights, WEIGHTS)
-
         if self.sp == 1:
             object.__setattr__(self, "sequence_parallel", SEQUENCE_PARALLEL[0])
         if self.dp * self.sp == 1:
@@ -237,7 +236,7 @@ def default_layout(
 def _ring_hides(layout: Layout, num_heads: int, tokens: int) -> bool:
     """Whether a ring waits for little and keeps its partial results off HBM.
 
-    tp between its chips would make a line of the closed ring (`wan_tpu.sharding.mesh`).
+    tp between its chips would make a line of the closed ring (`wan_tpu.sharding.neighbours`).
     """
     shard = tokens / layout.sp
     results = shard * num_heads * HEAD_DIM * 4
