@@ -37,8 +37,8 @@ def test_generate_npy_on_a_layout_of_eight_equals_one_device(run, tmp_path):
     assert one.dtype == np.uint8
     assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1
     story = json.loads((tmp_path / "eight.json").read_text())
-    assert story["layout"] == "dp2-sp2-tp2 allgather replicated", "what --layout takes to repeat it"
-    assert story["num_devices"] == 8
+    layout = "dp2-sp2-tp2 allgather replicated"
+    assert (story["layout"], story["num_devices"]) == (layout, 8)
 
 
 USAGE = {
