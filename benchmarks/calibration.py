@@ -146,14 +146,12 @@ class Prediction:
 def _predict(published: PublishedRun) -> Prediction:
     from wan_tpu import runtime
     from wan_tpu.checkpoints.models import describe_model
-    from wan_tpu.planner.compile import FactsCache
-    from wan_tpu.planner.hardware import GIB, find_slice
-    from wan_tpu.planner.plan import Planner, make_job
-    from wan_tpu.request import VideoRequest
+    from wan_tpu.planner import GIB, FactsCache, Planner, find_slice, make_job
+    from wan_tpu.request import make_request
 
     assert published.layout is not None
     where = find_slice(published.slice_name)
-    request = VideoRequest(prompt="planned", width=1280, height=720, num_frames=81)
+    request = make_request("planned", size=(1280, 720), frames=81)
     model = describe_model("wan2.1-t2v-14b")
     job = make_job(model, request, where, stages=("step",), attention="splash")
     base = runtime.default_cache_base()

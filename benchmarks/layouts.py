@@ -16,12 +16,10 @@ from typing import Any
 from wan_tpu.cli import plan
 from wan_tpu.cli.options import positive_int
 from wan_tpu.errors import InputError
-from wan_tpu.geometry import parse_size
-from wan_tpu.request import VideoRequest
+from wan_tpu.planner import GIB
 from wan_tpu.sharding.layout import Layout
 
 MIN_REPEATS = 5
-GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,16 +121,7 @@ def _measure_layout(
 ) -> Measurement:
     from wan_tpu.pipeline.text_to_video import TextToVideo
 
-    width, height = parse_size(parsed.size) if parsed.size else (None, None)
-    request = VideoRequest(
-        prompt="a red circle moving right on a black background",
-        width=width,
-        height=height,
-        num_frames=parsed.frames,
-        num_inference_steps=parsed.steps,
-        guidance_scale=parsed.guidance_scale,
-        scheduler=parsed.scheduler,
-    )
+    request = plan.read_request(parsed, "a red circle moving right on a black background")
     started = time.perf_counter()
     pipeline = TextToVideo.from_pretrained(
         parsed.model or "wan-tiny",

@@ -1,4 +1,4 @@
-"""what it costs to keep processes in step: saying a word to all others, and hearing of all of them
+"""what it costs to keep processes in step: a message to all followers, and an answer of all of them
 
 Starts processes on this machine that do nothing but follow. Their number is that of a slice's
 hosts: 4 for a v6e-16, 64 for a v6e-256.
@@ -59,17 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Measures and prints a table."""
     sys.stdout.write(
-        "| processes | saying a word, us: median job (least, most) | empty job of 1 step, us |\n"
+        "| processes | one message, us: median job (least, most) | empty job of 1 step, us |\n"
         "|---|---|---|\n"
     )
     for processes in parsed.processes:
         with slice_of(processes) as leader:
-            words = [
-                say(leader, parsed.steps, parsed.step_milliseconds / 1000)
+            sending = [
+                send(leader, parsed.steps, parsed.step_milliseconds / 1000)
                 for _ in range(parsed.jobs + 1)
             ][1:]
             empty = [whole(leader) for _ in range(parsed.steps)]
-        low, middle, high = (1e6 * f(words) for f in (min, statistics.median, max))
+        low, middle, high = (1e6 * f(sending) for f in (min, statistics.median, max))
         sys.stdout.write(
             f"| {processes} | {middle:.0f} ({low:.0f}, {high:.0f}) "
             f"| {1e6 * statistics.median(empty):.0f} |\n"
@@ -100,14 +100,14 @@ def slice_of(processes: int) -> Iterator[Leader]:
             follower.wait(30)
 
 
-def say(leader: Leader, steps: int, rest_seconds: float) -> float:
-    """Seconds that saying a word takes, on average over a job."""
+def send(leader: Leader, steps: int, rest_seconds: float) -> float:
+    """Seconds that sending a message takes, on average over a job."""
     run_in_step(leader, {"steps": steps, "rest_seconds": rest_seconds}, make)
-    return leader.seconds / leader.words
+    return leader.seconds / leader.messages
 
 
 def whole(leader: Leader) -> float:
-    """Seconds from the word that begins a job of one step until all have left it."""
+    """Seconds from the message that begins a job of one step until all have left it."""
     began = time.perf_counter()
     run_in_step(leader, {"steps": 1, "rest_seconds": 0}, make)
     return time.perf_counter() - began

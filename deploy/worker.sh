@@ -8,12 +8,15 @@
 #     /opt/wan-tpu/releases/COMMIT    a checkout with its own .venv; `current` is the one that runs
 #     /etc/wan-tpu/wan-tpu.env        what `start` was told; extra.env: the user's own; both mode 600
 #     /etc/wan-tpu/group-secret       what the workers of a slice know each other by; mode 600
-#     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models
+#     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models;
+#                                     the data disk is mounted here, where there is one
 #
 # WAN_TPU_ROOT puts all of it under another folder and leaves the system alone (no packages, no user).
 # WAN_TPU_VENV takes this virtual environment instead of making one (an image with one built in).
+# WAN_TPU_DATA_DISK names the data disk's device instead of looking for it.
 set -euo pipefail
 
+PATH=$PATH:/usr/sbin:/sbin
 ROOT=${WAN_TPU_ROOT:-}
 OPT=$ROOT/opt/wan-tpu
 ETC=$ROOT/etc/wan-tpu
@@ -23,6 +26,8 @@ USER_NAME=wan-tpu
 KEEP_RELEASES=3
 LISTS=requirements
 TORCH=torch==2.13.0
+DISK_LABEL=wan-tpu
+RELEASE_GB=3
 
 say() { printf '%s\n' "$*"; }
 fail() { say "error: $*" >&2; exit 1; }
@@ -38,7 +43,10 @@ install_release() {
     # A connection that broke may have left the same work running: wait for it.
     exec 9> "$OPT/.lock"
     flock 9
+    [ "${3:-}" != data-disk ] || mount_data_disk
+    say_free_space
     if [ ! -e "$release/.installed" ]; then
+        need_space "$OPT" $((RELEASE_GB * 1000000)) "a release"
         if on_system; then
             install_packages
             make_user
@@ -50,6 +58,66 @@ install_release() {
     point "$OPT/latest" "$release"
     remove_old_releases
     say "installed $commit"
+}
+
+# --- disks ---------------------------------------------------------------------------------------
+
+free_kb() { df --output=avail -k "$1" | tail -1 | tr -d ' '; }
+
+say_free_space() {
+    say "disk: $(($(free_kb "$STATE") / 1000000)) GB free for models, jobs and videos at $STATE"
+}
+
+# Ends when a folder's disk has less than this many kB free.
+need_space() {
+    local folder=$1 wanted=$2 what=$3 free
+    free=$(free_kb "$folder")
+    ((free >= wanted)) || fail "$what takes $((wanted / 1000000)) GB and $folder has" \
+        "$((free / 1000000)) GB free: remove what is not needed, or create with a larger --data-disk"
+}
+
+# A new disk gets a file system; one of an earlier slice is taken as it is; any other is left alone.
+mount_data_disk() {
+    local device
+    if mountpoint --quiet "$STATE"; then return; fi
+    [ -z "$(ls -A "$STATE")" ] \
+        || fail "there are files in $STATE already, which the data disk would hide: move them away"
+    device=${WAN_TPU_DATA_DISK:-$(find_data_disk)}
+    [ -n "$device" ] || fail "which disk is the data disk cannot be told: of those that are attached" \
+        "(lsblk) one has to be labelled $DISK_LABEL, or one alone has to be empty"
+    local found=0
+    blkid --probe "$device" > /dev/null || found=$?
+    if [ "$found" = 2 ]; then # nothing is there, which blkid alone says with 2
+        say "data disk: a new file system on $device"
+        mkfs.ext4 -q -m 0 -L "$DISK_LABEL" "$device"
+    fi
+    [ "$(blkid --probe --match-tag LABEL --output value "$device")" = "$DISK_LABEL" ] \
+        || fail "$device holds something else than wan-tpu's data, and stays as it is"
+    if on_system; then
+        grep -qs "^LABEL=$DISK_LABEL " /etc/fstab \
+            || say "LABEL=$DISK_LABEL $STATE ext4 defaults,nofail,discard 0 2" >> /etc/fstab
+    fi
+    mount "$device" "$STATE"
+    rmdir "$STATE/lost+found" 2> /dev/null || true
+    say "data disk: $device is at $STATE"
+}
+
+# A disk of ours, or the only one that is neither mounted nor divided.
+find_data_disk() {
+    local name type size label mounted found=()
+    while read -r name; do
+        read -r type size < <(lsblk --nodeps --noheadings --bytes --output TYPE,SIZE "$name")
+        label=$(lsblk --nodeps --noheadings --output LABEL "$name")
+        mounted=$(lsblk --noheadings --output NAME,MOUNTPOINT "$name" | wc --lines)
+        [ "$type" = disk ] && ((size >= 10 ** 10)) && [ "$mounted" = 1 ] || continue
+        [ -z "$(lsblk --nodeps --noheadings --output MOUNTPOINT "$name")" ] || continue
+        if [ "$label" = "$DISK_LABEL" ]; then
+            say "$name"
+            return
+        fi
+        found+=("$name")
+    done < <(lsblk --nodeps --noheadings --paths --output NAME)
+    [ ${#found[@]} -gt 1 ] || printf '%s' "${found[@]}"
 }
 
 install_packages() {
@@ -138,6 +206,7 @@ start_service() {
     [ "$2" = env-file ] || rm -f "$ETC/extra.env"
     shift 2
     write_environment "$@"
+    say_free_space
     if [ -L "$OPT/current" ] && [ "$(readlink "$OPT/current")" != "$release" ]; then
         point "$OPT/previous" "$(readlink "$OPT/current")"
     fi
@@ -170,8 +239,14 @@ list_releases() {
 
 # A model folder in a bucket is copied once; each process then reads its own slices from the disk.
 copy_model() {
-    local source=$1 folder=$2
+    local source=$1 folder=$2 bytes here
     mkdir -p "$ROOT$folder"
+    bytes=$(gcloud storage du --summarize "$source" | cut -d ' ' -f 1) || bytes=unknown
+    if [[ $bytes =~ ^[0-9]+$ ]]; then
+        here=$(du --summarize --block-size=1 "$ROOT$folder" | cut -f 1)
+        say "model: $((bytes / 1000000000)) GB, of which $((here / 1000000000)) GB are here"
+        ((bytes <= here)) || need_space "$ROOT$folder" $(((bytes - here) / 1000)) "the rest of it"
+    fi
     say "model: $source -> $folder"
     gcloud storage rsync --recursive --quiet "$source" "$ROOT$folder"
     own "$ROOT$folder"

@@ -101,7 +101,7 @@ def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: 
 def _maintain(command: str, settings: Settings) -> int:
     """Does to the data folder and the database what no start does by itself."""
     start_logging(settings.log_level, settings.group)
-    from server.service import adopt, downgrade
+    from server.jobs.opening import adopt, downgrade
 
     _say(adopt(settings) if command == "adopt" else downgrade(settings))
     return 0

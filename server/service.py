@@ -3,26 +3,28 @@
 import asyncio
 import contextlib
 import logging
-import pathlib
+import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from server.engine.client import EngineClient
 from server.engine.failure import Failure
+from server.engine.profiles import Profiles
 from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
-from server.files.data_folder import DataFolder, DataFolderError
-from server.files.media import FilesLost, Media, shown
-from server.jobs.binding import bind, check_binding
+from server.files.disk import is_disk_full
+from server.files.media import FilesLost, shown
+from server.jobs.binding import check_binding
 from server.jobs.board import Board
 from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
 from server.jobs.job import Job, make_id
+from server.jobs.opening import open_data, usable
 from server.jobs.shelf import files_of
-from server.jobs.store import Store
 from server.jobs.worker import Worker, working
 from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
@@ -52,22 +54,24 @@ class Service:
         self.started_at = int(time.time())
         self.keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
         self.metrics = Metrics()
+        engine = EngineClient(patience_of(settings))
         with contextlib.ExitStack() as opened:
-            self.folder, self.media, self.store = _open(settings, opened)
+            opened_data = open_data(settings, opened)
+            self.folder, self.media, self.uploads, self.store = opened_data
             self.board = Board(
                 self.store,
                 keep_seconds=settings.expiry_seconds,
                 max_attempts=settings.max_attempts,
                 timeout_seconds=settings.database_timeout_seconds,
             )
-            with _usable(settings.data_dir):
+            with usable(settings.data_dir):
                 jobs = self.store.load()
                 check_binding(self.folder, self.store, self.media, jobs)
                 self.board.load(jobs, lambda job: self.media.is_whole(job.id, files_of(job)))
                 self._put_in_order()
+                self.profiles = Profiles(settings.data_dir, engine, self.media.has_room)
             self._opened = opened.pop_all()
-        engine = EngineClient(patience_of(settings))
-        self.worker = Worker(self.board, self.media, engine, self.metrics, settings)
+        self.worker = Worker(self.board, self.media, self.uploads, engine, self.metrics, settings)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -80,6 +84,7 @@ class Service:
             housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeping
+            await self.profiles.close()
             await self.board.close()
             self.close()
 
@@ -98,6 +103,9 @@ class Service:
                 self.settings.trash_seconds / 86_400,
                 shown(strangers),
             )
+        unknown = self.uploads.tidy(self.board.shelf.media)
+        if unknown:
+            logger.warning("%d uploads of no known job are in the trash now", len(unknown))
         damaged = [job.id for job in self.board.completed() if self._damage(job) is not None]
         if damaged:
             logger.warning(
@@ -158,6 +166,7 @@ class Service:
         owner: str,
         request: VideoRequest,
         *,
+        media: Media = NO_MEDIA,
         model: str,
         request_digest: str,
         idempotency_key: str | None,
@@ -167,6 +176,7 @@ class Service:
         Args:
             owner: name of the key that asks.
             request: complete and checked.
+            media: the pictures and clips that it names.
             model: as clients call it.
             request_digest: of what the client sent, the same for the same fields.
             idempotency_key: the client's.
@@ -197,7 +207,38 @@ class Service:
 
         with _answered():
             await self._make_place(owner, idempotency_key)
-            return await self.board.accept(make)
+            if not media:
+                return await self.board.accept(make)
+            self._check_share(owner, media)
+            return await self.board.to_the_end(self._accept_with(media, make))
+
+    async def _accept_with(self, media: Media, make: Callable[[str | None], Job]) -> Job:
+        """Takes a job whose pictures and clips are on the disk first, and stay as long as it."""
+        try:
+            with contextlib.ExitStack() as kept:
+                await asyncio.to_thread(kept.enter_context, self.uploads.keeping(media))
+                return await self.board.accept(make)
+        finally:
+            self.uploads.remove(media, self.board.needs)
+
+    def _check_share(self, owner: str, media: Media) -> None:
+        """Refuses pictures and clips for which a key has no bytes left."""
+        share = self.settings.kept_bytes_share
+        if share == math.inf:
+            return
+        board = self.board
+        sizes = {
+            d: self.uploads.size_of(d) for d in board.shelf.media_of(board.shelf.ids_of(owner))
+        }
+        sizes |= {digest: len(data) for digest, data in media.items()}
+        kept = board.kept_of(owner).file_bytes + sum(sizes.values())
+        if kept > share:
+            message = (
+                f"the videos and uploads of this key would take {kept} bytes, and {share:.0f} may "
+                "be kept; delete some"
+            )
+            later = retry_after(self.retry_seconds)
+            raise ApiError(429, "quota_exceeded", message, headers=later)
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job, at once for clients and within a step on the accelerator."""
@@ -217,6 +258,7 @@ class Service:
         """
         for job_id in job_ids:
             await asyncio.to_thread(self.media.set_aside, job_id)
+        media = self.board.shelf.media_of(job_ids)
         try:
             with _answered():
                 await self._delete_rows(job_ids)
@@ -227,6 +269,7 @@ class Service:
         for job_id in job_ids:
             await self.worker.stop_running(job_id)
             await asyncio.to_thread(self.media.remove, job_id)
+        self.uploads.remove(media, self.board.needs)
 
     async def _delete_rows(self, job_ids: list[str]) -> None:
         """Deletes from the database; where a full disk forbids even that, the files go first.
@@ -316,60 +359,6 @@ class Service:
         return self.settings.drain_seconds
 
 
-def adopt(settings: Settings) -> str:
-    """Has a data folder and a database belong together from now on; returns what to say of it.
-
-    Raises:
-        DataFolderError: the folder cannot be used.
-        StoreError: the database cannot be used.
-    """
-    with contextlib.ExitStack() as opened:
-        folder, _, store = _open(settings, opened, adopts=True)
-        bind(folder, store)
-        return f"the folder {folder.path} and {store.name} belong together from now on"
-
-
-def downgrade(settings: Settings) -> str:
-    """Brings the database to the schema of the release before this one; returns what to say.
-
-    Raises:
-        DataFolderError: the folder cannot be used.
-        StoreError: the database cannot be used.
-    """
-    with contextlib.ExitStack() as opened:
-        _, _, store = _open(settings, opened)
-        store.downgrade()
-        return f"{store.name} is now one of the release before this one"
-
-
-def _open(
-    settings: Settings, opened: contextlib.ExitStack, *, adopts: bool = False
-) -> tuple[DataFolder, Media, Store]:
-    """The folder first: its lock keeps a second server from so much as looking at the database."""
-    folder = DataFolder(settings.data_dir, adopt=adopts)
-    opened.callback(folder.close)
-    with _usable(settings.data_dir):
-        media = Media(
-            settings.data_dir,
-            min_free_bytes=settings.min_free_bytes,
-            trash_seconds=settings.trash_seconds,
-        )
-    store = Store(settings.database, timeout_seconds=settings.database_timeout_seconds)
-    opened.callback(store.close)
-    return folder, media, store
-
-
-@contextlib.contextmanager
-def _usable(data_dir: pathlib.Path) -> Iterator[None]:
-    """Says in one line which part of the data folder cannot be used."""
-    try:
-        yield
-    except OSError as error:
-        raise DataFolderError(
-            f"cannot use {error.filename or data_dir} of the data folder: {error.strerror}"
-        ) from error
-
-
 @contextlib.contextmanager
 def _answered() -> Iterator[None]:
     """Has a client told that the database is away, and when to come again."""
@@ -379,6 +368,12 @@ def _answered() -> Iterator[None]:
     except StoreFull as error:
         logger.error("%s", error)
         words = "the disk of the server's database is full; deleting videos makes room"
+        raise ApiError(503, "disk_full", words, headers=later) from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        logger.error("an upload cannot be written: %s", error)
+        words = "the server's disk is full; deleting videos makes room"
         raise ApiError(503, "disk_full", words, headers=later) from error
     except (StoreUnavailable, OwnershipLost) as error:
         logger.warning("a request is turned away: %s", error)

@@ -12,10 +12,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wan_tpu import errors
+from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.geometry import parse_size
+from wan_tpu.media import MAX_MEDIA_BYTES
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
-from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.options import LoadOptions, listed
 
 FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
 """What one of several keys may keep, unless it is set."""
@@ -76,6 +79,10 @@ class Settings(BaseSettings):
         default=None,
         description="file of `python -m server keys`; without it loopback only, no keys",
     )
+    operators: Words = Field(
+        default=(),
+        description="names of keys, comma-separated, that may record profiles; default every key",
+    )
 
     data_dir: pathlib.Path = Field(
         default=pathlib.Path("data"), description="files, and SQLite's database"
@@ -108,11 +115,21 @@ class Settings(BaseSettings):
         pattern=r"^[\w.:@/+-]{1,128}$",
         description="what clients call the model; default its own name, or its folder's",
     )
-    layout: str | None = Field(default=None, description="split over devices, for example dp2-sp4")
-    attention: str = Field(default="auto", description="auto, reference, splash, ...")
-    vae: str = Field(default="flax", description="flax or maxdiffusion")
+    variant: str | None = Field(
+        default=None, description="of the weights' files, as diffusers names them, for example fp16"
+    )
+    layout: str | None = Field(
+        default=None,
+        description="split over devices, for example dp2-sp4 or dp2-sp4 ring replicated; default "
+        "chosen for the devices",
+    )
+    attention: str = Field(default="auto", description=listed(IMPLEMENTATIONS))
+    vae: str = Field(default="flax", description=listed(VAES))
+    vae_dtype: str | None = Field(
+        default=None, description=f"of the VAE, {listed(DTYPES)}; default that of the rest"
+    )
     dtype: str | None = Field(
-        default=None, description="bfloat16 or float32; default float32 on a CPU"
+        default=None, description=f"{listed(DTYPES)}; default bfloat16, on a CPU float32"
     )
     host_devices: int | None = Field(
         default=None, ge=1, description="virtual CPU devices, no accelerator"
@@ -222,6 +239,12 @@ class Settings(BaseSettings):
         ge=1,
         description="size of a request's body: two prompts of 4000 characters, however escaped",
     )
+    max_upload_bytes: int = Field(
+        default=20 << 20,
+        ge=1,
+        le=MAX_MEDIA_BYTES,
+        description="size of one picture or clip, where the model takes any",
+    )
     body_timeout_seconds: float = Field(
         default=10,
         gt=0,
@@ -268,8 +291,7 @@ class Settings(BaseSettings):
         if self.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"WAN_TPU_LOG_LEVEL is {self.log_level!r}, expected info or debug")
         try:
-            if self.layout is not None:
-                parse_layout(self.layout)
+            _ = self.load_options  # finds what is wrong with it
             for text in self.warm_up:
                 parse_warm_up(text)
             if (self.coordinator, self.processes, self.process_id) != (None, None, None):
@@ -277,6 +299,20 @@ class Settings(BaseSettings):
         except errors.InputError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @functools.cached_property
+    def load_options(self) -> LoadOptions:
+        """What the model is loaded with."""
+        return LoadOptions.from_text(
+            model=self.model,
+            variant=self.variant,
+            layout=self.layout,
+            attention=self.attention,
+            vae=self.vae,
+            vae_dtype=self.vae_dtype,
+            dtype=self.dtype,
+            host_devices=self.host_devices,
+        )
 
     @functools.cached_property
     def group(self) -> ProcessGroup:

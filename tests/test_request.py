@@ -11,7 +11,15 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
 from wan_tpu.errors import GeometryError, InputError, PromptError, UnknownNameError
 from wan_tpu.geometry import WAN_COMPRESSION
-from wan_tpu.request import MAX_SEED, GenerationDefaults, VideoRequest, VideoResult
+from wan_tpu.request import (
+    LARGEST_DRAWN_SEED,
+    MAX_SEED,
+    RANDOM_SEED,
+    GenerationDefaults,
+    VideoRequest,
+    VideoResult,
+    make_request,
+)
 
 WAN = GenerationDefaults()
 
@@ -62,6 +70,9 @@ def test_resolving_fills_every_open_field():
         "flow_shift": 3.0,
         "scheduler": "unipc",
         "seed": 0,
+        "image": None,
+        "last_image": None,
+        "video": None,
     }
     assert request.resolved(GenerationDefaults(width=64, height=64)) == request
     assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
@@ -80,9 +91,55 @@ def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
         "flow_shift": 12.0,
         "scheduler": "euler",
         "seed": 0,
+        "image": "sha256:" + "0" * 64,
+        "last_image": "sha256:" + "1" * 64,
+        "video": "sha256:" + "2" * 64,
     }
     defaults = GenerationDefaults(negative_prompt="blurred")
     assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said
+
+
+def test_a_request_by_the_names_of_the_command_line():
+    made = make_request(
+        "a fox",
+        size="1280x720",
+        frames=81,
+        fps=24,
+        steps=30,
+        guidance_scale=4.0,
+        flow_shift=3.0,
+        negative_prompt="blurred",
+        scheduler="euler",
+        seed=7,
+    )
+    assert made == VideoRequest(
+        prompt="a fox",
+        negative_prompt="blurred",
+        width=1280,
+        height=720,
+        num_frames=81,
+        fps=24,
+        num_inference_steps=30,
+        guidance_scale=4.0,
+        flow_shift=3.0,
+        scheduler="euler",
+        seed=7,
+    )
+
+
+def test_what_a_user_leaves_out_stays_open():
+    assert make_request("a fox") == VideoRequest(prompt="a fox")
+    assert make_request("a fox", size=(64, 48)) == make_request("a fox", size="64x48")
+    with pytest.raises(GeometryError, match="size must be WIDTHxHEIGHT in pixels"):
+        make_request("a fox", size="1280")
+
+
+def test_a_seed_is_drawn_where_none_is_said():
+    seeds = {make_request("a fox", seed=RANDOM_SEED).seed for _ in range(8)}
+    assert len(seeds) > 1
+    assert all(0 <= seed <= LARGEST_DRAWN_SEED for seed in seeds)
+    with pytest.raises(InputError, match="seed must lie between 0"):
+        make_request("a fox", seed=-2)
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t", "\u3000"])

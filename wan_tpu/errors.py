@@ -22,6 +22,10 @@ class PromptError(InputError):
     """A prompt that cannot be encoded."""
 
 
+class MediaError(InputError):
+    """A picture or clip that is not the one that the request names, or that nothing takes."""
+
+
 class LayoutError(InputError):
     """A layout that does not fit the devices or the model."""
 

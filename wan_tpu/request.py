@@ -5,15 +5,23 @@ rest of the library sees complete requests only.
 """
 
 import dataclasses
+import secrets
 from typing import Any
 
 import numpy as np
 
 from wan_tpu.errors import InputError, PromptError, UnknownNameError
-from wan_tpu.geometry import Compression, Geometry
+from wan_tpu.geometry import Compression, Geometry, parse_size
+from wan_tpu.media import DIGEST, ROLES
 
 SCHEDULERS = ("unipc", "euler")
 MAX_SEED = 2**63 - 1
+
+RANDOM_SEED = -1
+"""For `make_request`: draw one."""
+
+LARGEST_DRAWN_SEED = 2**32 - 1
+"""Of every seed that is drawn: what other programs take, too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +41,7 @@ class GenerationDefaults:
     guidance_scale: float = 5.0
     flow_shift_by_height: tuple[tuple[int, float], ...] = ((720, 5.0), (0, 3.0))
     negative_prompt: str = ""
+    scheduler: str = SCHEDULERS[0]
 
     def flow_shift(self, width: int, height: int) -> float:
         """The flow shift for a video of this size in pixels."""
@@ -51,8 +60,12 @@ class VideoRequest:
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance; at 1 or below the negative prompt is not used.
         flow_shift: shift of the noise schedule towards high noise.
-        scheduler: one of `SCHEDULERS`.
+        scheduler: one of `SCHEDULERS`; the model's own when not given.
         seed: of the noise; the same request with the same seed gives the same video.
+        image: digest of the picture that the video begins with, `sha256:` and 64 hexadecimal
+            digits; the bytes travel beside the request (`wan_tpu.media.Media`).
+        last_image: digest of the picture that it ends with.
+        video: digest of the clip that it is made from.
 
     Raises:
         InputError: a field outside its range; says which and what would do.
@@ -67,13 +80,16 @@ class VideoRequest:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     flow_shift: float | None = None
-    scheduler: str = "unipc"
+    scheduler: str | None = None
     seed: int = 0
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("the prompt is empty; say what the video shall show")
-        if self.scheduler not in SCHEDULERS:
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
         for name, low, high in (
             ("fps", 1, 240),
@@ -89,11 +105,23 @@ class VideoRequest:
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
                 raise InputError(f"{name} must be a whole number, got {value}")
+        for role, digest in self.media.items():
+            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+                raise InputError(
+                    f"{role} must be the digest of a file, sha256: and 64 hexadecimal digits, got "
+                    f"{str(digest)[:80]!r}"
+                )
+
+    @property
+    def media(self) -> dict[str, str]:
+        """The digests of the pictures and clips that it names, by role; empty for text alone."""
+        given = ((role, getattr(self, role)) for role in ROLES)
+        return {role: digest for role, digest in given if digest is not None}
 
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
         """This request with every open field filled from the model's defaults."""
         names = ("negative_prompt", "width", "height", "num_frames", "fps")
-        names += ("num_inference_steps", "guidance_scale")
+        names += ("num_inference_steps", "guidance_scale", "scheduler")
         filled = {n: getattr(defaults, n) for n in names if getattr(self, n) is None}
         request = dataclasses.replace(self, **filled)
         if request.flow_shift is None:
@@ -124,6 +152,60 @@ class VideoRequest:
         """Whether the negative prompt is evaluated at all (diffusers: guidance_scale > 1)."""
         assert self.guidance_scale is not None, "resolve the request first"
         return self.guidance_scale > 1
+
+
+def make_request(
+    prompt: str,
+    *,
+    size: str | tuple[int, int] | None = None,
+    frames: int | None = None,
+    fps: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    flow_shift: float | None = None,
+    negative_prompt: str | None = None,
+    scheduler: str | None = None,
+    seed: int = 0,
+    image: str | None = None,
+    last_image: str | None = None,
+    video: str | None = None,
+) -> VideoRequest:
+    """A request from what a user writes, by the names that the command line has for it.
+
+    Args:
+        prompt: what the video shows.
+        size: `WxH`, for example `832x480`, or (width, height) in pixels; None for the model's.
+        frames: of the video, 4n + 1; None for the model's, as with every field below.
+        fps: frames per second of the file.
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 or below turns it off.
+        flow_shift: shift of the noise schedule towards high noise.
+        negative_prompt: what the video shall not show.
+        scheduler: one of `SCHEDULERS`.
+        seed: of the noise; `RANDOM_SEED` draws one, which the request then holds.
+        image: digest of the first frame (`wan_tpu.media.digest_of`). last_image: of the last one.
+        video: of a clip.
+
+    Raises:
+        InputError: a value outside its range; says which and what would do.
+    """
+    width, height = parse_size(size) if isinstance(size, str) else size or (None, None)
+    return VideoRequest(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        width=width,
+        height=height,
+        num_frames=frames,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        flow_shift=flow_shift,
+        seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if seed == RANDOM_SEED else seed,
+        image=image,
+        last_image=last_image,
+        video=video,
+        **({} if scheduler is None else {"scheduler": scheduler}),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ Sources, as read in November 2026:
 
 * Types, chips of a worker: Google Cloud pages "TPU v6e", "TPU v5e", "TPU v5p". TPU7x is left out:
   Google offers it through Kubernetes only, not through `gcloud compute tpus`.
+* Disks: Google Cloud page "Attach durable block storage to a TPU VM"; a disk that is written is
+  attached to one machine.
 * Runtime versions: Google Cloud page "TPU software versions" (cloud.google.com/tpu/docs/runtimes).
 * Prices: cloud.google.com/tpu/pricing as copied into SkyPilot's catalogue (pull request 4218,
   October 2024: v6e by region) and dstack's gpuhunt (tpu_pricing.json, December 2024: v5e and v5p).
@@ -28,6 +30,7 @@ class Generation:
         chips: sizes of the slices.
         cores_per_chip: what the number in the accelerator type counts for a chip.
         chips_of_lone_worker: slices of up to so many chips are one worker; else a worker has 4.
+        disk_type: of a data disk: newer machines take hyperdisks alone.
         prices: dollars per chip and hour on demand by region; "" is any other region.
         spot_price: the same for spot capacity in the cheapest region; it changes monthly.
     """
@@ -38,6 +41,7 @@ class Generation:
     chips: tuple[int, ...]
     cores_per_chip: int
     chips_of_lone_worker: int
+    disk_type: str
     prices: dict[str, float]
     spot_price: Optional[float]
 
@@ -50,6 +54,7 @@ GENERATIONS = (
         chips=(1, 4, 8, 16, 32, 64, 128, 256),
         cores_per_chip=1,
         chips_of_lone_worker=8,
+        disk_type="hyperdisk-balanced",
         prices={"": 2.70, "europe-west4": 2.97, "asia-northeast1": 3.24},
         spot_price=None,
     ),
@@ -60,6 +65,7 @@ GENERATIONS = (
         chips=(1, 4, 8, 16, 32, 64, 128, 256),
         cores_per_chip=1,
         chips_of_lone_worker=8,
+        disk_type="pd-balanced",
         prices={"": 1.20, "europe-west1": 1.32, "europe-west4": 1.56, "asia-southeast1": 1.56},
         spot_price=0.60,
     ),
@@ -70,6 +76,7 @@ GENERATIONS = (
         chips=(4, 8, 16, 32, 64, 128, 256),
         cores_per_chip=2,
         chips_of_lone_worker=4,
+        disk_type="pd-balanced",
         prices={"": 4.20},
         spot_price=2.10,
     ),

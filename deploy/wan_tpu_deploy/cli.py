@@ -24,6 +24,7 @@ CREATION = (
     "subnetwork",
     "service-account",
     "labels",
+    "data-disk",
 )
 INTERRUPTED = 130
 

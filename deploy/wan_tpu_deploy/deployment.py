@@ -31,6 +31,7 @@ class Node:
         addresses: external address of each worker, "" where it has none.
         spot: whether it may be taken away.
         request: the queued resource that made it, or None.
+        data_disks: names of the disks that are attached besides the boot disk.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Node:
     addresses: tuple[str, ...] = ()
     spot: bool = False
     request: Optional[str] = None
+    data_disks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +94,17 @@ class Deployment:
         kind = self.accelerator_type
         print(f"# assumed to answer: {self.settings.num_slices} x {kind.name}, READY")
         spot = self.settings.switch("spot")
+        has_disk = bool(self.settings["data-disk"])
         return [
-            Node(name, kind.name, "READY", kind.num_workers, ("",) * kind.num_workers, spot)
+            Node(
+                name,
+                kind.name,
+                "READY",
+                kind.num_workers,
+                ("",) * kind.num_workers,
+                spot,
+                data_disks=(disk_name(name),) if has_disk else (),
+            )
             for name in self.slice_names
         ]
 
@@ -223,6 +234,7 @@ def _parse_node(item: dict[str, Any]) -> Node:
         ),
         spot=bool(scheduling.get("spot") or scheduling.get("preemptible")),
         request=_last(item["queuedResource"]) if item.get("queuedResource") else None,
+        data_disks=tuple(_last(disk["sourceDisk"]) for disk in item.get("dataDisks") or []),
     )
 
 
@@ -239,6 +251,11 @@ def parse_request(item: dict[str, Any]) -> Request:
     return Request(
         _last(item.get("name", "")), state.get("state", "UNKNOWN"), failed.get("message", "")
     )
+
+
+def disk_name(slice_name: str) -> str:
+    """The data disk of a slice."""
+    return f"{slice_name}-data"
 
 
 def _label(node: dict[str, Any]) -> str:

@@ -66,6 +66,13 @@ class Gcloud:
         flags = ("project", "zone", "account")
         return [f"--{key}={self._settings[key]}" for key in flags if self._settings[key]]
 
+    def disks(self, *words: str, flags: tuple[str, ...] = ()) -> Command:
+        """`gcloud compute disks WORDS FLAGS`, in the deployment's project and zone."""
+        place = [flag for flag in self._place() if words[0] != "list" or "zone" not in flag]
+        zone = self._settings["zone"]
+        place += [f"--zones={zone}"] if words[0] == "list" and zone else []
+        return Command(("gcloud", "compute", "disks", *words, *place, *flags, "--quiet"))
+
     def tpus(self, *words: str, flags: tuple[str, ...] = (), track: str = "") -> Command:
         """`gcloud compute tpus WORDS FLAGS`, in the deployment's project and zone.
 

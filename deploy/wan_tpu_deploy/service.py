@@ -40,7 +40,12 @@ def install(deployment: Deployment) -> None:
     # other's way.
     first = [Task(f"{nodes[0].name}/0", deployment.gcloud.ssh(nodes[0].name, 0, "true"))]
     deployment.must("first connection", first, quiet=True)
-    script = deployment.script("install", repository, commit)
+    plain = deployment.script("install", repository, commit)
+    with_disk = deployment.script("install", repository, commit, "data-disk")
+
+    def script(node: Node, worker: int) -> Command:
+        return (with_disk if node.data_disks else plain)(node, worker)
+
     deployment.must("install", deployment.worker_tasks(nodes, script))
     name = deployment.settings.name
     print(f"\nnext: deploy/wan-tpu-deploy start {name}{flags_again(deployment)}")

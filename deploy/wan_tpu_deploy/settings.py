@@ -31,6 +31,7 @@ DEFAULTS: dict[str, str] = {
     "subnetwork": "",
     "service-account": "",
     "labels": "",
+    "data-disk": "",
     "ssh": "iap",
     "repository": "",
     "ref": "",
@@ -58,6 +59,8 @@ HELP = {
     "subnetwork": "subnetwork of it",
     "service-account": "service account of the machines; needs to read the bucket",
     "labels": "more labels, KEY=VALUE,KEY=VALUE",
+    "data-disk": "GB of a disk for jobs, models and compiled programs, for example 500; slices of "
+    "one worker only; outlives the slice",
     "ssh": "how workers are reached: iap, external or internal addresses (default iap)",
     "repository": "git URL that the workers install from; by default this checkout's origin",
     "ref": "commit, tag or branch; by default this checkout's commit",
@@ -238,6 +241,9 @@ def _check(settings: Settings) -> None:
     for label in settings["labels"].split(","):
         if label and not _LABEL.fullmatch(label):
             raise DeployError(f"label {label!r} is not KEY=VALUE in lower-case letters and digits")
+    disk = settings["data-disk"]
+    if disk and not (re.fullmatch("[0-9]{1,5}", disk) and 10 <= int(disk) <= 65536):
+        raise DeployError(f"data-disk is {disk!r}; expected GB, from 10 to 65536, such as 500")
     bucket = settings["bucket"]
     if bucket and not bucket.startswith("gs://"):
         raise DeployError(f"bucket is {bucket!r}; expected gs://BUCKET or gs://BUCKET/FOLDER")

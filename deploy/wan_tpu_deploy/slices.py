@@ -5,6 +5,7 @@ import time
 
 from wan_tpu_deploy.accelerators import find_type
 from wan_tpu_deploy.deployment import Deployment, Node, Request, parse_request
+from wan_tpu_deploy.disks import check_one_worker, disk_flags, make_disks, say_what_stays
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import Task, pace, print_table
 from wan_tpu_deploy.gcloud import Command, read_object
@@ -24,12 +25,14 @@ def create(deployment: Deployment) -> None:
     settings, kind = deployment.settings, deployment.accelerator_type
     if settings["max-run-duration"] and kind.generation.name not in ("v6e", "v5e"):
         raise DeployError(f"--max-run-duration (flex-start) is for v6e and v5e, not {kind.name}")
+    check_one_worker(deployment)
     names = deployment.slice_names
     price = kind.describe_price(settings["zone"], spot=settings.switch("spot"))
     print(
         f"# {len(names)} x {kind.name}: {kind.num_chips} chips on {kind.num_workers} workers each"
     )
     print(f"# each costs {price}")
+    make_disks(deployment)
     make = _queue_command if settings.switch("queued") else _create_command
     tasks = [Task(name, make(deployment, name, index)) for index, name in enumerate(names)]
     try:
@@ -67,7 +70,8 @@ def _say_what_costs(deployment: Deployment, tasks: list[Task]) -> str:
             )
         there = sorted(wanted & {*there, *found})
     if not there:
-        return "Nothing was created, and nothing costs"
+        disk = ", but for the data disk" if deployment.settings["data-disk"] else ""
+        return f"Nothing was created, and nothing costs{disk}"
     return (
         f"There, and it costs: {', '.join(there)}. It goes with  "
         f"deploy/wan-tpu-deploy delete {name},  and then create can try again"
@@ -95,7 +99,7 @@ def _create_command(deployment: Deployment, name: str, index: int) -> Command:
     kind = deployment.accelerator_type
     version = deployment.settings["runtime-version"] or kind.generation.runtime_version
     flags = (f"--accelerator-type={kind.name}", f"--version={version}")
-    flags += _common_flags(deployment, index)
+    flags += (*_common_flags(deployment, index), *disk_flags(deployment, name))
     return deployment.gcloud.tpus("tpu-vm", "create", name, flags=flags)
 
 
@@ -103,7 +107,7 @@ def _queue_command(deployment: Deployment, name: str, index: int) -> Command:
     settings, kind = deployment.settings, deployment.accelerator_type
     version = settings["runtime-version"] or kind.generation.runtime_version
     flags = (f"--node-id={name}", f"--accelerator-type={kind.name}", f"--runtime-version={version}")
-    flags += _common_flags(deployment, index)
+    flags += (*_common_flags(deployment, index), *disk_flags(deployment, name))
     if settings["valid-until-duration"]:
         flags += (f"--valid-until-duration={settings['valid-until-duration']}",)
     if settings["max-run-duration"]:
@@ -194,6 +198,7 @@ def delete(deployment: Deployment, *, yes: bool) -> None:
             f"still there, and it may cost: {', '.join(left) or 'nothing that can be seen'}; "
             f"run delete {name} again"
         )
+    say_what_stays(deployment, nodes)
     print(f"nothing named {name} is left")
 
 

@@ -21,6 +21,8 @@ from server.engine.messages import (
     Probe,
     Progress,
     Ready,
+    Record,
+    Recorded,
     Stop,
     decode,
     encode,
@@ -46,6 +48,10 @@ class _Line:
         self.is_known = False
         """Whether somebody who waited for an answer has learnt of its end."""
         self.tasks: list[asyncio.Task[None]] = []
+        self.is_ready = False
+        """Whether it has loaded everything."""
+        self.recordings: dict[str, asyncio.Future[str | None]] = {}
+        """Profiles that it was asked for, until it says what became of them."""
 
 
 class EngineClient:
@@ -68,6 +74,11 @@ class EngineClient:
     def is_alive(self) -> bool:
         """Whether there is a process that has not ended."""
         return self._line is not None and not self._line.ended.is_set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a process that takes work."""
+        return self._line is not None and self._line.is_ready and self.is_alive
 
     @property
     def how_it_ended(self) -> str:
@@ -103,6 +114,7 @@ class EngineClient:
                         on_loading(what)
                     case Ready(description=description):
                         self._patience = self._make_patience()
+                        line.is_ready = True
                         line.tasks.append(asyncio.create_task(self._watch(line), name="patience"))
                         return description
                     case Failed(code=code, message=message):
@@ -121,6 +133,7 @@ class EngineClient:
         folder: pathlib.Path,
         on_progress: Callable[[Progress], None],
         *,
+        uploads: pathlib.Path,
         timeout_seconds: float,
     ) -> dict[str, Any]:
         """Makes a job's video.
@@ -130,6 +143,7 @@ class EngineClient:
             request: complete.
             folder: where the files are left.
             on_progress: told at every step.
+            uploads: where the pictures and clips lie that the request names.
             timeout_seconds: that the caller will wait; nothing ends by it here.
 
         Returns:
@@ -139,7 +153,12 @@ class EngineClient:
             EngineFailure: no video; with the code that the job fails with.
             ProcessLost: another process of the slice was lost.
         """
-        work = Generate(job=job_id, request=dataclasses.asdict(request), folder=str(folder))
+        work = Generate(
+            job=job_id,
+            request=dataclasses.asdict(request),
+            folder=str(folder),
+            uploads=str(uploads),
+        )
         size = (request.width, request.height, request.num_frames)
         return await self._do(work, on_progress, size, timeout_seconds)
 
@@ -158,6 +177,38 @@ class EngineClient:
         """Asks for a job to be stopped at its next step; `generate` then ends."""
         if self._line is not None:
             self._line.child.send(encode(Cancel(job=job_id)))
+
+    async def record(
+        self,
+        profile_id: str,
+        folder: pathlib.Path,
+        *,
+        steps: int | None,
+        seconds: float | None,
+    ) -> str | None:
+        """Has a profile of the work recorded, beside it; `cancel` by its id ends it early.
+
+        Args:
+            profile_id: names it.
+            folder: where it is left.
+            steps: denoising steps of the job that runs or comes; None for `seconds` from now on.
+
+        Returns:
+            Why there is none; None once it is written.
+
+        Raises:
+            EngineFailure: there is no engine, or it ended meanwhile.
+        """
+        line = self._line
+        if line is None or not self.is_ready:
+            raise EngineFailure(Failure.ENGINE_CRASHED, "the engine is not ready")
+        written = line.recordings[profile_id] = asyncio.get_running_loop().create_future()
+        work = Record(profile=profile_id, folder=str(folder), steps=steps, seconds=seconds)
+        line.child.send(encode(work))
+        try:
+            return await written
+        finally:
+            line.recordings.pop(profile_id, None)
 
     async def ended(self) -> None:
         """Waits for the process to end."""
@@ -232,7 +283,11 @@ class EngineClient:
             while (said := await line.child.receive()) is not None:
                 message = decode(said)
                 self._patience.heard()
-                if not isinstance(message, Beat):
+                if isinstance(message, Recorded):
+                    written = line.recordings.get(message.profile)
+                    if written is not None and not written.done():
+                        written.set_result(message.problem)
+                elif not isinstance(message, Beat):
                     line.inbox.put_nowait(message)
         except ValueError as error:
             line.reason = f"the engine process makes no sense and was ended: {error}"
@@ -243,6 +298,9 @@ class EngineClient:
         line.is_lost = status == EXIT_LOST
         failure = EngineFailure(Failure.ENGINE_CRASHED, line.reason or how_it_ended(status))
         line.inbox.put_nowait(ProcessLost() if line.is_lost else failure)
+        for written in line.recordings.values():
+            if not written.done():
+                written.set_exception(failure)
         line.ended.set()
 
     async def _watch(self, line: _Line) -> None:

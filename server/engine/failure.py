@@ -12,6 +12,7 @@ class Failure(enum.StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     INVALID_REQUEST = "invalid_request"
     DISK_FULL = "disk_full"
+    UPLOAD_LOST = "upload_lost"
     BAD_NUMBERS = "bad_numbers"
     ENGINE_CRASHED = "engine_crashed"
     ENGINE_ERROR = "engine_error"

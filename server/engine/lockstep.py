@@ -3,16 +3,16 @@
 The invariant: **every process runs the same programs in the same order.** One that runs another
 program, or one more, makes all of them wait for each other for ever. So:
 
-* Process 0 decides, and says each decision before it acts on it: which job is next, at every step
+* Process 0 decides, and sends each decision before it acts on it: which job is next, at every step
   whether to go on or to cancel, the end of a job, the end of all. It alone has a queue, files and
   clients.
-* The others do as they are told. They read no file and no clock to decide anything, and keep
-  nothing of a job: they begin it with the request that process 0 sent, and ask it wherever the
+* The followers obey. They read no file and no clock to decide anything, and keep nothing of a job:
+  they begin it with the request and the pictures that process 0 sent, and ask it wherever the
   pipeline asks `should_cancel`, which is at the same places in all of them.
 * A process leaves a job by itself only when the job raised an error there. Process 0 begins the
-  next job only after all have left the one before at the same point; else it ends, with code 75.
-* Whoever loses another process ends with 75, without asking the main thread: that waits inside XLA
-  for the one that is lost. The job goes back to the queue, and whoever started the processes
+  next job only after all have left the one before at the same barrier; else it ends, with code 75.
+* A process that loses another one ends with 75, without asking the main thread: that waits inside
+  XLA for the one that is lost. The job goes back to the queue, and whoever started the processes
   (systemd) starts all of them anew.
 
 The engine itself knows of none of this.
@@ -36,8 +36,8 @@ from server.engine.seam import Engine
 from server.logs import flush_logging
 from server.settings import Settings
 from server.signals import ending_signals
-from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
+from wan_tpu.media import Media
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import Joined
 from wan_tpu.multihost.identity import Identity, make_identity
@@ -48,9 +48,6 @@ from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger("server.lockstep")
-
-SHARED_SETTINGS = ("model", "layout", "attention", "vae", "dtype", "host_devices", "warm_up")
-"""Settings that decide which programs run; the others are process 0's own affair."""
 
 
 class LeadingEngine:
@@ -64,7 +61,7 @@ class LeadingEngine:
         Args:
             engine: of this process.
             settings: of the server.
-            on_waiting: told which processes are waited for.
+            on_waiting: called with the processes that are waited for.
         """
         self._engine = engine
         self._settings = settings
@@ -101,7 +98,8 @@ class LeadingEngine:
         self,
         request: VideoRequest,
         *,
-        on_frames: Callable[[np.ndarray], None],
+        media: Media,
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
@@ -114,11 +112,15 @@ class LeadingEngine:
 
         def make(_: dict[str, Any], should_stop: Callable[[], bool]) -> dict[str, Any]:
             return self._engine.generate(
-                request, on_frames=on_frames, on_progress=report, should_cancel=should_stop
+                request,
+                media=leader.receive_media(),
+                on_frames=on_frames,
+                on_progress=report,
+                should_cancel=should_stop,
             )
 
         task = {"request": dataclasses.asdict(request)}
-        metadata = run_in_step(leader, task, make, asked=should_cancel)
+        metadata = run_in_step(leader, task, make, media=media, asked=should_cancel)
         return {**metadata, "lockstep": leader.account()}
 
     def failure_of(self, error: Exception) -> Failure:
@@ -136,7 +138,7 @@ class LeadingEngine:
 
     @contextlib.contextmanager
     def _failing_together(self) -> Iterator[None]:
-        """What process 0 cannot do, the others need not wait for."""
+        """What fails in process 0 fails in all: the others need not wait for it."""
         try:
             yield
         except Exception as error:
@@ -249,12 +251,14 @@ def _join(settings: Settings, **callbacks: Any) -> tuple[Lockstep, Joined | None
 def _identity(settings: Settings) -> Identity:
     # JAX adds to the variables that decide programs when it is imported: it has to be, everywhere.
     importlib.import_module("wan_tpu.runtime")
-    folder = open_model(settings.model).folder
+    folder = settings.load_options.open_model().folder
     assert folder is not None
-    shared = {f"WAN_TPU_{name.upper()}": getattr(settings, name) for name in SHARED_SETTINGS}
+    # What decides which programs run; the other settings are process 0's own affair.
+    shared = settings.load_options.identity()
+    shared |= {"warm_up": settings.warm_up, "engine": settings.engine}
     return make_identity(
         model_folder=folder,
-        settings={**shared, "WAN_TPU_ENGINE": settings.engine},
+        settings={f"WAN_TPU_{name.upper()}": value for name, value in shared.items()},
         packages=("wan_tpu", "server"),
     )
 
@@ -264,12 +268,13 @@ def _note(process: Lockstep, progress: Progress) -> None:
 
 
 def _make(engine: Engine, process: Lockstep) -> None:
-    """One job, from the word that begins it until this process has left it."""
+    """One job, from the message that begins it until this process has left it."""
 
     def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> None:
         engine.generate(
             VideoRequest(**task["request"]),
-            on_frames=lambda _: None,
+            media=process.receive_media(),
+            on_frames=None,
             on_progress=lambda progress: _note(process, progress),
             should_cancel=should_stop,
         )

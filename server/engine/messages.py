@@ -1,4 +1,8 @@
-"""What the service and its engine process say to each other: one JSON object a line."""
+"""The messages between the service and its own engine process, one JSON object a line.
+
+Over a pipe inside one machine; what process 0 and the followers of a slice send each other is in
+`wan_tpu.multihost.messages`.
+"""
 
 import dataclasses
 from typing import Any
@@ -8,11 +12,17 @@ from wan_tpu.json_lines import JsonLines
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
-    """To the engine: make this video and leave its files in this folder."""
+    """To the engine: make this video.
+
+    Attributes:
+        folder: where its files are left.
+        uploads: folder of the pictures and clips that the request names (`server.files.uploads`).
+    """
 
     job: str
     request: dict[str, Any]
     folder: str
+    uploads: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +37,32 @@ class Cancel:
     """To the engine: stop at the next step; an answer about the job still comes."""
 
     job: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """To the engine: record a profile into this folder; `Cancel` by its name ends it early.
+
+    Attributes:
+        steps: denoising steps of the job that runs or comes; None for `seconds` from now on.
+    """
+
+    profile: str
+    folder: str
+    steps: int | None
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """From the engine: the profile lies in the folder, complete, or there is none.
+
+    Attributes:
+        problem: why there is none.
+    """
+
+    profile: str
+    problem: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +129,15 @@ class Stop:
     """To the engine: end now, in good order, whatever runs."""
 
 
-Message = Generate | Probe | Cancel | Stop | Loading | Ready | Progress | Beat | Done | Failed
+Message = (
+    Generate | Probe | Cancel | Record | Stop
+    | Loading | Ready | Progress | Beat | Recorded | Done | Failed
+)  # fmt: skip
 
-_LINES = JsonLines(Generate, Probe, Cancel, Stop, Loading, Ready, Progress, Beat, Done, Failed)
+_LINES = JsonLines(
+    Generate, Probe, Cancel, Record, Stop,
+    Loading, Ready, Progress, Beat, Recorded, Done, Failed,
+)  # fmt: skip
 
 
 def encode(message: Message) -> bytes:

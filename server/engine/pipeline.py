@@ -4,19 +4,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from server.engine.failure import Failure
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
-from wan_tpu.errors import BadNumbersError, Cancelled, InputError
+from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
-from wan_tpu.pipeline.model import parse_dtype
+from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.text_to_video import TextToVideo
-from wan_tpu.request import VideoRequest
-from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.request import VideoRequest, make_request
 
 PROBE_STEPS = 2
 
@@ -26,27 +25,24 @@ class PipelineEngine:
 
     def __init__(self, settings: Settings):
         self._settings = settings
+        self._warm_up_requests: list[VideoRequest] = []
         self._pipeline: TextToVideo | None = None
 
     def start(self, joined: Joined | None = None) -> None:
-        """See `Engine.start`."""
-        settings = self._settings
+        """See `Engine.start`: check, load."""
+        settings, options = self._settings, self._settings.load_options
+        model = options.open_model()
+        self._warm_up_requests = [check_request(model, each)[0] for each in _sizes_of(settings)]
         runtime.start(
-            host_devices=settings.host_devices,
+            host_devices=options.host_devices,
             cache_folder=settings.cache_dir or runtime.default_cache_folder(),
             joined=joined,
         )
-        self._pipeline = TextToVideo.from_pretrained(
-            settings.model,
-            layout=parse_layout(settings.layout) if settings.layout else None,
-            dtype=parse_dtype(settings.dtype) if settings.dtype else None,
-            attention=settings.attention,
-            vae=settings.vae,
-        )
+        self._pipeline = options.load(model, compile_for=self._warm_up_requests[0])
 
     def warm_up(self, on_progress: Callable[[Progress], None]) -> None:
         """See `Engine.warm_up`."""
-        for each in self._warm_up_requests():
+        for each in self._warm_up_requests:
             self._loaded.warm_up(each, on_progress=on_progress)
 
     def describe(self) -> dict[str, Any]:
@@ -63,25 +59,31 @@ class PipelineEngine:
 
     def probe_request(self) -> VideoRequest:
         """See `Engine.probe_request`; one program serves every number of steps."""
-        first = self._warm_up_requests()[0]
-        return dataclasses.replace(first, num_inference_steps=PROBE_STEPS, seed=0)
+        return dataclasses.replace(
+            self._warm_up_requests[0], num_inference_steps=PROBE_STEPS, seed=0
+        )
 
     def generate(
         self,
         request: VideoRequest,
         *,
-        on_frames: Callable[[np.ndarray], None],
+        media: Media,
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
         """See `Engine.generate`."""
         result = self._loaded(
-            request, on_frames=on_frames, on_progress=on_progress, should_cancel=should_cancel
+            request,
+            on_frames=on_frames,
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+            keep_frames=False,
         )
         return result.metadata
 
     def failure_of(self, error: Exception) -> Failure:
-        """See `Engine.failure_of`; XLA says RESOURCE_EXHAUSTED when memory does not suffice."""
+        """See `Engine.failure_of`."""
         match error:
             case Cancelled():
                 return Failure.CANCELLED
@@ -89,23 +91,21 @@ class PipelineEngine:
                 return Failure.INVALID_REQUEST
             case BadNumbersError():
                 return Failure.BAD_NUMBERS
-            case MemoryError():
-                return Failure.OUT_OF_MEMORY
-            case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+            case OutOfMemoryError() | MemoryError():
                 return Failure.OUT_OF_MEMORY
             case _:
                 return Failure.ENGINE_ERROR
-
-    def _warm_up_requests(self) -> list[VideoRequest]:
-        """A request of each size that is compiled at the start, at least one."""
-        request = VideoRequest(prompt="warm up")
-        sizes = [parse_warm_up(text) for text in self._settings.warm_up]
-        return [
-            dataclasses.replace(request, width=width, height=height, num_frames=frames)
-            for width, height, frames in sizes
-        ] or [request]
 
     @property
     def _loaded(self) -> TextToVideo:
         assert self._pipeline is not None, "start the engine first"
         return self._pipeline
+
+
+def _sizes_of(settings: Settings) -> list[VideoRequest]:
+    """A request of each size that is compiled at the start, at least one."""
+    sizes = [parse_warm_up(text) for text in settings.warm_up]
+    return [
+        make_request("warm up", size=(width, height), frames=frames)
+        for width, height, frames in sizes
+    ] or [make_request("warm up")]

@@ -32,17 +32,21 @@ from server.engine.messages import (
     Probe,
     Progress,
     Ready,
+    Record,
     Stop,
     decode,
     encode,
 )
+from server.engine.recorder import Recorder
 from server.engine.seam import Engine
 from server.files.disk import is_disk_full
+from server.files.uploads import UploadLost, read_uploads
 from server.files.writer import MediaFiles
 from server.logs import flush_logging, start_logging
 from server.settings import Settings
 from server.signals import ending_signals
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
+from wan_tpu.media import NO_MEDIA
 from wan_tpu.pipeline.progress import Progress as PipelineProgress
 from wan_tpu.request import VideoRequest
 
@@ -63,6 +67,7 @@ class Connection:
         self._sending = threading.Lock()
         self._requests: queue.Queue[Work] = queue.Queue()
         self._cancelled: set[str] = set()
+        self.recorder = Recorder(self.send)
         self.on_stop: Callable[[], None] = lambda: None
         """Called before the end that the service asks for; not when the service is gone."""
         threading.Thread(target=self._read, name="service", daemon=True).start()
@@ -87,6 +92,7 @@ class Connection:
     def forget(self, job: str) -> None:
         """A job has ended."""
         self._cancelled.discard(job)
+        self.recorder.leave_job()
 
     def _beat(self) -> None:
         while True:
@@ -99,8 +105,11 @@ class Connection:
                 match decode(line):
                     case Generate() | Probe() as request:
                         self._requests.put(request)
+                    case Record() as record:
+                        self.recorder.begin(record)
                     case Cancel(job=job):
-                        self._cancelled.add(job)
+                        if not self.recorder.cancel(job):
+                            self._cancelled.add(job)
                     case Stop():
                         self.on_stop()
                         break
@@ -143,6 +152,8 @@ def _answer(engine: Engine, service: Connection, work: Work) -> Message:
 
 def _code_of(engine: Engine, error: Exception) -> Failure:
     """Which kind of failure it is: some are the same for every engine."""
+    if isinstance(error, UploadLost):
+        return Failure.UPLOAD_LOST
     if is_disk_full(error):
         return Failure.DISK_FULL
     return engine.failure_of(error)
@@ -152,6 +163,7 @@ def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], N
     """Tells the service how far the work is."""
 
     def report(progress: PipelineProgress) -> None:
+        service.recorder.note(progress)
         service.send(
             Progress(
                 job=work.job,
@@ -168,7 +180,8 @@ def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], N
 def _probe(engine: Engine, service: Connection, work: Probe) -> dict[str, Any]:
     return engine.generate(
         engine.probe_request(),
-        on_frames=lambda _: None,
+        media=NO_MEDIA,
+        on_frames=None,
         on_progress=_reporter(service, work),
         should_cancel=lambda: service.is_cancelled(work.job),
     )
@@ -180,6 +193,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     assert request.width is not None
     assert request.height is not None
     assert request.num_frames is not None
+    media = read_uploads(pathlib.Path(work.uploads), request.media)
     with MediaFiles(
         pathlib.Path(work.folder),
         fps=request.fps,
@@ -189,6 +203,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     ) as files:
         metadata = engine.generate(
             request,
+            media=media,
             on_frames=files.write,
             on_progress=_reporter(service, work),
             should_cancel=lambda: service.is_cancelled(work.job),
@@ -199,7 +214,7 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
 def _words(error: Exception, code: Failure) -> str:
     """What the client is told: no paths, no insides."""
     match code:
-        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS:
+        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS | Failure.UPLOAD_LOST:
             return str(error)
         case Failure.OUT_OF_MEMORY:
             return "the accelerator ran out of memory; ask for a smaller size or fewer frames"

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from server.engine.failure import Failure
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import VideoRequest
@@ -48,7 +49,8 @@ class Engine(Protocol):
         self,
         request: VideoRequest,
         *,
-        on_frames: Callable[[np.ndarray], None],
+        media: Media,
+        on_frames: Callable[[np.ndarray], None] | None,
         on_progress: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
     ) -> dict[str, Any]:
@@ -56,7 +58,9 @@ class Engine(Protocol):
 
         Args:
             request: complete and checked.
-            on_frames: takes frames `[n, height, width, 3]`, uint8, in order.
+            media: the bytes of the pictures and clips that it names.
+            on_frames: takes frames `[n, height, width, 3]`, uint8, in order; None where nobody
+                wants them, and none need leave the devices.
             on_progress: told at every step.
             should_cancel: asked at every step.
 

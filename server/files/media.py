@@ -219,7 +219,10 @@ class Media:
                     tzinfo=datetime.UTC
                 )
                 if now - since.timestamp() > self._trash_seconds:
-                    shutil.rmtree(path, ignore_errors=True)
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
                     gone.append(path.name)
         return gone
 

@@ -17,7 +17,7 @@ from server.http.events import Streams
 from server.http.guard import Guard
 from server.http.limits import RequestRate
 from server.http.observed import Observed
-from server.http.routers import health, models, unsupported, videos
+from server.http.routers import health, models, profiles, unsupported, videos
 from server.http.served_model import serve_model
 from server.service import Service
 from server.web import page
@@ -73,7 +73,7 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
     in_front = [Depends(limit_rate)]
     if with_keys:
         in_front.insert(0, Depends(require_key))
-    for router in (videos.router, models.router, unsupported.router):
+    for router in (videos.router, models.router, profiles.router, unsupported.router):
         app.include_router(router, dependencies=in_front, responses=errors(400, 401, 429, 503))
     app.include_router(health.router, responses=errors(400, 429))
     for router in (page.router, swagger.make_router(app)):
@@ -84,7 +84,12 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """What stands in front of the routes; what is added last sees a request first."""
     settings = service.settings
-    app.add_middleware(Guard, settings=settings, strangers=app.state.stranger_rate)
+    app.add_middleware(
+        Guard,
+        settings=settings,
+        strangers=app.state.stranger_rate,
+        takes_files=bool(app.state.model.media_roles),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -18,6 +18,14 @@ PROBES = frozenset(("/livez", "/readyz", "/health"))
 PROBES_ONLY = "probes_only"
 """In the state of a request that came in over one of the places that are kept for probes."""
 
+FILES_ROUTE = ("POST", "/v1/videos")
+"""The one route whose body may hold a picture or clip."""
+
+MOST_LARGE_BODIES, LARGE_BODY_RETRY_SECONDS = 8, 2.0
+"""With a file at a time: each is in memory some three times until its job is accepted."""
+
+SLOWEST_UPLOAD_BYTES_PER_SECOND = 250_000
+
 CONNECTIONS_RETRY_SECONDS = 5.0
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
@@ -25,9 +33,21 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 class Guard:
     """Refuses what must not come in."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, strangers: RequestRate):
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, strangers: RequestRate, takes_files: bool
+    ):
+        """Stands in front of an application.
+
+        Args:
+            app: the application.
+            settings: of the server.
+            strangers: how many requests a second come without a key.
+            takes_files: whether the body of a new job may hold a picture or clip.
+        """
         self._app = app
         self._settings = settings
+        self._large = LargeBodies()
+        self._takes_files = takes_files
         self._hosts = settings.hosts
         self._domains = tuple(name[1:] for name in self._hosts if name.startswith("*."))
         self._origins = frozenset(origin.lower() for origin in settings.cors_origins)
@@ -40,7 +60,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         inner = _normal(scope)
-        body = Body(inner, receive, self._settings)
+        may_be_large = self._takes_files and (scope["method"], inner["path"]) == FILES_ROUTE
+        body = Body(inner, receive, self._settings, self._large if may_be_large else None)
 
         async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -58,6 +79,7 @@ class Guard:
         try:
             await self._app(inner, body.receive, guarded_send)
         finally:
+            body.end()
             scope["state"]["route"] = inner.get("route")  # where it failed before it answered
 
     def _check(self, scope: Scope) -> None:
@@ -99,6 +121,13 @@ class Guard:
             raise ApiError(403, "cross_origin", message)
 
 
+class LargeBodies:
+    """How many bodies with a picture or clip are in memory; there is no room for many."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
 class Body:
     """The body of one request, which must not be too large and must come in time.
 
@@ -106,12 +135,20 @@ class Body:
     apart.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, settings: Settings):
+    def __init__(
+        self, scope: Scope, receive: Receive, settings: Settings, large: LargeBodies | None
+    ):
         self._headers = Headers(scope=scope)
         self._method = scope["method"]
         self._receive = receive
-        self._limit = settings.max_body_bytes
+        self._small = self._limit = settings.max_body_bytes
         self._seconds = settings.body_timeout_seconds
+        self._large = large
+        self._is_large = False
+        if large is not None:
+            in_base64 = -(-settings.max_upload_bytes * 4 // 3)
+            self._limit += in_base64
+            self._seconds += in_base64 / SLOWEST_UPLOAD_BYTES_PER_SECOND
         self._deadline = time.monotonic() + self._seconds
         self._received = 0
         self._has_length = self._headers.get("content-length", "") not in ("", "0")
@@ -134,6 +171,12 @@ class Body:
         if self._has_length and int(self._headers["content-length"]) > self._limit:
             raise self._too_large()
 
+    def end(self) -> None:
+        """The request is answered: its body is not in memory any more."""
+        if self._large is not None and self._is_large:
+            self._large.number -= 1
+            self._is_large = False
+
     async def receive(self) -> Message:
         """See ASGI.
 
@@ -151,11 +194,23 @@ class Body:
         self._received += len(message.get("body", b""))
         if self._received > self._limit:
             raise self._too_large()
+        if self._received > self._small and not self._is_large:
+            self._begin_large()
         self.is_complete = not message.get("more_body", False)
         return message
 
     def _too_large(self) -> ApiError:
         return ApiError(413, "body_too_large", f"the body is larger than {self._limit} bytes")
+
+    def _begin_large(self) -> None:
+        """Takes a place among the bodies that need much memory; the key was asked for before."""
+        assert self._large is not None
+        if self._large.number >= MOST_LARGE_BODIES:
+            words = f"{MOST_LARGE_BODIES} pictures or clips are being received already"
+            later = retry_after(LARGE_BODY_RETRY_SECONDS)
+            raise ApiError(503, "too_many_uploads", words, headers=later)
+        self._large.number += 1
+        self._is_large = True
 
 
 def _normal(scope: Scope) -> Scope:

@@ -1,8 +1,11 @@
-"""Reads the body of `POST /v1/videos`, JSON or multipart, into a checked `VideoCreate`.
+"""Reads the body of `POST /v1/videos`, JSON or multipart, into checked fields and a picture.
 
 A dependency, since FastAPI reads a body that a route declares before it asks for the key.
 """
 
+import asyncio
+import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -17,6 +20,8 @@ from starlette.exceptions import HTTPException
 
 from server.errors import SHOWN_CHARACTERS, ApiError
 from server.http.answers import unknown_field
+from server.http.dependencies import ModelDependency
+from server.http.reference import FIELD, Reference, is_left_out, read_reference
 from server.http.schemas import EXPECTED, VideoCreate
 
 MAX_FIELDS = 64
@@ -30,21 +35,35 @@ REQUEST_BODY: dict[str, Any] = {
 }
 """`openapi_extra=` of a route that takes a `SentVideo`."""
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 """A text of JSON, whole or cut short, or a bracket outside of any; in linear time."""
 
 
-async def read_create(request: Request) -> VideoCreate:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a client sent.
+
+    Attributes:
+        create: the fields; `input_reference` is the digest.
+        reference: the picture or clip, if there is one.
+    """
+
+    create: VideoCreate
+    reference: Reference | None
+
+
+async def read_create(request: Request, model: ModelDependency) -> Sent:
     """The body, checked.
 
     Raises:
-        ApiError: it is of another type, or malformed.
+        ApiError: it is of another type, malformed, or has a picture that the model does not take.
         RequestValidationError: a field is wrong.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match content_type:
         case "application/json":
-            fields = _parse_json(await request.body())
+            # A picture in base64 is megabytes; the others are to be answered meanwhile.
+            fields = await asyncio.to_thread(_parse_json, await request.body())
         case "multipart/form-data":
             fields = await _read_form(request)
         case _:
@@ -54,8 +73,15 @@ async def read_create(request: Request) -> VideoCreate:
                 f"the body must be {JSON} or {FORM}, got "
                 f"{content_type[:SHOWN_CHARACTERS] or 'no Content-Type'!r}",
             )
+    value = fields.pop(FIELD, None)
+    reference = None
+    if not is_left_out(value):
+        model.check_takes_files()
+        read = functools.partial(read_reference, value, max_bytes=model.max_upload_bytes)
+        reference = await asyncio.to_thread(read)
+        fields[FIELD] = reference.digest
     try:
-        return VideoCreate.model_validate(fields)
+        return Sent(create=VideoCreate.model_validate(fields), reference=reference)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         raise RequestValidationError(
@@ -63,7 +89,7 @@ async def read_create(request: Request) -> VideoCreate:
         ) from None
 
 
-SentVideo = Annotated[VideoCreate, Depends(read_create)]
+SentVideo = Annotated[Sent, Depends(read_create)]
 
 
 def digest(create: VideoCreate) -> str:
@@ -92,7 +118,7 @@ def _check_flat(body: bytes) -> None:
 
     Parsing a hundred thousand objects that no field takes would hold everybody up.
     """
-    opened, texts, name = False, 0, b'""'
+    depth, texts, name = 0, 0, b'""'
     for match in _TOKEN.finditer(body):
         token = match[0]
         if token.startswith(b'"'):
@@ -101,12 +127,18 @@ def _check_flat(body: bytes) -> None:
                 message = f"the body has more than {MAX_FIELDS} fields"
                 raise ApiError(400, "invalid_json", message)
         elif token in b"[{":
-            if opened:
+            is_reference = depth == 1 and token == b"{" and name == b'"%s"' % FIELD.encode()
+            if depth > 1:
+                message = f"{FIELD} must be {EXPECTED[FIELD]}, got lists or objects in an object"
+                raise ApiError(400, "invalid_value", message, param=FIELD)
+            if depth and not is_reference:
                 raise _nested(name, "a list" if token == b"[" else "an object")
             if token == b"[":
                 message = 'the body must be a JSON object, {"prompt": "..."}, got a list'
                 raise ApiError(400, "invalid_json", message)
-            opened = True
+            depth += 1
+        elif depth > 1:
+            depth -= 1
 
 
 def _nested(name: bytes, what: str) -> ApiError:
@@ -149,21 +181,27 @@ async def _read_form(request: Request) -> dict[str, Any]:
         if isinstance(value, UploadFile):
             if not value.filename and not value.size:
                 continue  # what browsers send of an input where no file was chosen
-            await form.close()
-            message = f"{name} is a file, and no field takes one: text to video only"
-            raise ApiError(400, "unknown_field", message, param=name)
+            if name != FIELD:
+                await form.close()
+                message = f"{name} is a file, and no field but {FIELD} takes one"
+                raise ApiError(400, "unknown_field", message, param=name)
+            value = await value.read()
         if name in fields:
             raise ApiError(400, "invalid_value", f"{name} is there more than once", param=name)
         fields[name] = value
-    _check_text(request.headers["content-type"], await request.body())
+    await form.close()
+    _check_text(request.headers["content-type"], await request.body(), fields.get(FIELD))
     return fields
 
 
-def _check_text(content_type: str, body: bytes) -> None:
-    """Refuses a form of text alone that is not UTF-8, which would be mangled, or lacks its end."""
+def _check_text(content_type: str, body: bytes, file: str | bytes | None) -> None:
+    """Refuses a form whose text is not UTF-8, which would be mangled, or that lacks its end."""
     _, options = parse_options_header(content_type)
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         raise ApiError(400, "invalid_form", "a form is written in UTF-8")
+    if isinstance(file, bytes) and file:
+        before, _, after = body.partition(file)
+        body = before + after
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from server.engine.failure import Failure
+from server.http import reference
 from wan_tpu.request import MAX_SEED
 
 
@@ -89,8 +90,23 @@ class VideoCreate(BaseModel):
     scheduler: Literal["unipc", "euler"] | None = Field(
         default=None, description="`unipc` or `euler`"
     )
-    input_reference: None = Field(
-        default=None, description="not taken: text to video only; null and empty are left out"
+    input_reference: str | None = Field(
+        default=None,
+        description="a picture or clip to begin with, PNG, JPEG, WebP or MP4: a file of a form, or "
+        "a data URL, also as `image_url` of an object; refused by a model that makes videos from "
+        "text only",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string", "pattern": "^(data:[^,]*;base64,.*)?$"},
+                {
+                    "type": "object",
+                    "properties": {"image_url": {"type": "string"}},
+                    "required": ["image_url"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        },
     )
 
     @field_validator("size", mode="after")
@@ -104,12 +120,6 @@ class VideoCreate(BaseModel):
     def _choose_seed(cls, seed: int | None) -> int | None:
         """Other programs write -1 for any seed."""
         return None if seed == -1 else seed
-
-    @field_validator("input_reference", mode="before")
-    @classmethod
-    def _leave_out(cls, reference: object) -> object:
-        """What forms send of an input that nobody filled in."""
-        return None if reference == "" else reference
 
 
 EXPECTED = {
@@ -125,7 +135,7 @@ EXPECTED = {
     "flow_shift": "a number between 0.001 and 100",
     "seed": f"a whole number between 0 and {MAX_SEED}, or -1 for any",
     "scheduler": "unipc or euler",
-    "input_reference": "left out, since this server makes videos from text only",
+    "input_reference": reference.EXPECTED,
 }
 """What each field takes, in words for people; a test holds it to the fields."""
 
@@ -239,6 +249,58 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[Model]
+
+
+MAX_PROFILE_STEPS, MAX_PROFILE_SECONDS = 20, 60
+
+
+class ProfileCreate(BaseModel):
+    """What `POST /v1/profiles` takes: one of the two, or 3 steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_PROFILE_STEPS,
+        description="denoising steps of the job that runs, or of the next one, after its first",
+    )
+    seconds: Number | None = Field(
+        default=None, gt=0, le=MAX_PROFILE_SECONDS, description="from now on, whatever runs"
+    )
+
+
+class ProfileError(BaseModel):
+    """Why there is no profile."""
+
+    code: Literal["profile_failed"]
+    message: str
+
+
+class Profile(BaseModel):
+    """A trace of what the engine did."""
+
+    id: str
+    object: Literal["profile"]
+    status: Literal["in_progress", "completed", "failed"]
+    created_at: int
+    bytes: int | None = Field(description="of the archive; null unless completed")
+    error: ProfileError | None
+
+
+class ProfileList(BaseModel):
+    """All profiles that are kept."""
+
+    object: Literal["list"]
+    data: list[Profile]
+
+
+class ProfileDeleted(BaseModel):
+    """What `DELETE` answers."""
+
+    id: str
+    object: Literal["profile.deleted"]
+    deleted: Literal[True]
 
 
 class Live(BaseModel):

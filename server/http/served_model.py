@@ -6,15 +6,17 @@ import re
 import secrets
 
 from server.errors import ApiError, shown
+from server.http import reference
+from server.http.reference import Reference
 from server.http.schemas import Model, ModelDefaults, ModelLimits, VideoCreate
 from server.jobs.estimate import work_of
 from server.jobs.video_object import format_seconds
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
-from wan_tpu.errors import GeometryError, PromptError
+from wan_tpu.errors import GeometryError, MediaError, PromptError
 from wan_tpu.geometry import Compression, parse_size
-from wan_tpu.pipeline.check import check_request, compression_of
-from wan_tpu.request import SCHEDULERS, VideoRequest
+from wan_tpu.pipeline.check import check_request, compression_of, media_roles
+from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
 from wan_tpu.text.prompt import check_prompt
 
 OWNER = "wan-tpu"
@@ -43,6 +45,8 @@ class ServedModel:
         max_work: pixels x frames x steps that a request may ask for.
         max_prompt_characters: of a prompt, and of a negative prompt.
         warm_sizes: `WxH` that are compiled at start.
+        media_roles: pictures and clips that it takes, of `wan_tpu.media.ROLES`.
+        max_upload_bytes: of each of them.
     """
 
     id: str
@@ -50,6 +54,8 @@ class ServedModel:
     max_work: int
     max_prompt_characters: int
     warm_sizes: tuple[str, ...]
+    media_roles: tuple[str, ...]
+    max_upload_bytes: int
 
     @property
     def compression(self) -> Compression:
@@ -74,7 +80,7 @@ class ServedModel:
                 guidance_scale=defaults.guidance_scale,
                 flow_shift=defaults.flow_shift(defaults.width, defaults.height),
                 negative_prompt=defaults.negative_prompt,
-                scheduler=SCHEDULERS[0],
+                scheduler=defaults.scheduler,
             ),
             limits=ModelLimits(
                 size_multiple=[compression.width_multiple, compression.height_multiple],
@@ -90,8 +96,22 @@ class ServedModel:
             ),
         )
 
-    def request(self, create: VideoCreate) -> VideoRequest:
+    def check_takes_files(self) -> None:
+        """Refuses a picture or clip, whatever is in it, where the model takes none.
+
+        Raises:
+            ApiError: it takes none.
+        """
+        if not self.media_roles:
+            message = f"{self.id} is a text-to-video model and takes no image"
+            raise ApiError(400, "unknown_field", message, param=reference.FIELD)
+
+    def request(self, create: VideoCreate, sent: Reference | None = None) -> VideoRequest:
         """The complete request of what a client sent.
+
+        Args:
+            create: the fields.
+            sent: the picture or clip that came with them.
 
         Raises:
             ApiError: it cannot be made; names the field.
@@ -112,18 +132,18 @@ class ServedModel:
         width, height = self._size(create)
         field, num_frames = self._num_frames(create)
         seed = create.seed
-        request = VideoRequest(
-            prompt=create.prompt,
+        request = make_request(
+            create.prompt,
             negative_prompt=create.negative_prompt,
-            width=width,
-            height=height,
-            num_frames=num_frames,
+            size=(width, height),
+            frames=num_frames,
             fps=create.fps,
-            num_inference_steps=create.num_inference_steps,
+            steps=create.num_inference_steps,
             guidance_scale=create.guidance_scale,
             flow_shift=create.flow_shift,
-            scheduler=create.scheduler or SCHEDULERS[0],
+            scheduler=create.scheduler,
             seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if seed is None else seed,
+            **({} if sent is None else {sent.role: sent.digest}),
         )
         self._check("size", dataclasses.replace(request, num_frames=1))
         complete = self._check(field, request)
@@ -172,6 +192,8 @@ class ServedModel:
     def _check(self, field: str, request: VideoRequest) -> VideoRequest:
         try:
             complete, _ = check_request(self.description, request)
+        except MediaError as error:
+            raise ApiError(400, "unknown_field", str(error), param=reference.FIELD) from None
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
         return complete
@@ -229,6 +251,8 @@ def serve_model(settings: Settings) -> ServedModel:
         max_work=int(settings.max_work * work_of(complete)),
         max_prompt_characters=settings.max_prompt_characters,
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
+        media_roles=media_roles(description),
+        max_upload_bytes=settings.max_upload_bytes,
     )
 
 

@@ -17,6 +17,7 @@ from server.engine.messages import Progress
 from server.engine.supervisor import Supervisor
 from server.files.disk import is_disk_full
 from server.files.media import Media
+from server.files.uploads import Uploads
 from server.jobs.board import Board
 from server.jobs.job import Job, State
 from server.jobs.persistence import GaveUpError, Persistence
@@ -44,6 +45,7 @@ class Attempt:
         *,
         board: Board,
         media: Media,
+        uploads: Uploads,
         engine: EngineClient,
         supervisor: Supervisor,
         persistence: Persistence,
@@ -64,6 +66,7 @@ class Attempt:
         """Whether the engine crashed."""
         self._board = board
         self._media = media
+        self._uploads = uploads
         self._engine = engine
         self._supervisor = supervisor
         self._persistence = persistence
@@ -112,6 +115,7 @@ class Attempt:
             self.job.request,
             folder,
             self._note_progress,
+            uploads=self._uploads.folder,
             timeout_seconds=self._settings.job_timeout_seconds,
         )
 

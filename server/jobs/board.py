@@ -48,12 +48,12 @@ class Board:
         self._calls = StoreCalls(store, timeout_seconds=timeout_seconds)
         self._keep_seconds = keep_seconds
         self._max_attempts = max_attempts
-        self._shelf = Shelf()
+        self._shelf = self.shelf = Shelf()
         self._bodies = Bodies()
         self._clock = ExpiryClock()
         self._writing = asyncio.Lock()
         self._operations: set[asyncio.Task[Any]] = set()
-        self._doubtful: set[str] = set()  # ids that may have rows, though nobody was told so
+        self._doubtful: dict[str, Job] = {}  # may have rows, though nobody was told so
         self._deleted: collections.deque[str] = collections.deque(maxlen=REMEMBERED_DELETIONS)
         self._must_reconcile = False
         self._changed = asyncio.Event()
@@ -148,6 +148,11 @@ class Board:
         seconds = self._forecast.seconds_until_end(job_id)
         return encode_place(body, self.queue.position(job_id), seconds)
 
+    def needs(self, digest: str) -> bool:
+        """Whether a job, or one that may be in the database, is made from this picture or clip."""
+        doubtful = any(digest in job.media for job in self._doubtful.values())
+        return doubtful or digest in self._shelf.media
+
     def next_change(self) -> asyncio.Event:
         """An event that is set when any job changes; ask again after it was."""
         return self._changed
@@ -196,11 +201,11 @@ class Board:
         Raises:
             StoreUnavailable: it is not taken, now or later.
         """
-        return await self._to_the_end(self._accept(make_job))
+        return await self.to_the_end(self._accept(make_job))
 
     async def claim(self, job_id: str) -> Job | None:
         """Starts a queued job; None if it is not there any more."""
-        return await self._to_the_end(self._claim(job_id))
+        return await self.to_the_end(self._claim(job_id))
 
     def report(self, job_id: str, progress: Progress) -> None:
         """Notes where a running job is; not in the database, since it is worth nothing later."""
@@ -243,11 +248,11 @@ class Board:
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job that is not finished; returns the job as it then is, None if it is gone."""
-        return await self._to_the_end(self._cancel(job_id))
+        return await self.to_the_end(self._cancel(job_id))
 
     async def delete(self, job_ids: list[str]) -> None:
         """Forgets jobs; their files are the caller's to remove."""
-        await self._to_the_end(self._delete(job_ids))
+        await self.to_the_end(self._delete(job_ids))
 
     async def check(self) -> None:
         """Finds out how the database is, and puts right what its absence has left.
@@ -258,7 +263,7 @@ class Board:
             was_lost = await self._calls.call(self._store.check)
             self._must_reconcile |= was_lost
             if self._must_reconcile or self._doubtful:
-                await self._to_the_end(self._reconcile())
+                await self.to_the_end(self._reconcile())
         except StoreUnavailable as error:
             self._calls.note(error)
         except OwnershipLost:
@@ -305,7 +310,7 @@ class Board:
             return await self._calls.call(self._store.find, job.id) is not None
         except StoreUnavailable as error:
             # Nobody is told that it is accepted; if it is there later, it goes.
-            self._doubtful.add(job.id)
+            self._doubtful[job.id] = job
             self._calls.note(error)
             raise
 
@@ -317,7 +322,7 @@ class Board:
             found = await self._calls.call(self._store.find_idempotent, *key)
         if found is None:
             raise StoreRefused(f"{self._store.name} refuses the job {refused.id}")
-        self._doubtful.discard(found.id)
+        self._doubtful.pop(found.id, None)
         if found.id not in self._shelf.entries:
             if found.state == State.IN_PROGRESS:
                 found = found.requeued(counts=True)
@@ -357,7 +362,7 @@ class Board:
                 self._deleted.append(job_id)
 
     async def _end_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
-        return await self._to_the_end(self._move_running(job_id, move))
+        return await self.to_the_end(self._move_running(job_id, move))
 
     async def _move_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
         async with self._writing:
@@ -405,7 +410,7 @@ class Board:
                 and not job.is_unreadable
                 and states.get(job.id) != str(job.state)
             ]
-            unwanted = (self._doubtful | set(self._deleted)) - self._shelf.entries.keys()
+            unwanted = (self._doubtful.keys() | set(self._deleted)) - self._shelf.entries.keys()
             unwanted &= states.keys()
             if behind:
                 logger.warning(
@@ -474,7 +479,7 @@ class Board:
             self._forecast.forget()
         self.wake()
 
-    async def _to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
         """Does something whole, also when whoever asked for it is gone.
 
         Stopped halfway, what the database has and what is served would part.

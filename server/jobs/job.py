@@ -56,6 +56,7 @@ class Job:
         metadata: what the engine said about the finished video, and the size and digest of each
             of its files. A running job has it once its files are about to get their place.
         is_unreadable: its row holds what this version does not know, and stays as it is.
+        unread_media: digests in such a row, of files that its request may name.
     """
 
     id: str
@@ -73,6 +74,12 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     is_unreadable: bool = False
+    unread_media: frozenset[str] = frozenset()
+
+    @property
+    def media(self) -> frozenset[str]:
+        """Digests of the pictures and clips that it is made from."""
+        return self.unread_media.union(self.request.media.values())
 
     @property
     def is_finished(self) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 
 from server.engine.failure import Failure
 from server.jobs.job import FINISHED, UNREADABLE, Job, State
-from server.jobs.tables import JOB_VERSION
+from server.jobs.tables import JOB_VERSION, TEXT_JOB_VERSION
 from wan_tpu.errors import WanTpuError
+from wan_tpu.media import DIGEST, ROLES
 from wan_tpu.request import VideoRequest
 
 ID = re.compile(r"video_[0-9a-f]{32}")
@@ -35,10 +36,13 @@ class _NotUnderstoodError(Exception):
 def to_row(job: Job) -> dict[str, Any]:
     """The columns of a job."""
     row = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    del row["is_unreadable"]
-    row["request"] = json.dumps(dataclasses.asdict(job.request))
+    del row["is_unreadable"], row["unread_media"]
+    fields = dataclasses.asdict(job.request)
+    named = job.request.media
+    # A request of text alone is written as releases before pictures wrote it, which can read it.
+    row["request"] = json.dumps({k: v for k, v in fields.items() if k not in ROLES or k in named})
     row["metadata"] = None if job.metadata is None else json.dumps(job.metadata)
-    row["version"] = JOB_VERSION
+    row["version"] = JOB_VERSION if named else TEXT_JOB_VERSION
     return row
 
 
@@ -104,6 +108,7 @@ def _unreadable(row: dict[str, Any]) -> Job:
         idempotency_key=_text(row["idempotency_key"]),
         request_digest=_text(row["request_digest"]),
         is_unreadable=True,
+        unread_media=frozenset(DIGEST.findall(str(row["request"]))),
     )
 
 

@@ -3,6 +3,7 @@
 import bisect
 import collections
 import dataclasses
+from collections.abc import Iterable, Set
 from typing import Any
 
 from server.jobs.estimate import Running
@@ -38,6 +39,7 @@ class Shelf:
         self._ids: dict[str, list[str]] = {}  # by owner, oldest first
         self._idempotent: dict[tuple[str, str], str] = {}
         self._kept: dict[str, Kept] = {}
+        self._media: collections.Counter[str] = collections.Counter()
 
     def add(self, job: Job) -> Entry:
         """Puts a job there."""
@@ -46,6 +48,7 @@ class Shelf:
         self.newest = max(self.newest or job.id, job.id)
         if job.idempotency_key is not None:
             self._idempotent[job.owner, job.idempotency_key] = job.id
+        self._media.update(job.media)
         self._count(job, 1)
         return entry
 
@@ -64,6 +67,10 @@ class Shelf:
             del self._ids[job.owner]
         if job.idempotency_key is not None:
             self._idempotent.pop((job.owner, job.idempotency_key), None)
+        for digest in job.media:
+            self._media[digest] -= 1
+            if not self._media[digest]:
+                del self._media[digest]
         self._count(job, -1)
 
     def find_idempotent(self, owner: str, key: str) -> Job | None:
@@ -78,6 +85,16 @@ class Shelf:
     def kept_of(self, owner: str) -> Kept:
         """What an owner's finished jobs take up."""
         return self._kept.get(owner) or Kept()
+
+    @property
+    def media(self) -> Set[str]:
+        """Digests of the pictures and clips that some job is made from."""
+        return self._media.keys()
+
+    def media_of(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of some jobs; ids of no job count for nothing."""
+        entries = (self.entries.get(job_id) for job_id in job_ids)
+        return {digest for entry in entries if entry is not None for digest in entry.job.media}
 
     def page(
         self, owner: str, *, after: str | None, limit: int, newest_first: bool

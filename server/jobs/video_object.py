@@ -35,7 +35,7 @@ def video_object(
     request = job.request
     seconds_left = running.seconds_left if running is not None else None
     metadata: dict[str, Any] = {
-        "request": {name: getattr(request, name) for name in REQUEST_FIELDS}
+        "request": {name: getattr(request, name) for name in REQUEST_FIELDS} | request.media
     }
     if job.metadata is not None:
         metadata = {**job.metadata, **metadata}

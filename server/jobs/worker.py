@@ -11,6 +11,7 @@ from server.engine.client import EngineClient
 from server.engine.failure import ProcessLost
 from server.engine.supervisor import USUAL_RETRY_SECONDS, Supervisor
 from server.files.media import Media
+from server.files.uploads import Uploads
 from server.jobs.attempt import Attempt, Why
 from server.jobs.board import Board
 from server.jobs.job import Job, State
@@ -46,6 +47,7 @@ class Worker:
         self,
         board: Board,
         media: Media,
+        uploads: Uploads,
         engine: EngineClient,
         metrics: Metrics,
         settings: Settings,
@@ -53,6 +55,7 @@ class Worker:
         self.has_lost_process = False
         self._board = board
         self._media = media
+        self._uploads = uploads
         self._engine = engine
         self._metrics = metrics
         self._settings = settings
@@ -243,6 +246,7 @@ class Worker:
             job,
             board=self._board,
             media=self._media,
+            uploads=self._uploads,
             engine=self._engine,
             supervisor=self._supervisor,
             persistence=self._persistence,

@@ -44,10 +44,13 @@ def clock(monkeypatch, devices):
     return clock
 
 
+ONE_WAY = ("--sequence-parallel", "ulysses", "--weights", "sharded")
+
+
 @pytest.mark.usefixtures("clock")
 def test_compile_first_run_and_steady_state_are_apart(capsys, tmp_path):
     path = tmp_path / "out.json"
-    arguments = ["--run", "--layouts", "tp8,dp2-sp4", "--steps", "4", "--json", str(path)]
+    arguments = ["--run", "--layouts", "tp8,dp2-sp4", "--steps", "4", "--json", str(path), *ONE_WAY]
     assert main(["layouts", *arguments]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[-1] == "use: dp2-sp4"
@@ -85,5 +88,5 @@ def test_wrong_input_is_one_line(capsys, arguments, words):
 @pytest.mark.slow
 def test_a_real_run(capsys, devices, monkeypatch):
     monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
-    assert main(["layouts", "--run", "--layouts", "dp2-sp4", "--steps", "1"]) == 0
+    assert main(["layouts", "--run", "--layouts", "dp2-sp4", "--steps", "1", *ONE_WAY]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "use: dp2-sp4"

@@ -137,32 +137,6 @@ def test_two_indexes_of_variants_are_refused(tmp_path):
         weight_files(tmp_path)
 
 
-DTYPES = {
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "I64": torch.int64,
-    "BOOL": torch.bool,
-}
-
-
-@pytest.mark.parametrize("name", DTYPES)
-def test_dtypes_that_are_no_weights_are_refused_by_name(tmp_path, name):
-    tensors = {"good": torch.ones(2), "bad.weight": torch.ones(2).to(DTYPES[name])}
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match=rf"model\.safetensors: bad\.weight is {name}, .*BF16"
-    ):
-        SafetensorsSource(tmp_path)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes_that_are_weights_are_read(tmp_path, dtype):
-    save_file({"a": torch.full((2,), 1.5, dtype=dtype)}, tmp_path / "model.safetensors")
-    np.testing.assert_array_equal(SafetensorsSource(tmp_path).read("a").astype(float), [1.5, 1.5])
-
-
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.checkpoints.test_files import POINTER
 from tests.damaged_models import copy_wan_tiny, weights_file
@@ -19,7 +21,7 @@ DIFFUSERS = r"Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers"
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wan/wan2.1_t2v_1.3B_fp16.safetensors", "single file of weights, as ComfyUI"),
+        ("wan/wan2.1_t2v_1.3B_fp16.safetensors", "is damaged or not a safetensors file"),
         ("wan/model.GGUF", "is a GGUF file and no model folder"),
         ("wan/model.pth", "is a pickle file"),
         ("wan/notes.txt", "is a file and no model folder"),
@@ -77,7 +79,10 @@ def test_folders_that_are_no_model(tmp_path, files, message):
     folder.mkdir()
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
+        if name.endswith(".safetensors") and not name.startswith("."):
+            save_file({"x": torch.ones(1)}, folder / name)
+        else:
+            (folder / name).write_text("x")
     with pytest.raises(CheckpointError, match=f"model_index.json is missing: .*{message}"):
         open_model(str(folder))
 

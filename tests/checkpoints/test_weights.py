@@ -41,6 +41,10 @@ def stacked(arrays, **kwargs):
     )
 
 
+def place(weight, source, layout):
+    return place_weights([weight], source, make_mesh(parse_layout(layout)))[weight.name]
+
+
 @pytest.mark.parametrize(
     "spec", [P(), P(None, "tp"), P(None, ("tp", "dp", "sp")), P(None, None, AXES)]
 )
@@ -64,7 +68,7 @@ def test_shard_of_padding_alone_is_zero(devices):
     arrays = make_stack(layers=1, rows=2)
     order = np.array([0, 1, *[ZERO] * 6])
     weight = stacked(arrays, rows={0: order}, spec=P(None, AXES))
-    placed = weight.place(ArraySource(arrays), make_mesh(parse_layout("tp8")))
+    placed = place(weight, ArraySource(arrays), "tp8")
     np.testing.assert_array_equal(placed[0, :2], arrays["b.0.w"])
     assert not np.asarray(placed[0, 2:]).any()
 
@@ -73,7 +77,7 @@ def test_order_of_the_second_dimension(devices):
     arrays = make_stack(layers=2)
     order = np.array([*range(7, -1, -1), ZERO, ZERO])
     weight = stacked(arrays, rows={1: order}, spec=P(None, None, "tp"))
-    placed = np.asarray(weight.place(ArraySource(arrays), make_mesh(parse_layout("dp4-tp2"))))
+    placed = np.asarray(place(weight, ArraySource(arrays), "dp4-tp2"))
     np.testing.assert_array_equal(placed[1, :, :8], arrays["b.1.w"][:, ::-1])
     assert not placed[:, :, 8:].any()
 
@@ -89,7 +93,7 @@ def test_each_device_reads_only_its_slice(devices):
             reads.append(part.size)
             return part
 
-    stacked(arrays, spec=P(None, AXES)).place(Counting(arrays), make_mesh(parse_layout("tp8")))
+    place(stacked(arrays, spec=P(None, AXES)), Counting(arrays), "tp8")
     assert max(reads) == 8
     assert sum(reads) == 3 * 8 * 8
 

@@ -1,12 +1,20 @@
 """The command line as a user runs it: real processes, right and wrong input, Ctrl-C."""
 
 import json
+import math
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wan_tpu.checkpoints.models import open_model
 from wan_tpu.pipeline.video_file import read_frames
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.vae.backends import load_vae
+from wan_tpu.vae.config import VaeConfig
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -41,17 +49,44 @@ def test_generate_npy_on_a_layout_of_eight_equals_one_device(run, tmp_path):
     assert (story["layout"], story["num_devices"]) == (layout, 8)
 
 
+def test_how_a_layout_is_split_is_heeded_where_the_layout_itself_is_chosen(run, tmp_path):
+    """Red when `--sequence-parallel` and `--weights` mean nothing without `--layout`."""
+    done = run(
+        "generate", PROMPT, "--steps", "1", "-o", "out.npy", "--host-devices", "4",
+        "--sequence-parallel", "ring", "--weights", "replicated", "--vae-dtype", "bfloat16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    story = json.loads((tmp_path / "out.json").read_text())
+    assert story["layout"] == "dp2-sp2 ring replicated"
+    assert (story["dtype"], story["vae_dtype"]) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("command", ["generate", "consistency"])
+def test_help_names_every_attention_and_dtype(run_here, command):
+    code, out, _ = run_here(command, "--help")
+    assert code == 0
+    said = " ".join(out.split())
+    assert "auto, reference, dot_product, chunked, splash or flash" in said
+    assert "--vae-dtype NAME of the VAE, bfloat16 or float32" in said
+
+
 USAGE = {
     "frames not 4n+1": (["--frames", "16"], "13 or 17"),
     "size not a multiple of 16": (["--size", "100x64"], "96 or 112"),
     "size that is no size": (["--size", "big"], "832x480"),
     "unknown model": (["--model", "wan-huge"], "wan-tiny, wan2.1-t2v-1.3b"),
+    "unknown variant": (["--variant", "fp8"], "known: none but the plain files"),
     "unknown layout": (["--layout", "pp2"], "dp2-sp4"),
     "layout for other devices": (["--layout", "tp4", "--host-devices", "8"], "dp2-tp4"),
     "unknown scheduler": (["--scheduler", "dpm"], "unipc"),
     "unknown attention": (["--attention", "flash9"], "splash"),
     "unknown VAE": (["--vae", "torch"], "maxdiffusion"),
     "unknown dtype": (["--dtype", "int8"], "bfloat16"),
+    "unknown VAE dtype": (["--vae-dtype", "fp32"], "float32"),
+    "a way to share tokens twice": (
+        ["--layout", "sp4 ring", "--sequence-parallel", "ulysses"],
+        "give one of them",
+    ),
     "no steps": (["--steps", "0"], "at least 1"),
     "negative seed": (["--seed", "-2"], "seed"),
     "size of nothing": (["--size", ""], "832x480"),
@@ -167,11 +202,48 @@ class TestInspect:
         sizes = json.loads(out)["components"]["transformer"]
         assert sizes["bytes_per_device"] == sizes["bytes"]
 
+    @pytest.mark.parametrize("option", [["--weights", "replicated"]])
+    def test_a_split_of_no_layout(self, run_here, option):
+        code, _, error = run_here("inspect", "wan-tiny", *option)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "--layout dp2-sp4" in error
+
+    def test_of_the_autoencoder_the_decoder_counts(self, run_here):
+        """Red when the encoder counts as resident: the planner holds 0.137 GiB of the 14B's."""
+        for layout in ((), ("--layout", "dp2-sp4")):
+            _, out, _ = run_here("inspect", "wan2.1-t2v-14b", *layout, "--json")
+            report = json.loads(out)
+            vae, encoder = report["components"]["vae"], report["not_loaded"]["vae_encoder"]
+            for sizes in (vae, encoder):
+                assert sizes.get("bytes_per_device", sizes["bytes"]) == sizes["bytes"]
+            assert vae["bytes"] / 2**30 == pytest.approx(0.137, abs=0.001)
+            assert (vae["bytes"] + encoder["bytes"]) / 2**20 == pytest.approx(242, abs=1)
+            counted = sum(row["num_bytes"] for row in report["weights"])
+            parts = (report["components"] | report["not_loaded"]).values()
+            assert counted == sum(sizes["bytes"] for sizes in parts)
+        _, out, _ = run_here("inspect", "wan2.1-t2v-14b")
+        (line,) = [line for line in out.splitlines() if line.startswith("  vae_encoder")]
+        assert line.endswith("not loaded")
+
+    def test_what_is_shown_of_the_autoencoder_is_what_its_programs_take(self, run_here):
+        description = open_model("wan-tiny")
+        folder = description.component_folder("vae")
+        config = VaeConfig.from_json(description.configs["vae"])
+        mesh = make_mesh(Layout(), jax.devices()[:1])
+        backend = load_vae("flax", config, description.source("vae"), mesh=mesh, dtype=jnp.float32)
+        params = jax.tree.leaves(backend.stages(8, 8, 2)[0].arguments[0])
+        _, out, _ = run_here("inspect", "wan-tiny", "--dtype", "float32", "--json")
+        shown = json.loads(out)["components"]["vae"]
+        assert shown["bytes"] == sum(math.prod(p.shape) * p.dtype.itemsize for p in params)
+        (file,) = folder.glob("*.safetensors")
+        assert shown["bytes_on_disk"] == file.stat().st_size
+
     def test_table(self, run):
         done = run("inspect", "wan-tiny", "--layout", "tp8")
         assert done.returncode == 0, done.stderr
         assert "blocks.*.attn1.to_q.weight" in done.stdout
         assert "per device" in done.stdout
+        assert "on the disk" in done.stdout
 
     def test_unknown_model(self, run):
         done = run("inspect", "wan-huge")

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from wan_tpu.cli.consistency import ALL, read_layouts
+from wan_tpu.cli.consistency import ALL, _verdict, read_layouts
 from wan_tpu.errors import LayoutError
+from wan_tpu.pipeline.consistency import Comparison, Difference
+from wan_tpu.sharding.layout import Layout
 
 WRONG = """
 import sys
@@ -141,6 +143,20 @@ def test_a_choice_in_the_text_of_a_layout_stays():
     found = read_layouts(parse(layouts="sp8 ring,sp4 allgather replicated"), 8)
     names = ["sp8 ring", "sp8 ring replicated", "sp4 allgather replicated"]
     assert [str(layout) for layout in found] == names
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 layout gives"), (2, "2 layouts give")])
+def test_the_verdict_counts(count, said):
+    nothing = Difference(max_absolute=0.0, max_relative=0.0, cosine=1.0)
+    comparison = Comparison(
+        layout=Layout(tp=2),
+        attention="chunked",
+        velocity=nothing,
+        latents=nothing,
+        psnr=float("inf"),
+        consistent=True,
+    )
+    assert _verdict([comparison] * count) == f"consistent: {said} the one device's video\n"
 
 
 def test_more_devices_than_are_here():

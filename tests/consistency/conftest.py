@@ -14,6 +14,7 @@ from tests.checkpoint_factory import PROMPT, VAE, make_random_checkpoint
 from tests.consistency.cases import Case
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.pipeline.consistency import Run, run_layout
+from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
 
@@ -64,13 +65,13 @@ def compared_runs(tmp_path_factory, devices):
             guidance_scale=3.0 if case.guidance == "guided" else 1.0,
             seed=1,
         )
-        return run_layout(
-            str(folders[case.model]),
-            case.layout,
-            request,
+        options = LoadOptions(
+            model=str(folders[case.model]),
+            layout=case.layout,
             dtype="float32",
             attention=case.attention,
         )
+        return run_layout(options.open_model(), options, request)
 
     @functools.cache
     def run_once(case: Case) -> Run:

@@ -44,6 +44,70 @@ def test_spot_with_everything(cloud):
     )
 
 
+DISK = "projects/my-project/zones/us-east5-b/disks/wan-data"
+WITH_DISK = ("create", "wan", *WHERE, "--data-disk", "500", "--type", "v6e-8")
+
+
+def test_a_data_disk_is_made_first_and_attached(cloud):
+    cloud.answer("disks list", out="[]")
+    cloud.answer("create")
+    cloud.slices(node())
+    done = cloud.run(*WITH_DISK)
+    assert done.returncode == 0, done.stderr
+    assert cloud.lines[:3] == [
+        "gcloud compute disks list --project=my-project --zones=us-east5-b "
+        "--filter=labels.wan-tpu=wan --format=json --quiet",
+        "gcloud compute disks create wan-data --project=my-project --zone=us-east5-b "
+        "--size=500GB --type=hyperdisk-balanced --labels=wan-tpu=wan --quiet",
+        "gcloud compute tpus tpu-vm create wan --project=my-project --zone=us-east5-b "
+        "--accelerator-type=v6e-8 --version=v2-alpha-tpuv6e "
+        "--labels=wan-tpu=wan,wan-tpu-slice=0 --tags=wan-tpu "
+        f"--data-disk=source={DISK},mode=read-write --quiet",
+    ]
+
+
+def test_the_disk_of_an_earlier_slice_is_taken_as_it_is(cloud):
+    cloud.answer("disks list", out=json.dumps([{"name": "wan-data"}, {"name": "wan-1-data"}]))
+    cloud.answer("create")
+    cloud.slices(node())
+    done = cloud.run(*WITH_DISK)
+    assert done.returncode == 0, done.stderr
+    assert "# the disk wan-data is there, with what is on it" in done.stdout
+    assert not any("disks create" in line for line in cloud.lines)
+    assert f"--data-disk=source={DISK},mode=read-write" in cloud.lines[1]
+
+
+def test_a_slice_that_is_refused_leaves_the_disk_and_says_so(cloud):
+    cloud.answer("disks list", out="[]")
+    cloud.answer("disks create")
+    cloud.answer("tpu-vm create", err=QUOTA, exit=1)
+    done = cloud.run(*WITH_DISK)
+    assert done.returncode == 1
+    assert "nothing costs, but for the data disk" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--type", "v6e-16"), "v6e-16 has 4: Google attaches a disk that is written to one"),
+        (("--data-disk", "5"), "data-disk is '5'; expected GB, from 10 to 65536"),
+        (("--data-disk", "500GB"), "data-disk is '500GB'; expected GB"),
+    ],
+)
+def test_disks_that_cannot_be(cloud, flags, words):
+    done = cloud.run(*WITH_DISK, *flags)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert cloud.calls == []
+
+
+def test_a_disk_needs_to_know_where_it_is(cloud):
+    done = cloud.run("create", "wan", "--data-disk", "500", "--type", "v6e-8", "--zone", "us-a1-b")
+    assert done.returncode == 1
+    assert "project is not set" in done.stderr
+    assert cloud.calls == []
+
+
 def test_says_what_it_costs_and_what_comes_next(cloud):
     cloud.answer("create")
     cloud.slices(node())

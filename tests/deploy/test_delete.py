@@ -31,6 +31,21 @@ def test_a_slice_of_its_own(cloud):
     )
 
 
+def test_a_data_disk_stays_and_is_named(cloud):
+    disks = [{"sourceDisk": "projects/my-project/zones/us-east5-b/disks/wan-data"}]
+    made = node(kind="v6e-8", workers=1, dataDisks=disks)
+    cloud.answer("tpu-vm list", out=json.dumps([made]), times=1)
+    cloud.slices()
+    leftovers(cloud, [])
+    cloud.answer("delete")
+    done = cloud.run(*DELETE, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "the disk wan-data stays, with jobs and models, and costs" in done.stdout
+    command = "gcloud compute disks delete wan-data --project=my-project --zone=us-east5-b --quiet"
+    assert f"  {command}  removes it" in done.stdout
+    assert not any("disks" in line for line in cloud.lines)
+
+
 def test_what_gclouds_filter_lets_through_too_much_stays(cloud):
     cloud.slices(node("theirs", labels={"wan-tpu": "WAN"}), node("others", labels={}))
     leftovers(cloud, [])

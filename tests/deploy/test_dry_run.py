@@ -14,6 +14,8 @@ VERBS = [
     ("create", "wan", "--spot", "--slices", "2"),
     ("create", "wan", "--queued", "--spot", "--valid-until-duration", "6h"),
     ("create", "wan", "--queued", "--max-run-duration", "4h", "--labels", "a=b"),
+    ("create", "wan", "--data-disk", "500", "--type", "v6e-8"),
+    ("create", "wan", "--data-disk", "500", "--type", "v5e-8", "--queued", "--slices", "2"),
     INSTALL,
     (*INSTALL, "--slices", "2"),
     ("start", "wan", "--layout", "dp2-sp8"),
@@ -30,11 +32,16 @@ VERBS = [
 """Every verb, with flags that change its commands."""
 
 
+def typed(words):
+    """The words of a verb with where and what its slices are."""
+    return (*words, *WHERE, *(() if "--type" in words else ("--type", "v6e-16")))
+
+
 def dry_run(cloud, words):
     """The lines that a dry run prints; two slices, sixteen chips each, unless said otherwise."""
     for name in ("wan.env", "keys"):
         (cloud.here / name).write_text("A=b\n")
-    done = cloud.run(*words, *WHERE, "--type", "v6e-16", "--dry-run")
+    done = cloud.run(*typed(words), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert cloud.calls == []
     return [line for line in done.stdout.splitlines() if line.startswith("gcloud ")]
@@ -46,8 +53,12 @@ def test_it_prints_what_is_run(cloud, words):
     printed = dry_run(cloud, words)
     names = ["wan-0", "wan-1"] if "--slices" in words else ["wan"]
     gone = words[0] == "delete"
-    cloud.answer("tpu-vm list", out=json.dumps([node(name) for name in names]), times=1)
-    cloud.answer("tpu-vm list", out=json.dumps([] if gone else [node(name) for name in names]))
+    disks = [{"sourceDisk": f"projects/p/zones/z/disks/{name}-data"} for name in names]
+    more = {"workers": 1, "dataDisks": disks} if "--data-disk" in words else {}
+    nodes = [node(name, **more) for name in names]
+    cloud.answer("tpu-vm list", out=json.dumps(nodes), times=1)
+    cloud.answer("tpu-vm list", out=json.dumps([] if gone else nodes))
+    cloud.answer("disks list", out="[]")
     asked = [request(name) for name in names] if "--queued" in words else []
     cloud.answer("queued-resources list", out=json.dumps(asked), times=1)
     cloud.answer("queued-resources list", out="[]")
@@ -57,7 +68,7 @@ def test_it_prints_what_is_run(cloud, words):
     empty_archive = "\0" * 1024
     cloud.answer("-- pack ", out=empty_archive)
     cloud.answer("")
-    done = cloud.run(*words, *WHERE, "--type", "v6e-16")
+    done = cloud.run(*typed(words))
     assert done.returncode == 0, done.stderr
     lines = [line.partition(" < ")[0].partition(" > ")[0] for line in printed]
     looked_again = [line for line in cloud.lines if " list " in line][:2] if gone else []

@@ -4,6 +4,7 @@ The virtual environment is this one (WAN_TPU_VENV): making one takes minutes and
 and users are left alone under a scratch root, and systemd is `fake_systemctl.py`.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 
 from tests.deploy.conftest import ROOT, WHERE, node
 from tests.multihost.running import free_port
+from tests.requirements import require
 
 SYSTEMCTL = pathlib.Path(__file__).with_name("fake_systemctl.py")
 
@@ -317,11 +319,97 @@ def test_a_model_is_copied_from_its_bucket(worker, repository):
     """The worker's own gcloud copies; here it shows what it was asked."""
     install(worker, repository, commit(repository, "one"))
     worker.answer("storage rsync")
+    worker.answer("storage du", out="3000000000  gs://b/wan-14b\n")
     done = start(worker, "--bucket", "gs://b", "--model", "wan-14b")
     assert done.returncode == 0, done.stdout
     folder = f"{worker.root}/var/lib/wan-tpu/models/wan-14b"
     line = f"gcloud storage rsync --recursive --quiet gs://b/wan-14b {folder}"
     assert line in worker.lines
+
+
+def test_a_model_that_does_not_fit_is_said_before_it_is_copied(worker, repository):
+    install(worker, repository, commit(repository, "one"))
+    worker.answer("storage du", out=f"{10**18}  gs://b/wan-14b\n")
+    done = start(worker, "--bucket", "gs://b", "--model", "wan-14b")
+    assert done.returncode == 1
+    assert re.search(r"the rest of it takes 9+ GB and \S+ has \d+ GB free", done.stdout)
+    assert not any("storage rsync" in line for line in worker.lines)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A real block device of 64 MB; what it is mounted at comes off it in the end."""
+    require(os.geteuid() == 0, "needs the right to make a loop device: run as root")
+    file = tmp_path / "disk"
+    with file.open("wb") as made:
+        made.truncate(64 * 10**6)
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    device = run(("losetup", "--find", "--show", str(file))).stdout.strip()
+    yield device
+    mounted = run(("findmnt", "--list", "--noheadings", "--output", "TARGET,SOURCE")).stdout
+    for line in mounted.splitlines():
+        if line.split()[-1] == device:
+            run(("umount", line.split()[0]))
+    run(("losetup", "--detach", device))
+
+
+def attach(worker, device):
+    """From now on the slice has a data disk."""
+    disks = [{"sourceDisk": "projects/my-project/zones/us-east5-b/disks/wan-data"}]
+    made = node(kind="v6e-8", workers=1, dataDisks=disks)
+    for answer in worker._answers:
+        if answer["match"] == "tpu-vm list":
+            answer["out"] = json.dumps([made])
+    worker.answer("never")
+    worker.environment["WAN_TPU_DATA_DISK"] = device
+
+
+def test_a_data_disk_is_mounted_and_outlives_its_slice(worker, repository, disk):
+    """Red when a disk of an earlier slice is formatted, or mounted over what is there."""
+    attach(worker, disk)
+    one = commit(repository, "one")
+    done = install(worker, repository, one)
+    assert done.returncode == 0, done.stdout
+    state = worker.root / "var/lib/wan-tpu"
+    assert f"data disk: a new file system on {disk}" in done.stdout
+    assert os.path.ismount(state)
+    assert list(state.iterdir()) == []
+    (state / "video").write_text("mine")
+    assert install(worker, repository, one).returncode == 0  # it is mounted already
+    subprocess.run(("umount", str(state)), check=True)
+    done = install(worker, repository, one)
+    assert done.returncode == 0, done.stdout
+    assert "new file system" not in done.stdout
+    assert (state / "video").read_text() == "mine"
+    subprocess.run(("umount", str(state)), check=True)
+    (state / "of-the-boot-disk").touch()
+    done = install(worker, repository, one)
+    assert done.returncode == 1
+    assert "which the data disk would hide" in done.stdout
+    assert not os.path.ismount(state)
+
+
+def test_a_disk_with_something_else_stays_as_it_is(worker, repository, disk):
+    subprocess.run(("mkfs.ext4", "-q", "-L", "mine", disk), check=True)
+    attach(worker, disk)
+    done = install(worker, repository, commit(repository, "one"))
+    assert done.returncode == 1
+    assert f"{disk} holds something else than wan-tpu's data" in done.stdout
+    shown = subprocess.run(("blkid", "-p", disk), check=True, capture_output=True, text=True)
+    assert 'LABEL="mine"' in shown.stdout
+
+
+def test_a_boot_disk_that_is_full_is_said_before_a_release_is_put_there(worker, repository):
+    require(os.geteuid() == 0, "needs the right to mount a tmpfs: run as root")
+    opt = worker.root / "opt"
+    opt.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(opt)), check=True)
+    try:
+        done = install(worker, repository, commit(repository, "one"))
+    finally:
+        subprocess.run(("umount", str(opt)), check=True)
+    assert done.returncode == 1
+    assert f"a release takes 3 GB and {opt}/wan-tpu has 0 GB free" in done.stdout
 
 
 def test_the_scripts_pass_shellcheck():

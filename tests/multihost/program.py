@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from wan_tpu.sharding.layout import parse_layout
 REQUEST = VideoRequest(
     prompt="a red circle moving right on a black background", num_inference_steps=4, seed=5
 )
-read_bytes = collections.Counter()
+read_bytes, counting = collections.Counter(), threading.Lock()
 
 
 def count_reads():
@@ -36,7 +37,8 @@ def count_reads():
 
     def read(self, name, index=()):
         part = original(self, name, index)
-        read_bytes[pathlib.Path(self.description).name] += part.nbytes
+        with counting:  # several threads read
+            read_bytes[pathlib.Path(self.description).name] += part.nbytes
         return part
 
     SafetensorsSource.read = read

@@ -1,4 +1,4 @@
-"""The proofs and the signed lines; no sockets."""
+"""The handshake and the signed lines; no sockets."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from wan_tpu.errors import MismatchError
 from wan_tpu.multihost.handshake import (
     DENIED,
     MAX_LINE_BYTES,
-    FollowersSide,
-    LeadersSide,
+    FollowerHandshake,
+    LeaderHandshake,
     Signer,
 )
 
@@ -15,7 +15,7 @@ SECRET, OTHER = "s" * 32, "o" * 32
 
 
 def follower(secret=SECRET, process_id=1):
-    return FollowersSide(secret, process_id=process_id, num_processes=2)
+    return FollowerHandshake(secret, process_id=process_id, num_processes=2)
 
 
 def shake(leader, follows):
@@ -27,7 +27,7 @@ def shake(leader, follows):
 
 
 def test_both_know_the_secret_and_have_the_same_keys():
-    leader = LeadersSide(SECRET)
+    leader = LeaderHandshake(SECRET)
     lines, keys = shake(leader, follower())
     assert leader.keys == keys
     assert keys.to_leader != keys.to_follower
@@ -37,13 +37,13 @@ def test_both_know_the_secret_and_have_the_same_keys():
 
 
 def test_no_two_connections_have_the_same_keys():
-    keys = [shake(LeadersSide(SECRET), follower())[1] for _ in range(2)]
+    keys = [shake(LeaderHandshake(SECRET), follower())[1] for _ in range(2)]
     assert len({key for pair in keys for key in pair}) == 4
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(SECRET, OTHER), (SECRET, ""), ("", SECRET)])
 def test_another_secret_is_denied(ours, theirs):
-    leader, follows = LeadersSide(ours), follower(theirs)
+    leader, follows = LeaderHandshake(ours), follower(theirs)
     denied = leader.answer(follows.prove(leader.answer(follows.hello)))
     assert denied == DENIED
     assert leader.is_denied
@@ -54,8 +54,8 @@ def test_another_secret_is_denied(ours, theirs):
 
 def test_a_recorded_proof_is_worth_nothing():
     """Of the follower's lines, to process 0; and of process 0's, to a follower."""
-    (hello, challenge, proof, answer), _ = shake(LeadersSide(SECRET), follower())
-    leader = LeadersSide(SECRET)
+    (hello, challenge, proof, answer), _ = shake(LeaderHandshake(SECRET), follower())
+    leader = LeaderHandshake(SECRET)
     leader.answer(hello)
     assert leader.answer(proof) == DENIED
     follows = follower()
@@ -66,7 +66,7 @@ def test_a_recorded_proof_is_worth_nothing():
 
 def test_one_s_own_lines_sent_back_prove_nothing():
     follows = follower()
-    challenge = LeadersSide(SECRET).answer(follows.hello)
+    challenge = LeaderHandshake(SECRET).answer(follows.hello)
     proof = follows.prove(challenge)
     with pytest.raises(MismatchError, match="it could not prove"):
         follows.check(proof)
@@ -78,7 +78,7 @@ def test_one_s_own_lines_sent_back_prove_nothing():
 
 
 def test_a_proof_is_of_one_process():
-    leader, follows = LeadersSide(SECRET), follower(process_id=1)
+    leader, follows = LeaderHandshake(SECRET), follower(process_id=1)
     challenge = leader.answer(follows.hello.replace(b"hello 1 2", b"hello 2 2"))
     assert leader.answer(follows.prove(challenge)) == DENIED
 
@@ -98,16 +98,16 @@ def test_a_proof_is_of_one_process():
     ],
 )
 def test_what_is_no_hello(line):
-    with pytest.raises(ValueError, match="no line of ours"):
-        LeadersSide(SECRET).answer(line)
+    with pytest.raises(ValueError, match="not a line of this protocol"):
+        LeaderHandshake(SECRET).answer(line)
 
 
 def test_a_proof_must_follow_the_challenge():
-    leader, follows = LeadersSide(SECRET), follower()
+    leader, follows = LeaderHandshake(SECRET), follower()
     leader.answer(follows.hello)
-    with pytest.raises(ValueError, match="no line of ours"):
+    with pytest.raises(ValueError, match="not a line of this protocol"):
         leader.answer(follows.hello)
-    with pytest.raises(ValueError, match="no line of ours"):
+    with pytest.raises(ValueError, match="not a line of this protocol"):
         follows.prove(DENIED)
 
 

@@ -1,19 +1,22 @@
-"""A leader and followers in threads, where a single word or a missing beat decides."""
+"""A leader and followers in threads, where a single message or a missing heartbeat decides."""
 
 import threading
 
 import pytest
 
 from tests.multihost.running import free_port
-from wan_tpu.errors import Cancelled, WanTpuError
-from wan_tpu.multihost import follower, leader, words
+from tests.server.running import wait_for
+from wan_tpu.errors import Cancelled, MediaError, WanTpuError
+from wan_tpu.media import NO_MEDIA, Media, digest_of
+from wan_tpu.multihost import follower, health, leader
+from wan_tpu.multihost.connection import FRAME_BYTES
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.lockstep import run_in_step
 
 
 class Pair:
-    """Process 0 and one that follows it; what they would end for is kept."""
+    """Process 0 and one follower; what they would end for is in `lost`."""
 
     def __init__(self):
         self.lost = []
@@ -34,7 +37,7 @@ class Pair:
             group, dict, on_lost=self.lost.append, on_stop=lambda: None
         )
 
-    def run(self, *makes, task=None, asked=lambda: False):
+    def run(self, *makes, task=None, media=NO_MEDIA, asked=lambda: False):
         """Each makes its own of one job; returns what each gives or raises."""
         found = [None, None]
 
@@ -42,7 +45,7 @@ class Pair:
             given = (task or {}) if number == 0 else None
             try:
                 found[number] = run_in_step(
-                    self.processes[number], given, makes[number], asked=asked
+                    self.processes[number], given, makes[number], media=media, asked=asked
                 )
             except Exception as error:  # noqa: BLE001 - what it is, the test asks
                 found[number] = error
@@ -81,7 +84,7 @@ def fails_after(times):
 
 def test_the_task_is_process_0_s(pair):
     assert pair.run(asks(3), asks(3), task={"seed": 7}) == [{"seed": 7}, {"seed": 7}]
-    assert pair.processes[0].account()["words"] == 3 + 2
+    assert pair.processes[0].account()["messages"] == 3 + 2
 
 
 def test_the_others_are_not_asked(pair):
@@ -100,7 +103,50 @@ def test_a_failure_of_process_0_is_told_to_the_others(pair):
     assert pair.lost == []
 
 
-def test_one_point_more_is_out_of_step(pair):
+def returns_media(pair, number):
+    def make(task, should_stop):
+        media = pair.processes[number].receive_media()
+        should_stop()
+        return dict(media)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        (b"x",),
+        (b"",),
+        (b"\n" * (FRAME_BYTES + 1), b"=5\n{}"),
+        (bytes(FRAME_BYTES), bytes(2 * FRAME_BYTES), b"", b"end"),
+    ],
+    ids=["one byte", "none", "line breaks", "whole frames"],
+)
+def test_every_process_gets_the_bytes_before_the_job(pair, contents):
+    media = Media.of(*contents)
+    both = [returns_media(pair, number) for number in (0, 1)]
+    assert pair.run(*both, media=media) == [dict(media)] * 2
+    assert pair.run(*both) == [{}, {}], "the next job has none"
+    assert pair.lost == []
+
+
+def test_bytes_of_another_digest_are_refused_by_the_follower(pair, monkeypatch):
+    """As if the memory of process 0 were damaged: its own check is left out here."""
+    media = Media.of(b"right")
+    (digest,) = media
+    media._contents[digest] = b"wrong"
+    monkeypatch.setattr(health, "GRACE_SECONDS", 1.0)
+
+    def waits(task, should_stop):
+        wait_for(lambda: pair.lost)
+
+    _, second = pair.run(waits, returns_media(pair, 1), media=media)
+    assert isinstance(second, MediaError)
+    assert str(second) == f"bytes that should be {digest} are {digest_of(b'wrong')}, 5 bytes"
+    assert "failed where process 0 did not: MediaError: bytes that should be" in pair.lost[0]
+
+
+def test_one_barrier_more_is_out_of_step(pair):
     """As if one process had compiled a program that the other had already."""
 
     def one_more(task, should_stop):
@@ -109,13 +155,13 @@ def test_one_point_more_is_out_of_step(pair):
     pair.run(asks(2), one_more)
     assert len(pair.lost) == 1
     assert "process 1 (" in pair.lost[0]
-    assert "fell out of step: it is stopped with job 1 at point 2" in pair.lost[0]
+    assert "fell out of step: it is stopped with job 1 at barrier 2" in pair.lost[0]
 
 
-def test_after_a_compilation_no_beat_is_waited_for(monkeypatch):
-    """Red when a follower does not say by itself that it has compiled."""
-    for module in (follower, leader, words):
-        monkeypatch.setattr(module, "BEAT_SECONDS", 5.0)
+def test_after_a_compilation_no_heartbeat_is_waited_for(monkeypatch):
+    """Red when a follower does not send by itself that it has compiled."""
+    for module in (follower, health, leader):
+        monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 5.0)
     pair = Pair()
     reached = []
 
@@ -134,15 +180,15 @@ def test_after_a_compilation_no_beat_is_waited_for(monkeypatch):
 
     both = threading.Thread(target=lambda: reached.append(pair.run(compiles(0), compiles(1))))
     both.start()
-    both.join(4.5)  # less than one beat; it takes milliseconds
+    both.join(4.5)  # less than one heartbeat; it takes milliseconds
     assert reached[-1] == ["ok", "ok"], reached
     pair.processes[0].close()
 
 
-def test_when_a_process_is_lost_process_0_says_nothing_more(pair):
-    """Red when it goes on to say Stop: the others would take their loss for a good end."""
-    heard = []
-    pair.processes[1]._on_stop = lambda: heard.append("stop")
+def test_when_a_process_is_lost_process_0_sends_nothing_more(pair):
+    """Red when it sends Stop all the same: the others would take their loss for a good end."""
+    received = []
+    pair.processes[1]._on_stop = lambda: received.append("stop")
 
     def hangs_up(task, should_stop):
         pair.processes[1]._connection.close()
@@ -154,4 +200,4 @@ def test_when_a_process_is_lost_process_0_says_nothing_more(pair):
     assert waiting.is_alive(), "process 0 waits until it is ended"
     assert len(pair.lost) >= 1
     pair.processes[0].close()
-    assert heard == []
+    assert received == []

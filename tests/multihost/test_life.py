@@ -31,7 +31,7 @@ def test_a_job_from_beginning_to_end(start_slice):
     assert done["status"] == "completed", done
     said = done["metadata"]["lockstep"]
     # Asked twice as each of two stages starts, and after each step and frame but the last.
-    assert said["words"] == (2 + 4) + (2 + 16) + 2, "with the first and the last word"
+    assert said["messages"] == (2 + 4) + (2 + 16) + 2, "with the first and the last message"
     assert said["processes"] == 3
     assert files_of(found) == [done["id"]]
     for number in (1, 2):
@@ -115,7 +115,7 @@ def test_a_follower_that_stops_answering(start_slice):
     found.members[1].send(signal.SIGSTOP)
     assert found.wait_ended(0) == [EXIT_LOST]
     assert "process 1 (" in found.log()
-    assert "has not been heard of for 4 s" in found.log()
+    assert "has sent nothing for 4 s" in found.log()
     found.members[1].send(signal.SIGCONT)  # it finds process 0 gone
     assert found.wait_ended(1) == [EXIT_LOST]
     assert found.finish(video)["status"] == "completed"
@@ -126,7 +126,7 @@ def test_a_follower_that_hangs_while_its_heart_beats(start_slice):
     video = found.create("slow hang@2", num_inference_steps=50)
     assert found.wait_ended(0) == [EXIT_LOST]
     # It began the stage (2), went on after the first step (3), and never came out of the second.
-    words = r"process 2 \(.*\) hangs: it is still at point 3 of job 1 \(denoise\)"
+    words = r"process 2 \(.*\) hangs: it is still at barrier 3 of job 1 \(denoise\)"
     assert re.search(words, found.log())
     assert found.finish(video)["error"]["code"] == "interrupted"
     assert found.finish(found.create(num_inference_steps=3))["status"] == "completed"
@@ -137,12 +137,12 @@ def test_all_that_wait_inside_one_program(start_slice):
     found = start_slice(peer_timeout_seconds=3, max_attempts=1).wait_ready()
     video = found.create("hang", num_inference_steps=5)
     assert found.wait_ended(0) == [EXIT_LOST]
-    assert "nobody moves: all processes have been at point 3 of job 1 (denoise)" in found.log()
+    assert "no process advances: all have been at barrier 3 of job 1 (denoise)" in found.log()
     assert found.finish(video)["error"]["code"] == "interrupted"
 
 
 def test_who_is_behind_but_moves_is_well(start_slice):
-    """Steps are shorter than beats here: process 0 always knows an old place of the others."""
+    """Steps are shorter than heartbeats here: all positions that process 0 knows are old."""
     found = start_slice(peer_timeout_seconds=3).wait_ready()
     done = found.finish(found.create("slow", num_inference_steps=30))
     assert done["status"] == "completed"
@@ -244,7 +244,7 @@ def test_process_0_that_is_silent(start_slice):
     (engine,) = found.engine_pids()
     os.kill(engine, signal.SIGSTOP)
     assert found.wait_ended(1) == [EXIT_LOST]
-    assert "process 0 has not been heard of for 4 s" in found.log(1)
+    assert "process 0 has sent nothing for 4 s" in found.log(1)
     os.kill(engine, signal.SIGCONT)
     assert found.wait_ended(0) == [EXIT_LOST]
     found.wait_ready()
@@ -341,14 +341,14 @@ def test_other_model_files_are_named(start_slice, tmp_path):
     wait_for(lambda: (r := found.ask("/readyz")) is not None and words in r.text)
 
 
-def test_strangers_on_the_port_disturb_nobody(start_slice):
+def test_unauthenticated_clients_disturb_nobody(start_slice):
     found = start_slice(2).wait_ready()
     host, _, port = found.coordinator.partition(":")
     for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "Stop"}\n', b"\0" * 100_000, b""):
-        stranger = socket.create_connection((host, int(port)))
-        with stranger, contextlib.suppress(OSError):  # it may have hung up on us by now
-            stranger.sendall(rubbish)
-            stranger.shutdown(socket.SHUT_WR)
+        client = socket.create_connection((host, int(port)))
+        with client, contextlib.suppress(OSError):  # it may have hung up on us by now
+            client.sendall(rubbish)
+            client.shutdown(socket.SHUT_WR)
     video = found.create("slow", num_inference_steps=5)
     assert found.finish(video)["status"] == "completed"
     assert found.statuses(0) == []

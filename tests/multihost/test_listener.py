@@ -18,7 +18,7 @@ from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.listener import Listener
 from wan_tpu.multihost.lockstep import run_in_step
-from wan_tpu.multihost.words import Beat, Begin, Cancel, Continue, End, Hello, encode
+from wan_tpu.multihost.messages import Begin, Cancel, Continue, End, Heartbeat, Hello, encode
 
 SECRET = "s" * 32
 NONCE = b"ab" * 32
@@ -38,11 +38,11 @@ class Listening:
 
     def __init__(self, secret=SECRET):
         self.port = free_port()
-        self.taken, self.unproved = [], []
+        self.taken, self.denied = [], []
         self.listener = Listener(
             group_at(self.port, 0, secret),
             on_process=lambda connection, hello: self.taken.append((connection, hello)),
-            on_unproved=self.unproved.append,
+            on_denied=self.denied.append,
         )
 
     def connect(self, source="127.0.0.1"):
@@ -67,11 +67,11 @@ def listening():
     found.close()
 
 
-def is_hung_up(stranger, timeout=5):
+def is_hung_up(client, timeout=5):
     """Whether the other end ends the connection, whatever it says before."""
-    stranger.settimeout(timeout)
+    client.settimeout(timeout)
     try:
-        while stranger.recv(4096):
+        while client.recv(4096):
             pass
     except ConnectionError:
         pass
@@ -92,7 +92,7 @@ def test_another_secret_is_said_on_both_sides(listening, caplog):
         listening.join_with("o" * 32)
     assert "do not have the same secret" in str(caught.value)
     assert "WAN_TPU_GROUP_SECRET_FILE" in str(caught.value)
-    wait_for(lambda: listening.unproved == ["127.0.0.1"])
+    wait_for(lambda: listening.denied == ["127.0.0.1"])
     assert "127.0.0.1 could not prove the slice's secret: it says it is process 1" in caplog.text
     assert listening.taken == []
 
@@ -111,9 +111,9 @@ def test_another_secret_is_said_on_both_sides(listening, caplog):
     ],
 )
 def test_who_says_something_else_is_hung_up_on(listening, said):
-    with listening.connect() as stranger:
-        stranger.sendall(said)
-        assert is_hung_up(stranger)
+    with listening.connect() as client:
+        client.sendall(said)
+        assert is_hung_up(client)
     listening.join_with().close()
     wait_for(lambda: listening.taken)
 
@@ -122,13 +122,13 @@ def test_all_that_is_said_has_one_deadline(listening, monkeypatch):
     """Red when each byte has its own."""
     monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 1.0)
     began = time.monotonic()
-    with listening.connect() as stranger:
-        stranger.settimeout(0.1)
+    with listening.connect() as client:
+        client.settimeout(0.1)
         for byte in HELLO:
             with contextlib.suppress(TimeoutError):
                 try:
-                    stranger.sendall(bytes([byte]))
-                    if not stranger.recv(1):
+                    client.sendall(bytes([byte]))
+                    if not client.recv(1):
                         break
                 except ConnectionError:
                     break
@@ -163,16 +163,19 @@ def test_a_crowd_of_one_address_keeps_nobody_of_another_out(listening):
         each.close()
 
 
-def test_lines_on_strangers_are_few(listening, caplog):
+def test_log_lines_on_unauthenticated_clients_are_few(listening, caplog):
     caplog.set_level(logging.INFO)
     for _ in range(60):
-        with listening.connect() as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert is_hung_up(stranger)
+        with listening.connect() as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert is_hung_up(client)
         with contextlib.suppress(MismatchError):
             listening.join_with("o" * 32)
     assert len(caplog.records) <= 4, caplog.text
-    assert "is no process of ours: no line of ours: b'GET / HTTP/1.1\\r\\n'" in caplog.text
+    assert (
+        "is no process of this slice: not a line of this protocol: b'GET / HTTP/1.1\\r\\n'"
+        in caplog.text
+    )
 
 
 def test_without_a_free_descriptor_it_waits_for_one(listening, caplog):
@@ -201,7 +204,7 @@ def test_after_the_end_nobody_listens(listening):
 
 
 class Relay:
-    """Between a follower and process 0: keeps what the follower said, and may change lines."""
+    """Between a follower and process 0: records what the follower sent, and may change lines."""
 
     def __init__(self, port):
         self.recorded = b""
@@ -239,7 +242,7 @@ class Relay:
 
 
 class Relayed:
-    """Process 0 and one that follows it through a relay."""
+    """Process 0 and one follower that connects through a relay."""
 
     def __init__(self):
         self.port = free_port()
@@ -283,11 +286,11 @@ def go_on(times, reached):
 def test_a_recorded_session_is_refused():
     pair = Relayed()
     assert pair.relay.recorded.count(b"\n") > 3
-    with socket.create_connection(("127.0.0.1", pair.port)) as stranger:
-        stranger.sendall(pair.relay.recorded)
+    with socket.create_connection(("127.0.0.1", pair.port)) as client:
+        client.sendall(pair.relay.recorded)
         heard = b""
         with contextlib.suppress(ConnectionError):
-            while part := stranger.recv(4096):
+            while part := client.recv(4096):
                 heard += part
     assert b"{" not in heard
     reached = []
@@ -314,7 +317,7 @@ def test_a_recorded_session_is_refused():
     ids=["twice", "another", "left out", "unsigned", "wrongly signed"],
 )
 def test_a_line_that_process_0_did_not_say_is_not_obeyed(change):
-    """The connection is open and trusted; somebody on the way changes one word in it."""
+    """The connection is open and trusted; somebody on the way changes one message in it."""
     pair = Relayed()
     pair.relay.change = lambda line: change(line) if b'"Continue"' in line else line
     reached = []
@@ -327,7 +330,9 @@ def test_a_line_that_process_0_did_not_say_is_not_obeyed(change):
         target=run_in_step, args=(pair.processes[0], {}, go_on(3, [])), daemon=True
     ).start()
     wait_for(lambda: pair.lost[1])
-    assert pair.lost[1][0].startswith("process 0 makes no sense: a line that the other end has not")
+    assert pair.lost[1][0].startswith(
+        "process 0 sent something malformed: a line that the other end has not"
+    )
     assert "stopped" not in reached
     assert len(reached) <= 1
     wait_for(lambda: pair.lost[0])
@@ -335,8 +340,13 @@ def test_a_line_that_process_0_did_not_say_is_not_obeyed(change):
 
 
 ORDERS = b"".join(
-    encode(word)
-    for word in (Beat(), Begin(number=1, task={"prompt": "do it"}), Continue(), End(failure=""))
+    encode(message)
+    for message in (
+        Heartbeat(),
+        Begin(job=1, task={"prompt": "do it"}),
+        Continue(),
+        End(failure=""),
+    )
 )
 
 

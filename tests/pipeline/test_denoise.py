@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoint_factory import PROMPT
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import BadNumbersError, Cancelled
-from wan_tpu.pipeline import text_to_video
+from wan_tpu.pipeline import run as planning
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers, unpack_numbers
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
@@ -159,7 +159,7 @@ def test_a_table_of_experts_and_guidance_runs_as_it_is_written(monkeypatch, devi
     pipeline._params = {**pipeline._params, "still": still}
 
     def run_table(*steps: PlannedStep) -> np.ndarray:
-        monkeypatch.setattr(text_to_video, "plan_steps", lambda *_: steps)
+        monkeypatch.setattr(planning, "plan_steps", lambda *_: steps)
         return pipeline.intermediate(request)["latents"]
 
     guided = PlannedStep(guidance_scale=5.0)

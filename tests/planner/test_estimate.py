@@ -2,8 +2,9 @@
 
 import pytest
 
-from wan_tpu.planner.costs import Attention, Collective
-from wan_tpu.planner.estimate import estimate, link_seconds, share_of_peak
+from wan_tpu.planner.collectives import Collective
+from wan_tpu.planner.costs import Attention
+from wan_tpu.planner.estimate import estimate, share_of_peak
 from wan_tpu.planner.hardware import find_slice
 from wan_tpu.planner.program import Operation, ProgramCosts
 
@@ -11,12 +12,16 @@ V6E = find_slice("v6e-8")
 PEAK, BANDWIDTH, LINK = 918e12, 1640e9, 100e9
 
 
-def collective(kind="all-gather", size=4, sent=10**9, asynchronous=False):
-    return Collective(kind=kind, group_size=size, link_bytes=sent, asynchronous=asynchronous)
+CHIPS = tuple((x, y, 0) for y in range(4) for x in range(2))
+
+
+def collective(kind="all-gather", sent=10**9, asynchronous=False):
+    """Between two neighbours."""
+    return Collective(kind=kind, groups=((0, 1),), link_bytes=sent, asynchronous=asynchronous)
 
 
 def run(*operations, cycles=None):
-    return estimate(ProgramCosts(operations=operations), V6E, cycles or {})
+    return estimate(ProgramCosts(operations=operations), V6E, CHIPS, cycles or {})
 
 
 def test_an_operation_takes_the_larger_of_compute_and_memory():
@@ -27,6 +32,18 @@ def test_an_operation_takes_the_larger_of_compute_and_memory():
     assert seconds.total == pytest.approx(5.0)
     costs = ProgramCosts(operations=(busy, slow))
     assert share_of_peak(costs, seconds, V6E.chip) == pytest.approx(0.6)
+
+
+def test_the_compiler_s_count_takes_the_place_of_everything_but_attention_and_links():
+    shape = Attention(heads=10, queries=75_776, keys=75_776, head_dim=128)
+    seconds = run(
+        Operation(name="k", kind="kernel", attention=shape),
+        Operation(name="p", kind="matmul", flops=918 * 10**12, compiler_cycles=round(2.5 * 1.75e9)),
+        Operation(name="g", kind="all-gather", collectives=(collective(sent=int(50e9)),)),
+        cycles={shape: 175_000_000},
+    )
+    assert seconds.total == pytest.approx(1.0 + 1.0 + 0.5)
+    assert seconds.by_compiler == pytest.approx(1.0 + 2.5 + 0.5)
 
 
 def test_attention_goes_by_cycles_where_they_were_counted():
@@ -44,29 +61,6 @@ def test_the_published_kernel_of_facts_section_3():
     kernel = Operation(name="k", kind="kernel", times=40, attention=shape)
     seconds = run(kernel, cycles={shape: round(75_600**2 * 1.537e-3)})
     assert seconds.total == pytest.approx(2.01, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("kind", "size", "sent", "expected"),
-    [
-        ("all-gather", 4, 3e9, 3e9 / LINK),  # a line of four: one link feeds its end
-        ("all-gather", 8, 7e9, 7e9 / (2 * LINK)),  # the whole slice: a ring
-        ("all-reduce", 2, 1e9, 1e9 / LINK),
-        # Four chips with an operand of 1e9: each half sends 2 chips x half of it over the middle.
-        ("all-to-all", 4, 0.75e9, 1e9 / LINK),
-        ("all-to-all", 2, 0.5e9, 0.5e9 / LINK),
-        ("all-to-all", 8, 0.875e9, 1e9 / LINK),
-        ("collective-permute", 2, 1e9, 1e9 / LINK),
-    ],
-)
-def test_link_seconds(kind, size, sent, expected):
-    assert link_seconds(collective(kind, size, int(sent)), V6E) == pytest.approx(expected)
-
-
-def test_a_long_axis_closes_to_a_ring():
-    where = find_slice("v6e-256")
-    assert link_seconds(collective("all-gather", 16), where) == pytest.approx(1e9 / (2 * LINK))
-    assert link_seconds(collective("all-gather", 8), where) == pytest.approx(1e9 / LINK)
 
 
 def test_waiting_adds_and_overlapping_does_not():

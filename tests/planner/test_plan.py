@@ -1,22 +1,27 @@
 """Rows, the table and the command, for wan-tiny on a v6e-4: compiled once for all tests here."""
 
+import argparse
+import dataclasses
 import json
 import math
 import sys
 
 import pytest
 
+from wan_tpu.attention.api import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import describe_model
+from wan_tpu.cli import plan as command
 from wan_tpu.cli.main import main
 from wan_tpu.errors import LayoutError, UnknownNameError
+from wan_tpu.planner import kernel_cycles
 from wan_tpu.planner import plan as planning
 from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.hardware import find_slice
-from wan_tpu.planner.plan import Planner, make_job, same_program
+from wan_tpu.planner.plan import Planner, make_job
 from wan_tpu.planner.rows import served_bytes
 from wan_tpu.planner.table import format_table, to_json
 from wan_tpu.request import VideoRequest
-from wan_tpu.sharding.layout import Layout, parse_layout
+from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, factorisations
 
 STAGES = ("text", "context", "step", "latents")
 LAYOUTS = [Layout(dp=2, sp=2), Layout(tp=4)]
@@ -78,13 +83,7 @@ def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypat
     def refuse(*_, **__):
         raise AssertionError("nothing may be made again")
 
-    for name in (
-        "compile_stage",
-        "make_video_model",
-        "slice_devices",
-        "count_cycles",
-        "read_program",
-    ):
+    for name in ("compile_stage", "make_video_model", "slice_devices", "count_cycles"):
         monkeypatch.setattr(planning, name, refuse)
     again = Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
     assert again == rows
@@ -107,15 +106,6 @@ def test_another_video_is_another_program(cache_folder, monkeypatch):
     assert "not now" in format_table(job, [row])
     assert "none of these layouts fits" in format_table(job, [row])
     assert to_json(job, [row])["layouts"][0]["stages"]["step"]["failure"] == "not now"
-
-
-def test_choices_that_change_nothing_share_a_key():
-    alone = Layout(tp=4, sequence_parallel="allgather", weights="replicated")
-    assert same_program(alone) == Layout(tp=4)
-    paired = Layout(dp=2, tp=2, sequence_parallel="allgather", weights="replicated")
-    assert same_program(paired) == Layout(dp=2, tp=2, weights="replicated")
-    split = Layout(sp=4, sequence_parallel="allgather", weights="replicated")
-    assert same_program(split) == split
 
 
 def test_encoding_text_and_decoding_are_compiled_once_for_all_layouts(tmp_path, monkeypatch):
@@ -164,6 +154,57 @@ def test_table_and_json_say_the_same(rows):
     assert "by source" in table
 
 
+def test_both_estimates_are_in_the_table(rows):
+    """As a range: by the peaks, and with the compiler's own count of all but attention."""
+    table, report = format_table(job_of(), rows), to_json(job_of(), rows)
+    for row, entry in zip(rows, report["layouts"], strict=True):
+        step = entry["stages"]["step"]
+        ours, theirs = step["seconds"], step["seconds_by_compiler"]
+        assert theirs == pytest.approx(
+            step["compiler_seconds_without_attention"]
+            + step["attention_seconds"]
+            + step["link_seconds"]
+        )
+        low, high = sorted((ours, theirs))
+        line = next(line for line in table.splitlines() if line.startswith(str(row.layout)))
+        assert f"{low:.3g}-{high:.3g}" in line
+        assert entry["video_seconds_by_compiler"] > step["seconds_by_compiler"]
+
+
+def test_a_count_that_fails_is_said_and_attention_goes_by_its_flops(monkeypatch):
+    """The real count, given no time. Red when its timeout ends the plan."""
+    monkeypatch.setattr(
+        planning, "count_cycles", lambda shape: kernel_cycles.count_cycles(shape, timeout=0.01)
+    )
+    lines = []
+    job = job_of(stages=("step",))
+    (row,) = Planner(job, FactsCache(None), lines.append).plan(LAYOUTS[:1])
+    assert not row.kernels
+    assert len(row.uncounted) == 2, "self- and cross-attention"
+    assert not row.misfits
+    costs, seconds = row.stages["step"].facts.costs, row.stages["step"].seconds
+    assert costs is not None
+    assert seconds is not None
+    flops = sum(o.times * o.flops for o in costs.operations if o.attention is not None)
+    assert seconds.attention == pytest.approx(flops / job.where.chip.bf16_flops)
+    assert sum("FLOPs at peak: the count took more than 0.01 s" in line for line in lines) == 2
+    assert "the count took more than" in format_table(job, [row])
+    (entry,) = to_json(job, [row])["layouts"]
+    assert "more than 0.01 s" in entry["kernels_not_counted"][0]["reason"]
+
+
+def test_weights_that_do_not_fit_are_not_compiled_for(monkeypatch):
+    """14B whole on each of eight devices of 15.75 GiB."""
+    monkeypatch.setattr(planning, "compile_stage", None)
+    job = make_job(describe_model("wan2.1-t2v-14b"), VideoRequest(prompt="p"), find_slice("v5e-8"))
+    layout = Layout(dp=2, sp=4, weights="replicated")
+    (row,) = Planner(job, FactsCache(None), no_report).plan([layout])
+    assert row.misfits == list(job.stages)
+    (line,) = [line for line in format_table(job, [row]).splitlines() if "weights alone" in line]
+    assert line.startswith("dp2-sp4 replicated, text, context, start, step")
+    assert line.endswith("of 15.75 GiB")
+
+
 class TestCommand:
     """`wan-tpu plan`, in this process."""
 
@@ -179,9 +220,10 @@ class TestCommand:
 
     def test_twice_compiles_once(self, capsys, tmp_path):
         arguments = ("--layouts", "dp2-sp2", "--stages", "step", "--json", "plan.json")
+        arguments += ("--sequence-parallel", "ulysses", "--weights", "sharded")
         assert self.plan(*arguments) == 0
         first = capsys.readouterr()
-        assert "compiling dp2-sp2" in first.err
+        assert "compiling 1 of 1: dp2-sp2, step" in first.err
         assert first.out.splitlines()[-1] == "use: dp2-sp2"
         report = json.loads((tmp_path / "plan.json").read_text())
         assert report["layouts"][0]["stages"]["step"]["compile_seconds"] > 0
@@ -244,15 +286,50 @@ def test_the_plot_is_a_png(rows, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["plan.png"]
 
 
+@pytest.mark.parametrize("count", [1, 10])
+def test_nothing_of_the_plot_lies_on_its_bars(rows, count):
+    """The legend below the axes, the figures beside the bars, "estimated" in the title."""
+    pytest.importorskip("matplotlib")
+    from wan_tpu.planner.plot import draw_plot
+
+    layouts = factorisations(8)[:count]
+    figure = draw_plot(job_of(), [dataclasses.replace(rows[0], layout=x) for x in layouts])
+    figure.draw_without_rendering()
+    assert "estimated" in figure.get_suptitle()
+    legends = [legend.get_window_extent() for legend in figure.legends]
+    assert len(legends) == 2
+    assert not legends[0].overlaps(legends[1])
+    for axes in figure.axes:
+        label, frame = axes.xaxis.label.get_window_extent(), axes.get_window_extent()
+        assert all(0 <= legend.y0 < legend.y1 <= label.y0 for legend in legends)
+        bars = [patch.get_window_extent() for patch in axes.patches]
+        figures = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert len(figures) == count
+        for box in figures:
+            assert frame.x0 < box.x0 < box.x1 < frame.x1
+            assert not any(box.overlaps(bar) for bar in bars if bar.width > 0)
+
+
 def test_layouts_of_the_command():
-    import argparse
+    """Every choice that makes a difference, each once, as `wan-tpu consistency` has it."""
+    parser = argparse.ArgumentParser()
+    command.add_layouts_arguments(parser)
+    alone = ("--sequence-parallel", "ulysses", "--weights", "sharded")
+    assert len(command.read_layouts(parser.parse_args(alone), 8)) == 10
+    layouts = command.read_layouts(parser.parse_args([]), 8)
+    assert len(layouts) == len(set(layouts))
+    assert {layout for layout in layouts if layout.shape == (1, 1, 8)} == {Layout(tp=8)}
+    assert {(x.sequence_parallel, x.weights) for x in layouts if x.shape == (2, 4, 1)} == {
+        (mode, weights) for mode in SEQUENCE_PARALLEL for weights in WEIGHTS
+    }
+    said = command.read_layouts(parser.parse_args(["--layouts", "dp2-sp4 ring"]), 8)
+    assert [str(layout) for layout in said] == ["dp2-sp4 ring", "dp2-sp4 ring replicated"]
+    both = command.read_layouts(parser.parse_args(["--layouts", "dp8,tp8", *alone[:3], "all"]), 8)
+    assert [str(layout) for layout in both] == ["dp8", "dp8 replicated", "tp8"]
 
-    from wan_tpu.cli.plan import read_layouts
 
-    parsed = argparse.Namespace(layouts="all", sequence_parallel="ulysses", weights="sharded")
-    assert len(read_layouts(parsed, 8)) == 10
-    parsed.sequence_parallel = "all"
-    layouts = read_layouts(parsed, 8)
-    assert len(layouts) == len(set(layouts)) > 10
-    assert parse_layout("tp8") in layouts
-    assert Layout(tp=8, sequence_parallel="allgather") not in layouts
+def test_help_names_every_attention(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    words = capsys.readouterr().out.rsplit("--attention NAME", 1)[1].split("--dtype", 1)[0]
+    assert all(name in words for name in IMPLEMENTATIONS), words

@@ -17,6 +17,7 @@ SCRIPTED_ENGINE_MARKS names, or else in the data folder, change what it does wit
 """
 
 import errno
+import json
 import os
 import pathlib
 import signal
@@ -60,7 +61,8 @@ class ScriptedEngine:
             prompt=prompt, width=16, height=16, num_frames=1, num_inference_steps=2, seed=0
         )
 
-    def generate(self, request, *, on_frames, on_progress, should_cancel):
+    def generate(self, request, *, media, on_frames, on_progress, should_cancel):
+        self.note_media(request, media)
         watch = Watch(on_progress, should_cancel)
         if "compile" in request.prompt.split():
             with watch.stage("compile step", 1):
@@ -74,9 +76,17 @@ class ScriptedEngine:
         with watch.stage("decode", request.num_frames) as report:
             for index in range(request.num_frames):
                 shape = (1, request.height, request.width, 3)
-                on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
+                if on_frames is not None:
+                    on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
                 report(index + 1)
         return {"layout": "single", "seconds": watch.seconds}
+
+    def note_media(self, request, media):
+        """Leaves what it got in a file of its own, for the test to look at."""
+        if request.media:
+            got = {role: len(media[digest]) for role, digest in request.media.items()}
+            text = json.dumps({"request": request.media, "got": got, "digests": sorted(media)})
+            (self.marks / f"media-{self.process_id}.json").write_text(text)
 
     def failure_of(self, error):
         match error:

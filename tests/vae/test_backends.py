@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.vae.cases import assert_same_bytes, make_case, to_bytes
+from wan_tpu.checkpoints.component import open_component
 from wan_tpu.errors import (
     BadNumbersError,
     CheckpointError,
@@ -42,7 +43,14 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def load(name, folder, layout="dp2", parts=(DECODER,), dtype=jnp.float32):
     split = parse_layout(layout)
     mesh = make_mesh(split, jax.devices()[: split.num_devices])
-    return load_vae(name, make_case(CASE).config, folder, mesh=mesh, dtype=dtype, parts=parts)
+    return load_vae(
+        name,
+        make_case(CASE).config,
+        open_component("vae", folder),
+        mesh=mesh,
+        dtype=dtype,
+        parts=parts,
+    )
 
 
 NEEDS_MAXDIFFUSION = pytest.param(

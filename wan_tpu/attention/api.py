@@ -12,11 +12,10 @@ import jax.numpy as jnp
 
 from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
 from wan_tpu.attention.flash import LANES, flash_attention, flash_with_logsumexp
+from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
 from wan_tpu.attention.splash import WIDE_CHIPS, splash_attention, splash_with_logsumexp, tiles_for
 from wan_tpu.errors import UnknownNameError
-
-IMPLEMENTATIONS = ("auto", "reference", "dot_product", "chunked", "splash", "flash")
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 

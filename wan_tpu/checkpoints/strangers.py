@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Collection
 
 from wan_tpu.errors import CheckpointError, InputError
 
@@ -51,21 +52,29 @@ def describe_stranger(folder: pathlib.Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     inside = [name for name in names if (folder / name / "model_index.json").is_file()]
     snapshots = sorted((folder / "snapshots").glob("*/model_index.json"))
-    weights = [name for name in names if pathlib.Path(name).suffix.lower() in _SINGLE_FILES]
-    if not names:
-        return f"{folder} is empty; {WHAT_TO_TAKE}"
     if inside:
         return f"{folder} is not the model's folder itself; give {folder / inside[0]}"
     if snapshots:
         return f"{folder} is the hub's cache of a model; give {snapshots[-1].parent}"
+    return describe_names(str(folder), names)
+
+
+def describe_names(where: str, names: Collection[str]) -> str:
+    """What a model's place without a `model_index.json` seems to be, by its files' names."""
+    names = sorted({name.partition("/")[0] for name in names})
+    weights = [name for name in names if pathlib.Path(name).suffix.lower() in _SINGLE_FILES]
+    if not names:
+        return f"{where} is empty; {WHAT_TO_TAKE}"
     if "adapter_config.json" in names or any("lora" in name.lower() for name in weights):
-        return f"{folder} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
+        return f"{where} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
+    if "high_noise_model" in names:
+        return f"{where} is Wan 2.2 A14B in its original format, which is not implemented yet"
     if any(name.startswith(("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5")) for name in names):
-        return f"{folder} is a model in Wan's original format; {WHAT_TO_TAKE}"
+        return f"{where} is a model in Wan's original format; {WHAT_TO_TAKE}"
     if "config.json" in names or "tokenizer.json" in names:
-        return f"{folder} is one part of a model; give the folder with model_index.json above it"
+        return f"{where} is one part of a model; give the folder with model_index.json above it"
     if weights:
-        return f"{folder} holds {_SINGLE_FILES[pathlib.Path(weights[0]).suffix.lower()]} " + (
+        return f"{where} holds {_SINGLE_FILES[pathlib.Path(weights[0]).suffix.lower()]} " + (
             f"({weights[0]}); {WHAT_TO_TAKE}"
         )
-    return f"it is not a model folder in diffusers format; {WHAT_TO_TAKE}"
+    return f"{where} is not a model folder in diffusers format; {WHAT_TO_TAKE}"

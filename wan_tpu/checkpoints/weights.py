@@ -1,22 +1,22 @@
 """One array of a model's parameters: where it comes from, how it is laid out, how it is split.
 
 A model states its weights as `Weight` values; everything else follows from them: the shapes for
-compiling without weights, the bytes that `inspect` prints, the reads that fill each device.
-Equal layers are one stacked array with the layer first, under a name with `*` for the layer.
+compiling without weights, the bytes that `inspect` prints, the reads that fill each device, and the
+way back to the checkpoint's tensors. Equal layers are one stacked array with the layer first, under
+a name with `*` for the layer.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wan_tpu.checkpoints.arrays import ZERO, bits, copy_cast, fetch, take_rows
+from wan_tpu.checkpoints.loading import Part, place_parts
 from wan_tpu.checkpoints.source import Index, TensorSource, check_tensors
-
-ZERO = -1
-"""In a row map: this row is not in the checkpoint and is zero."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,55 +72,63 @@ class Weight:
         """The stage argument that stands for this weight."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=NamedSharding(mesh, self.spec))
 
-    def place(self, source: TensorSource, mesh: Mesh) -> jax.Array:
-        """Reads each device's slice from `source` and puts it there."""
+    def layers(self, index: Index) -> Iterator[tuple[str, Index, Index]]:
+        """The tensors that the part `index` of the array is read from.
 
-        def read(index: Index | None) -> np.ndarray:
-            return self._read(source, index or ())
-
-        return jax.make_array_from_callback(self.shape, NamedSharding(mesh, self.spec), read)
-
-    def _read(self, source: TensorSource, index: Index) -> np.ndarray:
-        """The part `index` of the array, read from as many tensors as it covers."""
+        Yields:
+            A tensor's name, the part of its layer, and where in the part of the array that goes.
+        """
         if not self.stacked:
-            return self._read_layer(source, self.tensors[0], index)
-        layers = self.tensors[index[0]]
-        first = self._read_layer(source, layers[0], index[1:])
-        part = np.empty((len(layers), *first.shape), self.dtype)
-        part[0] = first
-        for layer, tensor in enumerate(layers[1:], start=1):
-            part[layer] = self._read_layer(source, tensor, index[1:])
-        return part
+            yield self.tensors[0], index, ()
+            return
+        for number, tensor in enumerate(self.tensors[index[0]]):
+            yield tensor, index[1:], (slice(number, number + 1),)
 
-    def _read_layer(self, source: TensorSource, tensor: str, index: Index) -> np.ndarray:
-        """One tensor's part, its rows put in order, in the device's dtype."""
+    def read_layer(self, source: TensorSource, tensor: str, index: Index, out: np.ndarray) -> None:
+        """Reads one tensor's part, its rows put in order, into `out`, in the dtype of that.
+
+        Args:
+            source: of the tensors.
+            tensor: one of `tensors`.
+            index: the part, of the layer with its padding.
+            out: of that part's shape; a layer dimension of one may come first.
+        """
+        out = out.reshape(out.shape[out.ndim - len(self.tensor_shape) :])
         picks: dict[int, np.ndarray] = {}
         reads = list(index)
         for dim, rows in self.rows.items():
             wanted = rows[index[dim]]
             present = wanted[wanted != ZERO]
             if present.size == 0:
-                shape = [
-                    len(range(n)[part]) for n, part in zip(self.layer_shape, index, strict=True)
-                ]
-                return np.zeros(shape, self.dtype)
+                out[...] = 0
+                return
             reads[dim] = slice(int(present.min()), int(present.max()) + 1)
             picks[dim] = np.where(wanted == ZERO, ZERO, wanted - present.min())
         part = source.read(tensor, tuple(reads))
         for dim, pick in picks.items():
-            part = _take_rows(part, pick, dim)
-        return np.ascontiguousarray(part.astype(self.dtype, copy=False))
+            part = take_rows(part, pick, dim)
+        copy_cast(part, out)
 
+    def to_tensors(self, array: jax.Array | np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The way back: the checkpoint's tensors, rows in its order, padding left out.
 
-def _take_rows(part: np.ndarray, pick: np.ndarray, dim: int) -> np.ndarray:
-    """The rows `pick` along `dim`, zeros where it says `ZERO`."""
-    if np.array_equal(pick, np.arange(part.shape[dim])):
-        return part
-    taken = np.take(part, np.maximum(pick, 0), axis=dim)
-    empty = [slice(None)] * part.ndim
-    empty[dim] = pick == ZERO  # type: ignore[call-overload]
-    taken[tuple(empty)] = 0
-    return taken
+        Args:
+            array: of `shape`; all of it on devices of this process.
+
+        Yields:
+            Names and tensors in the array's dtype, one after the other, each fetched when its turn
+            has come.
+        """
+        for number, tensor in enumerate(self.tensors):
+            layer = fetch(array, number if self.stacked else None)
+            for dim, rows in self.rows.items():
+                present = np.flatnonzero(rows != ZERO)
+                assert len(present) == self.tensor_shape[dim]
+                # Where each of the checkpoint's rows lies in the array.
+                places = np.empty(self.tensor_shape[dim], np.int64)
+                places[rows[present]] = present
+                layer = np.take(bits(layer), places, axis=dim).view(layer.dtype)
+            yield tensor, layer
 
 
 def expected_tensors(weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
@@ -141,16 +149,45 @@ def load_weights(
     Raises:
         CheckpointError: the source does not hold exactly the tensors of the model.
     """
-    check_tensors(component, expected_tensors(weights), source)
-    return place_weights(weights, source, mesh)
+    part = Part(weights=weights, source=source, mesh=mesh)
+    return load_parts({component: part})[component]
+
+
+def load_parts(parts: Mapping[str, Part]) -> dict[str, dict[str, jax.Array]]:
+    """The parameters of several components, read by the same readers, one after the other.
+
+    Args:
+        parts: by the component's name, in the order of loading. All are checked before the first
+            is read.
+
+    Returns:
+        By component, then by the weight's name.
+
+    Raises:
+        CheckpointError: a source does not hold exactly the tensors of the model. Of several faults
+            it is always the first in this order.
+    """
+    for component, part in parts.items():
+        check_tensors(component, expected_tensors(part.weights), part.source)
+    placed = place_parts(list(parts.values()))
+    return {
+        component: {weight.name: next(placed) for weight in part.weights}
+        for component, part in parts.items()
+    }
 
 
 def place_weights(
     weights: Iterable[Weight], source: TensorSource, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """All parameters of a component, by name, read slice by slice to their devices."""
-    placed = {}
+    """Parameters by name, read slice by slice to their devices; nothing is checked."""
+    weights = list(weights)
+    placed = place_parts([Part(weights=weights, source=source, mesh=mesh)])
+    return {weight.name: array for weight, array in zip(weights, placed, strict=True)}
+
+
+def checkpoint_tensors(
+    weights: Iterable[Weight], params: Mapping[str, jax.Array]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The checkpoint's tensors of a component's parameters, one after the other."""
     for weight in weights:
-        # Waiting bounds the host memory: the next weight is read when this one has left.
-        placed[weight.name] = jax.block_until_ready(weight.place(source, mesh))
-    return placed
+        yield from weight.to_tensors(params[weight.name])

@@ -7,15 +7,23 @@ when a layout differs by more than rounding explains.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from wan_tpu.cli.options import add_seed_argument, positive_int, read_seed
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.cli.options import (
+    add_attention_argument,
+    add_model_arguments,
+    add_seed_argument,
+    add_vae_dtype_argument,
+    positive_int,
+)
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
-from wan_tpu.errors import UnknownNameError
-from wan_tpu.geometry import parse_size
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.names import DTYPES
+from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
-from wan_tpu.request import VideoRequest
+from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
     WEIGHTS,
@@ -25,6 +33,9 @@ from wan_tpu.sharding.layout import (
 )
 from wan_tpu.text.prompt import check_prompt
 
+if TYPE_CHECKING:
+    from wan_tpu.pipeline.consistency import Comparison
+
 PROMPT = "a red circle moving right on a black background"
 ALL = "all"
 HOST_DEVICES = 8
@@ -32,7 +43,7 @@ HOST_DEVICES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `wan-tpu consistency`."""
-    parser.add_argument("--model", default="wan-tiny", help="as in generate (default: %(default)s)")
+    add_model_arguments(parser)
     parser.add_argument(
         "--devices", type=positive_int, metavar="N",
         help=f"how many to use at most (default: the accelerator's, or {HOST_DEVICES} virtual "
@@ -42,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--layouts", default=ALL,
         help="all: every split of N devices, and of every number that divides N, over dp, sp and "
-        "tp; or names joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+        "tp; or names joined by ',', for example dp2-sp4,tp8 or 'sp8 ring' (default: %(default)s)",
     )  # fmt: skip
     split.add_argument(
         "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
@@ -52,13 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=(*WEIGHTS, ALL), default=ALL,
         help="each layout that has dp or sp with this, or both ways (default: %(default)s)",
     )  # fmt: skip
+    add_attention_argument(parser, help_end="; of all, the one device too")
     parser.add_argument(
-        "--attention", default="auto",
-        help="auto, reference, splash, ...; of all, the one device too (default: %(default)s)",
+        "--dtype", default="float32", metavar="NAME",
+        help=f"{listed(DTYPES)} (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)"
-    )
+    add_vae_dtype_argument(parser)
     video = parser.add_argument_group("the video")
     video.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
     video.add_argument(
@@ -80,34 +90,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Compares; exit code 1 when a layout is not consistent."""
     request = _read_request(parsed)
+    options = LoadOptions(
+        model=parsed.model,
+        variant=parsed.variant,
+        attention=parsed.attention,
+        vae_dtype=parsed.vae_dtype,
+        dtype=parsed.dtype,
+    )
     output = None if parsed.json is None else check_file_path(parsed.json)
+    model = options.open_model()
+    check_request(model, request)
 
     from wan_tpu import runtime
-    from wan_tpu.attention.api import IMPLEMENTATIONS
-    from wan_tpu.checkpoints.models import open_model
 
-    if parsed.attention not in IMPLEMENTATIONS:
-        raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
     host_devices = None if runtime.accelerator_present() else parsed.devices or HOST_DEVICES
     runtime.start(host_devices=host_devices, cache_folder=runtime.default_cache_folder())
 
     import jax
 
-    from wan_tpu.pipeline.check import check_request
-    from wan_tpu.pipeline.consistency import TOLERANCES, compare_layouts
-
-    if parsed.dtype not in TOLERANCES:
-        raise UnknownNameError("dtype", parsed.dtype, tuple(TOLERANCES))
     layouts = read_layouts(parsed, jax.device_count())
-    check_request(open_model(parsed.model), request)
-    write_data(_HEADER)
-    comparisons = []
-    for comparison in compare_layouts(
-        parsed.model, layouts, request,
-        dtype=parsed.dtype, attention=parsed.attention, on_start=_Progress(len(layouts)).show,
-    ):  # fmt: skip
-        comparisons.append(comparison)
-        write_data(_row(comparison))
+    comparisons = _compare(model, options, layouts, request)
     consistent = all(comparison.consistent for comparison in comparisons)
     if output is not None:
         report = {
@@ -121,8 +123,23 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if consistent else 1
 
 
+def _compare(
+    model: ModelDescription, options: LoadOptions, layouts: list[Layout], request: VideoRequest
+) -> "list[Comparison]":
+    """Runs them, and prints a line for each as it is done."""
+    from wan_tpu.pipeline.consistency import compare_layouts
+
+    write_data(_HEADER)
+    comparisons = []
+    progress = _Progress(len(layouts))
+    for comparison in compare_layouts(model, options, layouts, request, on_start=progress.show):
+        comparisons.append(comparison)
+        write_data(_row(comparison))
+    return comparisons
+
+
 def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
-    """The layouts that the options name, each choice that makes a difference once.
+    """The layouts that the options name, each once; a choice in a layout's text stays.
 
     Raises:
         LayoutError: a text is not a layout, or one needs more devices than there are.
@@ -148,16 +165,14 @@ def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
 
 
 def _read_request(parsed: argparse.Namespace) -> VideoRequest:
-    width, height = parse_size(parsed.size)
     check_prompt(parsed.prompt)
-    return VideoRequest(
-        prompt=parsed.prompt,
-        width=width,
-        height=height,
-        num_frames=parsed.frames,
-        num_inference_steps=parsed.steps,
+    return make_request(
+        parsed.prompt,
+        size=parsed.size,
+        frames=parsed.frames,
+        steps=parsed.steps,
         guidance_scale=parsed.guidance_scale,
-        seed=read_seed(parsed),
+        seed=parsed.seed,
     )
 
 
@@ -186,7 +201,7 @@ _HEADER = (
 )
 
 
-def _row(comparison: Any) -> str:
+def _row(comparison: "Comparison") -> str:
     """A line of the table."""
     differences = "".join(
         f"{d.max_absolute:>9.1e}{d.max_relative:>9.1e}{d.cosine:>9.6f}"
@@ -199,11 +214,12 @@ def _row(comparison: Any) -> str:
     )
 
 
-def _verdict(comparisons: Sequence[Any]) -> str:
+def _verdict(comparisons: "Sequence[Comparison]") -> str:
     """The last line."""
     wrong = [c for c in comparisons if not c.consistent]
     if not wrong:
-        return f"consistent: {len(comparisons)} layouts give the one device's video\n"
+        give = "layout gives" if len(comparisons) == 1 else "layouts give"
+        return f"consistent: {len(comparisons)} {give} the one device's video\n"
     amounts = (
         f"{c.layout} by {c.velocity.max_relative:.1e} of the transformer's output, "
         f"frames {c.psnr:.1f} dB"

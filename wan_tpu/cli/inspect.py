@@ -1,13 +1,20 @@
-"""show what a model weighs, and how a layout splits it"""
+"""show what a model weighs, on the devices and on the disk, and how a layout splits it"""
 
 import argparse
 import json
+import pathlib
 from typing import Any
 
 from wan_tpu.cli.options import add_layout_arguments, read_layout
 from wan_tpu.cli.streams import write_data
 
 GIB, MIB = 2**30, 2**20
+
+RESIDENT = ("text_encoder", "transformer", "vae")
+"""Components that lie on the devices; of the autoencoder it is the decoder."""
+
+VAE_ENCODER = "vae_encoder"
+"""The other half of the autoencoder's files, which text to video does not load."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +39,16 @@ def run(parsed: argparse.Namespace) -> int:
     from wan_tpu.pipeline.model import make_video_model, parse_dtype
     from wan_tpu.sharding.layout import AXES, Layout
     from wan_tpu.sharding.mesh import abstract_mesh
-    from wan_tpu.vae.weights import expected_tensors
+    from wan_tpu.vae.weights import DECODER, ENCODER, expected_tensors
 
     dtype = parse_dtype(parsed.dtype)
     chosen = layout or Layout()
     mesh_shape: dict[str, int] | None = None
     if layout is not None:
         mesh_shape = dict(zip(AXES, layout.shape, strict=True))
+    description = describe_model(parsed.model)
     model = make_video_model(
-        describe_model(parsed.model),
+        description,
         abstract_mesh(chosen),
         chosen,
         dtype=dtype,
@@ -48,8 +56,10 @@ def run(parsed: argparse.Namespace) -> int:
     )
     rows = weight_rows("text_encoder", model.text_encoder.weights(), mesh_shape)
     rows += weight_rows("transformer", model.denoiser.weights(), mesh_shape)
-    rows += tensor_rows("vae", expected_tensors(model.vae), dtype, with_split=layout is not None)
-    report = _summary(parsed.model, parsed.dtype, layout, rows)
+    for component, part in (("vae", DECODER), (VAE_ENCODER, ENCODER)):
+        tensors = expected_tensors(model.vae, parts=(part,))
+        rows += tensor_rows(component, tensors, dtype, with_split=layout is not None)
+    report = _summary(parsed.model, parsed.dtype, layout, rows, description.folder)
     if parsed.json:
         weights = {"weights": [row.to_json() for row in rows]}
         write_data(json.dumps(report | weights, indent=2) + "\n")
@@ -58,20 +68,35 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(name: str, dtype: str, layout: Any, rows: list[Any]) -> dict[str, Any]:
-    """Bytes per component and in all."""
+def _summary(
+    name: str, dtype: str, layout: Any, rows: list[Any], folder: pathlib.Path | None
+) -> dict[str, Any]:
+    """Bytes per component: of what lies on the devices, and of the files where they are here."""
     components = {}
-    for component in ("text_encoder", "transformer", "vae"):
-        mine = [row for row in rows if row.component == component]
-        components[component] = {"bytes": sum(row.num_bytes for row in mine)}
-        if layout is not None:
-            components[component]["bytes_per_device"] = sum(row.bytes_per_device for row in mine)
+    for component in RESIDENT:
+        sizes = components[component] = _sizes(component, layout, rows)
+        if folder is not None:
+            sizes["bytes_on_disk"] = _disk_bytes(folder / component)
     return {
         "model": name,
         "dtype": dtype,
         "layout": None if layout is None else str(layout),
         "components": components,
+        "not_loaded": {VAE_ENCODER: _sizes(VAE_ENCODER, layout, rows)},
     }
+
+
+def _sizes(component: str, layout: Any, rows: list[Any]) -> dict[str, int]:
+    mine = [row for row in rows if row.component == component]
+    sizes = {"bytes": sum(row.num_bytes for row in mine)}
+    if layout is not None:
+        sizes["bytes_per_device"] = sum(row.bytes_per_device for row in mine)
+    return sizes
+
+
+def _disk_bytes(folder: pathlib.Path) -> int:
+    """All safetensors of a component; 0 where only its configuration was downloaded."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def _table(report: dict[str, Any], rows: list[Any]) -> str:
@@ -79,8 +104,12 @@ def _table(report: dict[str, Any], rows: list[Any]) -> str:
     layout = report["layout"]
     lines = [f"{report['model']}, {report['dtype']}" + (f", layout {layout}" if layout else "")]
     for component, sizes in report["components"].items():
-        each = f"  {_size(sizes['bytes_per_device'])} per device" if layout else ""
-        lines.append(f"  {component:<14}{_size(sizes['bytes'])}{each}")
+        line = f"  {component:<14}{_size(sizes['bytes'])}"
+        line += f"  {_size(sizes['bytes_per_device'])} per device" if layout else ""
+        on_disk = sizes.get("bytes_on_disk", 0)
+        lines.append(line + (f"  {_size(on_disk)} on the disk" if on_disk else ""))
+    for component, sizes in report["not_loaded"].items():
+        lines.append(f"  {component:<14}{_size(sizes['bytes'])}  not loaded")
     header = f"{'weight':<72}{'count':>6}  {'shape':<22}{'dtype':<10}{'bytes':>12}"
     lines += ["", header + (f"  {'split':<18}{'per device':>12}" if layout else "")]
     component = ""

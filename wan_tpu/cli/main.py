@@ -28,18 +28,20 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    if arguments is None:  # a process of its own
+    """Runs the command line; returns the exit code, or ends the process where JAX has run."""
+    is_own_process = arguments is None
+    if is_own_process:
         streams.prepare()
     code = EXIT_FAILED
     try:
         code = _run(arguments)
     except Exception:  # a mistake of ours
-        if not _has_peers():
+        if not (is_own_process or _has_peers()):
             raise
         traceback.print_exc()
-    if _has_peers():
-        # An orderly end of JAX waits minutes for other processes, which may be gone.
+    if _has_peers() or (is_own_process and "jax" in sys.modules):
+        # Python's orderly end stops threads in the middle of compiling, and XLA then aborts the
+        # process; JAX's waits minutes for other processes, which may be gone.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

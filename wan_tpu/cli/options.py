@@ -1,14 +1,14 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
-import secrets
 from typing import Any
 
-from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, parse_layout
-
-RANDOM_SEED = -1
-LARGEST_DRAWN_SEED = 2**32 - 1
-"""Of every seed that is drawn: what other programs take, too."""
+from wan_tpu.attention.names import IMPLEMENTATIONS
+from wan_tpu.checkpoints.models import WAN_TINY
+from wan_tpu.errors import InputError
+from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.options import LoadOptions, listed
+from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout
 
 
 def positive_int(text: str) -> int:
@@ -19,16 +19,39 @@ def positive_int(text: str) -> int:
 
 
 def add_seed_argument(parser: Any) -> None:
-    """`--seed`."""
+    """`--seed`; `wan_tpu.request.make_request` draws one where it is -1."""
     parser.add_argument(
         "--seed", type=int, default=0,
         help="of the noise; -1 draws one, which the summary tells (default: %(default)s)",
     )  # fmt: skip
 
 
-def read_seed(parsed: argparse.Namespace) -> int:
-    """The seed that the option names, drawn where it is -1."""
-    return secrets.randbelow(LARGEST_DRAWN_SEED + 1) if parsed.seed == RANDOM_SEED else parsed.seed
+def add_model_arguments(parser: Any) -> None:
+    """`--model`, `--variant`."""
+    parser.add_argument(
+        "--model", default=WAN_TINY,
+        help="wan-tiny (embedded), a diffusers folder, or a hub id (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant", metavar="NAME",
+        help="of the weights' files, as diffusers names them: fp16 takes model.fp16.safetensors",
+    )  # fmt: skip
+
+
+def add_attention_argument(parser: Any, *, help_end: str = "") -> None:
+    """`--attention`, with every name that it takes."""
+    parser.add_argument(
+        "--attention", default="auto", metavar="NAME",
+        help=f"{listed(IMPLEMENTATIONS)}{help_end} (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_vae_dtype_argument(parser: Any) -> None:
+    """`--vae-dtype`."""
+    parser.add_argument(
+        "--vae-dtype", metavar="NAME",
+        help=f"of the VAE, {listed(DTYPES)} (default: as --dtype)",
+    )  # fmt: skip
 
 
 def add_layout_arguments(parser: Any) -> None:
@@ -42,26 +65,69 @@ def add_layout_arguments(parser: Any) -> None:
     parser.add_argument(
         "--sequence-parallel",
         choices=SEQUENCE_PARALLEL,
-        default="ulysses",
-        help="how attention sees the tokens of other devices (default: %(default)s)",
+        help="how attention sees the tokens of other devices (default: ulysses, or what the "
+        "layout that is chosen needs)",
     )
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        default="sharded",
         help="keep each weight over all devices, or a copy on each dp and sp index "
-        "(default: %(default)s)",
+        "(default: sharded)",
+    )
+
+
+def add_machine_arguments(parser: Any) -> None:
+    """What a model is loaded with, besides `add_model_arguments`."""
+    add_layout_arguments(parser)
+    add_attention_argument(parser)
+    parser.add_argument(
+        "--vae", default="flax", metavar="NAME", help=f"{listed(VAES)} (default: %(default)s)"
+    )
+    add_vae_dtype_argument(parser)
+    parser.add_argument(
+        "--dtype", metavar="NAME",
+        help=f"{listed(DTYPES)} (default: bfloat16, on a CPU float32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host-devices", type=positive_int, metavar="N",
+        help="N virtual CPU devices, no accelerator",
+    )  # fmt: skip
+
+
+def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
+    """What `add_model_arguments` and `add_machine_arguments` say.
+
+    Raises:
+        InputError: the layout is none, or a name does not exist.
+    """
+    return LoadOptions.from_text(
+        model=parsed.model,
+        variant=parsed.variant,
+        layout=parsed.layout,
+        sequence_parallel=parsed.sequence_parallel,
+        weights=parsed.weights,
+        attention=parsed.attention,
+        vae=parsed.vae,
+        vae_dtype=parsed.vae_dtype,
+        dtype=parsed.dtype,
+        host_devices=parsed.host_devices,
     )
 
 
 def read_layout(parsed: argparse.Namespace) -> Layout | None:
-    """The layout that the options name; None to choose one.
+    """The layout that the options name, where none is chosen; None without one.
 
     Raises:
-        LayoutError: the text is not a layout.
+        InputError: the text is not a layout, or the other two options have none to belong to.
     """
-    if parsed.layout is None:
-        return None
-    return parse_layout(
-        parsed.layout, sequence_parallel=parsed.sequence_parallel, weights=parsed.weights
+    options = LoadOptions.from_text(
+        layout=parsed.layout, sequence_parallel=parsed.sequence_parallel, weights=parsed.weights
     )
+    for option in ("sequence_parallel", "weights"):
+        name = getattr(options, option)
+        if name is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} {name} says how a layout is split, and there is no "
+                "--layout; give one, for example --layout dp2-sp4"
+            )
+    return options.layout

@@ -5,17 +5,27 @@ without a TPU, and prints a row per layout, best first; the last line is the lay
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import positive_int
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
-from wan_tpu.geometry import parse_size
+from wan_tpu.errors import UnknownNameError
 from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
-from wan_tpu.request import SCHEDULERS, VideoRequest
-from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout, factorisations, parse_layout
+from wan_tpu.planner import find_slice
+from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
+from wan_tpu.sharding.layout import (
+    SEQUENCE_PARALLEL,
+    WEIGHTS,
+    Layout,
+    factorisations,
+    parse_layout,
+)
 
-MODES_ALL = "all"
+if TYPE_CHECKING:
+    from wan_tpu.planner import Job, Slice
+
+ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +47,12 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument("--frames", type=positive_int, help="4n + 1; default: the model's")
     parser.add_argument("--steps", type=positive_int, help="denoising steps; default: the model's")
     parser.add_argument("--guidance-scale", type=float, help="1 or less plans without guidance")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="unipc")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     add_layouts_arguments(parser)
     parser.add_argument(
-        "--attention", default="auto", help="auto, splash, ... (default: %(default)s)"
-    )
+        "--attention", default="auto", metavar="NAME",
+        help="auto, reference, dot_product, chunked, splash or flash (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
@@ -66,82 +77,78 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
 def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
     """`--layouts`, `--sequence-parallel`, `--weights`, for several layouts at once."""
     parser.add_argument(
-        "--layouts", default="all",
-        help="all, or layouts joined by ',', for example dp2-sp4,tp8 (default: %(default)s)",
+        "--layouts", default=ALL,
+        help="all, or layouts joined by ',', for example dp2-sp4,tp8 or 'dp2-sp4 ring replicated' "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, MODES_ALL), default="ulysses",
-        help="how attention sees the tokens of other devices, or all ways (default: %(default)s)",
+        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
+        help="how attention sees the tokens of other devices, for layouts that have sp; all tries "
+        "each, as in consistency; a program takes up to a minute and is kept, so naming one is "
+        "quicker the first time (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", choices=WEIGHTS, default="sharded",
-        help="each weight over all devices, or a copy per dp and sp index (default: %(default)s)",
+        "--weights", choices=(*WEIGHTS, ALL), default=ALL,
+        help="each weight over all devices, or a copy per dp and sp index; all tries both where "
+        "they differ (default: %(default)s)",
     )  # fmt: skip
 
 
 def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
-    """The layouts that the options name, each once.
+    """The layouts that the options name, each once; a choice in a layout's text stays.
 
     Raises:
         LayoutError: a text is not a layout.
     """
-    modes = (
-        SEQUENCE_PARALLEL if parsed.sequence_parallel == MODES_ALL else (parsed.sequence_parallel,)
-    )
-    if parsed.layouts == "all":
+    if parsed.layouts == ALL:
         texts = [str(layout) for layout in factorisations(num_devices)]
     else:
         texts = [text.strip() for text in parsed.layouts.split(",")]
-    layouts = {}
-    for text in texts:
-        for mode in modes:
-            layout = parse_layout(text, sequence_parallel=mode, weights=parsed.weights)
-            if layout.sp == 1:  # no other shard to see: every way is the same program
-                layout = parse_layout(text, weights=parsed.weights)
-            layouts[layout] = None
-    return list(layouts)
+    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    found = [
+        parse_layout(text, sequence_parallel=mode, weights=kind)
+        for text in texts
+        for mode in modes
+        for kind in kinds
+    ]
+    return list(dict.fromkeys(found))
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints the table; compiles what was not compiled before."""
-    from wan_tpu.planner.hardware import find_slice
-
     where = find_slice(parsed.topology)
     layouts = read_layouts(parsed, where.num_devices)
     for layout in layouts:
         layout.require_devices(where.num_devices)
-    request = _read_request(parsed)
+    request = read_request(parsed)
     plot = None if parsed.plot is None else check_file_path(parsed.plot)
     json_file = None if parsed.json is None else check_file_path(parsed.json)
 
     from wan_tpu import runtime
 
     runtime.start(host_devices=1)  # nothing runs here; a TPU of this machine stays untouched
-    from wan_tpu.planner import plot as plotting
-    from wan_tpu.planner.compile import FactsCache
-    from wan_tpu.planner.plan import Planner
-    from wan_tpu.planner.table import format_table, to_json
+    from wan_tpu import planner
 
     if plot is not None:
-        plotting.require_matplotlib()
+        planner.require_matplotlib()
     job = _make_job(parsed, request, where)
     base = None if parsed.no_cache else runtime.default_cache_base()
-    cache = FactsCache(None if base is None else base / "plans")
-    rows = Planner(job, cache, StageLines().say).plan(layouts)
+    cache = planner.FactsCache(None if base is None else base / "plans")
+    rows = planner.Planner(job, cache, StageLines().say).plan(layouts)
     if json_file is not None:
-        write_json_atomically(json_file, to_json(job, rows, operations=parsed.operations))
+        write_json_atomically(json_file, planner.to_json(job, rows, operations=parsed.operations))
     if plot is not None:
-        plotting.write_plot(plot, job, rows)
-    write_data(format_table(job, rows, explain=parsed.explain))
+        planner.write_plot(plot, job, rows)
+    write_data(planner.format_table(job, rows, explain=parsed.explain))
     return 0
 
 
-def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: Any) -> Any:
+def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice") -> "Job":
     from wan_tpu.attention.api import IMPLEMENTATIONS
     from wan_tpu.checkpoints.models import describe_model
-    from wan_tpu.errors import UnknownNameError
     from wan_tpu.pipeline.model import parse_dtype
-    from wan_tpu.planner.plan import STAGE_GROUPS, make_job
+    from wan_tpu.planner import STAGE_GROUPS, make_job
 
     if parsed.attention not in IMPLEMENTATIONS:
         raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
@@ -160,14 +167,13 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: Any) -> 
     )
 
 
-def _read_request(parsed: argparse.Namespace) -> VideoRequest:
-    width, height = parse_size(parsed.size) if parsed.size is not None else (None, None)
-    return VideoRequest(
-        prompt="planned",
-        width=width,
-        height=height,
-        num_frames=parsed.frames,
-        num_inference_steps=parsed.steps,
+def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRequest:
+    """The video that the options name."""
+    return make_request(
+        prompt,
+        size=parsed.size,
+        frames=parsed.frames,
+        steps=parsed.steps,
         guidance_scale=parsed.guidance_scale,
         scheduler=parsed.scheduler,
     )

@@ -19,6 +19,11 @@ QUIET_SECONDS = 60.0
 """A stage in a log says how far it is no more often than this."""
 
 
+def say(words: str) -> None:
+    """A line on stderr that leaves progress bars whole."""
+    tqdm.write(f"wan-tpu: {words}", file=sys.stderr)
+
+
 class StageLines:
     """What has begun, a line each, with the seconds since the start: for commands' logs."""
 

@@ -46,6 +46,14 @@ def prepare() -> None:
     )
 
 
+def keep_stdout_for_data() -> None:
+    """Drops what C++ prints there: Gloo tells, program by program, whom it has connected."""
+    sys.stdout = os.fdopen(os.dup(1), "w", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def write_data(data: str | bytes) -> None:
     """Writes to standard output, and waits until it is there.
 

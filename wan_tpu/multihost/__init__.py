@@ -1,4 +1,4 @@
-"""Several processes that make one video: who they are, whether they match, and one that leads.
+"""Several processes that make one video: their ranks, whether they match, leader and followers.
 
 Knows sockets; knows nothing of JAX, models or HTTP.
 """

@@ -1,4 +1,4 @@
-"""Every process of a slice but the first: does what process 0 says, when it says it.
+"""A follower, any process of a slice but the first: it obeys process 0, message by message.
 
 It decides nothing by itself but to end, when process 0 is gone or silent.
 """
@@ -12,32 +12,33 @@ from collections.abc import Callable
 from typing import Any
 
 from wan_tpu.errors import MismatchError, ProcessLostError
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.multihost.connection import Connection, connect_to_leader
 from wan_tpu.multihost.group import ProcessGroup
+from wan_tpu.multihost.health import SilenceTimer, is_compiling, stage_name
 from wan_tpu.multihost.identity import Identity
 from wan_tpu.multihost.listener import HANDSHAKE_SECONDS
 from wan_tpu.multihost.lockstep import Outcome
-from wan_tpu.multihost.roster import is_compiling, noted
-from wan_tpu.multihost.words import (
-    BEAT_SECONDS,
-    At,
-    Beat,
+from wan_tpu.multihost.messages import (
+    HEARTBEAT_SECONDS,
     Begin,
     Cancel,
     Continue,
     End,
     GaveUp,
     Goodbye,
+    Heartbeat,
     Hello,
     Identified,
     Leaving,
     Left,
     Loaded,
+    Position,
     Refused,
-    Silence,
     Stop,
     Welcome,
 )
+from wan_tpu.multihost.transfer import Incoming
 
 RETRY_SECONDS = 0.2
 LINGER_SECONDS = 10.0
@@ -58,8 +59,8 @@ class Follower:
         """Prepares to join; nothing is sent yet.
 
         Args:
-            group: with this process's number, which is not 0.
-            on_lost: called once, on a thread, with what is wrong, when process 0 is lost. It must
+            group: with this process's rank, which is not 0.
+            on_lost: called once, on a thread, with the reason, when process 0 is lost. It must
                 end this process.
             on_stop: called on a thread when process 0 ends all, maybe in the middle of a job.
             patience_seconds: how long process 0 may be silent.
@@ -68,22 +69,24 @@ class Follower:
         self._on_lost = on_lost
         self._on_stop = on_stop
         self._patience = patience_seconds
-        self._words: queue.Queue[Any] = queue.Queue()
-        self._silence = Silence()
+        self._inbox: queue.Queue[Any] = queue.Queue()
+        self._silence = SilenceTimer()
         self._connection: Connection | None = None
-        self._at = At(number=0, point=0, stage="")
+        self._position = Position()
+        self._begun: Begin | None = None
+        self._incoming: Incoming | None = None
         self._compiled = False
-        self._free = threading.Event()
-        self._free.set()
+        self._is_idle = threading.Event()
+        self._is_idle.set()
         self._ended_by: End | None = None
         self._is_ending = threading.Event()
 
     def gather(self, timeout_seconds: float) -> None:
-        """Goes to process 0, which may not be there yet.
+        """Connects to process 0, which may not listen yet.
 
         Raises:
-            ProcessLostError: it did not come in time.
-            MismatchError: whoever answers there does not know the slice's secret.
+            ProcessLostError: it did not answer in time.
+            MismatchError: what answers there does not know the slice's secret.
         """
         group = self._group
         deadline = time.monotonic() + timeout_seconds
@@ -107,66 +110,77 @@ class Follower:
             )
         )
         threading.Thread(target=self._listen, name="process 0", daemon=True).start()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True).start()
 
     def agree(self, identity: Identity) -> str:
         """See `Lockstep.agree`."""
-        self._say(Identified(identity={part: dict(names) for part, names in identity.items()}))
-        match self._words.get():
+        self._send(Identified(identity={part: dict(names) for part, names in identity.items()}))
+        match self._inbox.get():
             case Welcome(jax_coordinator=address):
                 return address
             case Refused(reason=reason):
                 raise MismatchError(reason)
-            case word:
-                raise ProcessLostError(f"process 0 said {word} before Welcome")
+            case message:
+                raise ProcessLostError(f"process 0 sent {message} before Welcome")
 
     def loaded(self) -> None:
         """See `Lockstep.loaded`."""
-        self._say(Loaded())
+        self._send(Loaded())
 
-    def begin(self, task: dict[str, Any] | None = None) -> dict[str, Any]:
-        """See `Lockstep.begin`."""
-        word = self._words.get()
-        assert isinstance(word, Begin), f"{word} where a job should begin"
-        self._at = At(number=word.number, point=0, stage="")
+    def begin(self, task: dict[str, Any] | None = None, media: Media = NO_MEDIA) -> dict[str, Any]:
+        """See `Lockstep.begin`; returns once all bytes of pictures and clips have come."""
+        message = self._inbox.get()
+        assert isinstance(message, Begin), f"{message} where a job should begin"
         self._ended_by = None
-        return word.task
+        return message.task
+
+    def receive_media(self) -> Media:
+        """See `Lockstep.receive_media`."""
+        incoming, self._incoming = self._incoming, None
+        return NO_MEDIA if incoming is None else incoming.media()
 
     def note(self, stage: str, *, is_over: bool) -> None:
         """See `Lockstep.note`."""
-        stage = noted(stage, is_over=is_over)
-        self._at = dataclasses.replace(self._at, stage=stage)
+        stage = stage_name(stage, is_over=is_over)
+        self._position = dataclasses.replace(self._position, stage=stage)
         if is_compiling(stage):
             self._compiled = True
-            self._say(self._at)  # process 0 may have to be patient from now on
+            self._send(self._position)  # process 0 may have to be patient from now on
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
-        """See `Lockstep.should_stop`; what this process was asked does not count."""
-        self._at = dataclasses.replace(self._at, point=self._at.point + 1)
+        """See `Lockstep.should_stop`; whether this process was asked to stop does not count."""
+        self._position = dataclasses.replace(self._position, barrier=self._position.barrier + 1)
         if self._compiled:
-            self._say(self._at)  # process 0 waits for it
+            self._send(self._position)  # process 0 waits for it
             self._compiled = False
-        match self._words.get():
+        match self._inbox.get():
             case Continue():
                 return False
             case Cancel():
                 return True
             case End() as end:  # process 0 failed, or was stopped, on its way here
-                self._at = dataclasses.replace(self._at, point=self._at.point - 1)
+                self._position = dataclasses.replace(
+                    self._position, barrier=self._position.barrier - 1
+                )
                 self._ended_by = end
                 return True
-            case word:
-                raise AssertionError(f"{word} in the middle of a job")
+            case message:
+                raise AssertionError(f"{message} in the middle of a job")
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`."""
-        self._say(
-            Left(number=self._at.number, point=self._at.point, outcome=str(outcome), reason=reason)
+        self._send(
+            Left(
+                job=self._position.job,
+                barrier=self._position.barrier,
+                outcome=str(outcome),
+                reason=reason,
+            )
         )
         stopped_by = self._ended_by
         while self._ended_by is None:
-            word = self._words.get()
-            self._ended_by = word if isinstance(word, End) else None
+            message = self._inbox.get()
+            self._ended_by = message if isinstance(message, End) else None
         return "" if stopped_by is None else stopped_by.failure
 
     def close(self) -> None:
@@ -176,7 +190,7 @@ class Follower:
     @property
     def is_in_job(self) -> bool:
         """Whether process 0 has begun a job and not left it."""
-        return not self._free.is_set()
+        return not self._is_idle.is_set()
 
     def finish(self, reason: str, timeout_seconds: float) -> None:
         """Tells process 0 that this one is about to end, and waits until it may.
@@ -185,32 +199,43 @@ class Follower:
         it stops this one; else it notices at the next job that this one is missing.
         """
         if self.is_in_job:
-            self._say(Leaving(reason=reason))
-            if self._free.wait(timeout_seconds):
+            self._send(Leaving(reason=reason))
+            if self._is_idle.wait(timeout_seconds):
                 self._is_ending.wait(LINGER_SECONDS)
 
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`; from any thread, whatever runs."""
         self._is_ending.set()
-        self._say(Goodbye(reason=reason))
+        self._send(Goodbye(reason=reason))
 
-    def _say(self, word: Any) -> None:
+    def _send(self, message: Any) -> None:
         if self._connection is not None:
-            self._connection.send(word)
+            self._connection.send(message)
 
     def _listen(self) -> None:
         assert self._connection is not None
         try:
-            self._connection.listen(self._hear)
+            self._connection.listen(self._receive)
         except ValueError as error:
-            self._lose(f"process 0 makes no sense: {error}")
+            self._lose(f"process 0 sent something malformed: {error}")
         self._lose("process 0 ended")
 
-    def _hear(self, word: Any) -> None:
-        self._silence.heard()
-        match word:
-            case Beat():
+    def _receive(self, message: Any) -> None:
+        self._silence.reset()
+        match message:
+            case Heartbeat():
                 pass
+            case Begin(job=job, media=sizes):
+                self._is_idle.clear()
+                # Process 0 sees that this process is in the job while the bytes still come.
+                self._position = Position(job=job)
+                self._begun, self._incoming = message, Incoming(sizes)
+                self._pass_on_begin()
+            case bytes():
+                if self._incoming is None:
+                    raise ValueError(f"a frame of {len(message)} bytes that belongs to no job")
+                self._incoming.add(message)
+                self._pass_on_begin()
             case Stop():
                 self.give_up("stopped")
                 self._on_stop()
@@ -218,22 +243,26 @@ class Follower:
                 self._lose(f"process 0 cannot go on: {reason}")
             case Refused():
                 self._is_ending.set()  # it hangs up now, and that is no loss
-                self._words.put(word)
+                self._inbox.put(message)
             case _:
-                if isinstance(word, Begin):
-                    self._free.clear()
-                self._words.put(word)
-                if isinstance(word, End):
-                    self._free.set()
+                self._inbox.put(message)
+                if isinstance(message, End):
+                    self._is_idle.set()
 
-    def _beat(self) -> None:
-        """Says where this process is, and notices when process 0 says nothing any more."""
+    def _pass_on_begin(self) -> None:
+        """Lets the job begin once no byte of it is missing."""
+        if self._begun is not None and self._incoming is not None and self._incoming.is_complete:
+            begun, self._begun = self._begun, None
+            self._inbox.put(begun)
+
+    def _keep_alive(self) -> None:
+        """Sends this process's position, and notices when process 0 sends nothing any more."""
         while not self._is_ending.is_set():
-            self._say(self._at)
-            silent = self._silence.passed()
+            self._send(self._position)
+            silent = self._silence.tick()
             if silent > self._patience:
-                self._lose(f"process 0 has not been heard of for {silent:g} s")
-            time.sleep(BEAT_SECONDS)
+                self._lose(f"process 0 has sent nothing for {silent:g} s")
+            time.sleep(HEARTBEAT_SECONDS)
 
     def _lose(self, message: str) -> None:
         if not self._is_ending.is_set():

@@ -1,4 +1,4 @@
-"""One interface for a process in lock-step, whichever it is, and a job that all of them make."""
+"""One interface for a process in lock-step, whatever its rank, and a job that all of them run."""
 
 import enum
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from wan_tpu.errors import Cancelled, WanTpuError
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.multihost.identity import Identity
 
 T = TypeVar("T")
@@ -27,15 +28,15 @@ class Lockstep(Protocol):
     """A process among those of a slice; made by `wan_tpu.multihost.join.join`.
 
     In this order: `agree`, `loaded`, then for each job `begin`, `should_stop` as often as the
-    pipeline asks, `leave`; at last `close`. Process 0 decides in each of them, the others do as
-    they are told.
+    pipeline asks, `leave`; at last `close`. Process 0 decides in each of them, the followers obey.
+    Each `should_stop` is a barrier of the job: it has the same number in all processes.
     """
 
     def agree(self, identity: Identity) -> str:
-        """Waits until all have said what they are; returns the address for JAX's coordination.
+        """Waits until all have sent their identity; returns the address for JAX's coordination.
 
         Raises:
-            MismatchError: they differ; names what, and whose.
+            MismatchError: they differ; names what, and in which process.
         """
         ...
 
@@ -43,11 +44,20 @@ class Lockstep(Protocol):
         """This process is ready for jobs; process 0 waits for all others."""
         ...
 
-    def begin(self, task: dict[str, Any] | None) -> dict[str, Any]:
+    def begin(self, task: dict[str, Any] | None, media: Media = NO_MEDIA) -> dict[str, Any]:
         """The next job: process 0 gives it and the others get it.
 
         Args:
-            task: JSON-ready; None where this process does not lead.
+            task: JSON-ready; None in a follower.
+            media: the pictures and clips that the task names, of process 0.
+        """
+        ...
+
+    def receive_media(self) -> Media:
+        """The pictures and clips of the job that has begun, the same in all processes.
+
+        Raises:
+            MediaError: what arrived is not what process 0 named.
         """
         ...
 
@@ -56,14 +66,14 @@ class Lockstep(Protocol):
         ...
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
-        """Whether to leave the job at this point: what process 0's `asked` says, in all of them."""
+        """Whether to leave the job at this barrier: process 0's `asked` decides, for all."""
         ...
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:
-        """This process has left the job. Process 0 waits for all others, and checks them.
+        """This process has left the job. Process 0 waits for all others, and compares.
 
         Returns:
-            Why process 0 failed, where that is what stopped this one; else nothing.
+            Why process 0 failed, if that is what stopped this one; else nothing.
         """
         ...
 
@@ -72,12 +82,15 @@ class Lockstep(Protocol):
         ...
 
     def close(self) -> None:
-        """Process 0: no more jobs, all end. The others: waits for that."""
+        """Process 0: no more jobs, all end. A follower: waits for that."""
         ...
 
 
 class Alone:
     """The only process there is; see `Lockstep`."""
+
+    def __init__(self) -> None:
+        self._media = NO_MEDIA
 
     def agree(self, identity: Identity) -> str:
         """See `Lockstep.agree`; there is nobody to connect."""
@@ -86,10 +99,15 @@ class Alone:
     def loaded(self) -> None:
         """See `Lockstep.loaded`."""
 
-    def begin(self, task: dict[str, Any] | None) -> dict[str, Any]:
+    def begin(self, task: dict[str, Any] | None, media: Media = NO_MEDIA) -> dict[str, Any]:
         """See `Lockstep.begin`."""
         assert task is not None
+        self._media = media
         return task
+
+    def receive_media(self) -> Media:
+        """See `Lockstep.receive_media`."""
+        return self._media
 
     def note(self, stage: str, *, is_over: bool) -> None:
         """See `Lockstep.note`."""
@@ -100,6 +118,7 @@ class Alone:
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`."""
+        self._media = NO_MEDIA
         return ""
 
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
@@ -114,15 +133,17 @@ def run_in_step(
     task: dict[str, Any] | None,
     make: Callable[[dict[str, Any], Callable[[], bool]], T],
     *,
+    media: Media = NO_MEDIA,
     asked: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Makes one job in every process.
+    """Runs one job in every process.
 
     Args:
         process: this one.
-        task: of process 0; None in the others, which wait for its.
-        make: makes the task; asks, at the same places in all processes, whether to stop, and then
-            raises `Cancelled`.
+        task: of process 0; None in the others, which wait for it.
+        make: runs the task; asks, at the same places in all processes, whether to stop, and then
+            raises `Cancelled`. Takes pictures and clips from `process.receive_media`.
+        media: the pictures and clips that the task names, of process 0.
         asked: whether process 0 was asked to stop.
 
     Returns:
@@ -132,7 +153,7 @@ def run_in_step(
         Cancelled: process 0 was asked to stop.
         WanTpuError: process 0 failed, which stopped this one.
     """
-    task = process.begin(task)
+    task = process.begin(task, media)
     try:
         result = make(task, lambda: process.should_stop(asked))
     except Cancelled:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
 
@@ -110,47 +110,43 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def compare_layouts(
-    model: str,
+    model: ModelDescription,
+    options: LoadOptions,
     layouts: Sequence[Layout],
     request: VideoRequest,
     *,
-    dtype: str = "float32",
-    attention: str = "auto",
     on_start: Callable[[Layout], None] = lambda layout: None,
 ) -> Iterator[Comparison]:
     """Runs a request on one device and on every layout, and yields how each differs.
 
     Args:
-        model: any name that `from_pretrained` takes.
+        model: what `options.open_model` gave.
+        options: what it is loaded with on the layouts and on the one device; their layout is not
+            looked at, and their dtype is a key of `TOLERANCES`.
         layouts: those to compare; each uses the first devices that are here.
         request: what to run.
-        dtype: a key of `TOLERANCES`.
-        attention: implementation on the layouts and on the one device.
         on_start: told the layout, the one device's first, when its turn comes.
     """
-    on_start(Layout())
-    expected = run_layout(model, Layout(), request, dtype=dtype, attention=attention)
-    for layout in layouts:
+
+    def run(layout: Layout) -> Run:
         on_start(layout)
-        actual = run_layout(model, layout, request, dtype=dtype, attention=attention)
-        yield compare(actual, expected)
+        return run_layout(model, dataclasses.replace(options, layout=layout), request)
+
+    expected = run(Layout())
+    for layout in layouts:
+        yield compare(run(layout), expected)
 
 
-def run_layout(
-    model: str, layout: Layout, request: VideoRequest, *, dtype: str, attention: str
-) -> Run:
-    """Runs a request on the first devices that are here; arguments as of `compare_layouts`."""
-    pipeline = TextToVideo.from_pretrained(
-        model,
-        layout=layout,
-        devices=jax.devices()[: layout.num_devices],
-        dtype=jnp.dtype(dtype),
-        attention=attention,
-    )
+def run_layout(model: ModelDescription, options: LoadOptions, request: VideoRequest) -> Run:
+    """Runs a request on the options' layout; arguments as of `compare_layouts`."""
+    assert options.layout is not None
+    assert options.dtype is not None
+    devices = jax.devices()[: options.layout.num_devices]
+    pipeline = options.load(model, devices=devices)
     return Run(
-        layout=layout,
+        layout=options.layout,
         attention=pipeline.model.denoiser.setting.implementation,
-        dtype=dtype,
+        dtype=options.dtype,
         **pipeline.intermediate(request),
     )
 

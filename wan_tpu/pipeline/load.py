@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wan_tpu.checkpoints.models import ModelDescription
-from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
-from wan_tpu.checkpoints.weights import expected_tensors, place_weights
+from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.checkpoints.loading import Part
+from wan_tpu.checkpoints.source import check_tensors
+from wan_tpu.checkpoints.weights import expected_tensors
 from wan_tpu.pipeline.model import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -20,7 +21,6 @@ from wan_tpu.pipeline.model import (
 from wan_tpu.sharding.layout import Layout, default_layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
-from wan_tpu.text.encoder import ALIASES
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
@@ -67,6 +67,7 @@ def on_one_branch(model: VideoModel) -> VideoModel:
         merged_mesh(model.mesh, layout),
         layout,
         dtype=model.dtype,
+        vae_dtype=model.vae_dtype,
         attention=denoiser.setting.implementation,
     )
 
@@ -76,40 +77,26 @@ def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
     return load_vae(
         name,
         model.vae,
-        model.description.component_folder(VAE),
+        model.description.source(VAE),
         mesh=model.mesh,
         dtype=model.vae_dtype,
     )
 
 
-class Checkpoint:
-    """The files of a model's components: names and shapes are checked, no weight is read yet."""
+def checked_parts(model: VideoModel) -> dict[str, Part]:
+    """The components' weights and where they are read from; names and shapes fit, nothing is read.
 
-    def __init__(self, model: VideoModel):
-        """Opens them.
-
-        Raises:
-            CheckpointError: files are missing, damaged or not those of the model.
-        """
-        folder = model.description.component_folder
-        self._model = model
-        self._sources = {
-            TEXT_ENCODER: SafetensorsSource(
-                folder(TEXT_ENCODER), aliases=ALIASES, plain_name="model"
-            ),
-            TRANSFORMER: SafetensorsSource(
-                folder(TRANSFORMER), plain_name="diffusion_pytorch_model"
-            ),
-        }
-        for name, source in self._sources.items():
-            weights = model.components[name].module.weights()
-            check_tensors(name.replace("_", " "), expected_tensors(weights), source)
-
-    def load(self) -> dict[str, Params]:
-        """Every component's parameters, each device's part read to it."""
-        return {
-            name: place_weights(
-                self._model.components[name].module.weights(), source, self._model.mesh
-            )
-            for name, source in self._sources.items()
-        }
+    Raises:
+        CheckpointError: files are missing, damaged or not those of the model.
+    """
+    parts = {
+        name: Part(
+            weights=model.components[name].module.weights(),
+            source=model.description.source(name),
+            mesh=model.mesh,
+        )
+        for name in (TEXT_ENCODER, TRANSFORMER)
+    }
+    for name, part in parts.items():
+        check_tensors(name, expected_tensors(part.weights), part.source)
+    return parts

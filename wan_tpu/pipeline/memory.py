@@ -60,7 +60,7 @@ def describe(text: str, what: str, model: VideoModel, geometry: Geometry | None)
     needed, limit, shortage = _amounts(text, model)
     weights = sum(component.bytes_per_device for component in model.components.values())
     devices = model.mesh.devices
-    where = f"{devices.size} x {devices.flat[0].device_kind}, layout {model.layout.full_name}"
+    where = f"{devices.size} x {devices.flat[0].device_kind}, layout {model.layout}"
     told = [f"out of memory: {what} on {where}{shortage}, weights {weights / GIB:.2f} GiB a device"]
     if limit is not None and weights >= limit:
         times = 2 * math.ceil(weights / limit)

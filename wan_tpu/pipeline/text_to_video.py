@@ -1,32 +1,27 @@
 """From a request to a video, top to bottom: the one place that knows the order of the stages."""
 
 import contextlib
-import dataclasses
-import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
-from wan_tpu.checkpoints.models import ModelDescription, open_model
-from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.checkpoints.models import open_model
+from wan_tpu.checkpoints.weights import Weight, load_parts
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
-from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
-from wan_tpu.pipeline.load import Checkpoint, Params, load_vae_of, on_one_branch, place_model
+from wan_tpu.pipeline.load import Params, checked_parts, load_vae_of, on_one_branch, place_model
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
 from wan_tpu.pipeline.programs import Programs
 from wan_tpu.pipeline.progress import Progress, Watch
-from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
+from wan_tpu.pipeline.run import Run, metadata_of, plan_run
 from wan_tpu.request import VideoRequest, VideoResult
-from wan_tpu.schedulers.api import make_schedule
-from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
@@ -37,32 +32,6 @@ from wan_tpu.transformer.denoiser import Context, patchify
 from wan_tpu.vae.backends import VaeBackend
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("wan_tpu", "torch", "torchax", "jax", "jaxlib", "flax", "diffusers", "transformers")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Run:
-    """One request with everything that was decided about it before anything runs.
-
-    Attributes:
-        request: complete. geometry: its sizes. schedule: its noise levels.
-        steps: what each denoising step takes.
-        model: the model on the mesh that suits the batch.
-        watch: reports, measures, stops.
-    """
-
-    request: VideoRequest
-    geometry: Geometry
-    schedule: Schedule
-    steps: tuple[PlannedStep, ...]
-    model: VideoModel
-    watch: Watch
-
-    @property
-    def batch(self) -> int:
-        """Prompts that the steps need: with guidance the negative one, too."""
-        return max(step.batch for step in self.steps)
 
 
 class TextToVideo:
@@ -113,7 +82,7 @@ class TextToVideo:
         layout, devices = choices.get("layout"), choices.get("devices")
         if layout is not None:  # before gigabytes are downloaded
             layout.require_devices(len(jax.devices() if devices is None else devices))
-        return cls.load(open_model(name), **choices)
+        return cls.load(open_model(name, variant), **choices)
 
     @classmethod
     def load(
@@ -154,7 +123,7 @@ class TextToVideo:
             vae_dtype=vae_dtype,
             attention=attention,
         )
-        checkpoint = Checkpoint(model)  # what is wrong with it is said before anything compiles
+        parts = checked_parts(model)  # what is wrong with them is said before anything compiles
         tokenizer = load_tokenizer(
             description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
         )
@@ -162,14 +131,14 @@ class TextToVideo:
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
             if compile_for is not None:
                 pipeline.prepare(compile_for)
-            pipeline._give_weights(checkpoint.load())
+            pipeline._give_weights(load_parts(parts))
         logger.info("%s", pipeline)
         return pipeline
 
     def __str__(self) -> str:
         model, devices = self.model, self.model.mesh.devices
         return (
-            f"{model.description.name}: layout {model.layout.full_name} (weights "
+            f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
             f"VAE {self._vae.name}, {model.dtype}, {devices.size} x {devices.flat[0].device_kind}"
         )
@@ -213,7 +182,8 @@ class TextToVideo:
                     on_frames(np.asarray(frames))
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
-            frames=np.concatenate(chunks) if chunks else nothing, metadata=self._metadata(run)
+            frames=np.concatenate(chunks) if chunks else nothing,
+            metadata=metadata_of(run, self._vae.name),
         )
 
     def intermediate(self, request: VideoRequest) -> dict[str, np.ndarray]:
@@ -262,25 +232,7 @@ class TextToVideo:
         Raises:
             InputError: the request cannot be carried out.
         """
-        request, geometry = check_request(self.model.description, request)
-        assert request.num_inference_steps is not None
-        assert request.flow_shift is not None
-        schedule = make_schedule(
-            request.scheduler,
-            num_inference_steps=request.num_inference_steps,
-            flow_shift=request.flow_shift,
-            config=self.model.description.configs["scheduler"],
-        )
-        steps = plan_steps(request, schedule)
-        has_guidance = any(step.batch == 2 for step in steps)
-        return Run(
-            request=request,
-            geometry=geometry,
-            schedule=schedule,
-            steps=steps,
-            model=self.model if has_guidance else self._one_branch,
-            watch=watch,
-        )
+        return plan_run(request, self.model, self._one_branch, watch)
 
     def _stages(self, run: Run) -> list[Stage]:
         """The stage of every program of a run, in the order they run."""
@@ -358,7 +310,7 @@ class TextToVideo:
         return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)
 
     def _decode(self, run: Run, latents: jax.Array) -> Iterator[jax.Array]:
-        """Frames in order, uint8 `[n, height, width, 3]`, on the devices, while later ones decode."""
+        """Frames in order, `[n, height, width, 3]`, uint8, while later ones decode."""
         programs = [self._program(run, stage) for stage in self._vae_stages(run)]
         with run.watch.stage("decode", run.geometry.num_frames) as report:
             done = 0
@@ -388,29 +340,6 @@ class TextToVideo:
         geometry = run.geometry
         what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
         return reporting_memory(what, run.model, geometry)
-
-    def _metadata(self, run: Run) -> dict[str, Any]:
-        """Everything needed to make the same video again, and how long each stage took."""
-        model, seconds = run.model, run.watch.seconds
-        devices = model.mesh.devices
-        return {
-            "model": model.description.name,
-            "model_revision": model.description.revision,
-            "request": dataclasses.asdict(run.request),
-            "seed": run.request.seed,
-            "tokens": run.geometry.num_tokens,
-            "layout": str(model.layout),
-            "sequence_parallel": model.layout.sequence_parallel,
-            "weights": model.layout.weights,
-            "attention": model.denoiser.setting.implementation,
-            "vae": self._vae.name,
-            "dtype": str(jnp.dtype(model.dtype)),
-            "device_kind": devices.flat[0].device_kind,
-            "num_devices": int(devices.size),
-            "num_processes": jax.process_count(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        }
 
 
 def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:

@@ -1,1 +1,56 @@
-"""What a layout costs on a slice that is not here: compile, read the program, estimate."""
+"""What a layout costs on a slice that is not here: compile, read the program, estimate.
+
+The names below are all that the rest of the project may know of the planner; `wan-tpu plan` and the
+benchmarks are who does. The planner in turn knows the public names of the pipeline. Importing this
+loads nothing else: `find_slice` needs no JAX, and a plan starts it for itself.
+
+* `find_slice(name)`: the slice of an accelerator type.
+* `make_job(description, request, where, ...)`: what is planned, checked.
+* `Planner(job, cache, report).plan(layouts)`: a row per layout, best first.
+* `FactsCache(folder)`: where compiled programs' facts are kept.
+* `format_table`, `to_json`, `write_plot`: the rows for people, for programs, as a picture.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wan_tpu.planner.compile import FactsCache
+    from wan_tpu.planner.hardware import GIB, Slice, find_slice
+    from wan_tpu.planner.plan import STAGE_GROUPS, Planner, make_job
+    from wan_tpu.planner.plot import require_matplotlib, write_plot
+    from wan_tpu.planner.rows import Job, LayoutPlan
+    from wan_tpu.planner.table import format_table, to_json
+
+__all__ = [
+    "GIB",
+    "STAGE_GROUPS",
+    "FactsCache",
+    "Job",
+    "LayoutPlan",
+    "Planner",
+    "Slice",
+    "find_slice",
+    "format_table",
+    "make_job",
+    "require_matplotlib",
+    "to_json",
+    "write_plot",
+]
+
+_MODULES = {
+    "compile": ("FactsCache",),
+    "hardware": ("GIB", "Slice", "find_slice"),
+    "plan": ("STAGE_GROUPS", "Planner", "make_job"),
+    "plot": ("require_matplotlib", "write_plot"),
+    "rows": ("Job", "LayoutPlan"),
+    "table": ("format_table", "to_json"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module on first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -24,15 +24,16 @@ from typing import Any
 import wan_tpu
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.planner.hardware import Slice
+from wan_tpu.planner.links import Coordinates
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("libtpu", "jax", "jaxlib", "torch", "torchax", "diffusers", "transformers", "flax")
-"""Packages that have a say in a program."""
+"""Distributions that decide a program."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the kept JSON; raise it when what is kept changes its form."""
 
 COMPILE_ENVIRONMENT = {
@@ -53,6 +54,7 @@ class StageFacts:
         output_bytes: what it returns, donated arguments included.
         temporary_bytes: its own working memory.
         peak_bytes: most bytes at once, arguments included.
+        coordinates: the chip of each device, in the order in which the program numbers them.
         costs: every operation; None when it did not compile.
         compile_seconds: how long lowering and compiling took.
         failure: the compiler's own words when the program does not fit; else empty.
@@ -63,21 +65,21 @@ class StageFacts:
     output_bytes: int = 0
     temporary_bytes: int = 0
     peak_bytes: int = 0
+    coordinates: Coordinates = ()
     costs: ProgramCosts | None = None
     compile_seconds: float = 0.0
     failure: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as a JSON object."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"costs": None if self.costs is None else self.costs.to_json()}
+        """The facts as a JSON object, without the costs: these are read from the program's text."""
+        names = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in names if name != "costs"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StageFacts":
         """The facts that `to_json` wrote."""
         fields: dict[str, Any] = dict(value)
-        if fields["costs"] is not None:
-            fields["costs"] = ProgramCosts.from_json(fields["costs"])
+        fields["coordinates"] = tuple(tuple(place) for place in fields["coordinates"])
         return cls(**fields)
 
 
@@ -118,15 +120,21 @@ def require_libtpu() -> str:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Holds back what libtpu writes to stderr while it loads; shows it if something fails."""
+    """Keeps back what libtpu writes to stderr while it loads; shows it if something fails.
+
+    With flags for libtpu nothing is kept back: at one that it does not know it ends the process.
+    """
+    if os.environ.get("LIBTPU_INIT_ARGS"):
+        yield
+        return
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
         try:
             yield
         except BaseException:
-            held.seek(0)
-            os.write(saved, held.read())
+            output.seek(0)
+            os.write(saved, output.read())
             raise
         finally:
             os.dup2(saved, 2)
@@ -159,6 +167,7 @@ def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
         output_bytes=memory.output_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
+        coordinates=tuple(tuple(device.coords) for device in stage.mesh.devices.flat),
         compile_seconds=seconds,
     )
     return facts, text
@@ -236,44 +245,48 @@ def digest(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a program, and the flags libtpu reads when it loads."""
-    found = {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    return {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")} | _package_versions()
+
+
+@functools.cache
+def _package_versions() -> dict[str, str]:
+    found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
 
 
-STAGE_ROOMS = ("text", "transformer", "schedulers", "vae")
-"""Rooms that a stage may not depend on; every other room has a say in every program."""
+STAGE_PACKAGES = ("text", "transformer", "schedulers", "vae")
+"""Packages that a stage may not depend on; every other one of ours decides every program."""
 
-_WITHOUT_A_SAY = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
-_READERS = ("hlo.py", "loops.py", "products.py", "costs.py", "program.py")
+_NO_INFLUENCE = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
+_COUNTERS = ("kernel_cycles.py", "kernels.py", "schedule.py")
 
 
 @functools.cache
-def source_digest(*rooms: str) -> str:
-    """A digest of our sources that decide a program of these rooms.
+def source_digest(*packages: str) -> str:
+    """A digest of our sources that decide a program.
 
     Args:
-        *rooms: those of `STAGE_ROOMS` that the stage is made of.
+        *packages: those of `STAGE_PACKAGES` that the stage is made of.
     """
     root = pathlib.Path(wan_tpu.__file__).parent
     result = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        room, *rest = path.relative_to(root).parts
-        if room in _WITHOUT_A_SAY or (room in STAGE_ROOMS and room not in rooms):
+        package, *rest = path.relative_to(root).parts
+        if package in _NO_INFLUENCE or (package in STAGE_PACKAGES and package not in packages):
             continue
-        if room == "planner" or (room == "pipeline" and rest[-1] != "model.py"):
+        if package == "planner" or (package == "pipeline" and rest[-1] != "model.py"):
             continue
         result.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return result.hexdigest()
 
 
 @functools.cache
-def reader_digest() -> str:
-    """A digest of what reads programs: facts read by other rules are read anew, not compiled."""
+def counter_digest() -> str:
+    """A digest of what counts the cycles of kernels."""
     folder = pathlib.Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _READERS)).hexdigest()
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _COUNTERS)).hexdigest()

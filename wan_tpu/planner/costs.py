@@ -1,4 +1,4 @@
-"""What one operation of a compiled program costs a chip: FLOPs, HBM bytes, bytes over the links.
+"""What one operation of a compiled program costs a chip: FLOPs, HBM bytes, transfers, attention.
 
 HBM bytes come by two rules. Both look at operations outside fusions only (what a fusion computes on
 its way stays in registers and VMEM) and at arrays in HBM only.
@@ -11,9 +11,9 @@ its way stays in registers and VMEM) and at arrays in HBM only.
   a stacked array that the plain rule counts whole in every turn. XLA's own `HloCostAnalysis` counts
   so, too ("operand utilization").
 
-Bytes over the links are what each chip of a group of g sends: all-gather and reduce-scatter
-(g - 1)/g of the whole array, all-reduce twice that, all-to-all (g - 1)/g of its operand, permute
-its operand. Starting halves of asynchronous operations carry the cost, done halves none.
+Starting halves of asynchronous operations carry the cost, done halves none. A fusion that carries
+another's all-gather along (`collectives.py`) neither reads nor writes what it only passes on; a
+`slice-start` is a piece of an array fetched ahead, by both rules its own piece.
 """
 
 import dataclasses
@@ -23,13 +23,18 @@ import re
 from collections.abc import Sequence
 
 from wan_tpu.attention.flash import KERNEL_NAME
+from wan_tpu.planner.collectives import (
+    CHAIN_DONE,
+    CHAIN_START,
+    COLLECTIVES,
+    Collective,
+    is_chained,
+    read_collective,
+    result_kind,
+    starts_chain,
+)
 from wan_tpu.planner.hlo import HBM, Array, Computation, Instruction, ProgramText, Type, leaves
 from wan_tpu.planner.products import convolution_flops, dot_flops
-
-COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-    "collective-broadcast", "ragged-all-to-all",
-)  # fmt: skip
 
 _FREE = (
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call",
@@ -48,16 +53,6 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 KERNEL_TARGET = "tpu_custom_call"
 _FLASH = re.compile(rf"/{KERNEL_NAME}_head(\d+)/")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Collective:
-    """A transfer between chips: kind, chips of a group, bytes each sends, whether it overlaps."""
-
-    kind: str
-    group_size: int
-    link_bytes: int
-    asynchronous: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +88,7 @@ class CostReader:
         """Whether it moves and computes nothing itself."""
         if instruction.opcode.endswith(("-done", "-update")) or instruction.opcode in _FREE:
             return True
-        target = (instruction.attribute("custom_call_target") or "").strip('"')
-        return instruction.opcode == "custom-call" and target in _FREE_CUSTOM_CALLS
+        return instruction.custom_call_target in _FREE_CUSTOM_CALLS
 
     def flops(self, computation: Computation, instruction: Instruction) -> int:
         """Of the products and convolutions in it and in what it calls; other arithmetic is free."""
@@ -112,7 +106,14 @@ class CostReader:
 
     def plain_bytes(self, computation: Computation, instruction: Instruction) -> int:
         """HBM bytes by the plain rule."""
-        kinds = [*computation.operand_kinds(instruction), result_kind(computation, instruction)]
+        if instruction.opcode == "slice-start":
+            return self.sliced_bytes(computation, instruction)
+        if instruction.opcode == "fusion":
+            kinds = [
+                kind for part in self._fusion_parts(computation, instruction) for _, kind in part
+            ]
+        else:
+            kinds = [*computation.operand_kinds(instruction), result_kind(computation, instruction)]
         return sum(
             array.num_bytes for kind in kinds for array in leaves(kind) if array.space == HBM
         )
@@ -127,25 +128,45 @@ class CostReader:
         if opcode == "dynamic-update-slice":
             return _in_hbm(operands[1]) + _moved(result, _elements(operands[1]))
         if opcode == "fusion":
-            return self._fusion_bytes(computation, instruction, result)
+            return self._fusion_bytes(computation, instruction)
         return sum(_in_hbm(kind) for kind in (*operands, result))
 
-    def _fusion_bytes(self, computation: Computation, fusion: Instruction, result: Type) -> int:
+    def _fusion_bytes(self, computation: Computation, fusion: Instruction) -> int:
         inner = self._program.computations[fusion.called("calls") or ""]
-        kinds = computation.operand_kinds(fusion)
+        operands, results = self._fusion_parts(computation, fusion)
         total = 0
-        for parameter, kind in zip(inner.parameters, kinds, strict=True):
+        for parameter, kind in operands:
             used = self._used_elements(inner, parameter.name)
             total += _in_hbm(kind) if used is None else _moved(kind, used)
-        root = inner.root
-        roots = [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
-        results = list(leaves(result))
-        if len(roots) != len(results):
-            return total + _in_hbm(result)
-        for source, array in zip(roots, results, strict=True):
+        for source, array in results:
             updated = self._updated_elements(inner, source)
             total += _in_hbm(array) if updated is None else _moved(array, updated)
         return total
+
+    def _fusion_parts(
+        self, computation: Computation, fusion: Instruction
+    ) -> tuple[list[tuple[Instruction, Type]], list[tuple[Instruction, Type]]]:
+        """What a fusion takes and returns, what it only passes on left out.
+
+        Returns:
+            its parameters with their types, and what its results come from with theirs.
+        """
+        inner = self._program.computations[fusion.called("calls") or ""]
+        passed_on = _passed_on(inner)
+        kinds = zip(inner.parameters, computation.operand_kinds(fusion), strict=True)
+        operands = [
+            (parameter, kind) for parameter, kind in kinds if parameter.name not in passed_on
+        ]
+        root, arrays = inner.root, list(leaves(fusion.kind))
+        if root.custom_call_target == CHAIN_START:
+            arrays = arrays[1:]  # the first is the operand, for the chain's next fusion
+        sources = (
+            [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
+        )
+        if len(sources) != len(arrays):
+            sources = [root] * len(arrays)
+        results = zip(sources, arrays, strict=True)
+        return operands, [(s, array) for s, array in results if s.name not in passed_on]
 
     def _used_elements(self, computation: Computation, name: str) -> int | None:
         """Elements that a fusion reads of a parameter it only slices; None when it reads it all."""
@@ -193,10 +214,11 @@ class CostReader:
         return _elements(computation.instructions[source.operands[1]].kind)
 
     def collectives(self, computation: Computation, instruction: Instruction) -> list[Collective]:
-        """Transfers between chips in it, those inside a fusion included."""
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            return [self._collective(computation, instruction, kind)]
+        """Transfers between chips in it, those inside a fusion included, each chain's once."""
+        if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            if is_chained(instruction) and not starts_chain(computation, instruction):
+                return []
+            return [read_collective(computation, instruction, self._program.num_devices)]
         called = instruction.called("calls")
         if called is None or called not in self._program.computations:
             return []
@@ -208,33 +230,9 @@ class CostReader:
             for c in self.collectives(inner, i)
         ]
 
-    def _collective(
-        self, computation: Computation, instruction: Instruction, kind: str
-    ) -> Collective:
-        operand = sum(
-            a.num_bytes for k in computation.operand_kinds(instruction) for a in leaves(k)
-        )
-        result = sum(a.num_bytes for a in leaves(result_kind(computation, instruction)))
-        size = _group_size(instruction, self._program.num_devices)
-        share = (size - 1) / size
-        sent = {
-            "all-gather": result * share,
-            "all-reduce": 2 * operand * share,
-            "reduce-scatter": operand * share,
-            "all-to-all": operand * share,
-            "ragged-all-to-all": operand * share,
-        }.get(kind, operand)
-        return Collective(
-            kind=kind,
-            group_size=size,
-            link_bytes=round(sent),
-            asynchronous=instruction.opcode.endswith("-start"),
-        )
-
     def attention(self, computation: Computation, instruction: Instruction) -> Attention | None:
         """The shapes of a kernel that takes queries, keys and values; None for others."""
-        target = (instruction.attribute("custom_call_target") or "").strip('"')
-        if instruction.opcode != "custom-call" or target != KERNEL_TARGET:
+        if instruction.custom_call_target != KERNEL_TARGET:
             return None
         kinds = [a for k in computation.operand_kinds(instruction) for a in leaves(k)]
         operands = [a.dims for a in kinds if _may_be_tokens(a)]
@@ -251,12 +249,22 @@ class CostReader:
         )
 
 
-def result_kind(computation: Computation, instruction: Instruction) -> Type:
-    """What an operation returns; of an asynchronous one, what its done half returns."""
-    if not instruction.opcode.endswith("-start"):
-        return instruction.kind
-    done = [u for u in computation.users(instruction.name) if u.opcode.endswith("-done")]
-    return done[0].kind if done else instruction.kind
+def _passed_on(fused: Computation) -> set[str]:
+    """What a fusion has of a chain's collective that it did not start: the program waits elsewhere.
+
+    The collective, its end, and the parameters that go to nothing else but the result.
+    """
+    chain = {
+        i.name
+        for i in fused.instructions.values()
+        if i.custom_call_target == CHAIN_DONE or (is_chained(i) and not starts_chain(fused, i))
+    }
+    if not chain:
+        return chain
+    near = chain | ({fused.root.name} if fused.root.opcode == "tuple" else set())
+    return chain | {
+        p.name for p in fused.parameters if {u.name for u in fused.users(p.name)} <= near
+    }
 
 
 def compiler_cycles(instruction: Instruction) -> int:
@@ -300,19 +308,3 @@ def _moved(kind: Type, elements: int) -> int:
     if not whole or len(arrays) != 1 or not arrays[0].elements:
         return whole
     return min(whole, round(arrays[0].num_bytes * elements / arrays[0].elements))
-
-
-def _group_size(instruction: Instruction, num_devices: int) -> int:
-    """Devices of one group, in any of the forms that XLA writes."""
-    groups = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", instruction.attributes)
-    text = groups[1] if groups else ""
-    if found := re.match(r"mesh\[(.*?)\]\s*\{(.*?)\}", text):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
-    if found := re.match(r"\[(\d+),(\d+)\]<=", text):
-        return int(found[2])
-    if found := re.match(r"\{\{([\d,]*)\}", text):
-        return len(found[1].split(","))
-    if "source_target_pairs" in instruction.attributes:
-        return 2
-    return num_devices

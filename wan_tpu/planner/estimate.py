@@ -7,14 +7,13 @@ Of each operation outside fusions, one run on one device:
 * memory seconds = HBM bytes by the sliced rule (`costs.py`) / HBM bandwidth.
 * the operation takes the larger of the two, and that is the one it is booked on: fetching the next
   tile overlaps with computing this one inside an operation, and operations follow one another.
-* link seconds, per collective, are added when the program waits for it; those of asynchronous ones
-  are added only so far as all of them together exceed all compute and memory seconds.
+* link seconds (`links.py`), per collective, are added when the program waits for it; those of
+  asynchronous ones are added only so far as all of them together exceed all compute and memory
+  seconds.
 
-Link seconds of a group of g devices, with b the bytes that each sends (`costs.py`) and w the
-bytes/s of one link in one direction: the devices lie on a line, so all-gather, reduce-scatter,
-all-reduce and permute take b / w. A group that is the whole slice, or an axis long enough to close,
-is a ring and takes half. All-to-all crosses the middle of the line with g/4 of its operand:
-b x g^2 / (4 (g - 1) w), on a ring half.
+Next to this stands the compiler's own count: what it expects of every operation but attention
+kernels, `estimated_cycles` in the program, over the clock. It asks for more than the peaks do
+(docs/calibration.md), so with attention and links as above it is the upper end of a range.
 
 No constant is fitted: peaks, bandwidths and clocks are those of `hardware.py`.
 """
@@ -22,8 +21,9 @@ No constant is fitted: peaks, bandwidths and clocks are those of `hardware.py`.
 import dataclasses
 from collections.abc import Mapping
 
-from wan_tpu.planner.costs import Attention, Collective
+from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import Chip, Slice
+from wan_tpu.planner.links import Coordinates, link_seconds
 from wan_tpu.planner.program import Operation, ProgramCosts
 
 
@@ -37,7 +37,7 @@ class Seconds:
         links: waiting for other chips.
         attention: the part of `compute` that is attention kernels.
         compiler: all operations but attention by the compiler's own `estimated_cycles`; not part
-            of the total, for comparison.
+            of the total.
     """
 
     compute: float = 0.0
@@ -48,20 +48,28 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Seconds of one run."""
+        """Seconds of one run by the rules."""
         return self.compute + self.memory + self.links
+
+    @property
+    def by_compiler(self) -> float:
+        """Seconds of one run with the compiler's own count in place of ours but for attention."""
+        return self.compiler + self.attention + self.links
 
 
 CyclesPerHead = Mapping[Attention, int]
 """Cycles for one head on one core, by the shape of the kernel."""
 
 
-def estimate(costs: ProgramCosts, where: Slice, cycles: CyclesPerHead) -> Seconds:
+def estimate(
+    costs: ProgramCosts, where: Slice, coordinates: Coordinates, cycles: CyclesPerHead
+) -> Seconds:
     """Seconds of one run of a program on a slice.
 
     Args:
         costs: of the program.
         where: the slice it was compiled for.
+        coordinates: the chip of each of the program's devices.
         cycles: static counts of its attention kernels; a kernel without one goes by its FLOPs.
     """
     compute = memory = links = waiting = attention = compiler = 0.0
@@ -72,7 +80,7 @@ def estimate(costs: ProgramCosts, where: Slice, cycles: CyclesPerHead) -> Second
         if operation.attention is not None:
             attention += at_compute
         for collective in operation.collectives:
-            seconds = operation.times * link_seconds(collective, where)
+            seconds = operation.times * link_seconds(collective, where, coordinates)
             if collective.asynchronous:
                 waiting += seconds
             else:
@@ -95,16 +103,6 @@ def compute_seconds(operation: Operation, chip: Chip, cycles: CyclesPerHead) -> 
     if shape is not None and shape in cycles:
         return cycles[shape] * shape.heads / chip.cores_per_device / chip.clock_hz
     return operation.flops / chip.bf16_flops
-
-
-def link_seconds(collective: Collective, where: Slice) -> float:
-    """Seconds of one transfer."""
-    size = collective.group_size
-    ring = size >= 4 and (size == where.num_devices or size >= where.chip.torus_size)
-    bandwidth = where.chip.link_bandwidth * (2 if ring else 1)
-    if collective.kind in ("all-to-all", "ragged-all-to-all") and size > 1:
-        return collective.link_bytes * size**2 / (4 * (size - 1)) / bandwidth
-    return collective.link_bytes / bandwidth
 
 
 def share_of_peak(costs: ProgramCosts, seconds: Seconds, chip: Chip) -> float:

@@ -5,7 +5,7 @@ Sources, as read in November 2026:
 * S1 Google Cloud, pages "TPU v6e", "TPU v5e", "TPU v5p", "TPU7x (Ironwood)"
   (docs.cloud.google.com/tpu/docs/...): peaks, HBM bandwidth, "bidirectional inter-chip interconnect
   bandwidth per chip", ports, accelerator types, slice shapes, chips of a host.
-* S2 `jax/_src/pallas/mosaic/tpu_info.py` of jax 0.10.2: VMEM and matrix units of a core.
+* S2 `jax/_src/pallas/mosaic/tpu_info.py` of jax 0.10.2: matrix units of a core.
 * S3 The compiler of libtpu 0.0.42.1 itself: "exceeds available HBM (31.25G)" is the HBM that a
   program may use, less than the data sheet by what the runtime keeps for itself; found by compiling
   a program that is too large for each chip.
@@ -37,17 +37,14 @@ class Chip:
         devices_per_chip: JAX devices on a chip.
         cores_per_device: TensorCores of a device; a kernel's grid is split over them.
         bf16_flops: peak bfloat16 FLOP/s (S1).
-        int8_ops: peak int8 operations/s; 0 where the chip has no faster int8 (S1).
         hbm_bytes: HBM that programs may use (S3).
         hbm_bandwidth: bytes/s (S1).
         link_bandwidth: bytes/s of one link in one direction: the chip's bidirectional bandwidth
             over its ports and both directions (S1); the devices of a chip share its links.
-        links: ports of a chip (S1).
-        vmem_bytes: of a core (S2).
         clock_hz: S4.
         counts_cores: whether accelerator types count TensorCores instead of chips.
-        torus_size: length of an axis from which on it closes to a ring; shorter ones are lines (S1:
-            16 for the two-dimensional chips, 4 for the cubes of the three-dimensional ones).
+        torus_size: chips along an axis that closes to a ring (S1): 16 of the two-dimensional chips;
+            4 of the three-dimensional ones, whose slices close when they are of whole cubes of 4.
     """
 
     name: str
@@ -56,12 +53,9 @@ class Chip:
     devices_per_chip: int = 1
     cores_per_device: int = 1
     bf16_flops: float
-    int8_ops: float
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
-    links: int
-    vmem_bytes: int
     clock_hz: float
     counts_cores: bool = False
     torus_size: int
@@ -72,12 +66,9 @@ V6E = Chip(
     libtpu_name="v6e",
     device_kind="TPU v6 lite",
     bf16_flops=918e12,
-    int8_ops=1836e12,
     hbm_bytes=int(31.25 * GIB),
     hbm_bandwidth=1640e9,
     link_bandwidth=800e9 / 4 / 2,
-    links=4,
-    vmem_bytes=128 * MIB,
     clock_hz=1.75e9,
     torus_size=16,
 )
@@ -86,12 +77,9 @@ V5E = Chip(
     libtpu_name="v5e",
     device_kind="TPU v5 lite",
     bf16_flops=197e12,
-    int8_ops=393e12,
     hbm_bytes=int(15.75 * GIB),
     hbm_bandwidth=819e9,
     link_bandwidth=400e9 / 4 / 2,
-    links=4,
-    vmem_bytes=128 * MIB,
     clock_hz=1.5e9,
     torus_size=16,
 )
@@ -101,12 +89,9 @@ V5P = Chip(
     device_kind="TPU v5",
     cores_per_device=2,
     bf16_flops=459e12,
-    int8_ops=918e12,
     hbm_bytes=int(95.74 * GIB),
     hbm_bandwidth=2765e9,
     link_bandwidth=1200e9 / 6 / 2,
-    links=6,
-    vmem_bytes=64 * MIB,
     clock_hz=1.75e9,
     counts_cores=True,
     torus_size=4,
@@ -117,12 +102,9 @@ V7X = Chip(
     device_kind="TPU7x",
     devices_per_chip=2,
     bf16_flops=2307e12 / 2,
-    int8_ops=0.0,
     hbm_bytes=int(94.75 * GIB),
     hbm_bandwidth=7380e9 / 2,
     link_bandwidth=1200e9 / 6 / 2,
-    links=6,
-    vmem_bytes=64 * MIB,
     clock_hz=2.2e9,
     counts_cores=True,
     torus_size=4,
@@ -177,6 +159,14 @@ class Slice:
     def num_chips(self) -> int:
         """Chips of the slice."""
         return math.prod(self.shape)
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Of each axis, whether its ends are linked: a ring and not a line."""
+        size = self.chip.torus_size
+        if len(self.shape) == 2:
+            return tuple(length == size for length in self.shape)
+        return (all(length % size == 0 for length in self.shape),) * len(self.shape)
 
     @property
     def num_devices(self) -> int:

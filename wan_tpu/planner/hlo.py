@@ -107,6 +107,12 @@ class Instruction:
         return None if value is None else value.strip().lstrip("%")
 
     @property
+    def custom_call_target(self) -> str:
+        """What a custom call runs; empty for other operations."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
     def op_name(self) -> str:
         """Where the operation comes from, as JAX wrote it; empty when nothing says."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)

@@ -1,13 +1,12 @@
 """Counts the cycles of an attention kernel in the compiler's own schedule, without a TPU.
 
 libtpu can write the schedule of a program, bundle by bundle; one bundle is one cycle when nothing
-stalls (docs/calibration.md). Its regions nest as the kernel's loops and branches do; the largest is
-one step of the grid. A region's bundles are counted as often as it runs:
+stalls (docs/calibration.md). A part's bundles (`schedule.py`) count as often as it runs
+(`kernels.py`):
 
 * splash: the region that holds most of a step is one tile of queries and keys; what is around it
   starts and ends a row of tiles, that is, the grid's last dimension. Its inner loops are unrolled.
-* flash: its branches and loops in the order of its code, `wan_tpu.attention.flash`. A block that is
-  done again is not counted.
+* flash: the branches and loops of `wan_tpu.attention.flash`.
 
 For 75,600 tokens on v6e, one head (2026-11-21): splash 10,557 + 1,214 bundles, 37 x 37 steps, 14.5
 million cycles; flash, of eight chunks of 9,472, 9.5 million.
@@ -18,212 +17,61 @@ libtpu reads its flags once, when it loads, so the count runs in a process of it
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from wan_tpu.attention.flash import Blocks, choose_blocks, valid_keys
-from wan_tpu.errors import WanTpuError
+from wan_tpu.planner.kernels import KernelCycles, KernelShape, flash_times
+from wan_tpu.planner.schedule import (
+    KernelCountError,
+    flash_bundles,
+    read_schedule,
+    splash_parts,
+)
 
-TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 900.0
+"""Of one count, which takes five on a free core."""
 
-
-class KernelCountError(WanTpuError):
-    """The compiler did not write the schedule, or it cannot be read."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KernelCycles:
-    """The count for one head of attention.
-
-    Attributes:
-        parts: bundles of each part of the schedule, and how often it runs.
-    """
-
-    parts: Mapping[str, tuple[int, int]]
-
-    @property
-    def per_head(self) -> int:
-        """Cycles for one head on one core."""
-        return sum(bundles * times for bundles, times in self.parts.values())
+_DUMP_FLAGS = (
+    "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+)
+"""The last pass alone: all of them are 300 MB of text, and writing that took half of the time."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KernelShape:
-    """What decides the kernel: the chip, the implementation and the lengths of one head.
-
-    Attributes:
-        chip: name in `hardware.CHIPS`.
-        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
-        queries: tokens.
-        keys: tokens, padding included.
-        num_keys: real keys.
-        head_dim: features.
-        query_chunks: chunks that the queries come in.
-        key_chunks: likewise.
-        dtype: of all three.
-    """
-
-    chip: str
-    implementation: str
-    queries: int
-    keys: int
-    num_keys: int
-    head_dim: int
-    query_chunks: int = 1
-    key_chunks: int = 1
-    dtype: str = "bfloat16"
-
-
-def count_cycles(shape: KernelShape) -> KernelCycles:
-    """Counts in a process of its own.
-
-    Raises:
-        KernelCountError: it failed; with the last words of that process.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags}
-        arguments = json.dumps(dataclasses.asdict(shape)), folder
-        process = subprocess.run(
-            [sys.executable, "-m", "wan_tpu.planner.kernel_cycles", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-    if process.returncode != 0:
-        raise KernelCountError(f"the count of {shape} failed: {process.stderr.strip()[-500:]}")
-    return KernelCycles(parts=json.loads(process.stdout.strip().splitlines()[-1]))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Region:
-    """A part of a schedule: what a loop, a branch or a step of the grid runs.
-
-    Attributes:
-        start: address of the first bundle.
-        end: address of the last one.
-        inside: regions directly inside, by address.
-    """
-
-    start: int
-    end: int
-    inside: "tuple[Region, ...]"
-
-    @property
-    def bundles(self) -> int:
-        """How many, with what is inside."""
-        return self.end - self.start + 1
-
-    def largest(self, count: int) -> "tuple[Region, ...]":
-        """The largest regions directly inside, by address.
-
-        Raises:
-            KernelCountError: there are fewer.
-        """
-        if len(self.inside) < count:
-            raise KernelCountError(f"{count} regions were expected in {self}")
-        largest = sorted(self.inside, key=lambda region: -region.bundles)[:count]
-        return tuple(sorted(largest, key=lambda region: region.start))
-
-
-def read_schedule(folder: pathlib.Path) -> Region:
-    """One grid step of the largest kernel written into `folder`.
-
-    Raises:
-        KernelCountError: there is none.
-    """
-    programs = sorted(folder.glob("*-final_bundles.txt"), key=lambda p: p.stat().st_size)
-    if not programs:
-        raise KernelCountError(f"the compiler wrote no schedule into {folder}")
-    with programs[-1].open(encoding="utf-8", errors="replace") as lines:
-        spans = set(_spans(lines))
-    if not spans:
-        raise KernelCountError(f"{programs[-1].name} has no regions")
-    return _nest(sorted(spans, key=lambda span: (span[0], -span[1])))
-
-
-def _nest(spans: Sequence[tuple[int, int]]) -> Region:
-    """The largest of the spans, sorted by start and then size, with those inside it."""
-
-    def make(span: tuple[int, int]) -> Region:
-        inside, end = [], span[0] - 1
-        for other in spans:
-            if other != span and span[0] <= other[0] and other[1] <= span[1] and other[0] > end:
-                inside.append(make(other))
-                end = other[1]
-        return Region(*span, tuple(inside))
-
-    return make(max(spans, key=lambda span: span[1] - span[0]))
-
-
-def _spans(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """First and last address of each region of a schedule."""
-    starts: dict[str, int] = {}
-    for line in lines:
-        address = re.match(r"\s*(0x[0-9a-f]+|0)\s", line)
-        if address is None:
-            continue
-        position = int(address[1], 16)
-        starts.update(dict.fromkeys(re.findall(r"Start region (\d+)", line), position))
-        for region in re.findall(r"End region (\d+)", line):
-            if region in starts:
-                yield starts[region], position
-
-
-def splash_parts(step: Region, grid: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-    """Parts of a kernel whose grid ends with the keys and whose tile holds most of a step."""
-    body = step
-    while body.inside and 2 * body.largest(1)[0].bundles > body.bundles:
-        body = body.largest(1)[0]
-    *rows, steps_of_row = grid
-    return {
-        "tile": (body.bundles, math.prod(rows) * steps_of_row),
-        "row": (step.bundles - body.bundles, math.prod(rows)),
-    }
-
-
-def flash_parts(
-    step: Region, blocks: Blocks, grid: tuple[int, ...], valid: Sequence[int]
-) -> dict[str, tuple[int, int]]:
-    """Parts of our own kernel.
+def count_cycles(shape: KernelShape, *, timeout: float = TIMEOUT_SECONDS) -> KernelCycles:
+    """Counts in a process of its own, with the user's flags for libtpu and ours after them.
 
     Args:
-        step: of its grid.
-        blocks: sizes of its tiles.
-        grid: batch, heads, blocks of queries, blocks of keys.
-        valid: real keys of each block of keys.
+        shape: of the kernel.
+        timeout: seconds after which the count is given up.
+
+    Raises:
+        KernelCountError: it failed, with the last words of that process, or took too long.
     """
-    *rows, _ = grid
-    num_rows = math.prod(rows)
-    sizes = list(dict.fromkeys((blocks.compute, blocks.last_compute)))
-    start, attend, finish = step.largest(3)
-    (attempt,) = attend.largest(1)
-    *loops, rest, again = attempt.largest(len(sizes) + 2)
-    tiles = [loop.largest(1)[0].bundles for loop in loops]
-    around = attend.bundles - sum(tiles) - rest.bundles - again.bundles
-    parts = {
-        "block of queries": (start.bundles + finish.bundles, num_rows),
-        "step": (
-            step.bundles - start.bundles - attend.bundles - finish.bundles,
-            num_rows * len(valid),
-        ),
-        "block of keys": (around, num_rows * sum(v > 0 for v in valid)),
-    }
-    left = list(valid)
-    for size, bundles in zip(sizes, tiles, strict=True):
-        parts[f"tile of {size} keys"] = (bundles, num_rows * sum(v // size for v in left))
-        left = [v % size for v in left]
-    parts["partial tile"] = (rest.bundles, num_rows * sum(v > 0 for v in left))
-    return parts
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_DUMP_FLAGS.format(folder=folder)}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags.strip()}
+        arguments = json.dumps(dataclasses.asdict(shape)), folder
+        try:
+            process = subprocess.run(
+                [sys.executable, "-m", "wan_tpu.planner.kernel_cycles", *arguments],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise KernelCountError(f"the count took more than {timeout:g} s") from None
+    if process.returncode != 0:
+        raise KernelCountError(f"the count of {shape} failed: {process.stderr.strip()[-500:]}")
+    parts = json.loads(process.stdout.strip().splitlines()[-1])
+    return KernelCycles(parts={name: tuple(part) for name, part in parts.items()})
 
 
 def grid_of(closed_jaxpr: Any) -> tuple[int, ...]:
@@ -250,7 +98,7 @@ def _grids(jaxpr: Any) -> Iterator[Any]:
                     yield from _grids(inner)
 
 
-def _count_here(shape: KernelShape, folder: pathlib.Path) -> Mapping[str, tuple[int, int]]:
+def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     """Compiles one head of attention and reads the schedule that the compiler left in `folder`."""
     import jax
     import jax.numpy as jnp
@@ -270,22 +118,16 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> Mapping[str, tuple[
             *arrays,
             head_dim=shape.head_dim,
             implementation=shape.implementation,
-            num_keys=num_keys,
+            num_keys=shape.num_keys,
             device=mesh.devices.flat[0],
         )
 
-    def tokens(length: int, chunks: int) -> jax.ShapeDtypeStruct:
-        size = (chunks, 1, length // chunks, shape.head_dim)
+    def tokens(chunks: int, length: int) -> jax.ShapeDtypeStruct:
+        size = (chunks, 1, length, shape.head_dim)
         return jax.ShapeDtypeStruct(size, jnp.dtype(shape.dtype), sharding=named(mesh))
 
-    query, key = tokens(shape.queries, shape.query_chunks), tokens(shape.keys, shape.key_chunks)
-    blocks = choose_blocks(query.shape[2], key.shape[2])
-    valid = valid_keys(key.shape, shape.num_keys, blocks)
-    num_keys = shape.num_keys
-    if shape.implementation == "flash" and len(valid) == 1:
-        # With one block of keys the compiler resolves branches, and the schedule has another form:
-        # a second one is put before it, and counted as often as it is there, not at all.
-        key, num_keys = tokens(2 * shape.keys, 2), shape.keys + shape.num_keys
+    query = tokens(shape.query_chunks, shape.query_chunk)
+    key = tokens(shape.key_chunks, shape.key_chunk)
     with jax.set_mesh(mesh):
         whole = PartitionSpec()
         sharded = jax.shard_map(
@@ -293,18 +135,19 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> Mapping[str, tuple[
         )
         traced = jax.jit(sharded).trace(query, key, key)
         traced.lower(lowering_platforms=("tpu",)).compile()
-    step, grid = read_schedule(folder), grid_of(traced.jaxpr)
+    step = read_schedule(folder)
     if shape.implementation != "flash":
-        return splash_parts(step, grid)
-    return flash_parts(step, blocks, grid, valid)
+        return KernelCycles(parts=splash_parts(step, grid_of(traced.jaxpr)))
+    bundles, times = flash_bundles(step, shape.blocks), flash_times(shape)
+    return KernelCycles(parts={name: (bundles[name], times[name]) for name in bundles})
 
 
 def main() -> None:
     """Counts the kernel of a `KernelShape` in JSON; one line of JSON."""
-    shape, *folder = sys.argv[1:]
-    shape = KernelShape(**json.loads(shape))
-    parts = _count_here(shape, pathlib.Path(folder[0])) if folder else count_cycles(shape).parts
-    sys.stdout.write(json.dumps(dict(parts)) + "\n")
+    text, *folder = sys.argv[1:]
+    shape = KernelShape(**json.loads(text))
+    count = _count_here(shape, pathlib.Path(folder[0])) if folder else count_cycles(shape)
+    sys.stdout.write(json.dumps(dict(count.parts)) + "\n")
 
 
 if __name__ == "__main__":

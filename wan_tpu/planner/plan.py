@@ -22,9 +22,8 @@ from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,
     compile_stage,
-    digest,
+    counter_digest,
     pack_text,
-    reader_digest,
     slice_devices,
     source_digest,
     unpack_text,
@@ -32,10 +31,12 @@ from wan_tpu.planner.compile import (
 )
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.estimate import estimate, share_of_peak
-from wan_tpu.planner.hardware import Slice
-from wan_tpu.planner.kernel_cycles import KernelCycles, KernelShape, count_cycles
+from wan_tpu.planner.hardware import GIB, Slice
+from wan_tpu.planner.kernel_cycles import count_cycles
+from wan_tpu.planner.kernels import KernelCycles, KernelShape
 from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import STAGES, Job, LayoutPlan, Resident, StagePlan, served_bytes
+from wan_tpu.planner.schedule import KernelCountError
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import Layout
@@ -55,7 +56,7 @@ STAGE_GROUPS = {
 }
 """What `--stages` may name."""
 
-_ROOMS = {
+_PACKAGES_OF_STAGE = {
     "text": ("text",),
     "context": ("text", "transformer"),
     "start": ("transformer", "schedulers"),
@@ -64,7 +65,7 @@ _ROOMS = {
     "decode-first": ("vae",),
     "decode-next": ("vae",),
 }
-_ALL_ROOMS = ("text", "transformer", "schedulers", "vae")
+_ALL_PACKAGES = ("text", "transformer", "schedulers", "vae")
 
 
 def make_job(
@@ -98,6 +99,8 @@ class Planner:
         self._report = report
         self._models: dict[Layout, VideoModel] = {}
         self._devices: list[Any] | None = None
+        self._failed_counts: dict[KernelShape, str] = {}
+        self._position = ""
 
     def plan(self, layouts: Sequence[Layout]) -> list[LayoutPlan]:
         """A row for each layout: those that fit first, then by seconds of a video.
@@ -108,20 +111,22 @@ class Planner:
         """
         for layout in layouts:
             layout.require_devices(self._job.where.num_devices)
-        rows = [self._row(layout) for layout in layouts]
+        rows = []
+        for number, layout in enumerate(layouts, start=1):
+            self._position = f"{number} of {len(layouts)}: {layout}"
+            rows.append(self._row(layout))
         return sorted(rows, key=lambda row: (bool(row.misfits), row.video_seconds, str(row.layout)))
 
     def _row(self, layout: Layout) -> LayoutPlan:
-        job = self._job
-        facts = {name: self._facts(name, layout) for name in job.stages}
-        resident = self._resident(layout)
-        kernels = self._kernels(facts)
+        job, resident = self._job, self._resident(layout)
+        facts = {name: self._facts(name, layout, resident) for name in job.stages}
+        kernels, uncounted = self._kernels(facts)
         cycles = {shape: count.per_head for shape, count in kernels.items()}
         stages = {}
         for name, fact in facts.items():
-            seconds = None if fact.costs is None else estimate(fact.costs, job.where, cycles)
-            share = 0.0
-            if fact.costs is not None and seconds is not None:
+            seconds, share = None, 0.0
+            if fact.costs is not None:
+                seconds = estimate(fact.costs, job.where, fact.coordinates, cycles)
                 share = share_of_peak(fact.costs, seconds, job.where.chip)
             stages[name] = StagePlan(
                 facts=fact,
@@ -136,11 +141,19 @@ class Planner:
             resident=resident,
             limit_bytes=job.where.chip.hbm_bytes,
             kernels=kernels,
+            uncounted=uncounted,
         )
 
-    def _facts(self, name: str, layout: Layout) -> StageFacts:
-        """The facts of a stage, from the cache or from the compiler."""
-        label = f"{layout} ({layout.sequence_parallel}, weights {layout.weights}): {name}"
+    def _facts(self, name: str, layout: Layout, resident: Resident) -> StageFacts:
+        """The facts of a stage, from the cache or from the compiler.
+
+        Where the weights alone are too large there is nothing to compile.
+        """
+        limit = self._job.where.chip.hbm_bytes
+        if resident.weights > limit:
+            needed = f"the weights alone are {resident.weights / GIB:.2f} of {limit / GIB:.2f} GiB"
+            return StageFacts(name=name, failure=needed)
+        label = f"{self._position}, {name}"
 
         def compiled() -> dict[str, Any]:
             self._report(f"compiling {label}")
@@ -148,15 +161,10 @@ class Planner:
             self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
             return {"facts": facts.to_json(), "text": pack_text(text)}
 
-        def read() -> dict[str, Any]:
-            program = self._cache.get(key, compiled)
-            text = unpack_text(program["text"])
-            costs = read_program(text).to_json() if text else None
-            return program["facts"] | {"costs": costs}
-
-        key = {"what": name, "split": self._split(name, layout), **self._base_key(*_ROOMS[name])}
-        facts = self._cache.get({"program": digest(key), "reader": reader_digest()}, read)
-        return StageFacts.from_json(facts)
+        key = {"what": name, "split": self._split(name, layout)}
+        program = self._cache.get(key | self._base_key(*_PACKAGES_OF_STAGE[name]), compiled)
+        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
+        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.
@@ -166,13 +174,13 @@ class Planner:
         if name == "text":
             return layout.num_devices
         if not name.startswith("decode"):
-            return dataclasses.asdict(same_program(layout))
+            return dataclasses.asdict(layout)
         geometry = self._job.geometry
         mesh: Any = abstract_mesh(layout)
         split = spatial_split(mesh, geometry.latent_height, geometry.latent_width)
         return [split.height_ways, split.width_ways]
 
-    def _base_key(self, *rooms: str) -> dict[str, Any]:
+    def _base_key(self, *packages: str) -> dict[str, Any]:
         job = self._job
         geometry = job.geometry
         return {
@@ -184,7 +192,7 @@ class Planner:
             "dtype": job.dtype,
             "attention": job.attention,
             "versions": versions(),
-            "source": source_digest(*rooms),
+            "source": source_digest(*packages),
         }
 
     def _model(self, layout: Layout) -> VideoModel:
@@ -226,8 +234,8 @@ class Planner:
     def _resident(self, layout: Layout) -> Resident:
         key = {
             "what": "resident",
-            "split": dataclasses.asdict(same_program(layout)),
-            **self._base_key(*_ALL_ROOMS),
+            "split": dataclasses.asdict(layout),
+            **self._base_key(*_ALL_PACKAGES),
         }
 
         def make() -> dict[str, Any]:
@@ -244,21 +252,31 @@ class Planner:
 
         return Resident(**self._cache.get(key, make))
 
-    def _kernels(self, facts: Mapping[str, StageFacts]) -> dict[Attention, KernelCycles]:
-        """Static counts of every attention kernel in the stages."""
+    def _kernels(
+        self, facts: Mapping[str, StageFacts]
+    ) -> tuple[dict[Attention, KernelCycles], dict[Attention, str]]:
+        """Static counts of every attention kernel in the stages, and why others have none."""
         costs = [fact.costs for fact in facts.values() if fact.costs is not None]
         shapes = {o.attention for c in costs for o in c.operations if o.attention is not None}
-        return {shape: self._kernel(shape) for shape in sorted(shapes, key=dataclasses.astuple)}
+        counted, uncounted = {}, {}
+        for attention in sorted(shapes, key=dataclasses.astuple):
+            shape = self._kernel_shape(attention)
+            count = self._count(shape.smallest_alike())
+            if isinstance(count, str):
+                uncounted[attention] = count
+            else:
+                counted[attention] = count.of(shape)
+        return counted, uncounted
 
-    def _kernel(self, attention: Attention) -> KernelCycles:
-        tokens = self._job.geometry.num_tokens
+    def _kernel_shape(self, attention: Attention) -> KernelShape:
+        chip, tokens = self._job.where.chip, self._job.geometry.num_tokens
         padded = attention.keys > tokens and attention.keys != TEXT_TOKENS
-        shape = KernelShape(
-            chip=self._job.where.chip.name,
+        return KernelShape(
+            chip=chip.name,
             implementation=resolve_implementation(
                 self._job.attention,
                 "tpu",
-                device_kind=self._job.where.chip.device_kind,
+                device_kind=chip.device_kind,
                 dtype=self._job.dtype,
                 head_dim=attention.head_dim,
             ),
@@ -270,11 +288,15 @@ class Planner:
             key_chunks=attention.key_chunks,
             dtype=self._job.dtype,
         )
+
+    def _count(self, shape: KernelShape) -> KernelCycles | str:
+        """The count of a kernel, or why there is none; a count that failed is not tried again."""
         key = {
             "what": "kernel",
             **dataclasses.asdict(shape),
             "versions": versions(),
             "source": source_digest(),
+            "counter": counter_digest(),
         }
 
         def make() -> dict[str, Any]:
@@ -283,23 +305,21 @@ class Planner:
             )
             return dataclasses.asdict(count_cycles(shape))
 
-        return KernelCycles(**self._cache.get(key, make))
-
-
-def same_program(layout: Layout) -> Layout:
-    """The layout with the default for each choice that changes nothing: one program, one key."""
-    defaults: dict[str, Any] = {}
-    if layout.sp == 1:
-        defaults["sequence_parallel"] = Layout().sequence_parallel
-    if layout.dp * layout.sp == 1:
-        defaults["weights"] = Layout().weights
-    return dataclasses.replace(layout, **defaults)
+        if shape not in self._failed_counts:
+            try:
+                parts = self._cache.get(key, make)["parts"]
+                return KernelCycles(parts={name: tuple(part) for name, part in parts.items()})
+            except KernelCountError as error:
+                self._failed_counts[shape] = str(error)
+                self._report(f"attention goes by its FLOPs at peak: {error}")
+        return self._failed_counts[shape]
 
 
 def _schedule(job: Job) -> Any:
     request = job.request
     assert request.num_inference_steps is not None
     assert request.flow_shift is not None
+    assert request.scheduler is not None
     return make_schedule(
         request.scheduler,
         num_inference_steps=request.num_inference_steps,

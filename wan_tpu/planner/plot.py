@@ -3,14 +3,19 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.pipeline.video_file import reporting
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.rows import Job, LayoutPlan
-from wan_tpu.planner.table import layout_name
 
 _PARTS = (("compute", "#3b6ea5"), ("memory", "#d08c2c"), ("links", "#8a4f9e"))
+_FIT_COLOURS = {"fits": "#5b8c5a", "does not fit": "#b03a2e"}
+
+_INCHES_AROUND, _INCHES_PER_ROW = 2.3, 0.42
+_FREE_TO_THE_RIGHT = 1.25
+"""Length of an axis, in longest bars: the figures stand at the ends of the bars."""
 
 
 def require_matplotlib() -> None:
@@ -26,33 +31,14 @@ def require_matplotlib() -> None:
 
 
 def write_plot(path: pathlib.Path, job: Job, rows: Sequence[LayoutPlan]) -> None:
-    """Writes the picture as a PNG.
+    """Writes the picture as a PNG, the best row at the top.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
-
-    figure = Figure(figsize=(11, 1.6 + 0.42 * len(rows)), layout="constrained")
-    times, memory = figure.subplots(1, 2, sharey=True)
-    names = [layout_name(row) for row in reversed(rows)]
-    shown = list(reversed(rows))
-    left = [0.0] * len(shown)
-    for part, colour in _PARTS:
-        widths = [_seconds(row, part) for row in shown]
-        times.barh(names, widths, left=left, color=colour, label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    times.set_xlabel("seconds per denoising step")
-    times.legend(loc="upper right")
-    colours = ["#b03a2e" if row.misfits else "#5b8c5a" for row in shown]
-    memory.barh(names, [row.peak_bytes / GIB for row in shown], color=colours)
-    memory.axvline(job.where.chip.hbm_bytes / GIB, color="black", linestyle="--", label="limit")
-    memory.set_xlabel("peak GiB per device, everything resident")
-    memory.legend(loc="upper right")
-    size = f"{job.geometry.width}x{job.geometry.height}, {job.geometry.num_frames} frames"
-    figure.suptitle(f"{job.description.name} on {job.where.name}, {size}")
+    figure = draw_plot(job, rows)
     partial = path.with_name(f".wan-tpu-{os.getpid()}.partial")
     with reporting(path):
         try:
@@ -60,6 +46,55 @@ def write_plot(path: pathlib.Path, job: Job, rows: Sequence[LayoutPlan]) -> None
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def draw_plot(job: Job, rows: Sequence[LayoutPlan]) -> Any:
+    """The picture as a matplotlib figure."""
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
+    height = _INCHES_AROUND + _INCHES_PER_ROW * len(rows)
+    figure: Any = Figure(figsize=(11, height), layout="constrained")
+    times, memory = figure.subplots(1, 2, sharey=True)
+    shown = list(reversed(rows))
+    _draw_times(times, shown)
+    _draw_memory(memory, shown, job.where.chip.hbm_bytes / GIB)
+    for axes, place in ((times, "outside lower left"), (memory, "outside lower right")):
+        figure.legend(handles=axes.get_legend_handles_labels()[0], loc=place, ncols=len(_PARTS))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"estimated, not measured: {job.description.name} on {job.where.name}, "
+        f"{job.geometry.width}x{job.geometry.height}, {job.geometry.num_frames} frames"
+    )
+    return figure
+
+
+def _draw_times(axes: Any, rows: Sequence[LayoutPlan]) -> None:
+    """Bars of compute, memory and links, one after the other; what does not compile has none."""
+    names = [str(row.layout) for row in rows]
+    totals = [0.0] * len(rows)
+    for part, colour in _PARTS:
+        widths = [_seconds(row, part) for row in rows]
+        bars = axes.barh(names, widths, left=totals, color=colour, label=part)
+        totals = [a + b for a, b in zip(totals, widths, strict=True)]
+    axes.bar_label(bars, [f"{t:.3g} s" if t else "" for t in totals], padding=4)
+    axes.set_xlim(0, _FREE_TO_THE_RIGHT * max(totals) or 1)
+    axes.set_ylim(-0.75, len(rows) - 0.25)
+    axes.set_xlabel("seconds of a denoising step, by the peaks")
+
+
+def _draw_memory(axes: Any, rows: Sequence[LayoutPlan], limit_gib: float) -> None:
+    """Bars of the costliest stage with everything resident, and the limit."""
+    sizes = [row.peak_bytes / GIB for row in rows]
+    labels = ["does not fit" if row.misfits else "fits" for row in rows]
+    colours = [_FIT_COLOURS[label] for label in labels]
+    first = [label if labels.index(label) == i else "" for i, label in enumerate(labels)]
+    bars = axes.barh([str(row.layout) for row in rows], sizes, color=colours, label=first)
+    # On white: where a figure meets the line of the limit it stays readable.
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(bars, [f"{size:.2f}" for size in sizes], padding=4, bbox=white)
+    axes.axvline(limit_gib, color="black", linestyle="--", label=f"a device's {limit_gib:.2f} GiB")
+    axes.set_xlim(0, _FREE_TO_THE_RIGHT * max(*sizes, limit_gib))
+    axes.set_xlabel("peak GiB per device, everything resident")
 
 
 def _seconds(row: LayoutPlan, part: str) -> float:

@@ -1,14 +1,16 @@
 """What a compiled program does on each chip: every operation with its costs and how often it runs.
 
-`read_program` takes the text of an optimised program and multiplies loops out. The rules are in
-`costs.py`; `Operation` rows are JSON-ready, so that a cached program can be estimated anew.
+`read_program` takes the text of an optimised program and multiplies loops out: a tenth of a second
+for the 14B step, so what is kept of a program is its text. The rules are in `costs.py`.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wan_tpu.planner.costs import Attention, Collective, CostReader, compiler_cycles
+from wan_tpu.planner.collectives import Collective
+from wan_tpu.planner.costs import Attention, CostReader, compiler_cycles
 from wan_tpu.planner.hlo import Computation, Instruction, ProgramText, parse_program
 from wan_tpu.planner.loops import Scalars, Value, loop_invariants, trip_count
 
@@ -50,16 +52,12 @@ class Operation:
     def to_json(self) -> dict[str, Any]:
         """The operation as a JSON object; what is zero or absent is left out."""
         fields = dataclasses.asdict(self) | {
-            "collectives": [dataclasses.asdict(c) for c in self.collectives]
+            "collectives": [
+                dataclasses.asdict(c) | {"groups": [list(group) for group in c.groups]}
+                for c in self.collectives
+            ]
         }
         return {name: value for name, value in fields.items() if value}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Operation":
-        """The operation that `to_json` wrote."""
-        collectives = tuple(Collective(**c) for c in value.get("collectives", ()))
-        attention = Attention(**value["attention"]) if "attention" in value else None
-        return cls(**(value | {"collectives": collectives, "attention": attention}))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +107,8 @@ class ProgramCosts:
                 group[cost] += operation.times * getattr(operation, cost)
         return sorted(groups.values(), key=lambda g: -g["hbm_bytes"])
 
-    def to_json(self) -> dict[str, Any]:
-        """The costs as a JSON object."""
-        return {
-            "operations": [o.to_json() for o in self.operations],
-            "unknown_loops": list(self.unknown_loops),
-        }
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ProgramCosts":
-        """The costs that `to_json` wrote."""
-        return cls(
-            operations=tuple(Operation.from_json(o) for o in value["operations"]),
-            unknown_loops=tuple(value["unknown_loops"]),
-        )
-
-
+@functools.lru_cache(maxsize=16)
 def read_program(text: str) -> ProgramCosts:
     """Reads an optimised program's text (`jax.stages.Compiled.as_text()`).
 
@@ -149,20 +133,30 @@ class _Walk:
         self._computation(self._program.computations[self._program.entry], 1, ())
 
     def _computation(
-        self, computation: Computation, times: int, arguments: tuple[Value, ...]
+        self,
+        computation: Computation,
+        times: int,
+        arguments: tuple[Value, ...],
+        *,
+        asynchronous: bool = False,
     ) -> None:
         scalars = Scalars(self._program, computation, arguments)
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 self._loop(instruction, times, scalars.value(instruction.operands[0]))
             elif instruction.opcode == "conditional":
-                self._dearest_branch(instruction, times)
+                self._costliest_branch(instruction, times)
             elif instruction.opcode in ("call", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
-                    self._computation(self._program.computations[name], times, values)
+                    self._computation(
+                        self._program.computations[name],
+                        times,
+                        values,
+                        asynchronous=asynchronous or instruction.opcode == "async-start",
+                    )
             elif not self._costs.is_free(instruction):
-                self._operation(computation, instruction, times)
+                self._operation(computation, instruction, times, asynchronous)
 
     def _callees(self, instruction: Instruction) -> Iterable[str]:
         """The computations that an operation names; of a conditional every branch."""
@@ -175,15 +169,15 @@ class _Walk:
         name = instruction.called("to_apply") or instruction.called("calls")
         return [name] if name else []
 
-    def _dearest_branch(self, conditional: Instruction, times: int) -> None:
+    def _costliest_branch(self, conditional: Instruction, times: int) -> None:
         """Counts one branch: one runs, the text does not say which, and the others wait for it."""
-        before, dearest = len(self.operations), []
+        before, costliest = len(self.operations), []
         for name in self._callees(conditional):
             self._computation(self._program.computations[name], times, ())
             branch = self.operations[before:]
             del self.operations[before:]
-            dearest = max(dearest, branch, key=_flops_then_bytes)
-        self.operations += dearest
+            costliest = max(costliest, branch, key=_flops_then_bytes)
+        self.operations += costliest
 
     def _loop(self, loop: Instruction, times: int, start: Value) -> None:
         turns = trip_count(self._program, loop, start)
@@ -193,20 +187,26 @@ class _Walk:
         body = self._program.computations[loop.called("body") or ""]
         self._computation(body, times * (1 if turns is None else turns), (inside,))
 
-    def _operation(self, computation: Computation, instruction: Instruction, times: int) -> None:
+    def _operation(
+        self, computation: Computation, instruction: Instruction, times: int, asynchronous: bool
+    ) -> None:
         costs = self._costs
         attention = costs.attention(computation, instruction)
         flops = attention.flops if attention else costs.flops(computation, instruction)
+        collectives = tuple(
+            dataclasses.replace(c, asynchronous=asynchronous or c.asynchronous)
+            for c in costs.collectives(computation, instruction)
+        )
         operation = Operation(
             name=instruction.name,
-            kind=_kind(instruction, flops),
+            kind=_kind(instruction, flops, collectives),
             source=instruction.op_name,
             times=times,
             flops=flops,
             plain_bytes=costs.plain_bytes(computation, instruction),
             hbm_bytes=costs.sliced_bytes(computation, instruction),
             compiler_cycles=compiler_cycles(instruction),
-            collectives=tuple(costs.collectives(computation, instruction)),
+            collectives=collectives,
             attention=attention,
         )
         if times and (
@@ -221,7 +221,9 @@ def _flops_then_bytes(operations: Iterable[Operation]) -> tuple[int, int]:
     return flops, sum(o.times * o.hbm_bytes for o in operations)
 
 
-def _kind(instruction: Instruction, flops: int) -> str:
+def _kind(instruction: Instruction, flops: int, collectives: Sequence[Collective]) -> str:
     if instruction.opcode == "custom-call":
         return "kernel"
-    return "matmul" if flops else instruction.opcode.removesuffix("-start")
+    if flops:
+        return "matmul"
+    return collectives[0].kind if collectives else instruction.opcode.removesuffix("-start")

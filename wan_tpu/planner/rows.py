@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.geometry import Geometry
@@ -10,7 +10,7 @@ from wan_tpu.planner.compile import StageFacts
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.estimate import Seconds
 from wan_tpu.planner.hardware import Slice
-from wan_tpu.planner.kernel_cycles import KernelCycles
+from wan_tpu.planner.kernels import KernelCycles
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
 
@@ -110,6 +110,7 @@ class LayoutPlan:
         resident: bytes that stay.
         limit_bytes: what a device has.
         kernels: static counts, by shape.
+        uncounted: kernels that go by their FLOPs at peak, and why.
     """
 
     layout: Layout
@@ -117,6 +118,7 @@ class LayoutPlan:
     resident: Resident
     limit_bytes: int
     kernels: Mapping[Attention, KernelCycles]
+    uncounted: Mapping[Attention, str]
 
     @property
     def peak_bytes(self) -> int:
@@ -141,9 +143,20 @@ class LayoutPlan:
     @property
     def video_seconds(self) -> float:
         """Of all stages that were looked at, as often as a video runs them."""
-        if any(plan.seconds is None for plan in self.stages.values()):
-            return math.inf
-        return sum(p.runs * p.seconds.total for p in self.stages.values() if p.seconds is not None)
+        return self._sum(lambda seconds: seconds.total)
+
+    @property
+    def video_seconds_by_compiler(self) -> float:
+        """The same with the compiler's own count of everything but attention."""
+        return self._sum(lambda seconds: seconds.by_compiler)
+
+    def _sum(self, of_run: Callable[[Seconds], float]) -> float:
+        total = 0.0
+        for plan in self.stages.values():
+            if plan.seconds is None:
+                return math.inf
+            total += plan.runs * of_run(plan.seconds)
+        return total
 
 
 def served_bytes(facts: StageFacts, resident_bytes: int) -> int:

@@ -1,16 +1,19 @@
 """Rows as text for people and as JSON for programs."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_tpu.planner.hardware import GIB
+from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.rows import Job, LayoutPlan, StagePlan
 
 _COLUMNS = (
     ("layout", "<22"), ("peak GiB", ">9"), ("step GiB", ">9"), ("fits", "<16"), ("PFLOP", ">7"),
-    ("HBM GB", ">8"), ("plain GB", ">9"), ("link GB", ">8"), ("attn Gcyc", ">10"), ("step s", ">8"),
-    ("compute", ">8"), ("memory", ">8"), ("links", ">7"), ("peak %", ">7"), ("video s", ">9"),
+    ("HBM GB", ">8"), ("plain GB", ">9"), ("link GB", ">8"), ("attn Gcyc", ">10"),
+    ("step s", ">11"), ("compute", ">8"), ("memory", ">8"), ("links", ">7"), ("peak %", ">7"),
+    ("video s", ">9"),
 )  # fmt: skip
 
 
@@ -22,25 +25,14 @@ def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> s
         rows: sorted, as `Planner.plan` returns them.
         explain: this many kinds of operation and sources per stage of the best row.
     """
-    lines = [_title(job), "", "  ".join(f"{name:{form}}" for name, form in _COLUMNS)]
-    lines += [_line(row) for row in rows]
+    cells = [[name for name, _ in _COLUMNS], *(_cells(row) for row in rows)]
+    width = max(len(line[0]) for line in cells)
+    lines = [_title(job), "", *(_line(line, width) for line in cells)]
     lines += ["", *_legend(job), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
     lines.append(_choice(rows))
     return "\n".join(lines) + "\n"
-
-
-def layout_name(row: LayoutPlan) -> str:
-    """A layout with those of its choices that are not the default."""
-    layout = row.layout
-    choices = (
-        []
-        if layout.sequence_parallel == "ulysses" or layout.sp == 1
-        else [layout.sequence_parallel]
-    )
-    choices += [] if layout.weights == "sharded" else [layout.weights]
-    return " ".join([str(layout), *choices])
 
 
 def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -> dict[str, Any]:
@@ -74,7 +66,7 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
             "clock_hz": chip.clock_hz,
         },
         "layouts": [_row_json(row, operations) for row in rows],
-        "best": next((layout_name(row) for row in rows if not row.misfits), None),
+        "best": next((str(row.layout) for row in rows if not row.misfits), None),
     }
 
 
@@ -89,6 +81,7 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
         "limit_bytes": row.limit_bytes,
         "step_seconds": _finite(row.step_seconds),
         "video_seconds": _finite(row.video_seconds),
+        "video_seconds_by_compiler": _finite(row.video_seconds_by_compiler),
         "resident_bytes": {
             name: getattr(row.resident, name)
             for name in ("text_encoder", "transformer", "vae", "context", "state")
@@ -106,6 +99,10 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
                 "cycles_per_head": count.per_head,
             }
             for shape, count in row.kernels.items()
+        ],
+        "kernels_not_counted": [
+            dataclasses.asdict(shape) | {"reason": reason}
+            for shape, reason in row.uncounted.items()
         ],
         "stages": {name: _stage_json(plan, operations) for name, plan in row.stages.items()},
     }
@@ -139,6 +136,7 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
         "memory_seconds": seconds.memory,
         "link_seconds": seconds.links,
         "compiler_seconds_without_attention": seconds.compiler,
+        "seconds_by_compiler": seconds.by_compiler,
         "share_of_peak": plan.share_of_peak,
         "by_kind": facts.costs.breakdown("kind"),
         "by_source": facts.costs.breakdown("source")[:40],
@@ -157,35 +155,53 @@ def _title(job: Job) -> str:
     )
 
 
-def _line(row: LayoutPlan) -> str:
-    values = [layout_name(row), f"{row.peak_bytes / GIB:.2f}", "-", _fits(row)]
+def _cells(row: LayoutPlan) -> list[str]:
+    values = [str(row.layout), f"{row.peak_bytes / GIB:.2f}", "-", _fits(row)]
     step = row.stages.get("step")
     if step is None or step.facts.costs is None or step.seconds is None:
         values += ["-"] * 10
     else:
         values[2] = f"{step.facts.peak_bytes / GIB:.2f}"
         costs, seconds = step.facts.costs, step.seconds
-        cycles = sum(
-            o.times * o.attention.heads * row.kernels[o.attention].per_head
-            for o in costs.operations
-            if o.attention is not None
-        )
         values += [
             _figure(costs.total("flops") / 1e15),
             _figure(costs.total("hbm_bytes") / 1e9),
             _figure(costs.total("plain_bytes") / 1e9),
             _figure(costs.total("link_bytes") / 1e9),
-            _figure(cycles / 1e9),
-            _figure(seconds.total),
+            _attention_cycles(row, costs),
+            _range(seconds.total, seconds.by_compiler),
             _figure(seconds.compute),
             _figure(seconds.memory),
             _figure(seconds.links),
             f"{100 * step.share_of_peak:.0f}",
         ]
-    values.append("-" if math.isinf(row.video_seconds) else _figure(row.video_seconds))
-    return "  ".join(
-        f"{value:{form}}" for value, (_, form) in zip(values, _COLUMNS, strict=True)
-    ).rstrip()
+    return [*values, _range(row.video_seconds, row.video_seconds_by_compiler)]
+
+
+def _attention_cycles(row: LayoutPlan, costs: ProgramCosts) -> str:
+    """Of a step, in thousand millions; nothing where a kernel was not counted."""
+    kernels = [o for o in costs.operations if o.attention is not None]
+    if any(o.attention in row.uncounted for o in kernels):
+        return "-"
+    cycles = sum(
+        o.times * o.attention.heads * row.kernels[o.attention].per_head
+        for o in kernels
+        if o.attention is not None
+    )
+    return _figure(cycles / 1e9)
+
+
+def _line(cells: Sequence[str], width: int) -> str:
+    forms = [f"<{max(width, 22)}", *(form for _, form in _COLUMNS[1:])]
+    return "  ".join(f"{cell:{form}}" for cell, form in zip(cells, forms, strict=True)).rstrip()
+
+
+def _range(first: float, second: float) -> str:
+    """Two estimates of one time, the smaller first; one figure where they come to the same."""
+    if math.isinf(first):
+        return "-"
+    low, high = sorted((_figure(first), _figure(second)), key=float)
+    return low if low == high else f"{low}-{high}"
 
 
 def _fits(row: LayoutPlan) -> str:
@@ -199,6 +215,8 @@ def _legend(job: Job) -> list[str]:
         "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
         "HBM bytes (whole operands), bytes sent over links, cycles of attention; peak % is of all",
         "that is computed, padding and repeated branches too",
+        "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",
+        "the compiler's own count of everything but attention",
         f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
         "direction; rules: wan_tpu/planner/estimate.py",
@@ -218,25 +236,38 @@ def _collectives(rows: Sequence[LayoutPlan]) -> list[str]:
             f"{kind} {k['runs']} x, {k['link_bytes'] / 1e9:.2f}"
             for kind, k in sorted(kinds.items())
         ]
-        lines.append(f"  {layout_name(row):<22}{'; '.join(parts) or 'none'}")
+        lines.append(f"  {row.layout!s:<22}{'; '.join(parts) or 'none'}")
     return [*lines, ""] if len(lines) > 1 else []
 
 
 def _failures(rows: Sequence[LayoutPlan]) -> list[str]:
+    """What does not fit, what was not counted; a line for each reason of a layout."""
     lines = []
     for row in rows:
+        stages: dict[str, list[str]] = {}
         for name, plan in row.stages.items():
-            if plan.facts.failure:
-                lines.append(f"{layout_name(row)} {name} does not compile: {plan.facts.failure}")
-            elif name in row.misfits:
-                needed, there = plan.served_bytes / GIB, row.limit_bytes / GIB
-                lines.append(f"{layout_name(row)} {name} needs {needed:.2f} GiB of {there:.2f}")
-            if plan.facts.costs is not None and plan.facts.costs.unknown_loops:
-                loops = ", ".join(plan.facts.costs.unknown_loops)
-                lines.append(
-                    f"{layout_name(row)} {name}: loops counted once, length unknown: {loops}"
-                )
+            for reason in _reasons(name, plan, row):
+                stages.setdefault(reason, []).append(name)
+        lines += [f"{row.layout}, {', '.join(names)}: {reason}" for reason, names in stages.items()]
+        lines += [
+            f"{row.layout}: attention of {shape.queries} x {shape.keys} tokens goes by its FLOPs "
+            f"at peak, which is less than it takes: {reason}"
+            for shape, reason in row.uncounted.items()
+        ]
     return [*lines, ""] if lines else []
+
+
+def _reasons(name: str, plan: StagePlan, row: LayoutPlan) -> list[str]:
+    reasons = []
+    if plan.facts.failure:
+        reasons.append(f"not possible: {plan.facts.failure}")
+    elif name in row.misfits:
+        needed, there = plan.served_bytes / GIB, row.limit_bytes / GIB
+        reasons.append(f"{needed:.2f} GiB of {there:.2f}")
+    if plan.facts.costs is not None and plan.facts.costs.unknown_loops:
+        loops = ", ".join(plan.facts.costs.unknown_loops)
+        reasons.append(f"loops counted once, length unknown: {loops}")
+    return reasons
 
 
 def _explain(row: LayoutPlan, count: int) -> list[str]:
@@ -246,7 +277,7 @@ def _explain(row: LayoutPlan, count: int) -> list[str]:
             continue
         for key in ("kind", "source"):
             lines.append(
-                f"{layout_name(row)} {name}, by {key}: GB of HBM (plain), TFLOP, GB of links, runs"
+                f"{row.layout} {name}, by {key}: GB of HBM (plain), TFLOP, GB of links, runs"
             )
             for group in plan.facts.costs.breakdown(key)[:count]:
                 sizes = (
@@ -265,7 +296,7 @@ def _choice(rows: Sequence[LayoutPlan]) -> str:
     best = next((row for row in rows if not row.misfits), None)
     if best is None:
         return "use: none of these layouts fits"
-    return f"use: {layout_name(best)}"
+    return f"use: {best.layout}"
 
 
 def _figure(value: float) -> str:

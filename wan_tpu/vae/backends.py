@@ -7,7 +7,6 @@ single frame. Our own encodes the same way, where its encoder was loaded.
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from wan_tpu.checkpoints.source import SafetensorsSource, check_tensors
+from wan_tpu.checkpoints.source import TensorSource, check_tensors
 from wan_tpu.errors import BadNumbersError, InputError, MissingPackageError, UnknownNameError
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.stage import Stage, abstract_like
@@ -168,10 +167,10 @@ class _StreamingBackend:
 
 
 def _load_flax(
-    config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: DTypeLike, parts: Sequence[str]
+    config: VaeConfig, source: TensorSource, *, mesh: Mesh, dtype: DTypeLike, parts: Sequence[str]
 ) -> VaeBackend:
     """Our own autoencoder; every device holds its parameters whole."""
-    source = _checked_source(config, folder)
+    check_tensors("VAE", expected_tensors(config), source)
     vae = StreamingVae(config=config, mesh=mesh, dtype=dtype)
     make_stages = {DECODER: vae.decode_stages, ENCODER: vae.encode_stages}
 
@@ -190,7 +189,7 @@ def _load_flax(
 
 
 def _load_maxdiffusion(
-    config: VaeConfig, folder: Path, *, mesh: Mesh, dtype: DTypeLike, parts: Sequence[str]
+    config: VaeConfig, source: TensorSource, *, mesh: Mesh, dtype: DTypeLike, parts: Sequence[str]
 ) -> VaeBackend:
     """maxdiffusion's decoder; every device holds its parameters whole."""
     if tuple(parts) != (DECODER,):
@@ -198,7 +197,7 @@ def _load_maxdiffusion(
     if importlib.util.find_spec("maxdiffusion") is None:
         raise MissingPackageError(maxdiffusion.INSTALL)
     vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
-    source = _checked_source(config, folder)
+    check_tensors("VAE", expected_tensors(config), source)
     params = {
         name: place(maxdiffusion.convert(source.read(tensor), dtype), named(vae.mesh))
         for name, tensor in vae.tensor_names().items()
@@ -210,13 +209,13 @@ BACKENDS: dict[str, Callable[..., VaeBackend]] = {
     "flax": _load_flax,
     "maxdiffusion": _load_maxdiffusion,
 }
-"""By name: what loads an autoencoder from a checkpoint's folder onto a mesh."""
+"""By name: what loads an autoencoder from a checkpoint's tensors onto a mesh."""
 
 
 def load_vae(
     name: str,
     config: VaeConfig,
-    folder: Path,
+    source: TensorSource,
     *,
     mesh: Mesh,
     dtype: DTypeLike,
@@ -227,7 +226,7 @@ def load_vae(
     Args:
         name: one of `BACKENDS`.
         config: sizes of the model.
-        folder: with the checkpoint's safetensors.
+        source: the checkpoint's tensors, by diffusers' names.
         mesh: the picture is split over all of it that fits.
         dtype: of weights and activations; latents and log variances are float32 whatever it is.
         parts: of `weights.DECODER` and `weights.ENCODER`.
@@ -240,11 +239,4 @@ def load_vae(
     """
     if name not in BACKENDS:
         raise UnknownNameError("VAE", name, tuple(BACKENDS))
-    return BACKENDS[name](config, folder, mesh=mesh, dtype=dtype, parts=parts)
-
-
-def _checked_source(config: VaeConfig, folder: Path) -> SafetensorsSource:
-    """The checkpoint, whose tensors are exactly the model's."""
-    source = SafetensorsSource(folder, plain_name="diffusion_pytorch_model")
-    check_tensors("VAE", expected_tensors(config), source)
-    return source
+    return BACKENDS[name](config, source, mesh=mesh, dtype=dtype, parts=parts)

@@ -86,11 +86,14 @@ def vae_parameters(config: VaeConfig) -> list[VaeParameter]:
     ]
 
 
-def expected_tensors(config: VaeConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, in torch's layout, of every tensor of the checkpoint."""
+def expected_tensors(
+    config: VaeConfig, *, parts: tuple[str, ...] = (DECODER, ENCODER)
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, in torch's layout, of every tensor of the checkpoint, or of a part's."""
     return {
         tensor: parameter.tensor_shape
         for parameter in vae_parameters(config)
+        if parameter.name.startswith(parts)
         for tensor in parameter.tensors
     }
 

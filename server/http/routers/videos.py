@@ -23,6 +23,7 @@ from server.http.events import Streams
 from server.http.intake import REQUEST_BODY, SentVideo, digest
 from server.http.schemas import VIDEO_ID, PageLimit, Video, VideoDeleted, VideoList
 from server.service import Service
+from wan_tpu.media import NO_MEDIA
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ async def create_video(
     service: ServiceDependency,
     model: ModelDependency,
     owner: Owner,
-    create: SentVideo,
+    sent: SentVideo,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -70,9 +71,10 @@ async def create_video(
     """Accepts a job and answers at once; it then waits its turn."""
     job = await service.accept(
         owner,
-        model.request(create),
+        model.request(sent.create, sent.reference),
+        media=NO_MEDIA if sent.reference is None else sent.reference.media,
         model=model.id,
-        request_digest=digest(create),
+        request_digest=digest(sent.create),
         idempotency_key=idempotency_key,
     )
     logger.info("job accepted", extra={"job": job.id, "owner": owner})

@@ -74,6 +74,7 @@ const FAILURES = {
   out_of_memory: ["Out of memory", "A smaller size or fewer frames need less."],
   interrupted: ["Interrupted", "The service stopped while it was made, more than once. Try again."],
   disk_full: ["No room left", "The service had no room to keep it. Try again later."],
+  upload_lost: ["Picture lost", "The service lost the picture it begins with. Send it again."],
   bad_numbers: ["No picture", "What the model computed is no picture. Another seed, or settings nearer to its defaults, may help."],
 };
 const INSIDE = "Something went wrong inside the service. Try again; if it happens again, give the id to those who run it.";

@@ -12,7 +12,8 @@ from server.files.data_folder import DataFolderError
 from server.files.media import FILE_NAMES
 from server.jobs.database import StoreError
 from server.jobs.job import Job, make_id
-from server.service import Service, adopt
+from server.jobs.opening import adopt
+from server.service import Service
 from server.settings import Settings
 from tests.server.postgres import new_database
 from wan_tpu.request import VideoRequest

@@ -215,9 +215,9 @@ def test_jobs_that_never_expire_come_back_so(open_store, database):
 
 
 STRANGE = {
-    "a new field of requests": 'request = replace(request, \'"seed"\', \'"image": null, "seed"\')',
+    "a new field of requests": 'request = replace(request, \'"seed"\', \'"mask": null, "seed"\')',
     "a new state": "state = 'paused'",
-    "a newer version": "version = 2",
+    "a newer version": "version = 3",
     "no JSON": "request = 'nothing'",
     "JSON of another kind": "request = '[1]'",
     "a scheduler of later": "request = replace(request, 'unipc', 'later')",

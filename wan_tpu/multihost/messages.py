@@ -1,19 +1,24 @@
-"""What process 0 and the others say to each other, once they have proved themselves."""
+"""The messages between process 0 (the leader) and the followers, one JSON object a line.
+
+They begin once both ends have authenticated themselves (`handshake`), and each is signed. Bytes of
+pictures and clips follow `Begin` in binary frames (`connection`). The pipe between the service and
+its own engine process has messages of its own: `server.engine.messages`.
+"""
 
 import dataclasses
 from typing import Any
 
 from wan_tpu.json_lines import JsonLines
 
-BEAT_SECONDS = 1.0
-"""How often each side says that it is there."""
+HEARTBEAT_SECONDS = 1.0
+"""How often each side sends a message at least."""
 
-MAX_WORD_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """From a follower, first of all: who it is.
+    """From a follower, first of all: its rank.
 
     Attributes:
         machine: its name, for people.
@@ -25,21 +30,21 @@ class Hello:
 
     @property
     def is_well_formed(self) -> bool:
-        """Whether the fields are what they should be."""
+        """Whether the fields have the types that they should have."""
         kinds = (type(self.process_id), type(self.num_processes), type(self.machine))
         return kinds == (int, int, str)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identified:
-    """From a follower: what it is (`wan_tpu.multihost.identity`)."""
+    """From a follower: what it runs (`wan_tpu.multihost.identity`)."""
 
     identity: dict[str, dict[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """To a follower: all are here and alike; JAX's coordination service will be here."""
+    """To a follower: all have come and match; where JAX's coordination service will be."""
 
     jax_coordinator: str
 
@@ -65,20 +70,27 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """To a follower: the next job."""
+    """To a follower: the next job.
 
-    number: int
+    Attributes:
+        job: its number, from 1.
+        task: what to make; JSON-ready.
+        media: digest and size in bytes of each picture or clip, whose bytes follow in this order.
+    """
+
+    job: int
     task: dict[str, Any]
+    media: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Continue:
-    """To a follower: go on with the job."""
+    """To a follower, at a barrier: go on with the job."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """To a follower: leave the job at this very point."""
+    """To a follower, at a barrier: leave the job here."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +98,7 @@ class End:
     """To a follower: process 0 has left the job.
 
     Attributes:
-        failure: why it failed there; empty if it is done, or was told to stop.
+        failure: why it failed there; empty if it is done, or was cancelled.
     """
 
     failure: str
@@ -94,7 +106,7 @@ class End:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """To a follower: all end now."""
+    """To a follower: all processes end now."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,36 +114,36 @@ class Left:
     """From a follower: it has left the job.
 
     Attributes:
-        number: of the job.
-        point: how many times it was told to go on or to cancel.
+        job: the job's number.
+        barrier: of the job, the last one that it passed or was cancelled at.
         outcome: one of `lockstep.Outcome`.
-        reason: of a failure, in words.
+        reason: of a failure, as text.
     """
 
-    number: int
-    point: int
+    job: int
+    barrier: int
     outcome: str
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class At:
-    """From a follower, as its beat: where it is.
+class Position:
+    """From a follower, as its heartbeat: where it is.
 
     Attributes:
-        number: of the job; 0 before the first.
-        point: how many times it has asked whether to go on.
+        job: the job's number; 0 before the first.
+        barrier: of the job, the last one that it has reached.
         stage: of the pipeline.
     """
 
-    number: int
-    point: int
-    stage: str
+    job: int = 0
+    barrier: int = 0
+    stage: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """To a follower: process 0 is there."""
+class Heartbeat:
+    """To a follower: process 0 is alive."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,46 +155,26 @@ class Leaving:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Goodbye:
-    """From a follower: it ends, and why."""
+    """From a follower: it ends now, and why."""
 
     reason: str
 
 
 _LINES = JsonLines(
     Hello, Identified, Welcome, Refused, GaveUp, Loaded, Begin, Continue, Cancel, End, Stop, Left,
-    At, Beat, Leaving, Goodbye,
+    Position, Heartbeat, Leaving, Goodbye,
 )  # fmt: skip
 
 
-def encode(word: Any) -> bytes:
-    """A word as one line."""
-    return _LINES.encode(word)
+def encode(message: Any) -> bytes:
+    """A message as one line."""
+    return _LINES.encode(message)
 
 
 def decode(line: bytes) -> Any:
-    """The word of one line.
+    """The message of one line.
 
     Raises:
         ValueError: it is none.
     """
     return _LINES.decode(line)
-
-
-class Silence:
-    """How long a peer has said nothing, counted in this process's own beats.
-
-    Counted, not read off a clock: a process that was itself stopped for a minute has not listened
-    for a minute, and must not blame the others.
-    """
-
-    def __init__(self) -> None:
-        self._beats = 0
-
-    def heard(self) -> None:
-        """The peer said something."""
-        self._beats = 0
-
-    def passed(self) -> float:
-        """Another beat went by; returns the seconds of silence so far."""
-        self._beats += 1
-        return (self._beats - 1) * BEAT_SECONDS

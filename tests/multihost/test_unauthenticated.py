@@ -1,4 +1,4 @@
-"""Who cannot prove the slice's secret gets nothing and costs next to nothing.
+"""An unauthenticated client gets nothing and costs next to nothing.
 
 Real processes and sockets; the engine is the scripted one.
 """
@@ -21,14 +21,14 @@ HELLO = b"wan-tpu-slice/1 hello 1 2 " + NONCE.encode() + b"\n"
 PROOF = b"wan-tpu-slice/1 proof " + NONCE.encode() + b"\n"
 
 
-def spoken(kind, **fields):
+def message(kind, **fields):
     return json.dumps({"kind": kind, **fields}).encode() + b"\n"
 
 
 def plain_hello(process_id=1, machine=None):
     """A member's first line, as it is said between processes that trust each other."""
     machine = socket.gethostname() if machine is None else machine
-    return spoken("Hello", process_id=process_id, num_processes=2, machine=machine)
+    return message("Hello", process_id=process_id, num_processes=2, machine=machine)
 
 
 @pytest.fixture
@@ -45,15 +45,15 @@ def address_of(found):
 
 
 def tell(found, *lines):
-    """What a stranger hears who says these lines, each after the answer to the one before."""
+    """What a client receives that sends these lines, each after the answer to the one before."""
     heard = b""
-    stranger = socket.create_connection(address_of(found), timeout=60)
-    with stranger, contextlib.suppress(OSError):  # it may hang up on us before we are done
+    client = socket.create_connection(address_of(found), timeout=60)
+    with client, contextlib.suppress(OSError):  # it may hang up on us before we are done
         for line in lines:
-            stranger.sendall(line)
-            heard += stranger.recv(1 << 16)
-        stranger.shutdown(socket.SHUT_WR)
-        while part := stranger.recv(1 << 16):
+            client.sendall(line)
+            heard += client.recv(1 << 16)
+        client.shutdown(socket.SHUT_WR)
+        while part := client.recv(1 << 16):
             heard += part
     return heard
 
@@ -65,12 +65,12 @@ def assert_tells_nothing(heard):
 
 
 def identity_lines():
-    differs = spoken("Identified", identity={"versions": {"python": "2.7"}})
-    return (differs, spoken("Loaded"), spoken("At", number=0, point=0, stage=""))
+    differs = message("Identified", identity={"versions": {"python": "2.7"}})
+    return (differs, message("Loaded"), message("Position", job=0, barrier=0, stage=""))
 
 
-def test_a_stranger_before_process_1_gets_nothing(start_slice, secret_file):
-    """He would learn from a refusal what to say next time, and then be sent every prompt."""
+def test_a_client_before_process_1_gets_nothing(start_slice, secret_file):
+    """It would learn from a refusal what to send next time, and then be sent every prompt."""
     found = start_slice(2, started=(0,), group_secret_file=secret_file, join_timeout_seconds=120)
     wait_for(lambda: (r := found.ask("/readyz")) is not None and "process 1 of 2" in r.text)
     for lines in (
@@ -127,7 +127,7 @@ def test_another_secret_on_one_host_is_said_on_both(start_slice, secret_file, tm
 
 
 class Crowd:
-    """Strangers of every kind, kept up to a number: who is hung up on comes again."""
+    """Clients of every kind, up to a number: one that is disconnected comes again."""
 
     def __init__(self, address, count):
         self.address = address
@@ -161,29 +161,29 @@ class Crowd:
 
     def _come(self):
         kind = ("silent", "slow", "rubbish", "plain", "proof")[self.came % 5]
-        stranger = socket.create_connection(self.address, timeout=60)
+        client = socket.create_connection(self.address, timeout=60)
         self.came += 1
-        stranger.setblocking(False)
+        client.setblocking(False)
         said = {
             "rubbish": b"\0\xff" * 50_000,
             "plain": plain_hello(process_id=7),
             "proof": HELLO,
         }
         with contextlib.suppress(OSError):
-            stranger.send(said.get(kind, b"w"))
-        self._selector.register(stranger, selectors.EVENT_READ, kind)
+            client.send(said.get(kind, b"w"))
+        self._selector.register(client, selectors.EVENT_READ, kind)
 
-    def _leave_if_hung_up(self, stranger):
+    def _leave_if_hung_up(self, client):
         try:
-            is_gone = not stranger.recv(1 << 16)
+            is_gone = not client.recv(1 << 16)
         except ConnectionError:
             is_gone = True
         if is_gone:
-            self._selector.unregister(stranger)
-            stranger.close()
+            self._selector.unregister(client)
+            client.close()
 
 
-def test_four_hundred_strangers(start_slice, secret_file):
+def test_four_hundred_unauthenticated_clients(start_slice, secret_file):
     """The process that owns the devices stays small, and the slice forms and works all the same."""
     found = start_slice(2, started=(0,), group_secret_file=secret_file, join_timeout_seconds=170)
     wait_for(lambda: (r := found.ask("/readyz")) is not None and "process 1 of 2" in r.text)
@@ -212,4 +212,4 @@ def test_four_hundred_strangers(start_slice, secret_file):
     assert most[1] <= descriptors + 80
     assert found.statuses(0) == found.statuses(1) == []
     lines = re.findall("logger=wan_tpu.multihost", found.log())
-    assert len(lines) < 60, f"{len(lines)} lines for {crowd.came} strangers"
+    assert len(lines) < 60, f"{len(lines)} lines for {crowd.came} clients"

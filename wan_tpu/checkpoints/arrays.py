@@ -1,0 +1,70 @@
+"""Arrays of the dtypes that weights have: cast, moved and fetched with other threads running.
+
+numpy has bfloat16 and fp8 from ml_dtypes, whose casts run in one thread at a time; torch's do not.
+"""
+
+import jax
+import numpy as np
+import torch
+
+ZERO = -1
+"""In a row map: this row is not in the checkpoint and is zero."""
+
+
+def take_rows(part: np.ndarray, pick: np.ndarray, dim: int) -> np.ndarray:
+    """The rows `pick` along `dim`, zeros where it says `ZERO`."""
+    if np.array_equal(pick, np.arange(part.shape[dim])):
+        return part
+    taken = np.take(bits(part), np.maximum(pick, 0), axis=dim).view(part.dtype)
+    empty = [slice(None)] * part.ndim
+    empty[dim] = pick == ZERO  # type: ignore[call-overload]
+    bits(taken)[tuple(empty)] = 0
+    return taken
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The same memory as whole numbers: moved by numpy itself, with other threads running."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+_TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn,
+                 "float8_e5m2": torch.float8_e5m2}  # fmt: skip
+"""Dtypes that numpy has from ml_dtypes, whose casts run in one thread at a time."""
+
+
+def copy_cast(part: np.ndarray, out: np.ndarray) -> None:
+    """Copies into `out`, rounded to its dtype; several threads may do so at once."""
+    if part.flags.writeable:  # torch warns of others, though it only reads
+        _as_torch(out).copy_(_as_torch(np.asarray(part)))
+    else:
+        out[...] = part
+
+
+def _as_torch(array: np.ndarray) -> torch.Tensor:
+    """The same memory as a torch tensor."""
+    dtype = _TORCH_DTYPES.get(str(array.dtype))
+    if dtype is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(f"i{array.dtype.itemsize}")).view(dtype)
+
+
+def fetch(array: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
+    """An array on the host, or one layer of it: from each shard its part, and no more."""
+    if isinstance(array, np.ndarray):
+        return array if layer is None else array[layer]
+    assert array.is_fully_addressable, "gather the array to one process first"
+    out = np.empty(array.shape if layer is None else array.shape[1:], array.dtype)
+    seen = set()
+    for shard in array.addressable_shards:
+        index = shard.index
+        if layer is not None:
+            inside = range(array.shape[0])[index[0]]
+            if layer not in inside:
+                continue
+            index = index[1:]
+        if str(index) in seen:
+            continue
+        seen.add(str(index))
+        data = shard.data if layer is None else shard.data[layer - inside.start]
+        out[index] = np.asarray(data)
+    return out

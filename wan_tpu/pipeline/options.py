@@ -1,0 +1,188 @@
+"""What a model is loaded with, as a user names it, and the one way from there to a pipeline.
+
+The command line and the service read the same names into `LoadOptions`, and then
+
+    model = options.open_model()                  # its files are here
+    request, _ = check_request(model, request)    # complete, and the model can make it
+    runtime.start(host_devices=options.host_devices, ...)
+    pipeline = options.load(model, compile_for=request)
+
+All but the last two lines do without JAX.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wan_tpu.attention.names import IMPLEMENTATIONS
+from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, open_model
+from wan_tpu.errors import LayoutError, UnknownNameError
+from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.request import VideoRequest
+from wan_tpu.sharding.layout import (
+    SEQUENCE_PARALLEL,
+    WEIGHTS,
+    Layout,
+    default_layout,
+    parse_layout,
+)
+from wan_tpu.transformer.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from wan_tpu.pipeline.text_to_video import TextToVideo
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a model is loaded with.
+
+    Attributes:
+        model: `wan-tiny`, a folder in diffusers format, a hub id or a known model's name.
+        variant: of the weights' files, as diffusers takes it, for example `fp16`; None for those
+            without one.
+        layout: how the model is split; None to choose it for the number of devices.
+        sequence_parallel: of the layout that is chosen; None leaves it to the choice. A layout that
+            is given has its own.
+        weights: likewise.
+        attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS`.
+        vae: one of `wan_tpu.pipeline.names.VAES`.
+        vae_dtype: of the autoencoder, one of `names.DTYPES`; None for that of the rest.
+        dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
+            float32.
+        host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
+
+    Raises:
+        UnknownNameError: a name that does not exist.
+    """
+
+    model: str = WAN_TINY
+    variant: str | None = None
+    layout: Layout | None = None
+    sequence_parallel: str | None = None
+    weights: str | None = None
+    attention: str = "auto"
+    vae: str = "flax"
+    vae_dtype: str | None = None
+    dtype: str | None = None
+    host_devices: int | None = None
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL),
+            ("weights", self.weights, WEIGHTS),
+            ("attention", self.attention, IMPLEMENTATIONS),
+            ("VAE", self.vae, VAES),
+            ("VAE dtype", self.vae_dtype, DTYPES),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if name is not None and name not in known:
+                raise UnknownNameError(kind, name, known)
+
+    @classmethod
+    def from_text(
+        cls,
+        *,
+        layout: str | None = None,
+        sequence_parallel: str | None = None,
+        weights: str | None = None,
+        **others: Any,
+    ) -> "LoadOptions":
+        """The same, with the layout as text.
+
+        Args:
+            layout: for example `dp2-sp4`; None to choose one.
+            sequence_parallel: of the layout, given or chosen.
+            weights: likewise.
+            **others: as in the class.
+
+        Raises:
+            InputError: the text is no layout, or does not say what the others say, or a name
+                does not exist.
+        """
+        if layout is None:
+            return cls(sequence_parallel=sequence_parallel, weights=weights, **others)
+        wanted = _without_none(sequence_parallel=sequence_parallel, weights=weights)
+        parsed = parse_layout(layout, **wanted)
+        if dataclasses.replace(parsed, **wanted) != parsed:
+            raise LayoutError(
+                f"layout {layout!r} is not {' and '.join(wanted.values())}, which was said, too; "
+                "give one of them"
+            )
+        return cls(layout=parsed, **others)
+
+    def open_model(self) -> ModelDescription:
+        """The model with all its files here, downloaded from the hub if they were not.
+
+        Raises:
+            UnknownNameError: nothing is called so.
+            CheckpointError: files are missing, cannot be had, or are of another kind of model.
+        """
+        return open_model(self.model, self.variant)
+
+    def load(
+        self,
+        model: ModelDescription,
+        *,
+        devices: Sequence[Any] | None = None,
+        compile_for: VideoRequest | None = None,
+    ) -> "TextToVideo":
+        """Loads a model onto devices; JAX has been started.
+
+        Args:
+            model: what `open_model` gave.
+            devices: those to use; all of all processes when not given.
+            compile_for: a request whose programs are compiled while the weights load.
+
+        Raises:
+            LayoutError: the layout does not fit the devices.
+            CheckpointError: files are missing, damaged or not those of the model.
+            MissingPackageError: the VAE's package is not installed.
+            OutOfMemoryError: the weights do not fit.
+        """
+        import jax
+
+        from wan_tpu.pipeline.text_to_video import TextToVideo
+
+        devices = jax.devices() if devices is None else devices
+        heads = TransformerConfig.from_json(model.configs["transformer"]).num_attention_heads
+        return TextToVideo.load(
+            model,
+            layout=self.layout_for(len(devices), heads),
+            devices=devices,
+            dtype=self.dtype,
+            attention=self.attention,
+            vae=self.vae,
+            vae_dtype=self.vae_dtype,
+            compile_for=compile_for,
+        )
+
+    def layout_for(self, num_devices: int, num_heads: int) -> Layout:
+        """The layout that is given, or one that suits the devices.
+
+        Args:
+            num_devices: that the model is split over.
+            num_heads: of the transformer.
+
+        Raises:
+            LayoutError: the given one needs another number of devices.
+        """
+        if self.layout is not None:
+            self.layout.require_devices(num_devices)
+            return self.layout
+        chosen = default_layout(num_devices, num_heads)
+        wanted = _without_none(sequence_parallel=self.sequence_parallel, weights=self.weights)
+        return dataclasses.replace(chosen, **wanted)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in all processes that share the model: everything, JSON-ready."""
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**shown, "layout": None if self.layout is None else str(self.layout)}
+
+
+def _without_none(**names: str | None) -> dict[str, str]:
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a help text lists them: `auto, splash or flash`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,142 @@
+"""What decides the cycles of an attention kernel, and the arithmetic from a part's cycles to all.
+
+Knows the tiles of `wan_tpu.attention.flash`, but neither compiles nor reads a schedule: that is
+`kernel_cycles.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+from wan_tpu.attention.flash import Blocks, choose_blocks, valid_keys
+
+LEAST_BLOCKS = 2
+"""Blocks, and chunks, from which on more of them are the same program with another loop count."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCycles:
+    """The count for one head of attention.
+
+    Attributes:
+        parts: bundles of each part of the schedule, and how often it runs.
+    """
+
+    parts: Mapping[str, tuple[int, int]]
+
+    @property
+    def per_head(self) -> int:
+        """Cycles for one head on one core."""
+        return sum(bundles * times for bundles, times in self.parts.values())
+
+    def of(self, shape: "KernelShape") -> "KernelCycles":
+        """The count of another shape with the same parts (`KernelShape.smallest_alike`)."""
+        if shape.implementation != "flash":
+            return self
+        times = flash_times(shape)
+        return KernelCycles(
+            parts={name: (bundles, times[name]) for name, (bundles, _) in self.parts.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShape:
+    """What decides the kernel: the chip, the implementation and the lengths of one head.
+
+    Attributes:
+        chip: name in `hardware.CHIPS`.
+        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        queries: tokens.
+        keys: tokens, padding included.
+        num_keys: real keys.
+        head_dim: features.
+        query_chunks: chunks that the queries come in.
+        key_chunks: likewise.
+        dtype: of all three.
+    """
+
+    chip: str
+    implementation: str
+    queries: int
+    keys: int
+    num_keys: int
+    head_dim: int
+    query_chunks: int = 1
+    key_chunks: int = 1
+    dtype: str = "bfloat16"
+
+    @property
+    def query_chunk(self) -> int:
+        """Queries of a chunk."""
+        return self.queries // self.query_chunks
+
+    @property
+    def key_chunk(self) -> int:
+        """Keys of a chunk, padding included."""
+        return self.keys // self.key_chunks
+
+    @property
+    def blocks(self) -> Blocks:
+        """Tiles of the flash kernel."""
+        return choose_blocks(self.query_chunk, self.key_chunk)
+
+    def smallest_alike(self) -> "KernelShape":
+        """The shortest shape whose schedule has the same parts, each with the same bundles.
+
+        The bundles depend on the tiles, on how the last one is cut off, and on whether a chunk has
+        one block or several; so the layouts of a plan share their counts. With one block of keys in
+        all the compiler resolves branches, and the schedule has another form: there a second chunk
+        is put before it. Splash is counted as it is.
+        """
+        if self.implementation != "flash":
+            return self
+        blocks = self.blocks
+        query_chunk = _shortest(
+            self.query_chunk, blocks.queries, lambda n: choose_blocks(n, self.key_chunk).queries
+        )
+        key_chunk = _shortest(
+            self.key_chunk, blocks.keys, lambda n: choose_blocks(self.query_chunk, n).keys
+        )
+        query_chunks, key_chunks = min(self.query_chunks, LEAST_BLOCKS), LEAST_BLOCKS
+        if self.key_chunks == 1 and key_chunk > blocks.keys:
+            key_chunks = 1
+        keys = key_chunks * key_chunk
+        return dataclasses.replace(
+            self,
+            queries=query_chunks * query_chunk,
+            query_chunks=query_chunks,
+            keys=keys,
+            key_chunks=key_chunks,
+            num_keys=keys - (self.keys - self.num_keys) % key_chunk,
+        )
+
+
+def _shortest(length: int, block: int, block_of: Callable[[int], int]) -> int:
+    """A chunk with at most two blocks, the last one cut off as in the chunk given."""
+    blocks = math.ceil(length / block)
+    short = length - max(blocks - LEAST_BLOCKS, 0) * block
+    return short if block_of(short) == block else length
+
+
+def flash_times(shape: KernelShape) -> dict[str, int]:
+    """How often each part of our own kernel runs for one head."""
+    blocks = shape.blocks
+    rows = shape.query_chunks * math.ceil(shape.query_chunk / blocks.queries)
+    key_shape = (shape.key_chunks, 1, shape.key_chunk, shape.head_dim)
+    left = valid_keys(key_shape, shape.num_keys, blocks)
+    with_keys = rows * sum(valid > 0 for valid in left)
+    times = {"block of queries": rows, "step": rows * len(left), "block of keys": with_keys}
+    for size in tile_sizes(blocks):
+        times[tile_name(size)] = rows * sum(valid // size for valid in left)
+        left = [valid % size for valid in left]
+    return times | {"partial tile": rows * sum(valid > 0 for valid in left)}
+
+
+def tile_sizes(blocks: Blocks) -> list[int]:
+    """Keys of the products in a block of keys, largest first."""
+    return list(dict.fromkeys((blocks.compute, blocks.last_compute)))
+
+
+def tile_name(size: int) -> str:
+    """The part of the schedule that is one product."""
+    return f"tile of {size} keys"
