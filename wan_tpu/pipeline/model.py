@@ -57,15 +57,6 @@ class Component:
         return tree_bytes(dict(self.weights))
 
 
-GATHER_WEIGHTS_FIRST = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""Size in MiB from which XLA multiplies by a sharded weight piece by piece as its shards come in.
-
-On a v7x it does from a few hundred, and reads and writes the whole sum once a piece: the 14B's step
-at 720p moves 2,059 GB through a chip's memory, 591 GB when weights are gathered first, and 40 % of
-the compiler's cycles outside attention go (2026-11-26, jax 0.10.2, libtpu 0.0.42.1). A copy of all
-weights on every device (`replicated`) moves 1,416 GB."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VideoModel:
     """A model for one mesh, layout, dtype and attention.
