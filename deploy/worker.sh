@@ -8,8 +8,7 @@
 #     /opt/wan-tpu/releases/COMMIT    a checkout with its own .venv; `current` is the one that runs
 #     /etc/wan-tpu/wan-tpu.env        what `start` was told; extra.env: the user's own; both mode 600
 #     /etc/wan-tpu/group-secret       what the workers of a slice know each other by; mode 600
-#     /var/lib/wan-tpu                jobs and videos, hub cache, compiled programs, copied models;
-#                                     the data disk is mounted here, where there is one
+#     /var/lib/wan-tpu                jobs, videos, hub cache, compiled programs, models; the data disk
 #
 # WAN_TPU_ROOT puts all of it under another folder and leaves the system alone (no packages, no user).
 # WAN_TPU_VENV takes this virtual environment instead of making one (an image with one built in).
@@ -60,32 +59,25 @@ install_release() {
     say "installed $commit"
 }
 
-# --- disks ---------------------------------------------------------------------------------------
-
 free_kb() { df --output=avail -k "$1" | tail -1 | tr -d ' '; }
 
-say_free_space() {
-    say "disk: $(($(free_kb "$STATE") / 1000000)) GB free for models, jobs and videos at $STATE"
-}
+say_free_space() { say "disk: $(($(free_kb "$STATE") / 1000000)) GB free at $STATE"; }
 
 # Ends when a folder's disk has less than this many kB free.
 need_space() {
     local folder=$1 wanted=$2 what=$3 free
     free=$(free_kb "$folder")
     ((free >= wanted)) || fail "$what takes $((wanted / 1000000)) GB and $folder has" \
-        "$((free / 1000000)) GB free: remove what is not needed, or create with a larger --data-disk"
+        "$((free / 1000000)) GB free: remove what is not needed, or take a larger --data-disk"
 }
 
 # A new disk gets a file system; one of an earlier slice is taken as it is; any other is left alone.
 mount_data_disk() {
-    local device
+    local device found=0
     if mountpoint --quiet "$STATE"; then return; fi
-    [ -z "$(ls -A "$STATE")" ] \
-        || fail "there are files in $STATE already, which the data disk would hide: move them away"
+    [ -z "$(ls -A "$STATE")" ] || fail "$STATE has files, which the data disk would hide: move them"
     device=${WAN_TPU_DATA_DISK:-$(find_data_disk)}
-    [ -n "$device" ] || fail "which disk is the data disk cannot be told: of those that are attached" \
-        "(lsblk) one has to be labelled $DISK_LABEL, or one alone has to be empty"
-    local found=0
+    [ -n "$device" ] || fail "none of the disks (lsblk) is labelled $DISK_LABEL, nor is one alone empty"
     blkid --probe "$device" > /dev/null || found=$?
     if [ "$found" = 2 ]; then # nothing is there, which blkid alone says with 2
         say "data disk: a new file system on $device"
@@ -93,31 +85,29 @@ mount_data_disk() {
     fi
     [ "$(blkid --probe --match-tag LABEL --output value "$device")" = "$DISK_LABEL" ] \
         || fail "$device holds something else than wan-tpu's data, and stays as it is"
-    if on_system; then
-        grep -qs "^LABEL=$DISK_LABEL " /etc/fstab \
-            || say "LABEL=$DISK_LABEL $STATE ext4 defaults,nofail,discard 0 2" >> /etc/fstab
+    if on_system && ! grep -q "^LABEL=$DISK_LABEL " /etc/fstab; then
+        say "LABEL=$DISK_LABEL $STATE ext4 defaults,nofail,discard 0 2" >> /etc/fstab
     fi
     mount "$device" "$STATE"
     rmdir "$STATE/lost+found" 2> /dev/null || true
     say "data disk: $device is at $STATE"
 }
 
-# A disk of ours, or the only one that is neither mounted nor divided.
+# A disk of ours, or the only empty one of 10 GB and more: neither mounted nor divided.
 find_data_disk() {
-    local name type size label mounted found=()
+    local name type size found=()
     while read -r name; do
         read -r type size < <(lsblk --nodeps --noheadings --bytes --output TYPE,SIZE "$name")
-        label=$(lsblk --nodeps --noheadings --output LABEL "$name")
-        mounted=$(lsblk --noheadings --output NAME,MOUNTPOINT "$name" | wc --lines)
-        [ "$type" = disk ] && ((size >= 10 ** 10)) && [ "$mounted" = 1 ] || continue
-        [ -z "$(lsblk --nodeps --noheadings --output MOUNTPOINT "$name")" ] || continue
-        if [ "$label" = "$DISK_LABEL" ]; then
-            say "$name"
-            return
-        fi
+        if [ "$type" != disk ] || ((size < 10 ** 10)); then continue; fi
+        # Its name alone: no place where it is mounted, no parts.
+        [ "$(lsblk --noheadings --output NAME,MOUNTPOINT "$name" | wc --words)" = 1 ] || continue
         found+=("$name")
+        if [ "$(lsblk --nodeps --noheadings --output LABEL "$name")" = "$DISK_LABEL" ]; then
+            found=("$name")
+            break
+        fi
     done < <(lsblk --nodeps --noheadings --paths --output NAME)
-    [ ${#found[@]} -gt 1 ] || printf '%s' "${found[@]}"
+    [ ${#found[@]} != 1 ] || say "${found[0]}"
 }
 
 install_packages() {
@@ -244,7 +234,6 @@ copy_model() {
     bytes=$(gcloud storage du --summarize "$source" | cut -d ' ' -f 1) || bytes=unknown
     if [[ $bytes =~ ^[0-9]+$ ]]; then
         here=$(du --summarize --block-size=1 "$ROOT$folder" | cut -f 1)
-        say "model: $((bytes / 1000000000)) GB, of which $((here / 1000000000)) GB are here"
         ((bytes <= here)) || need_space "$ROOT$folder" $(((bytes - here) / 1000)) "the rest of it"
     fi
     say "model: $source -> $folder"

@@ -209,7 +209,8 @@ class Service:
             await self._make_place(owner, idempotency_key)
             if not media:
                 return await self.board.accept(make)
-            self._check_share(owner, media)
+            if idempotency_key is None or not self.board.find_idempotent(owner, idempotency_key):
+                self._check_share(owner, media)
             return await self.board.to_the_end(self._accept_with(media, make))
 
     async def _accept_with(self, media: Media, make: Callable[[str | None], Job]) -> Job:

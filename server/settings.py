@@ -79,10 +79,7 @@ class Settings(BaseSettings):
         default=None,
         description="file of `python -m server keys`; without it loopback only, no keys",
     )
-    operators: Words = Field(
-        default=(),
-        description="names of keys, comma-separated, that may record profiles; default every key",
-    )
+    operators: Words = Field(default=(), description="keys that may record profiles; default all")
 
     data_dir: pathlib.Path = Field(
         default=pathlib.Path("data"), description="files, and SQLite's database"

@@ -4,7 +4,6 @@ As OpenAI's clients do: a file of a form, or in JSON a data URL, alone or as `im
 object. Nothing is fetched from anywhere, and what a client says of a file's type is not believed.
 """
 
-import base64
 import binascii
 import dataclasses
 import re
@@ -79,8 +78,8 @@ def _decode(value: object) -> bytes:
     if start is None:
         raise _refusal(shown(value))
     try:
-        return base64.b64decode(value[start.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
+        return binascii.a2b_base64(value[start.end() :], strict_mode=True)
+    except ValueError as error:
         raise _refusal(f"a data URL that cannot be decoded: {error}") from None
 
 

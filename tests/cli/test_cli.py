@@ -1,20 +1,17 @@
 """The command line as a user runs it: real processes, right and wrong input, Ctrl-C."""
 
 import json
-import math
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wan_tpu.checkpoints.models import open_model
+from wan_tpu.checkpoints.models import describe_model, open_model
+from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.video_file import read_frames
-from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.mesh import make_mesh
-from wan_tpu.vae.backends import load_vae
-from wan_tpu.vae.config import VaeConfig
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.sharding.mesh import abstract_mesh
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -225,18 +222,32 @@ class TestInspect:
         (line,) = [line for line in out.splitlines() if line.startswith("  vae_encoder")]
         assert line.endswith("not loaded")
 
-    def test_what_is_shown_of_the_autoencoder_is_what_its_programs_take(self, run_here):
-        description = open_model("wan-tiny")
-        folder = description.component_folder("vae")
-        config = VaeConfig.from_json(description.configs["vae"])
-        mesh = make_mesh(Layout(), jax.devices()[:1])
-        backend = load_vae("flax", config, description.source("vae"), mesh=mesh, dtype=jnp.float32)
-        params = jax.tree.leaves(backend.stages(8, 8, 2)[0].arguments[0])
-        _, out, _ = run_here("inspect", "wan-tiny", "--dtype", "float32", "--json")
-        shown = json.loads(out)["components"]["vae"]
-        assert shown["bytes"] == sum(math.prod(p.shape) * p.dtype.itemsize for p in params)
+    @pytest.mark.parametrize("vae_dtype", ["bfloat16", "float32"])
+    @pytest.mark.parametrize("name", ["wan-tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"])
+    def test_what_is_shown_is_what_the_pipeline_and_the_planner_hold(
+        self, run_here, name, vae_dtype
+    ):
+        layout = parse_layout("dp2-sp4")
+        model = make_video_model(
+            describe_model(name),
+            abstract_mesh(layout),
+            layout,
+            dtype=jnp.dtype("bfloat16"),
+            vae_dtype=jnp.dtype(vae_dtype),
+            attention="reference",
+        )
+        options = ("--layout", "dp2-sp4", "--vae-dtype", vae_dtype, "--json")
+        _, out, _ = run_here("inspect", name, *options)
+        shown = json.loads(out)["components"]
+        assert {each: sizes["bytes_per_device"] for each, sizes in shown.items()} == {
+            each: component.bytes_per_device for each, component in model.components.items()
+        }
+
+    def test_files_are_weighed(self, run_here):
+        folder = open_model("wan-tiny").component_folder("vae")
+        _, out, _ = run_here("inspect", "wan-tiny", "--json")
         (file,) = folder.glob("*.safetensors")
-        assert shown["bytes_on_disk"] == file.stat().st_size
+        assert json.loads(out)["components"]["vae"]["bytes_on_disk"] == file.stat().st_size
 
     def test_table(self, run):
         done = run("inspect", "wan-tiny", "--layout", "tp8")

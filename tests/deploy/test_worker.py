@@ -385,8 +385,46 @@ def test_a_data_disk_is_mounted_and_outlives_its_slice(worker, repository, disk)
     (state / "of-the-boot-disk").touch()
     done = install(worker, repository, one)
     assert done.returncode == 1
-    assert "which the data disk would hide" in done.stdout
+    assert "has files, which the data disk would hide" in done.stdout
     assert not os.path.ismount(state)
+
+
+LSBLK = """
+declare -A type=([/dev/vda]=disk [/dev/loop0]=loop [/dev/sdb]=disk [/dev/sdc]=disk [/dev/sdd]=disk)
+device=${!#}
+case "$* " in
+    *"--output NAME ") printf '/dev/%s\\n' vda loop0 sdb $MORE_DISKS ;;
+    *TYPE,SIZE*) echo "${type[$device]} ${SIZE:-500000000000}" ;;
+    *NAME,MOUNTPOINT*) [ $device = /dev/vda ] && printf 'vda\\nvda1 /\\n' || echo "sdb $MOUNTED" ;;
+    *LABEL*) [ $device = /dev/sdc ] && echo wan-tpu || echo "$LABEL" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ({}, "/dev/sdb"),
+        ({"MORE_DISKS": "sdc"}, "/dev/sdc"),
+        ({"SIZE": "1000000"}, ""),
+        ({"MOUNTED": "/mnt"}, ""),
+        ({"LABEL": "wan-tpu"}, "/dev/sdb"),
+        ({"MORE_DISKS": "sdd"}, ""),
+    ],
+)
+def test_which_disk_is_the_data_disk(cloud, shown, found):
+    """Of what lsblk shows: this machine has no disk to spare."""
+    cloud.tool("lsblk", LSBLK)
+    text = (ROOT / "deploy" / "worker.sh").read_text()
+    functions = text.partition("case ${1:-} in")[0]
+    done = subprocess.run(
+        ("bash", "-c", f"{functions}\nfind_data_disk"),
+        env={**cloud.environment, **shown},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, found), done.stderr
 
 
 def test_a_disk_with_something_else_stays_as_it_is(worker, repository, disk):

@@ -44,6 +44,7 @@ def test_the_steps_after_the_first_are_in_the_trace_and_the_video_is_the_same(
         result = pipeline(REQUEST, on_progress=profile.note)
     np.testing.assert_array_equal(result.frames, frames)
     assert (profile.problem, profile.steps) == (None, 2)
+    assert profile.folder is not None
     assert profile.folder == tmp_path / "new" / "folder" / "trace-1"
     assert named(profile.folder) == ["denoise 2", "denoise 3"]
     assert any("ThunkExecutor" in name or "dot" in name for name in events(profile.folder))

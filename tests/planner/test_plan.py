@@ -167,7 +167,7 @@ def test_both_estimates_are_in_the_table(rows):
         )
         low, high = sorted((ours, theirs))
         line = next(line for line in table.splitlines() if line.startswith(str(row.layout)))
-        assert f"{low:.3g}-{high:.3g}" in line
+        assert f"{low:.3g}..{high:.3g}" in line
         assert entry["video_seconds_by_compiler"] > step["seconds_by_compiler"]
 
 

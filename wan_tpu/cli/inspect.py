@@ -5,13 +5,10 @@ import json
 import pathlib
 from typing import Any
 
-from wan_tpu.cli.options import add_layout_arguments, read_layout
+from wan_tpu.cli.options import add_layout_arguments, add_vae_dtype_argument, read_layout
 from wan_tpu.cli.streams import write_data
 
 GIB, MIB = 2**30, 2**20
-
-RESIDENT = ("text_encoder", "transformer", "vae")
-"""Components that lie on the devices; of the autoencoder it is the decoder."""
 
 VAE_ENCODER = "vae_encoder"
 """The other half of the autoencoder's files, which text to video does not load."""
@@ -27,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
+    add_vae_dtype_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 
 
@@ -36,12 +34,11 @@ def run(parsed: argparse.Namespace) -> int:
 
     from wan_tpu.checkpoints.inventory import tensor_rows, weight_rows
     from wan_tpu.checkpoints.models import describe_model
-    from wan_tpu.pipeline.model import make_video_model, parse_dtype
+    from wan_tpu.pipeline.model import VAE, make_video_model, parse_dtype
     from wan_tpu.sharding.layout import AXES, Layout
     from wan_tpu.sharding.mesh import abstract_mesh
     from wan_tpu.vae.weights import DECODER, ENCODER, expected_tensors
 
-    dtype = parse_dtype(parsed.dtype)
     chosen = layout or Layout()
     mesh_shape: dict[str, int] | None = None
     if layout is not None:
@@ -51,14 +48,17 @@ def run(parsed: argparse.Namespace) -> int:
         description,
         abstract_mesh(chosen),
         chosen,
-        dtype=dtype,
+        dtype=parse_dtype(parsed.dtype),
+        vae_dtype=parse_dtype(parsed.vae_dtype) if parsed.vae_dtype else None,
         attention="reference",
     )
-    rows = weight_rows("text_encoder", model.text_encoder.weights(), mesh_shape)
-    rows += weight_rows("transformer", model.denoiser.weights(), mesh_shape)
-    for component, part in (("vae", DECODER), (VAE_ENCODER, ENCODER)):
+    rows: list[Any] = []
+    for name, component in model.components.items():
+        if name != VAE:
+            rows += weight_rows(name, component.module.weights(), mesh_shape)
+    for name, part in ((VAE, DECODER), (VAE_ENCODER, ENCODER)):
         tensors = expected_tensors(model.vae, parts=(part,))
-        rows += tensor_rows(component, tensors, dtype, with_split=layout is not None)
+        rows += tensor_rows(name, tensors, model.vae_dtype, with_split=layout is not None)
     report = _summary(parsed.model, parsed.dtype, layout, rows, description.folder)
     if parsed.json:
         weights = {"weights": [row.to_json() for row in rows]}
@@ -73,7 +73,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Bytes per component: of what lies on the devices, and of the files where they are here."""
     components = {}
-    for component in RESIDENT:
+    resident = dict.fromkeys(row.component for row in rows if row.component != VAE_ENCODER)
+    for component in resident:
         sizes = components[component] = _sizes(component, layout, rows)
         if folder is not None:
             sizes["bytes_on_disk"] = _disk_bytes(folder / component)

@@ -90,7 +90,7 @@ class Planner:
     Args:
         job: what is planned.
         cache: where facts are kept.
-        report: told what is being done, one short line at a time.
+        report: called with what is being done, one short line at a time.
     """
 
     def __init__(self, job: Job, cache: FactsCache, report: Callable[[str], None]):

@@ -10,11 +10,10 @@ from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.rows import Job, LayoutPlan, StagePlan
 
 _COLUMNS = (
-    ("layout", "<22"), ("peak GiB", ">9"), ("step GiB", ">9"), ("fits", "<16"), ("PFLOP", ">7"),
-    ("HBM GB", ">8"), ("plain GB", ">9"), ("link GB", ">8"), ("attn Gcyc", ">10"),
-    ("step s", ">11"), ("compute", ">8"), ("memory", ">8"), ("links", ">7"), ("peak %", ">7"),
-    ("video s", ">9"),
+    "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
+    "step s", "compute", "memory", "links", "peak %", "video s",
 )  # fmt: skip
+_TEXT_COLUMNS = ("layout", "fits")
 
 
 def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> str:
@@ -25,9 +24,7 @@ def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> s
         rows: sorted, as `Planner.plan` returns them.
         explain: this many kinds of operation and sources per stage of the best row.
     """
-    cells = [[name for name, _ in _COLUMNS], *(_cells(row) for row in rows)]
-    width = max(len(line[0]) for line in cells)
-    lines = [_title(job), "", *(_line(line, width) for line in cells)]
+    lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
     lines += ["", *_legend(job), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
@@ -191,9 +188,17 @@ def _attention_cycles(row: LayoutPlan, costs: ProgramCosts) -> str:
     return _figure(cycles / 1e9)
 
 
-def _line(cells: Sequence[str], width: int) -> str:
-    forms = [f"<{max(width, 22)}", *(form for _, form in _COLUMNS[1:])]
-    return "  ".join(f"{cell:{form}}" for cell, form in zip(cells, forms, strict=True)).rstrip()
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns as wide as their widest cell; words to the left, figures right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    forms = [
+        f"{'<' if name in _TEXT_COLUMNS else '>'}{width}"
+        for name, width in zip(_COLUMNS, widths, strict=True)
+    ]
+    return [
+        "  ".join(f"{cell:{form}}" for cell, form in zip(line, forms, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def _range(first: float, second: float) -> str:
@@ -201,7 +206,7 @@ def _range(first: float, second: float) -> str:
     if math.isinf(first):
         return "-"
     low, high = sorted((_figure(first), _figure(second)), key=float)
-    return low if low == high else f"{low}-{high}"
+    return low if low == high else f"{low}..{high}"
 
 
 def _fits(row: LayoutPlan) -> str:
@@ -227,6 +232,7 @@ def _legend(job: Job) -> list[str]:
 
 def _collectives(rows: Sequence[LayoutPlan]) -> list[str]:
     lines = ["collectives of a step, runs and GB sent per device:"]
+    width = max((len(str(row.layout)) for row in rows), default=0)
     for row in rows:
         step = row.stages.get("step")
         if step is None or step.facts.costs is None:
@@ -236,7 +242,7 @@ def _collectives(rows: Sequence[LayoutPlan]) -> list[str]:
             f"{kind} {k['runs']} x, {k['link_bytes'] / 1e9:.2f}"
             for kind, k in sorted(kinds.items())
         ]
-        lines.append(f"  {row.layout!s:<22}{'; '.join(parts) or 'none'}")
+        lines.append(f"  {row.layout!s:<{width}}  {'; '.join(parts) or 'none'}")
     return [*lines, ""] if len(lines) > 1 else []
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,7 +16,7 @@ from server.keys import add_key
 from tests.server.http.test_errors import check_shape
 from tests.server.picture_server import MODULE
 from tests.server.pictures import accepted, create_with, has, large_picture, picture, uploads
-from tests.server.running import wait_for
+from tests.server.running import ROOT, wait_for
 from wan_tpu.media import digest_of
 from wan_tpu.request import make_request
 
@@ -132,6 +134,12 @@ def test_pictures_count_among_what_a_key_may_keep(start, tmp_path):
     error = check_shape(create_with(server, large_picture(size, seed=3)), 429, "quota_exceeded")
     assert "would take 300000 bytes, and 250000 may be kept" in error["message"]
     accepted(create_with(server, large_picture(size, seed=2)))  # one that is there already
+    server.client.headers["Idempotency-Key"] = "one"
+    third = accepted(create_with(server, large_picture(40_000, seed=4)))
+    again = create_with(server, large_picture(40_000, seed=4))
+    assert accepted(again)["id"] == third["id"], "a repetition, whatever there is by now"
+    del server.client.headers["Idempotency-Key"]
+    server.client.delete(f"/v1/videos/{third['id']}")
     server.client.delete(f"/v1/videos/{first['id']}")
     accepted(create_with(server, large_picture(size, seed=3)))
 
@@ -176,3 +184,19 @@ def test_pictures_of_rows_that_cannot_be_read_stay_through_a_start(start):
     server.start()
     assert server.retrieve(video)["error"]["code"] == "unreadable"
     assert has(server, RED)
+
+
+def test_a_picture_survives_a_downgrade_and_the_way_back(start):
+    server = start().wait_ready()
+    running = accepted(create_with(server, BLUE, **LONG))
+    waiting = accepted(create_with(server, RED))
+    server.wait_step(running, 1)
+    server.kill()
+    for command in ("downgrade", "adopt"):
+        words = [sys.executable, "-m", "server", command]
+        subprocess.run(words, cwd=ROOT, env=server.environment, check=True, capture_output=True)
+    server.start()
+    server.client.delete(f"/v1/videos/{running['id']}")
+    assert server.finish(waiting)["status"] == "completed"
+    assert got_by_the_engine(server) == [digest_of(RED)]
+    assert uploads(server) == {digest_of(RED)}
