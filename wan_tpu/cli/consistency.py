@@ -145,13 +145,13 @@ def read_layouts(parsed: argparse.Namespace, num_here: int) -> list[Layout]:
         LayoutError: a text is not a layout, or one needs more devices than there are.
     """
     most = min(parsed.devices or num_here, num_here)
-    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
     if parsed.layouts == ALL:
         counts = [n for n in range(2, most + 1) if most % n == 0]
-        texts = [str(shape) for count in counts for shape in factorisations(count)]
+        texts = [str(layout) for count in counts for layout in factorisations(count)]
     else:
         texts = [text.strip() for text in parsed.layouts.split(",")]
+    modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
     found = [
         parse_layout(text, sequence_parallel=mode, weights=kind)
         for text in texts
