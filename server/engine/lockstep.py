@@ -251,13 +251,11 @@ def _join(settings: Settings, **callbacks: Any) -> tuple[Lockstep, Joined | None
 def _identity(settings: Settings) -> Identity:
     # JAX adds to the variables that decide programs when it is imported: it has to be, everywhere.
     importlib.import_module("wan_tpu.runtime")
-    folder = settings.load_options.open_model().folder
-    assert folder is not None
     # What decides which programs run; the other settings are process 0's own affair.
     shared = settings.load_options.identity()
     shared |= {"warm_up": settings.warm_up, "engine": settings.engine}
     return make_identity(
-        model_folder=folder,
+        model_paths=settings.load_options.open_model().paths,
         settings={f"WAN_TPU_{name.upper()}": value for name, value in shared.items()},
         packages=("wan_tpu", "server"),
     )

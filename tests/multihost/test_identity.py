@@ -8,7 +8,7 @@ from wan_tpu.multihost.identity import differences, digest_files, make_identity
 
 
 def make(folder, **settings):
-    return make_identity(model_folder=folder, settings=settings, packages=("wan_tpu", "server"))
+    return make_identity(model_paths=[folder], settings=settings, packages=("wan_tpu", "server"))
 
 
 def test_the_same_is_no_difference(tmp_path):
@@ -68,7 +68,18 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
         if place is not None:
             changed[place] = 1
         path.write_bytes(changed)
-        digests.add(digest_files(tmp_path)[path.name])
+        digests.add(digest_files([tmp_path])[path.name])
     path.write_bytes(data + b"\0")
-    digests.add(digest_files(tmp_path)[path.name])
+    digests.add(digest_files([tmp_path])[path.name])
     assert len(digests) == 5
+
+
+def test_files_outside_the_folder_count(tmp_path):
+    """A single file of weights beside a model's other parts."""
+    folder, loose = copy_of_wan_tiny(tmp_path / "model"), tmp_path / "fine-tune.safetensors"
+    loose.write_bytes(b"one")
+    ours = make_identity(model_paths=[folder, loose], settings={}, packages=())
+    loose.write_bytes(b"two")
+    theirs = make_identity(model_paths=[folder, loose], settings={}, packages=())
+    (text,) = differences(ours, theirs, "process 1")
+    assert text.startswith("model files: fine-tune.safetensors is ")

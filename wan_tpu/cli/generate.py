@@ -175,9 +175,8 @@ def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
 def _identify(order: Order, model: ModelDescription, request: VideoRequest) -> Identity:
     """What has to be the same in all processes."""
     importlib.import_module("wan_tpu.runtime")  # JAX changes variables that are compared
-    assert model.folder is not None
     return make_identity(
-        model_folder=model.folder,
+        model_paths=model.paths,
         settings=order.options.identity() | dataclasses.asdict(request) | {"seed": order.seed},
         packages=("wan_tpu",),
     )

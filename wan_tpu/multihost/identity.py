@@ -34,12 +34,12 @@ MAX_DIFFERENCES = 6
 
 
 def make_identity(
-    *, model_folder: pathlib.Path, settings: Mapping[str, Any], packages: Sequence[str]
+    *, model_paths: Sequence[pathlib.Path], settings: Mapping[str, Any], packages: Sequence[str]
 ) -> Identity:
     """What this process is.
 
     Args:
-        model_folder: of the model, in diffusers format.
+        model_paths: the folders and files that the model is read from.
         settings: whatever else decides what runs.
         packages: our own, whose code must be the same.
     """
@@ -48,7 +48,7 @@ def make_identity(
         "code": {name: _digest_of_code(name) for name in packages},
         "settings": {name: _shown(value) for name, value in settings.items()},
         "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT},
-        "model files": digest_files(model_folder),
+        "model files": digest_files(model_paths),
     }
 
 
@@ -71,14 +71,28 @@ def differences(ours: Identity, theirs: Identity, name: str) -> list[str]:
     return found[:MAX_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
 
 
-def digest_files(folder: pathlib.Path) -> dict[str, str]:
-    """Size and digest of every file that a model is read from; of large ones, samples."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in (".json", ".safetensors", ".model") and path.is_file()
-    )
-    return {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files}
+def digest_files(paths: Sequence[pathlib.Path]) -> dict[str, str]:
+    """Size and digest of every file that a model is read from; of large ones, samples.
+
+    Args:
+        paths: folders, of which those files count that a model is read from, and files.
+
+    Returns:
+        By the name within its folder, whatever the folder is called; a file by its own name.
+    """
+    digests = {}
+    for root in paths:
+        files = [root] if root.is_file() else sorted(filter(_is_of_model, root.rglob("*")))
+        for path in files:
+            name = root.name if path == root else path.relative_to(root).as_posix()
+            digests[name] = " and ".join(
+                [*filter(None, [digests.get(name)]), _digest_of_file(path)]
+            )
+    return digests
+
+
+def _is_of_model(path: pathlib.Path) -> bool:
+    return path.suffix in (".json", ".safetensors", ".model") and path.is_file()
 
 
 def _versions() -> dict[str, str]:
