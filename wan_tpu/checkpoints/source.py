@@ -13,7 +13,7 @@ import mmap
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -49,6 +49,7 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 Index = tuple[slice, ...]
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named tensors of one component of a model, in the checkpoint's own (torch) layout."""
 
