@@ -45,7 +45,7 @@ class Pipeline:
         self.whole = model
         self.model = model if guidance else on_one_branch(model)
         self.schedule = make_schedule(
-            request.scheduler,
+            "unipc",
             num_inference_steps=4,
             flow_shift=3.0,
             config=description.configs["scheduler"],
