@@ -141,7 +141,8 @@ def sharded_attend(
     _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
     assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
-    way, attend = _SELF_ATTENTION[layout.sequence_parallel if layout.sp > 1 else ALONE]
+    alone = (_alone, attend_chunks)
+    way, attend = _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else alone
     per_device = functools.partial(
         way, attend=_for_devices_of(mesh, attend, implementation, head_dim), num_keys=num_keys
     )
@@ -239,11 +240,7 @@ def _allgather(
     return attend(query, key, value, num_keys=num_keys)
 
 
-ALONE = "alone"
-"""No other shard holds tokens."""
-
 _SELF_ATTENTION: dict[str, tuple[Callable[..., Array], Callable[..., object]]] = {
-    ALONE: (_alone, attend_chunks),
     "ulysses": (_ulysses, attend_chunks),
     "allgather": (_allgather, attend_chunks),
     "ring": (ring_attention, attend_chunks_with_logsumexp),

@@ -63,7 +63,7 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
         """The scalars of one step, `0 <= step < num_steps`: a pytree of float32 NumPy arrays."""
 
     @abc.abstractmethod
-    def init_state(self, sample: Latents) -> State:
+    def init_state(self, sample: Float[Array, "*latents"]) -> State:
         """The state before the first step.
 
         Args:

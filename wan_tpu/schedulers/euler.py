@@ -60,7 +60,7 @@ class EulerSchedule(Schedule[EulerState, EulerCoefficients]):
         change = self.sigmas[step + 1] - self.sigmas[step]
         return EulerCoefficients(sigma_change=np.asarray(change, np.float32))
 
-    def init_state(self, sample: Latents) -> EulerState:
+    def init_state(self, sample: Float[Array, "*latents"]) -> EulerState:
         """The state before the first step; Euler has no history."""
         return EulerState(sample=jnp.asarray(sample, jnp.float32))
 

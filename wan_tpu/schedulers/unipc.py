@@ -114,7 +114,7 @@ class UniPCSchedule(Schedule[UniPCState, UniPCCoefficients]):
             predictor=self._predictor(step).astype(np.float32),
         )
 
-    def init_state(self, sample: Latents) -> UniPCState:
+    def init_state(self, sample: Float[Array, "*latents"]) -> UniPCState:
         """The state before the first step: the noise, and zeros for the history."""
         sample = jnp.asarray(sample, jnp.float32)
         return UniPCState(
