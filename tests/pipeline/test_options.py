@@ -42,9 +42,9 @@ def test_a_layout_as_text_takes_its_choices_along():
         layout="dp2-sp4", sequence_parallel="ring", weights="replicated"
     )
     assert options.layout == Layout(dp=2, sp=4, sequence_parallel="ring", weights="replicated")
-    assert options.layout_for(8, 12) == options.layout
+    assert options.layout_for(8, Layout(sp=8)) == options.layout
     with pytest.raises(LayoutError, match="needs 8 devices, 4 are here"):
-        options.layout_for(4, 12)
+        options.layout_for(4, Layout(sp=4))
 
 
 @pytest.mark.parametrize("text", ["sp4 ring", "sp4 ring replicated", "sp4 replicated"])
@@ -67,13 +67,15 @@ def test_a_choice_that_makes_no_difference_is_no_conflict():
 
 
 def test_without_one_the_layout_is_chosen():
-    assert LoadOptions().layout_for(8, 40) == default_layout(8, 40)
+    assert LoadOptions().layout_for(8, default_layout(8, 40)) == default_layout(8, 40)
 
 
 @pytest.mark.parametrize("mode", SEQUENCE_PARALLEL)
 def test_choices_without_a_layout_are_honoured(mode):
     """Red when `--sequence-parallel ring` without `--layout` runs ulysses, as it did."""
-    chosen = LoadOptions(sequence_parallel=mode, weights="replicated").layout_for(8, 40)
+    chosen = LoadOptions(sequence_parallel=mode, weights="replicated").layout_for(
+        8, default_layout(8, 40)
+    )
     assert (chosen.num_devices, chosen.sequence_parallel) == (8, mode)
     assert chosen.weights == "replicated"
     assert chosen.sp > 1

@@ -1,6 +1,8 @@
 """Which programs are compiled, when, and how many stay."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import jax.numpy as jnp
@@ -119,3 +121,42 @@ def test_many_compile_at_once(mesh):
     programs.prepare(stages)
     for length, stage in enumerate(stages, start=1):
         assert programs.get(stage, Watch())(jnp.ones(length)).sum() == 2 * length
+
+
+SCRIPT = """
+import jax
+import jax.numpy as jnp
+
+jax.config.update("jax_platforms", "cpu")
+from wan_tpu.pipeline.programs import Programs
+from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.mesh import make_mesh, named
+from wan_tpu.stage import Stage, abstract
+
+mesh = make_mesh(Layout(), jax.devices()[:1])
+
+
+def slow(x):
+    for _ in range(400):  # some seconds in XLA
+        x = jnp.sin(x @ x.T) @ x
+    return x
+
+
+def stage(size):
+    arguments = (abstract((size, size), jnp.float32, named(mesh)),)
+    return Stage(name="slow", function=slow, arguments=arguments, mesh=mesh, size=size)
+
+
+Programs().prepare([stage(size) for size in range(8, 14)])
+raise ValueError("something else")
+"""
+
+
+def test_a_script_that_fails_while_programs_compile_ends_with_its_own_error():
+    """Red when the interpreter ends under XLA's threads: terminate called, core dumped."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "ValueError: something else" in done.stderr
+    assert "terminate" not in done.stderr

@@ -11,6 +11,7 @@ from wan_tpu.sharding.layout import (
     MOST_PROPOSED,
     Layout,
     default_layout,
+    default_weights,
     factorisations,
     parse_layout,
     variants,
@@ -322,3 +323,19 @@ def test_a_ring_is_the_default_where_it_hides_its_transfers(num_devices, num_hea
     """Red when a ring is chosen by the heads alone. Figures in the results page of the rules."""
     layout = default_layout(num_devices, num_heads, tokens=tokens)
     assert (layout.sequence_parallel, layout.tp) == (way, 1)
+
+
+@pytest.mark.parametrize(
+    ("model_gib", "device_gib", "expected"),
+    [
+        (2.64, 31.25, "replicated"),  # 1.3B, v6e
+        (2.64, 15.75, "sharded"),  # v5e
+        (9.3, 31.25, "sharded"),  # 5B, v6e
+        (26.6, 31.25, "sharded"),  # 14B
+        (26.6, 94.75, "sharded"),  # v7x
+        (0.01, None, "sharded"),  # a CPU does not say
+    ],
+)
+def test_small_models_are_copied_where_memory_is_plenty(model_gib, device_gib, expected):
+    device_bytes = None if device_gib is None else int(device_gib * 2**30)
+    assert default_weights(int(model_gib * 2**30), device_bytes) == expected

@@ -1,5 +1,6 @@
 """From a model's files to its parameters on the devices."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +19,36 @@ from wan_tpu.pipeline.model import (
     VideoModel,
     make_video_model,
 )
-from wan_tpu.sharding.layout import Layout, default_layout
-from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.sharding.layout import Layout, default_layout, default_weights
+from wan_tpu.sharding.mesh import make_mesh, memory_bytes
 from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
 from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.weights import denoiser_weights
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
 logger = logging.getLogger(__name__)
 
 Params = Mapping[str, jax.Array]
+
+
+def choose_layout(description: ModelDescription, devices: Sequence[Any], dtype: Any) -> Layout:
+    """The layout for these devices when the user names none.
+
+    Args:
+        description: of the model.
+        devices: all that it is split over.
+        dtype: of weights; None for the platform's.
+    """
+    config = TransformerConfig.from_json(description.configs["transformer"])
+    layout = default_layout(len(devices), config.num_attention_heads)
+    weights = denoiser_weights(config, layout, dtype_for(devices, dtype))
+    kind = default_weights(sum(weight.num_bytes for weight in weights), memory_bytes(devices))
+    return dataclasses.replace(layout, weights=kind)
+
+
+def dtype_for(devices: Sequence[Any], dtype: Any) -> Any:
+    """The dtype that is asked for, else float32 on a CPU and bfloat16 elsewhere."""
+    return jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
 
 
 def place_model(
@@ -40,10 +62,8 @@ def place_model(
 ) -> VideoModel:
     """A model on a mesh of devices, without its weights; arguments as of `TextToVideo.load`."""
     devices = list(devices if devices is not None else jax.devices())
-    if layout is None:
-        transformer = TransformerConfig.from_json(description.configs["transformer"])
-        layout = default_layout(len(devices), transformer.num_attention_heads)
-    dtype = jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
+    layout = layout or choose_layout(description, devices, dtype)
+    dtype = dtype_for(devices, dtype)
     return make_video_model(
         description,
         make_mesh(layout, devices),

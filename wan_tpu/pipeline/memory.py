@@ -10,6 +10,7 @@ import jax
 from wan_tpu.errors import GeometryError, OutOfMemoryError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.sharding.mesh import memory_bytes
 
 GIB = 2**30
 SIZES = ((1280, 720), (832, 480), (640, 352), (480, 272))
@@ -81,19 +82,12 @@ def _amounts(text: str, model: VideoModel) -> tuple[float | None, float | None, 
         if match := pattern.search(text):
             needed, limit = (_bytes(*match.groups()[i : i + 2]) for i in (0, 2))
             return needed, limit, f": {needed / GIB:.2f} GiB of {limit / GIB:.2f} on a device"
-    limit = _limit_bytes(model)
+    limit = memory_bytes(list(model.mesh.devices.flat))
     has = "" if limit is None else f" of {limit / GIB:.2f}"
     if match := _WANTED.search(text):
         wanted = _bytes(*match.groups())
         return None, limit, f": no place for {wanted / GIB:.2f} GiB more{has}"
     return None, limit, ""
-
-
-def _limit_bytes(model: VideoModel) -> int | None:
-    """Bytes of one of this process's devices, where its platform says."""
-    here = set(jax.local_devices()).intersection(model.mesh.devices.flat)
-    stats = min(here, key=lambda device: device.id).memory_stats() if here else None
-    return (stats or {}).get("bytes_limit")
 
 
 def _ways_out(geometry: Geometry, ratio: float, *, is_guess: bool) -> str:

@@ -23,10 +23,8 @@ from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
     WEIGHTS,
     Layout,
-    default_layout,
     parse_layout,
 )
-from wan_tpu.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
     from wan_tpu.pipeline.text_to_video import TextToVideo
@@ -141,13 +139,13 @@ class LoadOptions:
         """
         import jax
 
+        from wan_tpu.pipeline.load import choose_layout
         from wan_tpu.pipeline.text_to_video import TextToVideo
 
         devices = jax.devices() if devices is None else devices
-        heads = TransformerConfig.from_json(model.configs["transformer"]).num_attention_heads
         return TextToVideo.load(
             model,
-            layout=self.layout_for(len(devices), heads),
+            layout=self.layout_for(len(devices), choose_layout(model, devices, self.dtype)),
             devices=devices,
             dtype=self.dtype,
             attention=self.attention,
@@ -156,12 +154,12 @@ class LoadOptions:
             compile_for=compile_for,
         )
 
-    def layout_for(self, num_devices: int, num_heads: int) -> Layout:
-        """The layout that is given, or one that suits the devices.
+    def layout_for(self, num_devices: int, chosen: Layout) -> Layout:
+        """The layout that is given, or the chosen one with the choices that are given.
 
         Args:
             num_devices: that the model is split over.
-            num_heads: of the transformer.
+            chosen: what suits the model and the devices.
 
         Raises:
             LayoutError: the given one needs another number of devices.
@@ -169,7 +167,6 @@ class LoadOptions:
         if self.layout is not None:
             self.layout.require_devices(num_devices)
             return self.layout
-        chosen = default_layout(num_devices, num_heads)
         wanted = _without_none(sequence_parallel=self.sequence_parallel, weights=self.weights)
         return dataclasses.replace(chosen, **wanted)
 

@@ -49,6 +49,13 @@ def device_kind_of(mesh: Mesh | AbstractMesh) -> str:
     return "" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].device_kind
 
 
+def memory_bytes(devices: Sequence[Any]) -> int | None:
+    """What each of these devices has, as one of this process says; None where none does, as a CPU."""
+    here = set(jax.local_devices()).intersection(devices)
+    stats = min(here, key=lambda device: device.id).memory_stats() if here else None
+    return (stats or {}).get("bytes_limit")
+
+
 def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
     return NamedSharding(mesh, PartitionSpec(*spec))
