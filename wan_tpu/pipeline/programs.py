@@ -5,9 +5,11 @@ sizes would collect programs for ever, on the host and on the devices: those of 
 used least recently are dropped. Sizes compiled ahead of time stay.
 """
 
+import atexit
 import collections
 import concurrent.futures
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -110,15 +112,21 @@ def _run(make: Callable[[], Program], future: Compiled) -> None:
 
 
 class _Compilers:
-    """Threads that end with the process: an executor's would be waited for, a minute long."""
+    """Threads that compile what is waiting, a few at a time.
+
+    When the interpreter ends, what waits is dropped and what compiles is waited for: XLA aborts a
+    process that ends under it. (An executor would compile all that waits first.)
+    """
 
     def __init__(self, count: int):
+        atexit.register(_end, weakref.ref(self))
         self._count = count
         self._waiting: collections.deque[tuple[Callable[[], Program], Compiled]] = (
             collections.deque()
         )
         self._lock = threading.Lock()
         self._running = 0
+        self._threads: list[threading.Thread] = []
 
     def submit(self, make: Callable[[], Program]) -> Compiled:
         future: Compiled = concurrent.futures.Future()
@@ -126,8 +134,18 @@ class _Compilers:
             self._waiting.append((make, future))
             if self._running < self._count:
                 self._running += 1
-                threading.Thread(target=self._work, name="compile", daemon=True).start()
+                thread = threading.Thread(target=self._work, name="compile", daemon=True)
+                self._threads = [*(each for each in self._threads if each.is_alive()), thread]
+                thread.start()
         return future
+
+    def end(self) -> None:
+        """Starts nothing more and waits for what runs."""
+        with self._lock:
+            self._waiting.clear()
+            threads = self._threads
+        for thread in threads:
+            thread.join()
 
     def _work(self) -> None:
         while True:
@@ -137,3 +155,8 @@ class _Compilers:
                     return
                 make, future = self._waiting.popleft()
             _run(make, future)
+
+
+def _end(compilers: "weakref.ref[_Compilers]") -> None:
+    if (found := compilers()) is not None:
+        found.end()

@@ -239,8 +239,8 @@ def default_layout(
 def default_weights(weight_bytes: int, device_bytes: int | None) -> str:
     """Where the transformer's weights lie when the user does not say.
 
-    A copy on each dp and sp index saves the gathers, which are waited for (13 % of the 1.3B's step on
-    a v6e-16), and costs memory: it is made where all weights take little of a device.
+    A copy on each dp and sp index saves the gathers, which are waited for (13 % of the 1.3B's step
+    on a v6e-16), and costs memory: it is made where all weights take little of a device.
 
     Args:
         weight_bytes: of the whole transformer.

@@ -50,7 +50,7 @@ def device_kind_of(mesh: Mesh | AbstractMesh) -> str:
 
 
 def memory_bytes(devices: Sequence[Any]) -> int | None:
-    """What each of these devices has, as one of this process says; None where none does, as a CPU."""
+    """What each of these devices has; None where its platform does not say, as a CPU."""
     here = set(jax.local_devices()).intersection(devices)
     stats = min(here, key=lambda device: device.id).memory_stats() if here else None
     return (stats or {}).get("bytes_limit")
