@@ -124,6 +124,8 @@ def test_many_compile_at_once(mesh):
 
 
 SCRIPT = """
+import time
+
 import jax
 import jax.numpy as jnp
 
@@ -137,7 +139,7 @@ mesh = make_mesh(Layout(), jax.devices()[:1])
 
 
 def slow(x):
-    for _ in range(400):  # some seconds in XLA
+    for _ in range(600):  # some seconds in XLA
         x = jnp.sin(x @ x.T) @ x
     return x
 
@@ -147,7 +149,9 @@ def stage(size):
     return Stage(name="slow", function=slow, arguments=arguments, mesh=mesh, size=size)
 
 
-Programs().prepare([stage(size) for size in range(8, 14)])
+programs = Programs()
+programs.prepare([stage(size) for size in range(8, 14)])
+time.sleep(1.5)  # one is traced by then, and in XLA
 raise ValueError("something else")
 """
 
