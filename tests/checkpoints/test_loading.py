@@ -91,11 +91,14 @@ def stack(layers=4, rows=8, columns=8, name="b"):
 def test_several_readers_read_at_once(devices):
     """Red with one reader: a read waits until another is there."""
     weight, tensors = stack()
-    together = threading.Barrier(2, timeout=20)
+    readers, together = set(), threading.Event()
 
     class Waiting(ArraySource):
         def read(self, name, index=()):
-            together.wait()
+            readers.add(threading.get_ident())
+            if len(readers) >= 2:
+                together.set()
+            assert together.wait(timeout=20), "no second reader came"
             return super().read(name, index)
 
     place_weights([weight], Waiting(tensors), make_mesh(parse_layout("tp8")))
