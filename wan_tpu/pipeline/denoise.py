@@ -1,8 +1,8 @@
 """The denoising loop: calls from a table, one per step, that can be watched and stopped."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,15 @@ from wan_tpu.errors import BadNumbersError
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.mesh import named, place
+from wan_tpu.torch_bridge import Params
+from wan_tpu.transformer.denoiser import Context
+
+State = TypeVar("State")
+"""Of a scheduler."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepCall:
+class StepCall(Generic[State]):
     """One step of a run, everything about it decided.
 
     Attributes:
@@ -26,13 +31,13 @@ class StepCall:
         numbers: `[n]`, float32, from `pack_numbers`.
     """
 
-    program: Callable[..., tuple[Any, jax.Array]]
-    params: Mapping[str, jax.Array]
-    context: Any
+    program: Callable[..., tuple[State, jax.Array]]
+    params: Params
+    context: Context
     numbers: np.ndarray
 
 
-def denoise(calls: Sequence[StepCall], state: Any, *, mesh: Mesh, watch: Watch) -> Any:
+def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch: Watch) -> State:
     """Runs the calls one after the other.
 
     A step is dispatched before the one ahead of it has ended, so that the devices never wait for

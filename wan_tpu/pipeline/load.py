@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 Params = Mapping[str, jax.Array]
 
 
-def choose_layout(description: ModelDescription, devices: Sequence[Any], dtype: Any) -> Layout:
+def choose_layout(
+    description: ModelDescription, devices: Sequence[Any], dtype: DTypeLike | None
+) -> Layout:
     """The layout for these devices when the user names none.
 
     Args:
@@ -46,7 +49,7 @@ def choose_layout(description: ModelDescription, devices: Sequence[Any], dtype: 
     return dataclasses.replace(layout, weights=kind)
 
 
-def dtype_for(devices: Sequence[Any], dtype: Any) -> Any:
+def dtype_for(devices: Sequence[Any], dtype: DTypeLike | None) -> jnp.dtype:
     """The dtype that is asked for, else float32 on a CPU and bfloat16 elsewhere."""
     return jnp.dtype(dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16"))
 
@@ -56,8 +59,8 @@ def place_model(
     *,
     layout: Layout | None = None,
     devices: Sequence[Any] | None = None,
-    dtype: Any = None,
-    vae_dtype: Any = None,
+    dtype: DTypeLike | None = None,
+    vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
 ) -> VideoModel:
     """A model on a mesh of devices, without its weights; arguments as of `TextToVideo.load`."""

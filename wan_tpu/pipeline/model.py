@@ -6,12 +6,13 @@ that is not there.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
@@ -26,6 +27,7 @@ from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
 from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.text.encoder import TextConfig, TextEncoder
+from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting, Context
@@ -73,8 +75,8 @@ class VideoModel:
     description: ModelDescription
     mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
     layout: Layout
-    dtype: Any
-    vae_dtype: Any
+    dtype: DTypeLike
+    vae_dtype: DTypeLike
     components: Mapping[str, Component]
 
     @property
@@ -95,7 +97,7 @@ class VideoModel:
     def text_stage(self, num_prompts: int) -> Stage:
         """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`, whether all finite."""
 
-        def encode(params: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def encode(params: Params, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
             embeddings = self.text_encoder.encode(params, ids, mask)
             return embeddings, _all_finite(embeddings)
 
@@ -117,7 +119,7 @@ class VideoModel:
         padded = self.denoiser.padded_batch(batch)
         order = [min(i % batch, num_prompts - 1) for i in range(padded)]
 
-        def context(params: Any, text: jax.Array) -> Any:
+        def context(params: Params, text: jax.Array) -> Context:
             return self.denoiser.text_context(params, text[jnp.asarray(order)])
 
         shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
@@ -153,7 +155,7 @@ class VideoModel:
         denoiser = self.denoiser
 
         def step(
-            params: Any, context: Any, state: Any, numbers: jax.Array
+            params: Params, context: Context, state: Any, numbers: jax.Array
         ) -> tuple[Any, jax.Array]:
             timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
             velocity = denoiser.predict(params, state.sample, timestep, context, geometry)
@@ -191,7 +193,7 @@ class VideoModel:
         denoiser = self.denoiser
 
         def velocity(
-            params: Any, context: Any, tokens: jax.Array, timestep: jax.Array
+            params: Params, context: Context, tokens: jax.Array, timestep: jax.Array
         ) -> jax.Array:
             predicted = denoiser.predict(params, tokens, timestep, context, geometry)
             return unpatchify(predicted[:batch], geometry)
@@ -248,7 +250,9 @@ class VideoModel:
         state = jax.eval_shape(schedule.init_state, tokens)
         return jax.tree.map(lambda x: abstract(x.shape, x.dtype, tokens.sharding), state)
 
-    def _stage(self, name: str, function: Any, arguments: tuple[Any, ...], **kwargs: Any) -> Stage:
+    def _stage(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], **kwargs: Any
+    ) -> Stage:
         exact = self.dtype == jnp.float32
         return Stage(
             name=name,
@@ -284,8 +288,8 @@ def make_video_model(
     mesh: Any,
     layout: Layout,
     *,
-    dtype: Any,
-    vae_dtype: Any = None,
+    dtype: DTypeLike,
+    vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
 ) -> VideoModel:
     """The components of a described model on a mesh.
@@ -302,8 +306,8 @@ def make_video_model(
         UnknownNameError: there is no such attention.
         CheckpointError: the configuration is of a model that is not implemented.
     """
-    configs = description.configs
-    transformer = TransformerConfig.from_json(configs["transformer"])
+    vae_dtype = dtype if vae_dtype is None else vae_dtype
+    transformer = TransformerConfig.from_json(description.configs["transformer"])
     implementation = resolve_implementation(
         attention,
         platform_of(mesh),
@@ -312,13 +316,28 @@ def make_video_model(
         head_dim=transformer.attention_head_dim,
     )
     setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
-    text_encoder = TextEncoder(
-        config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=dtype
-    )
     denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype)
+    return VideoModel(
+        description=description,
+        mesh=mesh,
+        layout=layout,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        components=MappingProxyType(_components(description, denoiser, vae_dtype)),
+    )
+
+
+def _components(
+    description: ModelDescription, denoiser: Denoiser, vae_dtype: DTypeLike
+) -> dict[str, Component]:
+    """The parts of a text-to-video model, on the mesh and in the dtype of its denoiser."""
+    mesh: Any = denoiser.setting.mesh
+    configs = description.configs
+    text_encoder = TextEncoder(
+        config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=denoiser.dtype
+    )
     vae = VaeConfig.from_json(configs["vae"])
-    vae_dtype = dtype if vae_dtype is None else vae_dtype
-    components = {
+    return {
         TEXT_ENCODER: Component(
             module=text_encoder,
             weights=abstract_weights(text_encoder.weights(), mesh),
@@ -335,17 +354,9 @@ def make_video_model(
             stages=("decode-first", "decode-next"),
         ),
     }
-    return VideoModel(
-        description=description,
-        mesh=mesh,
-        layout=layout,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        components=MappingProxyType(components),
-    )
 
 
-def parse_dtype(name: str) -> Any:
+def parse_dtype(name: str) -> jnp.dtype:
     """The JAX dtype called `name`.
 
     Raises:

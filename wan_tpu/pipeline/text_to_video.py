@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
@@ -18,7 +19,7 @@ from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
 from wan_tpu.pipeline.load import Params, checked_parts, load_vae_of, on_one_branch, place_model
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
-from wan_tpu.pipeline.programs import Programs
+from wan_tpu.pipeline.programs import Program, Programs
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.run import Run, metadata_of, plan_run
 from wan_tpu.request import VideoRequest, VideoResult
@@ -91,10 +92,10 @@ class TextToVideo:
         *,
         layout: Layout | None = None,
         devices: Sequence[Any] | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         attention: str = "auto",
         vae: str = "flax",
-        vae_dtype: Any = None,
+        vae_dtype: DTypeLike | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "TextToVideo":
         """Loads a model whose files are here onto devices.
@@ -325,7 +326,7 @@ class TextToVideo:
             geometry.latent_height, geometry.latent_width, geometry.latent_frames
         )
 
-    def _program(self, run: Run, stage: Stage) -> Callable[..., Any]:
+    def _program(self, run: Run, stage: Stage) -> Program:
         """The compiled stage, compiled on first use."""
         return self._programs.get(stage, run.watch)
 
