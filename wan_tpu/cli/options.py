@@ -30,7 +30,8 @@ def add_model_arguments(parser: Any) -> None:
     """`--model`, `--variant`."""
     parser.add_argument(
         "--model", default=WAN_TINY,
-        help="wan-tiny (embedded), a diffusers folder, or a hub id (default: %(default)s)",
+        help="wan-tiny (embedded), a folder, a hub id, or one file of a known model's transformer "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--variant", metavar="NAME",
@@ -72,7 +73,7 @@ def add_layout_arguments(parser: Any) -> None:
         "--weights",
         choices=WEIGHTS,
         help="keep each weight over all devices, or a copy on each dp and sp index "
-        "(default: sharded)",
+        "(default: sharded, or what the layout that is chosen needs)",
     )
 
 

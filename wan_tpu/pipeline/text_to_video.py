@@ -356,7 +356,7 @@ def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:
 
 def _compile_order(stage: Stage) -> int:
     """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
-    slow = ("step", "text", "context", "start", "decode-next", "decode-first")
+    slow = ("step", "text", "context", "start", "latents", "decode-next", "decode-first")
     return slow.index(stage.name) if stage.name in slow else len(slow)
 
 
