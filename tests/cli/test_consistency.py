@@ -17,12 +17,12 @@ WRONG = """
 import sys
 from wan_tpu.attention import sequence_parallel
 
-right = sequence_parallel._SELF_ATTENTION["ring"]
+right, attend_locally = sequence_parallel._SELF_ATTENTION["ring"]
 
 def attends_to_padding(*arrays, attend, num_keys):
     return right(*arrays, attend=attend, num_keys=None)
 
-sequence_parallel._SELF_ATTENTION["ring"] = attends_to_padding
+sequence_parallel._SELF_ATTENTION["ring"] = (attends_to_padding, attend_locally)
 from wan_tpu.cli.main import main
 sys.exit(main())
 """

@@ -56,7 +56,7 @@ def memory_bytes(devices: Sequence[Any]) -> int | None:
     return (stats or {}).get("bytes_limit")
 
 
-def named(mesh: Mesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
+def named(mesh: Mesh | AbstractMesh, *spec: str | tuple[str, ...] | None) -> NamedSharding:
     """The sharding that splits dimension i over the axes `spec[i]`; the rest is whole."""
     return NamedSharding(mesh, PartitionSpec(*spec))
 

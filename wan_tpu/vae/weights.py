@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Shaped
 
@@ -131,7 +131,7 @@ def abstract_params(
     config: VaeConfig,
     dtype: DTypeLike,
     *,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     parts: tuple[str, ...] = (DECODER, ENCODER),
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What stands for the parameters: by name, whole on every device of `mesh` when given."""
