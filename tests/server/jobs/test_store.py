@@ -220,7 +220,7 @@ STRANGE = {
     "a newer version": "version = 3",
     "no JSON": "request = 'nothing'",
     "JSON of another kind": "request = '[1]'",
-    "a scheduler of later": 'request = replace(request, \'"scheduler": null\', \'"scheduler": "later"\')',
+    "a scheduler of later": "request = replace(request, 'scheduler\": null', 'scheduler\": 5')",
     "no size": "request = replace(request, '\"width\": 64', '\"width\": null')",
 }
 
