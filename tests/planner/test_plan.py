@@ -311,20 +311,20 @@ def test_nothing_of_the_plot_lies_on_its_bars(rows, count):
 
 
 def test_layouts_of_the_command():
-    """Every choice that makes a difference, each once, as `wan-tpu consistency` has it."""
+    """Every shape by itself; where asked for, every choice that makes a difference, each once."""
     parser = argparse.ArgumentParser()
     command.add_layouts_arguments(parser)
-    alone = ("--sequence-parallel", "ulysses", "--weights", "sharded")
-    assert len(command.read_layouts(parser.parse_args(alone), 8)) == 10
-    layouts = command.read_layouts(parser.parse_args([]), 8)
+    every = ("--sequence-parallel", "all", "--weights", "all")
+    assert len(command.read_layouts(parser.parse_args([]), 8)) == 10
+    layouts = command.read_layouts(parser.parse_args(every), 8)
     assert len(layouts) == len(set(layouts))
     assert {layout for layout in layouts if layout.shape == (1, 1, 8)} == {Layout(tp=8)}
     assert {(x.sequence_parallel, x.weights) for x in layouts if x.shape == (2, 4, 1)} == {
         (mode, weights) for mode in SEQUENCE_PARALLEL for weights in WEIGHTS
     }
-    said = command.read_layouts(parser.parse_args(["--layouts", "dp2-sp4 ring"]), 8)
+    said = command.read_layouts(parser.parse_args(["--layouts", "dp2-sp4 ring", *every]), 8)
     assert [str(layout) for layout in said] == ["dp2-sp4 ring", "dp2-sp4 ring replicated"]
-    both = command.read_layouts(parser.parse_args(["--layouts", "dp8,tp8", *alone[:3], "all"]), 8)
+    both = command.read_layouts(parser.parse_args(["--layouts", "dp8,tp8", "--weights", "all"]), 8)
     assert [str(layout) for layout in both] == ["dp8", "dp8 replicated", "tp8"]
 
 

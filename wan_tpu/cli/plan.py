@@ -82,15 +82,15 @@ def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=ALL,
+        "--sequence-parallel", choices=(*SEQUENCE_PARALLEL, ALL), default=SEQUENCE_PARALLEL[0],
         help="how attention sees the tokens of other devices, for layouts that have sp; all tries "
-        "each, as in consistency; a program takes up to a minute and is kept, so naming one is "
-        "quicker the first time (default: %(default)s)",
+        "each, as consistency does by itself, where a layout takes seconds and not a minute "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", choices=(*WEIGHTS, ALL), default=ALL,
+        "--weights", choices=(*WEIGHTS, ALL), default=WEIGHTS[0],
         help="each weight over all devices, or a copy per dp and sp index; all tries both where "
-        "they differ (default: %(default)s)",
+        "they differ, likewise (default: %(default)s)",
     )  # fmt: skip
 
 
