@@ -8,11 +8,11 @@ import sys
 from wan_tpu.media import ROLES
 from wan_tpu.pipeline import check
 
-check.media_roles = lambda description: ROLES  # before the server looks at it
-
-from server.__main__ import main  # noqa: E402
-
 MODULE = "tests.server.picture_server"
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a test that takes the name from here stays as it is
+    check.media_roles = lambda description: ROLES  # before the server looks at it
+
+    from server.__main__ import main
+
     sys.exit(main())

@@ -21,7 +21,7 @@ SLOW_STEPS = 600
 def test_a_video_is_made_before_the_readers_eyes_and_plays(open_page, tiny):
     page = open_page(tiny)
     prompt = "a red circle moving right on a black background"
-    card = submit(page, prompt, seed=1, num_inference_steps=200)
+    card = submit(page, prompt, seed=1, num_inference_steps=600)
     seen = set()
 
     def watch():  # in one look: between two the page may have gone on
@@ -36,7 +36,7 @@ def test_a_video_is_made_before_the_readers_eyes_and_plays(open_page, tiny):
     wait_for(watch)
     steps = {text for stage, text in seen if stage == "Denoising"}
     assert len(steps) >= 3, seen
-    assert all(text.endswith("of 200") for text in steps)
+    assert all(text.endswith("of 600") for text in steps)
 
     small = card.locator("video")  # what was just made plays by itself, once or twice
     wait_for(lambda: small.evaluate("v => v.currentTime") > 0)
