@@ -167,13 +167,22 @@ def load_parts(parts: Mapping[str, Part]) -> dict[str, dict[str, jax.Array]]:
         CheckpointError: a source does not hold exactly the tensors of the model. Of several faults
             it is always the first in this order.
     """
-    for component, part in parts.items():
-        check_tensors(component, expected_tensors(part.weights), part.source)
+    check_parts(parts)
     placed = place_parts(list(parts.values()))
     return {
         component: {weight.name: next(placed) for weight in part.weights}
         for component, part in parts.items()
     }
+
+
+def check_parts(parts: Mapping[str, Part]) -> None:
+    """Refuses components whose sources do not hold exactly the tensors of the model.
+
+    Raises:
+        CheckpointError: of the first such component.
+    """
+    for component, part in parts.items():
+        check_tensors(component, expected_tensors(part.weights), part.source)
 
 
 def place_weights(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,7 @@ from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
-from wan_tpu.checkpoints.source import check_tensors
-from wan_tpu.checkpoints.weights import expected_tensors
+from wan_tpu.checkpoints.weights import check_parts
 from wan_tpu.pipeline.model import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -28,8 +27,6 @@ from wan_tpu.transformer.weights import denoiser_weights
 from wan_tpu.vae.backends import VaeBackend, load_vae
 
 logger = logging.getLogger(__name__)
-
-Params = Mapping[str, jax.Array]
 
 
 def choose_layout(
@@ -120,6 +117,5 @@ def checked_parts(model: VideoModel) -> dict[str, Part]:
         )
         for name in (TEXT_ENCODER, TRANSFORMER)
     }
-    for name, part in parts.items():
-        check_tensors(name, expected_tensors(part.weights), part.source)
+    check_parts(parts)
     return parts

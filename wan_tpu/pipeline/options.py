@@ -143,9 +143,10 @@ class LoadOptions:
         from wan_tpu.pipeline.text_to_video import TextToVideo
 
         devices = jax.devices() if devices is None else devices
+        suiting = self.layout or choose_layout(model, devices, self.dtype)
         return TextToVideo.load(
             model,
-            layout=self.layout_for(len(devices), choose_layout(model, devices, self.dtype)),
+            layout=self.layout_for(len(devices), suiting),
             devices=devices,
             dtype=self.dtype,
             attention=self.attention,

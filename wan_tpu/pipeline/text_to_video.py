@@ -16,7 +16,7 @@ from wan_tpu.checkpoints.weights import Weight, load_parts
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
-from wan_tpu.pipeline.load import Params, checked_parts, load_vae_of, on_one_branch, place_model
+from wan_tpu.pipeline.load import checked_parts, load_vae_of, on_one_branch, place_model
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
 from wan_tpu.pipeline.programs import Program, Programs
@@ -29,6 +29,7 @@ from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
 from wan_tpu.text.prompt import check_prompt, tokenize
 from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
+from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.denoiser import Context, patchify
 from wan_tpu.vae.backends import VaeBackend
 

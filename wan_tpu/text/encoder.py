@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from wan_tpu.checkpoints.component import TIED_NAMES
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.errors import CheckpointError
@@ -26,8 +27,6 @@ from wan_tpu.torch_module import LayeredModule, Placement
 Hidden = Float[Array, "batch text d_model"]
 
 EMBEDDING = "shared.weight"
-ALIASES = {"encoder.embed_tokens.weight": EMBEDDING}
-"""The same table under its second name: transformers ties the two and files hold either."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def text_module(config: TextConfig) -> LayeredModule:
         template=template,
         layers="encoder.block",
         num_layers=config.num_layers,
-        aliases=frozenset(ALIASES),
+        aliases=frozenset(TIED_NAMES),
     )
 
 
