@@ -119,11 +119,11 @@ def measure(parsed: argparse.Namespace) -> list[Measurement]:
 def _measure_layout(
     parsed: argparse.Namespace, layout: Layout, devices: Sequence[Any]
 ) -> Measurement:
-    from wan_tpu.pipeline.text_to_video import TextToVideo
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
     request = plan.read_request(parsed, "a red circle moving right on a black background")
     started = time.perf_counter()
-    pipeline = TextToVideo.from_pretrained(
+    pipeline = VideoPipeline.from_pretrained(
         parsed.model or "wan-tiny",
         layout=layout,
         devices=devices,

@@ -12,18 +12,18 @@ import wan_tpu
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
-    {"errors", "geometry", "media", "request", "json_lines", "multihost"},
+    {"errors", "family", "geometry", "media", "request", "json_lines", "multihost"},
     {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
-    {"text", "transformer", "vae", "schedulers"},
+    {"text", "image", "transformer", "vae", "schedulers"},
     {"pipeline"},
     {"planner", "demo"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SAME_FLOOR_OK = [FLOORS[0], {"runtime", "compile_cache"}, FLOORS[2]]
-TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "transformer"}
+TORCHAX_ROOMS = {"torch_compat", "torch_bridge", "text", "image", "transformer"}
 
 
 def rooms_and_imports(root=ROOT):

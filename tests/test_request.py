@@ -73,6 +73,8 @@ def test_resolving_fills_every_open_field():
         "image": None,
         "last_image": None,
         "video": None,
+        "guidance_scale_2": None,
+        "strength": None,
     }
     assert request.resolved(GenerationDefaults(width=64, height=64)) == request
     assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)

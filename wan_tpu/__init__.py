@@ -1,8 +1,8 @@
 """Text to video with the Wan diffusion models on TPU slices.
 
-    from wan_tpu import TextToVideo, VideoRequest
+    from wan_tpu import VideoPipeline, VideoRequest
 
-    pipeline = TextToVideo.from_pretrained("wan-tiny")
+    pipeline = VideoPipeline.from_pretrained("wan-tiny")
     result = pipeline(VideoRequest(prompt="a red circle moving right on a black background"))
 
 What this package exports is its public surface; a name's module is loaded when the name is first
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from wan_tpu.pipeline.check import check_request
     from wan_tpu.pipeline.options import LoadOptions
     from wan_tpu.pipeline.progress import Progress
-    from wan_tpu.pipeline.text_to_video import TextToVideo
     from wan_tpu.pipeline.video_file import VideoWriter, read_frames
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline
     from wan_tpu.request import GenerationDefaults, VideoRequest, VideoResult, make_request
     from wan_tpu.sharding.layout import Layout, default_layout, parse_layout
 
@@ -60,8 +60,8 @@ __all__ = [
     "ProcessLostError",
     "Progress",
     "PromptError",
-    "TextToVideo",
     "UnknownNameError",
+    "VideoPipeline",
     "VideoRequest",
     "VideoResult",
     "VideoWriter",
@@ -80,7 +80,7 @@ _MODULES = {
     "pipeline.check": ("check_request",),
     "pipeline.options": ("LoadOptions",),
     "pipeline.progress": ("Progress",),
-    "pipeline.text_to_video": ("TextToVideo",),
+    "pipeline.video_pipeline": ("VideoPipeline",),
     "pipeline.video_file": ("VideoWriter", "read_frames"),
     "request": ("GenerationDefaults", "VideoRequest", "VideoResult", "make_request"),
     "sharding.layout": ("Layout", "default_layout", "parse_layout"),

@@ -31,6 +31,8 @@ class GenerationDefaults:
     Attributes:
         flow_shift_by_height: flow shift for videos of at least so many pixels in the shorter side,
             as (pixels, shift), largest first; Wan shifts 5 at 720p and 3 at 480p.
+        guidance_scale_2: guidance of the second transformer; None for a model of one.
+        strength: how much of a given clip is replaced by noise.
     """
 
     width: int = 832
@@ -42,6 +44,8 @@ class GenerationDefaults:
     flow_shift_by_height: tuple[tuple[int, float], ...] = ((720, 5.0), (0, 3.0))
     negative_prompt: str = ""
     scheduler: str = SCHEDULERS[0]
+    guidance_scale_2: float | None = None
+    strength: float = 0.8
 
     def flow_shift(self, width: int, height: int) -> float:
         """The flow shift for a video of this size in pixels."""
@@ -59,6 +63,8 @@ class VideoRequest:
         width: pixels. height: pixels. num_frames: 4n + 1. fps: frames per second of the file.
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance; at 1 or below the negative prompt is not used.
+        guidance_scale_2: the same for the second transformer of a model that has two; with only
+            the first given they are equal, as in diffusers.
         flow_shift: shift of the noise schedule towards high noise.
         scheduler: one of `SCHEDULERS`; the model's own when not given.
         seed: of the noise; the same request with the same seed gives the same video.
@@ -66,6 +72,8 @@ class VideoRequest:
             digits; the bytes travel beside the request (`wan_tpu.media.Media`).
         last_image: digest of the picture that it ends with.
         video: digest of the clip that it is made from.
+        strength: with a clip: the share of the steps that run, from 0 (above it) to 1; at 1 nothing
+            of the clip is left.
 
     Raises:
         InputError: a field outside its range; says which and what would do.
@@ -85,6 +93,8 @@ class VideoRequest:
     image: str | None = None
     last_image: str | None = None
     video: str | None = None
+    guidance_scale_2: float | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -95,12 +105,15 @@ class VideoRequest:
             ("fps", 1, 240),
             ("num_inference_steps", 1, 1000),
             ("guidance_scale", 0, 100),
+            ("guidance_scale_2", 0, 100),
             ("flow_shift", 1e-3, 100),
             ("seed", 0, MAX_SEED),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN, too, is not between
                 raise InputError(f"{name} must lie between {low} and {high}, got {value}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise InputError(f"strength must lie above 0 and be at most 1, got {self.strength}")
         for name in ("width", "height", "num_frames", "fps", "num_inference_steps", "seed"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
@@ -129,6 +142,12 @@ class VideoRequest:
             assert request.height is not None
             shift = defaults.flow_shift(request.width, request.height)
             request = dataclasses.replace(request, flow_shift=shift)
+        if request.guidance_scale_2 is None and defaults.guidance_scale_2 is not None:
+            given = self.guidance_scale
+            scale = defaults.guidance_scale_2 if given is None else given
+            request = dataclasses.replace(request, guidance_scale_2=scale)
+        if request.strength is None and request.video is not None:
+            request = dataclasses.replace(request, strength=defaults.strength)
         return request
 
     def geometry(self, compression: Compression) -> Geometry:
@@ -151,7 +170,7 @@ class VideoRequest:
     def uses_guidance(self) -> bool:
         """Whether the negative prompt is evaluated at all (diffusers: guidance_scale > 1)."""
         assert self.guidance_scale is not None, "resolve the request first"
-        return self.guidance_scale > 1
+        return max(self.guidance_scale, self.guidance_scale_2 or 0) > 1
 
 
 def make_request(
@@ -162,6 +181,7 @@ def make_request(
     fps: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_scale_2: float | None = None,
     flow_shift: float | None = None,
     negative_prompt: str | None = None,
     scheduler: str | None = None,
@@ -169,6 +189,7 @@ def make_request(
     image: str | None = None,
     last_image: str | None = None,
     video: str | None = None,
+    strength: float | None = None,
 ) -> VideoRequest:
     """A request from what a user writes, by the names that the command line has for it.
 
@@ -179,12 +200,13 @@ def make_request(
         fps: frames per second of the file.
         steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 or below turns it off.
+        guidance_scale_2: of the second transformer, where a model has two.
         flow_shift: shift of the noise schedule towards high noise.
         negative_prompt: what the video shall not show.
         scheduler: one of `SCHEDULERS`.
         seed: of the noise; `RANDOM_SEED` draws one, which the request then holds.
         image: digest of the first frame (`wan_tpu.media.digest_of`). last_image: of the last one.
-        video: of a clip.
+        video: of a clip. strength: with a clip, how much of it is replaced by noise.
 
     Raises:
         InputError: a value outside its range; says which and what would do.
@@ -199,11 +221,13 @@ def make_request(
         fps=fps,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
         flow_shift=flow_shift,
         seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if seed == RANDOM_SEED else seed,
         image=image,
         last_image=last_image,
         video=video,
+        strength=strength,
         **({} if scheduler is None else {"scheduler": scheduler}),
     )
 

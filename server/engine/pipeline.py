@@ -14,19 +14,19 @@ from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.progress import Progress
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest, make_request
 
 PROBE_STEPS = 2
 
 
 class PipelineEngine:
-    """`TextToVideo` behind the seam."""
+    """`VideoPipeline` behind the seam."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._warm_up_requests: list[VideoRequest] = []
-        self._pipeline: TextToVideo | None = None
+        self._pipeline: VideoPipeline | None = None
 
     def start(self, joined: Joined | None = None) -> None:
         """See `Engine.start`: check, load."""
@@ -97,7 +97,7 @@ class PipelineEngine:
                 return Failure.ENGINE_ERROR
 
     @property
-    def _loaded(self) -> TextToVideo:
+    def _loaded(self) -> VideoPipeline:
         assert self._pipeline is not None, "start the engine first"
         return self._pipeline
 

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from benchmarks.__main__ import main
-from wan_tpu.pipeline import text_to_video
+from wan_tpu.pipeline import video_pipeline
 
 
 class FakePipeline:
@@ -40,7 +40,7 @@ def clock(monkeypatch, devices):
         assert name == "wan-tiny"
         return FakePipeline(layout, clock)
 
-    monkeypatch.setattr(text_to_video.TextToVideo, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(video_pipeline.VideoPipeline, "from_pretrained", from_pretrained)
     return clock
 
 

@@ -26,7 +26,7 @@ from tests.original_checkpoints import (
 from wan_tpu.checkpoints.known import wan_tiny_folder
 from wan_tpu.checkpoints.models import COMPONENTS, open_model
 from wan_tpu.errors import WanTpuError
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 
 COMFY = "model.diffusion_model."
@@ -631,7 +631,7 @@ def test_every_place_that_a_model_is_read_from_is_known(tmp_path):
 def test_says_in_one_sentence_what_is_wrong(tmp_path, make, message):
     name = str(make(tmp_path / "model"))
     with pytest.raises(WanTpuError, match=message) as caught:
-        TextToVideo.from_pretrained(name)
+        VideoPipeline.from_pretrained(name)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -643,7 +643,7 @@ def video():
         prompt="a red circle moving right on a black background", num_inference_steps=3, seed=3
     )
     device = jax.devices()[:1]
-    return lambda name: TextToVideo.from_pretrained(str(name), devices=device)(request).frames
+    return lambda name: VideoPipeline.from_pretrained(str(name), devices=device)(request).frames
 
 
 def test_a_folder_of_original_names_gives_the_same_video(tmp_path, video):

@@ -13,7 +13,7 @@ from tests.checkpoints.test_files import POINTER
 from tests.damaged_models import copy_wan_tiny, weights_file
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import CheckpointError, InputError, WanTpuError
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 DIFFUSERS = r"Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers"
 
@@ -126,7 +126,7 @@ def test_values_that_no_model_has(tmp_path, file, changes, message):
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=message) as caught:
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -154,7 +154,7 @@ def test_tokenizers_that_cannot_be_used(tmp_path, content, message):
     path = folder / "tokenizer" / "tokenizer.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(CheckpointError, match=message) as caught:
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -172,7 +172,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
         vocabulary += [[word, -9.0] for word in more]
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=f"the text encoder knows {size}: they are not of"):
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
 
 
 def test_broken_links_and_folders_in_a_files_place(tmp_path):
@@ -181,15 +181,15 @@ def test_broken_links_and_folders_in_a_files_place(tmp_path):
     path.unlink()
     path.symlink_to(tmp_path / "gone")
     with pytest.raises(WanTpuError, match="No such file"):
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
     path.unlink()
     path.mkdir()
     with pytest.raises(WanTpuError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
     (folder / "vae" / "config.json").unlink()
     (folder / "vae" / "config.json").mkdir()
     with pytest.raises(WanTpuError, match=r"vae/config\.json cannot be read"):
-        TextToVideo.from_pretrained(str(folder))
+        VideoPipeline.from_pretrained(str(folder))
 
 
 @pytest.mark.parametrize("variable", ["HF_ENDPOINT", "HTTPS_PROXY", "HF_HOME"])

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from wan_tpu import runtime
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.multihost.group import Joined, find_group
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
 
@@ -67,7 +67,7 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out, ord
         each = len(jax.local_devices())
         devices = [device for first in range(each) for device in devices[first::each]]
         assert devices[0].process_index != devices[1].process_index
-    pipeline = TextToVideo.from_pretrained(
+    pipeline = VideoPipeline.from_pretrained(
         layout=parse_layout(layout, sequence_parallel=sequence_parallel), devices=devices
     )
     assert len(jax.local_devices()) == 8 // group.num_processes

@@ -10,7 +10,7 @@ from tests.damaged_models import copy_wan_tiny, edit_tensor
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.model import all_finite_tokens
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
 
@@ -44,7 +44,7 @@ def test_one_bad_weight_is_named_by_its_stage(component, layout, value, tmp_path
     model = copy_wan_tiny(tmp_path / "model")
     edit_tensor(model, component, name, one_value(value))
     split = parse_layout(layout)
-    pipeline = TextToVideo.from_pretrained(
+    pipeline = VideoPipeline.from_pretrained(
         str(model), layout=split, devices=devices[: split.num_devices]
     )
     chunks = []
@@ -56,7 +56,7 @@ def test_one_bad_weight_is_named_by_its_stage(component, layout, value, tmp_path
 def test_one_corner_of_the_picture_is_enough(tmp_path, devices):
     """On eight devices the bad pixels lie with one of them; all must know of it."""
     layout = parse_layout("dp2-sp2-tp2")
-    model = TextToVideo.from_pretrained("wan-tiny", layout=layout, devices=devices)
+    model = VideoPipeline.from_pretrained("wan-tiny", layout=layout, devices=devices)
     stages = model._vae.stages(8, 8, 3)
     programs = [stage.compile() for stage in stages]
     latents = np.zeros((1, 3, 8, 8, model.model.vae.z_dim), np.float32)
@@ -72,7 +72,7 @@ def test_weights_that_overflow_a_float_are_found(tmp_path, devices):
     """Every weight is finite; their products are not."""
     model = copy_wan_tiny(tmp_path / "model")
     edit_tensor(model, "transformer", "proj_out.weight", lambda t: torch.full_like(t, 3e38))
-    pipeline = TextToVideo.from_pretrained(str(model), devices=devices[:1])
+    pipeline = VideoPipeline.from_pretrained(str(model), devices=devices[:1])
     with pytest.raises(BadNumbersError, match="denoise, step 1 of 2"):
         pipeline(REQUEST)
 

@@ -14,7 +14,7 @@ from wan_tpu.pipeline import run as planning
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers, unpack_numbers
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import SCHEDULERS, VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import parse_layout
@@ -143,7 +143,7 @@ def test_a_table_of_experts_and_guidance_runs_as_it_is_written(monkeypatch, devi
     The second set is the first with its output projection at zero: where it runs, the velocity is
     zero and the latents move no more.
     """
-    pipeline = TextToVideo.from_pretrained(
+    pipeline = VideoPipeline.from_pretrained(
         "wan-tiny", layout=parse_layout("dp2"), devices=devices[:2]
     )
     request = VideoRequest(

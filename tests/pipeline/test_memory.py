@@ -12,7 +12,7 @@ from wan_tpu.errors import OutOfMemoryError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.memory import describe, reporting_memory
 from wan_tpu.pipeline.model import make_video_model
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.planner.compile import slice_devices
 from wan_tpu.planner.hardware import find_slice
 from wan_tpu.request import VideoRequest
@@ -96,7 +96,7 @@ def test_other_errors_pass(devices, message):
 
 def test_a_pipeline_says_it_and_makes_the_next_video(monkeypatch, devices):
     """The step asks for more than any machine has; a later request is made as if nothing was."""
-    pipeline = TextToVideo.from_pretrained("wan-tiny", devices=devices[:1])
+    pipeline = VideoPipeline.from_pretrained("wan-tiny", devices=devices[:1])
     request = VideoRequest(prompt=PROMPT, num_inference_steps=1)
     program = pipeline._program
 

@@ -8,7 +8,7 @@ from tests.server.files.test_full_disk import fill, mounted
 from wan_tpu.errors import BadNumbersError, Cancelled, OutputError
 from wan_tpu.pipeline.profiling import Profile
 from wan_tpu.pipeline.progress import Progress
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 
 PROMPT = "a red circle moving right on a black background"
@@ -17,7 +17,7 @@ REQUEST = VideoRequest(prompt=PROMPT, num_inference_steps=5, seed=1)
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return TextToVideo.from_pretrained("wan-tiny", devices=jax.devices()[:1])
+    return VideoPipeline.from_pretrained("wan-tiny", devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 from wan_tpu.checkpoints.component import open_component
 from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.errors import CheckpointError
+from wan_tpu.family import TEXT_TO_VIDEO, ModelKind
 from wan_tpu.request import GenerationDefaults
 
 
@@ -19,7 +20,8 @@ class ModelDescription:
         name: as the user wrote it.
         folder: its files in diffusers format, or those that are not in `files`; None where only
             configurations are known.
-        configs: JSON configuration by component: text_encoder, transformer, vae, scheduler.
+        configs: JSON configuration by component, those of `kind.components` and the scheduler.
+        kind: what it is made of and takes.
         defaults: what a request leaves open.
         defaults_from: by the name of a default: where its value is from.
         variant: which variant of the weights, for example fp16, where a component has it.
@@ -30,6 +32,7 @@ class ModelDescription:
     folder: pathlib.Path | None
     configs: Mapping[str, Mapping[str, Any]]
     defaults: GenerationDefaults
+    kind: ModelKind = TEXT_TO_VIDEO
     defaults_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variant: str | None = None
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
@@ -66,7 +69,7 @@ class ModelDescription:
         """A component's tensors, by diffusers' names, whatever names and form its files have.
 
         Args:
-            component: text_encoder, transformer or vae.
+            component: one of `kind.components`.
 
         Raises:
             CheckpointError: the files are missing or damaged, or not weights.

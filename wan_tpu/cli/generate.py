@@ -41,7 +41,7 @@ from wan_tpu.text.prompt import check_prompt
 
 if TYPE_CHECKING:
     from wan_tpu.pipeline.profiling import Profile
-    from wan_tpu.pipeline.text_to_video import TextToVideo
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +184,7 @@ def _identify(order: Order, model: ModelDescription, request: VideoRequest) -> I
 
 def _load(
     order: Order, model: ModelDescription, request: VideoRequest, joined: Joined | None
-) -> "TextToVideo":
+) -> "VideoPipeline":
     """The pipeline, with what the request runs."""
     from wan_tpu import runtime
 
@@ -197,7 +197,7 @@ def _load(
 
 
 def _make(
-    pipeline: "TextToVideo",
+    pipeline: "VideoPipeline",
     request: VideoRequest,
     process: Lockstep,
     *,

@@ -48,12 +48,12 @@ def scene_of_file(path: Path) -> data.Scene:
 def generate_videos(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
     """Makes one MP4 per prompt with wan-tiny and the library's own pipeline."""
     from wan_tpu import runtime
-    from wan_tpu.pipeline.text_to_video import TextToVideo  # JAX only when videos are made
     from wan_tpu.pipeline.video_file import VideoWriter
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline  # JAX only when videos are made
     from wan_tpu.request import VideoRequest
 
     runtime.start(cache_folder=runtime.default_cache_folder())
-    pipeline = TextToVideo.from_pretrained("wan-tiny")
+    pipeline = VideoPipeline.from_pretrained("wan-tiny")
     size = data.CLIP_SIZE
     for prompt, seed, path in zip(prompts, seeds, paths, strict=True):
         frames = pipeline(VideoRequest(prompt=prompt, seed=seed)).frames

@@ -1,8 +1,9 @@
 """Checks a request against a model, from its configuration alone. No JAX: a server uses it, too."""
 
 from wan_tpu.checkpoints.models import ModelDescription
-from wan_tpu.errors import GeometryError, MediaError
+from wan_tpu.errors import GeometryError
 from wan_tpu.geometry import Compression, Geometry
+from wan_tpu.media import ROLES
 from wan_tpu.request import VideoRequest
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.vae.config import VaeConfig
@@ -24,11 +25,8 @@ def compression_of(description: ModelDescription) -> Compression:
 
 
 def media_roles(description: ModelDescription) -> tuple[str, ...]:
-    """Which pictures and clips the model takes, of `wan_tpu.media.ROLES`.
-
-    None: every `ModelDescription` is of a text-to-video model, since no other kind is opened.
-    """
-    return ()
+    """Which pictures and clips the model takes, in the order of `wan_tpu.media.ROLES`."""
+    return tuple(role for role in ROLES if role in description.kind.takes)
 
 
 def check_request(
@@ -37,14 +35,10 @@ def check_request(
     """Fills a request in from the model's defaults and checks it against the model.
 
     Raises:
-        MediaError: the request names a picture or clip that the model does not take.
+        MediaError: the request names a picture or clip that the model does not take, or lacks one.
         GeometryError: the model cannot make this size or length.
     """
-    takes = media_roles(description)
-    for role in request.media.keys() - set(takes):
-        word = role.replace("_", " ")
-        what = f"takes {', '.join(takes)} and" if takes else "is a text-to-video model and takes"
-        raise MediaError(f"{description.name} {what} no {word}")
+    description.kind.check_inputs(request.media.keys(), description.name)
     request = request.resolved(description.defaults)
     geometry = request.geometry(compression_of(description))
     positions = TransformerConfig.from_json(description.configs["transformer"]).rope_max_seq_len

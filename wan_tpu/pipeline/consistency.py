@@ -57,7 +57,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """What a layout made of a request (`TextToVideo.intermediate`).
+    """What a layout made of a request (`VideoPipeline.intermediate`).
 
     Attributes:
         layout: where it ran. attention: what ran. dtype: a key of `TOLERANCES`.

@@ -60,7 +60,7 @@ def place_model(
     vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
 ) -> VideoModel:
-    """A model on a mesh of devices, without its weights; arguments as of `TextToVideo.load`."""
+    """A model on a mesh of devices, without its weights; arguments as of `VideoPipeline.load`."""
     devices = list(devices if devices is not None else jax.devices())
     layout = layout or choose_layout(description, devices, dtype)
     dtype = dtype_for(devices, dtype)

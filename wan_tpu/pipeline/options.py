@@ -27,7 +27,7 @@ from wan_tpu.sharding.layout import (
 )
 
 if TYPE_CHECKING:
-    from wan_tpu.pipeline.text_to_video import TextToVideo
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class LoadOptions:
         *,
         devices: Sequence[Any] | None = None,
         compile_for: VideoRequest | None = None,
-    ) -> "TextToVideo":
+    ) -> "VideoPipeline":
         """Loads a model onto devices; JAX has been started.
 
         Args:
@@ -140,11 +140,11 @@ class LoadOptions:
         import jax
 
         from wan_tpu.pipeline.load import choose_layout
-        from wan_tpu.pipeline.text_to_video import TextToVideo
+        from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
         devices = jax.devices() if devices is None else devices
         suiting = self.layout or choose_layout(model, devices, self.dtype)
-        return TextToVideo.load(
+        return VideoPipeline.load(
             model,
             layout=self.layout_for(len(devices), suiting),
             devices=devices,

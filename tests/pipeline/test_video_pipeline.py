@@ -15,7 +15,7 @@ from tests.tolerances import psnr
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, GeometryError, LayoutError, UnknownNameError
 from wan_tpu.pipeline.progress import Watch
-from wan_tpu.pipeline.text_to_video import TextToVideo
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
 
@@ -57,7 +57,7 @@ def test_wan_tiny_equals_diffusers(layout, devices, compiled_as_users_do):
     request = make_request("wan-tiny", seed=3)
     folder = open_model("wan-tiny").folder
     layout = parse_layout(layout)
-    pipeline = TextToVideo.from_pretrained(
+    pipeline = VideoPipeline.from_pretrained(
         "wan-tiny", layout=layout, devices=devices[: layout.num_devices], dtype="float32"
     )
     ours = pipeline(request)
@@ -68,7 +68,7 @@ def test_wan_tiny_equals_diffusers(layout, devices, compiled_as_users_do):
 @pytest.fixture(scope="module")
 def random_pipeline(random_checkpoint, devices):
     """One for both guidances: they differ in the step's program alone."""
-    return TextToVideo.from_pretrained(random_checkpoint, devices=devices[:1], dtype="float32")
+    return VideoPipeline.from_pretrained(random_checkpoint, devices=devices[:1], dtype="float32")
 
 
 @pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
@@ -94,7 +94,9 @@ def test_random_checkpoint_equals_diffusers(random_checkpoint, random_pipeline, 
 @pytest.fixture(scope="module")
 def pipeline(devices):
     """One pipeline, many calls."""
-    return TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("dp2"), devices=devices[:2])
+    return VideoPipeline.from_pretrained(
+        "wan-tiny", layout=parse_layout("dp2"), devices=devices[:2]
+    )
 
 
 def test_same_seed_same_video_another_seed_another(pipeline):
@@ -175,12 +177,12 @@ def test_other_sizes_and_one_frame(pipeline):
 
 def test_unknown_model_names_what_exists():
     with pytest.raises(UnknownNameError, match=r"wan-tiny.*wan2\.1-t2v-14b"):
-        TextToVideo.from_pretrained("wan-huge")
+        VideoPipeline.from_pretrained("wan-huge")
 
 
 def test_layout_of_other_size_than_the_devices(devices):
     with pytest.raises(LayoutError, match=r"needs 4 devices, 8 are here.*dp2-tp4"):
-        TextToVideo.from_pretrained("wan-tiny", layout=parse_layout("tp4"))
+        VideoPipeline.from_pretrained("wan-tiny", layout=parse_layout("tp4"))
 
 
 def test_programs_of_other_sizes_are_not_mixed_up(pipeline):
@@ -234,7 +236,7 @@ def test_without_guidance_all_devices_work_on_one_branch(pipeline):
     request = VideoRequest(prompt=PROMPT, seed=9, num_inference_steps=3, guidance_scale=1.0)
     result = pipeline(request)
     assert (result.metadata["layout"], result.metadata["num_devices"]) == ("sp2", 2)
-    alone = TextToVideo.from_pretrained(
+    alone = VideoPipeline.from_pretrained(
         "wan-tiny",
         layout=parse_layout("single"),
         devices=list(pipeline.model.mesh.devices.flat)[:1],
@@ -275,7 +277,7 @@ def test_compiling_beside_loading_changes_nothing(devices):
     request = VideoRequest(prompt=PROMPT, seed=4, num_inference_steps=2)
     seen, frames = [], []
     for compile_for in (None, request):
-        made = TextToVideo.from_pretrained(
+        made = VideoPipeline.from_pretrained(
             "wan-tiny", layout=parse_layout("sp2"), devices=devices[:2], compile_for=compile_for
         )
         reports: list[Any] = []

@@ -36,8 +36,8 @@ from wan_tpu.vae.backends import VaeBackend
 logger = logging.getLogger(__name__)
 
 
-class TextToVideo:
-    """A loaded model that makes videos; one generation at a time.
+class VideoPipeline:
+    """A loaded model of the family that makes videos; one generation at a time.
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
@@ -68,7 +68,7 @@ class TextToVideo:
     @classmethod
     def from_pretrained(
         cls, name: str = "wan-tiny", *, variant: str | None = None, **choices: Any
-    ) -> "TextToVideo":
+    ) -> "VideoPipeline":
         """Loads a model onto devices.
 
         Args:
@@ -98,7 +98,7 @@ class TextToVideo:
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
         compile_for: VideoRequest | None = None,
-    ) -> "TextToVideo":
+    ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
 
         Args:
