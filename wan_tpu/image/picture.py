@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugi
 
 from wan_tpu.errors import MediaError
 from wan_tpu.image.bounds import MAX_PICTURE_PIXELS, check_pixels
+from wan_tpu.image.orientation import turn
 from wan_tpu.image.picture_file import PictureFile, damaged, read_picture_file
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _DECODERS = {
 _DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error)
 """What PIL raises of damaged files; `SyntaxError` is its word for a file of another format."""
 
-_PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
+_PROFILE_MODES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 """The mode of pictures that a colour profile of a kind is about."""
 
 
@@ -79,7 +80,7 @@ def read_picture(data: bytes) -> np.ndarray:
         shown = Image.new("RGB", colours.size, BACKGROUND)
         shown.paste(colours, mask=alpha)
         colours = shown
-    return np.ascontiguousarray(_turn(np.asarray(colours), file.orientation))
+    return np.ascontiguousarray(turn(np.asarray(colours), file.orientation))
 
 
 def _read_checked(data: bytes) -> PictureFile:
@@ -134,8 +135,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours of mode L, RGB or CMYK as sRGB; a profile that cannot be used is passed over."""
     if profile is not None:
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if _PROFILE_MODES.get(source.profile.xcolor_space.strip()) == image.mode:
+            if _PROFILE_MODES.get(profile[16:20]) == image.mode:
+                source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
                 target = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
                 assert converted is not None  # it is where the picture is not changed in place
@@ -144,14 +145,3 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         except (ImageCms.PyCMSError, OSError) as error:
             logger.info("a colour profile cannot be used: %s", error)
     return image.convert("RGB")
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """`[height, width, 3]` as stored to how it is seen, by Exif's orientation."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 from wan_tpu.errors import MediaError
+from wan_tpu.image.orientation import swaps_sides
 from wan_tpu.media import media_type_of
 
 MAX_PARTS = 100_000
@@ -54,9 +55,9 @@ class PictureFile:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, as seen: five to eight of the orientations swap them."""
-        turned = self.orientation >= 5
-        return (self.height, self.width) if turned else (self.width, self.height)
+        """Width and height in pixels, as seen."""
+        swapped = swaps_sides(self.orientation)
+        return (self.height, self.width) if swapped else (self.width, self.height)
 
 
 def read_picture_file(data: bytes) -> PictureFile:
