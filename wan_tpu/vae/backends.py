@@ -201,6 +201,11 @@ def _load_maxdiffusion(
     """maxdiffusion's decoder; every device holds its parameters whole."""
     if tuple(parts) != (DECODER,):
         raise InputError("the VAE maxdiffusion only decodes; the VAE flax encodes, too")
+    if config.is_residual or config.patch_size > 1:
+        raise InputError(
+            "the VAE maxdiffusion decodes Wan 2.1's latents, not those of Wan 2.2's 5B model "
+            f"(is_residual {config.is_residual}, patch_size {config.patch_size}); use the VAE flax"
+        )
     if importlib.util.find_spec("maxdiffusion") is None:
         raise MissingPackageError(maxdiffusion.INSTALL)
     vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
@@ -240,7 +245,7 @@ def load_vae(
 
     Raises:
         UnknownNameError: there is no such back end.
-        InputError: it has no encoder.
+        InputError: it has no encoder, or not for this kind of autoencoder.
         MissingPackageError: its package is not installed.
         CheckpointError: the weights are not those of the model.
     """
