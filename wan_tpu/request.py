@@ -167,6 +167,16 @@ class VideoRequest:
         )
 
     @property
+    def num_steps(self) -> int:
+        """Denoising steps that run: all, or with a clip as many of the last as `strength` says.
+
+        As diffusers counts them: cut off, so that a small share of few steps is none.
+        """
+        assert self.num_inference_steps is not None, "resolve the request first"
+        share = 1.0 if self.strength is None else self.strength
+        return int(self.num_inference_steps * share)
+
+    @property
     def uses_guidance(self) -> bool:
         """Whether the negative prompt is evaluated at all (diffusers: guidance_scale > 1)."""
         assert self.guidance_scale is not None, "resolve the request first"
