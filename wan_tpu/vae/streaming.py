@@ -20,9 +20,10 @@ from wan_tpu.errors import GeometryError
 from wan_tpu.sharding.mesh import platform_of
 from wan_tpu.sharding.rules import WHOLE
 from wan_tpu.stage import Stage, abstract
-from wan_tpu.vae.autoencoder import Decoder, Encoder, Past, with_params
+from wan_tpu.vae.autoencoder import Decoder, Encoder, with_params
 from wan_tpu.vae.config import FRAMES_PER_CHUNK, VaeConfig
 from wan_tpu.vae.convolution import convolution_for
+from wan_tpu.vae.layers import Past
 from wan_tpu.vae.spatial import SpatialSplit, spatial_split
 from wan_tpu.vae.stages import AbstractParams, chunk_stages
 from wan_tpu.vae.weights import DECODER, ENCODER, abstract_params, of_part
@@ -95,7 +96,7 @@ class StreamingVae:
 
         def body(params: Params, latents: Latents) -> Float32[Array, "1 frames height width 3"]:
             decoder = with_params(Decoder, self.config, split, params)
-            frames, _ = decoder(denormalised(self.config, latents[0]).astype(self.dtype), None)
+            frames, _ = decoder(self.config.denormalise(latents[0]).astype(self.dtype), None)
             return jnp.clip(frames.astype(jnp.float32), -1, 1)[None]
 
         decode = self._per_device(split, body, out_specs=split.spec(5))
@@ -221,7 +222,7 @@ class StreamingVae:
             params: Params, latents: Latents, past: Past
         ) -> tuple[Pictures, Bool[Array, "1 1 1"], Past]:
             decoder = with_params(Decoder, self.config, split, params)
-            latents = denormalised(self.config, latents[0]).astype(self.dtype)
+            latents = self.config.denormalise(latents[0]).astype(self.dtype)
             frames, past = decoder(latents, past)
             # Bytes hide NaN: it becomes black.
             return to_uint8(frames), _is_finite(frames), past
@@ -341,13 +342,6 @@ def make_decode_stages(
     """
     vae = StreamingVae(config=config, mesh=mesh, dtype=dtype)
     return vae.decode_stages(latent_height, latent_width, params_abstract)
-
-
-def denormalised(config: VaeConfig, latents: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """`[..., z_dim]` as the transformer works on them to what the decoder takes, float32."""
-    mean = jnp.asarray(config.latents_mean, jnp.float32)
-    std = jnp.asarray(config.latents_std, jnp.float32)
-    return latents.astype(jnp.float32) * std + mean
 
 
 def to_uint8(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
