@@ -335,10 +335,9 @@ def test_both_ffmpegs_live_side_by_side(clip):
 
 
 def test_neither_jax_nor_pyav_is_loaded_before_the_first_clip():
-    code = (
-        "import sys, wan_tpu.image.picture, wan_tpu.image.video, wan_tpu.image.fit;"
-        "print([m for m in ('jax', 'torch', 'av') if m in sys.modules])"
-    )
+    modules = ", ".join(f"wan_tpu.image.{n}" for n in ("picture", "video", "fit", "preprocess"))
+    code = f"import sys, {modules}; "
+    code += "print([m for m in ('jax', 'torch', 'av') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
