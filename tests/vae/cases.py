@@ -31,6 +31,34 @@ CONFIGS = {
         "num_res_blocks": 1,
         "temperal_downsample": [False, True, False],
     },
+    "wan 2.2": {
+        "base_dim": 8,
+        "decoder_base_dim": 16,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "scale_factor_spatial": 16,
+    },
+    "shortcuts alone": {
+        "base_dim": 6,
+        "dim_mult": [2, 4, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, False],
+        "is_residual": True,
+        "scale_factor_spatial": 4,
+    },
+    "patches alone": {
+        "base_dim": 8,
+        "dim_mult": [1, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "patch_size": 4,
+        "in_channels": 48,
+        "out_channels": 48,
+    },
 }
 
 

@@ -158,6 +158,18 @@ def test_maxdiffusion_does_not_encode(folder, devices):
         load("maxdiffusion", folder, parts=(DECODER, ENCODER))
 
 
+@pytest.mark.parametrize("kind", ["wan 2.2", "shortcuts alone", "patches alone"])
+def test_maxdiffusion_does_not_decode_wan_2_2(kind, folder, devices):
+    with pytest.raises(InputError, match=r"Wan 2.1's latents.*\(is_residual .*; use the VAE flax$"):
+        load_vae(
+            "maxdiffusion",
+            make_case(kind).config,
+            open_component("vae", folder),
+            mesh=make_mesh(parse_layout("single"), jax.devices()[:1]),
+            dtype=jnp.float32,
+        )
+
+
 def test_unknown_name(folder, devices):
     with pytest.raises(UnknownNameError, match="flax, maxdiffusion"):
         load("torch", folder)

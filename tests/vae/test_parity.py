@@ -17,7 +17,7 @@ from wan_tpu.vae.autoencoder import Decoder, with_params
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.convolution import CONVOLUTIONS, by_frame, folded
 from wan_tpu.vae.spatial import SpatialSplit
-from wan_tpu.vae.streaming import StreamingVae, denormalised, to_uint8
+from wan_tpu.vae.streaming import StreamingVae, to_uint8
 from wan_tpu.vae.weights import DECODER
 
 TOLERANCE = 1e-4
@@ -25,7 +25,10 @@ TOLERANCE = 1e-4
 
 DECODED_RANGE = 2.0
 
-CHUNKED = [(name, "by_frame", 5) for name in CONFIGS] + [("narrow top", "folded", 2)]
+CHUNKED = [(name, "by_frame", 5) for name in CONFIGS] + [
+    ("narrow top", "folded", 2),
+    ("wan 2.2", "folded", 2),
+]
 
 
 def make_vae(config: VaeConfig, convolution: str = "by_frame") -> StreamingVae:
@@ -47,7 +50,7 @@ def decode_in_chunks(case, convolution: str, latent_frames: int) -> np.ndarray:
         return with_params(Decoder, case.config, split, params)(latents, past)
 
     config = case.config
-    latents = denormalised(config, jnp.asarray(case.latents[0]))
+    latents = config.denormalise(jnp.asarray(case.latents[0]))
     chunks, past = [], None
     for index in range(latent_frames):
         frames, past = decode(params, latents[index : index + 1], past)
@@ -70,7 +73,7 @@ def test_chunks_equal_diffusers(name, convolution, most):
         assert error <= TOLERANCE * DECODED_RANGE, f"{upto} frames: {error:.1e}"
 
 
-@pytest.mark.parametrize("name", ["narrow top", "time halved once"])
+@pytest.mark.parametrize("name", ["narrow top", "time halved once", "wan 2.2"])
 def test_whole_equals_diffusers_chunks(name):
     """One pass over all frames without any cache: what the caches must amount to."""
     case = make_case(name)
@@ -86,7 +89,7 @@ def test_bfloat16_loses_no_more_than_diffusers_does():
     params = {name: value.astype(jnp.bfloat16) for name, value in case.params.items()}
     vae = dataclasses.replace(make_vae(case.config), dtype=jnp.bfloat16)
     ours = np.asarray(quick_jit(vae.decode)(params, case.latents), np.float32)[0]
-    latents = np.moveaxis(np.asarray(denormalised(case.config, jnp.asarray(case.latents))), -1, 1)
+    latents = np.moveaxis(case.config.denormalise(case.latents), -1, 1)
     with torch.no_grad():
         decoded = model.decode(torch.tensor(latents).to(torch.bfloat16), return_dict=False)[0]
     theirs = np.moveaxis(decoded[0].float().numpy(), 0, -1)
@@ -103,6 +106,10 @@ def test_bfloat16_loses_no_more_than_diffusers_does():
         ("wan", "by_frame", 9),
         ("three levels", "folded", 5),
         ("time halved once", "by_frame", 1),
+        ("wan 2.2", "by_frame", 17),
+        ("wan 2.2", "folded", 1),
+        ("shortcuts alone", "by_frame", 9),
+        ("patches alone", "by_frame", 5),
     ],
 )
 def test_encode_equals_diffusers(name, convolution, frames):

@@ -1,5 +1,6 @@
 """Tensor names and shapes against diffusers' own, and what loading refuses."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,9 +67,13 @@ def test_wrong_tensors_are_named(change, message, tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"is_residual": True}, "is_residual = True, as Wan 2.2"),
-        ({"in_channels": 12}, "in_channels = 12"),
-        ({"patch_size": 2}, "patch_size = 2"),
+        ({"is_residual": True}, "encoder cannot add a level's 32 channels to its output's 48"),
+        ({"is_residual": True, "dim_mult": [1, 1, 8, 8]}, "decoder cannot add .* 128 .* 16,"),
+        ({"is_residual": 1}, "is_residual must be true or false, got 1"),
+        ({"in_channels": 12}, "in_channels = 12, expected 3: .* patch_size = None"),
+        ({"patch_size": 2}, "in_channels = 3, expected 12: .* patch_size = 2"),
+        ({"patch_size": 2, "in_channels": 12}, "out_channels = 3, expected 12"),
+        ({"patch_size": 0}, "patch_size must be a whole number of at least 1"),
         ({"attn_scales": [0.5]}, "attn_scales"),
         ({"latents_mean": [0.0]}, "latents_mean of the autoencoder has 1 values, expected"),
         ({"temperal_downsample": [True]}, "1 entries, expected 3"),
@@ -84,6 +89,22 @@ def test_other_autoencoders_are_refused(change, message):
         VaeConfig.from_json(config | change)
 
 
-def test_compression_follows_from_the_levels():
-    config = make_case("time halved once").config
-    assert (config.spatial_compression, config.temporal_compression) == (8, 2)
+@pytest.mark.parametrize(
+    ("name", "spatial", "temporal"),
+    [("time halved once", 8, 2), ("wan 2.2", 16, 4), ("patches alone", 8, 2)],
+)
+def test_compression_follows_from_levels_and_patches(name, spatial, temporal):
+    config = make_case(name).config
+    assert (config.spatial_compression, config.temporal_compression) == (spatial, temporal)
+
+
+def test_latents_are_normalised_as_diffusers_pipelines_do():
+    """And back; float32 in, float32 out, of NumPy as of JAX."""
+    config = make_case("wan 2.2").config
+    mean, std = (np.reshape(x, (1, -1)) for x in (config.latents_mean, config.latents_std))
+    moments = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    for array in (moments, jnp.asarray(moments)):
+        latents = config.normalise(array)
+        assert latents.dtype == np.float32
+        np.testing.assert_allclose(latents, (moments - mean) / std, rtol=1e-6)
+        np.testing.assert_allclose(config.denormalise(latents), moments, atol=1e-6)

@@ -45,9 +45,15 @@ class Moments(NamedTuple):
 
 @runtime_checkable
 class VaeBackend(Protocol):
-    """What the pipeline needs of an autoencoder."""
+    """What the pipeline needs of an autoencoder.
+
+    Attributes:
+        name: a key of `BACKENDS`.
+        encodes: whether its encoder was loaded.
+    """
 
     name: str
+    encodes: bool
 
     def stages(
         self, latent_height: int, latent_width: int, latent_frames: int
@@ -120,6 +126,7 @@ class _StreamingBackend:
     def __init__(self, name: str, parts: Mapping[str, LoadedPart]):
         """`parts` by `DECODER` and `ENCODER`: what was loaded of the two."""
         self.name = name
+        self.encodes = ENCODER in parts
         self._parts = parts
         self._stages: dict[tuple[str, int, int], tuple[Stage, Stage]] = {}
 
@@ -201,6 +208,11 @@ def _load_maxdiffusion(
     """maxdiffusion's decoder; every device holds its parameters whole."""
     if tuple(parts) != (DECODER,):
         raise InputError("the VAE maxdiffusion only decodes; the VAE flax encodes, too")
+    if config.is_residual or config.patch_size > 1:
+        raise InputError(
+            "the VAE maxdiffusion decodes Wan 2.1's latents, not those of Wan 2.2's 5B model "
+            f"(is_residual {config.is_residual}, patch_size {config.patch_size}); use the VAE flax"
+        )
     if importlib.util.find_spec("maxdiffusion") is None:
         raise MissingPackageError(maxdiffusion.INSTALL)
     vae = maxdiffusion.MaxdiffusionVae(config=config, mesh=maxdiffusion.row_of(mesh), dtype=dtype)
@@ -240,7 +252,7 @@ def load_vae(
 
     Raises:
         UnknownNameError: there is no such back end.
-        InputError: it has no encoder.
+        InputError: it has no encoder, or not for this kind of autoencoder.
         MissingPackageError: its package is not installed.
         CheckpointError: the weights are not those of the model.
     """

@@ -5,22 +5,39 @@ checkpoint's tensor names are read off it, so the two cannot drift apart. No JAX
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.errors import CheckpointError
+from wan_tpu.vae.plan import (
+    FrameAttention,
+    Layer,
+    Plan,
+    Resampling,
+    ResidualBlocks,
+    ResidualLevel,
+)
 
 FRAMES_PER_CHUNK = 4
 """Frames that the encoder takes at once after the first, as diffusers' `AutoencoderKLWan` does."""
 
-_SINGLE_VALUED = {"is_residual": False, "patch_size": None, "in_channels": 3, "out_channels": 3}
-"""What the Wan 2.2 5B autoencoder sets otherwise."""
+COLOURS = 3
+"""Red, green, blue."""
+
+Values = TypeVar("Values")
+"""A NumPy or a JAX array."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VaeConfig:
-    """Sizes of a Wan 2.1 autoencoder, by the names of diffusers' `AutoencoderKLWan`.
+    """Sizes of an autoencoder, by the names of diffusers' `AutoencoderKLWan`.
+
+    Wan 2.1's, which the Wan 2.2 A14B models share, has neither shortcuts around its levels nor
+    patches; the Wan 2.2 5B model's has both.
 
     Attributes:
         base_dim: channels at full resolution.
@@ -30,6 +47,9 @@ class VaeConfig:
         num_res_blocks: residual blocks per level; the decoder has one more.
         temperal_downsample: for each step between levels, whether it halves time too (the
             spelling is diffusers').
+        is_residual: each level's input is added to its output (`ResidualLevel`).
+        patch_size: height and width of the squares of pixels that become one position's channels
+            before the first layer, and are taken apart after the last.
         latents_mean: per channel; the transformer works on (latents - mean) / std.
         latents_std: per channel.
     """
@@ -40,6 +60,8 @@ class VaeConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
+    is_residual: bool = False
+    patch_size: int = 1
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
 
@@ -69,21 +91,16 @@ class VaeConfig:
                     f"{name} of the autoencoder has {len(values)} values, "
                     f"expected z_dim = {self.z_dim}"
                 )
+        for plan in (encoder_plan, decoder_plan):
+            plan(self)  # refuses shortcuts whose channels do not divide
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "VaeConfig":
         """Reads the contents of diffusers' `vae/config.json`.
 
         Raises:
-            CheckpointError: not a Wan 2.1 autoencoder, or a value that cannot be.
+            CheckpointError: not Wan's autoencoder, or a value that cannot be.
         """
-        for name, expected in _SINGLE_VALUED.items():
-            if data.get(name, expected) != expected:
-                raise CheckpointError(
-                    f"the autoencoder has {name} = {data[name]!r}, as Wan 2.2's 5B model has; only "
-                    f"the Wan 2.1 autoencoder ({name} = {expected!r}) can be used, which Wan 2.1 "
-                    "and the Wan 2.2 A14B models share"
-                )
         if data.get("attn_scales"):
             raise CheckpointError(
                 f"the autoencoder has attn_scales = {data['attn_scales']!r}, with which diffusers' "
@@ -95,114 +112,95 @@ class VaeConfig:
         missing = [name for name in ("latents_mean", "latents_std") if name not in values]
         if missing:
             raise CheckpointError(f"the autoencoder's configuration has no {missing[0]}")
-        return cls(**values)
+        config = cls(**values)
+        for name in ("in_channels", "out_channels"):
+            channels = COLOURS if data.get(name) is None else data[name]
+            if channels != config.patch_channels:
+                raise CheckpointError(
+                    f"the autoencoder has {name} = {channels!r}, expected {config.patch_channels}: "
+                    f"three colours of each pixel of a patch, with patch_size = "
+                    f"{data.get('patch_size')!r}; Wan 2.1 has 3 and patch_size null, Wan 2.2's 5B "
+                    "model 12 and patch_size 2"
+                )
+        return config
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of a patch of pixels, as the first layer takes them and the last makes them."""
+        return COLOURS * self.patch_size**2
 
     @property
     def spatial_compression(self) -> int:
         """Pixels per latent along height and width."""
-        return 2 ** (len(self.dim_mult) - 1)
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
 
     @property
     def temporal_compression(self) -> int:
         """Frames per latent frame, after the first."""
         return 2 ** sum(self.temperal_downsample)
 
+    def normalise(self, mean: Values) -> Values:
+        """What an encoder gives, as the transformer works on it.
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualBlocks:
-    """Residual blocks that follow each other; more than one only where all are equal.
+        Args:
+            mean: `[..., z_dim]`, float32, the mean of a posterior or a draw from it.
 
-    Attributes:
-        names: of each block in the checkpoint.
-        in_channels: of the first block's input.
-        channels: of every output.
-    """
+        Returns:
+            `(mean - latents_mean) / latents_std`, float32.
+        """
+        shift, scale = self._statistics
+        return (mean - shift) / scale  # pyright: ignore[reportOperatorIssue]
 
-    names: tuple[str, ...]
-    in_channels: int
-    channels: int
+    def denormalise(self, latents: Values) -> Values:
+        """What the transformer gives, `[..., z_dim]` float32, as a decoder takes it."""
+        shift, scale = self._statistics
+        return latents * scale + shift  # pyright: ignore[reportOperatorIssue]
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FrameAttention:
-    """Attention over the positions of each frame; `name` in the checkpoint."""
-
-    name: str
-    channels: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Resampling:
-    """A step between levels; `name` in the checkpoint.
-
-    Attributes:
-        name: in the checkpoint.
-        in_channels: channels of the input.
-        channels: channels of the output.
-        up: doubles height and width, else halves them.
-        temporal: doubles or halves the frames after the first, too.
-    """
-
-    name: str
-    in_channels: int
-    channels: int
-    up: bool
-    temporal: bool
-
-
-Layer = ResidualBlocks | FrameAttention | Resampling
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """An encoder or a decoder: a convolution, layers in order, a norm and a convolution.
-
-    Attributes:
-        name: `encoder` or `decoder`, as in the checkpoint.
-        in_channels: of the input.
-        first_channels: what the first convolution makes of it.
-        layers: in order.
-        last_channels: what the layers end with.
-        out_channels: of the output.
-    """
-
-    name: str
-    in_channels: int
-    first_channels: int
-    layers: tuple[Layer, ...]
-    last_channels: int
-    out_channels: int
+    @property
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the latents, `[z_dim]` each."""
+        return np.asarray(self.latents_mean, np.float32), np.asarray(self.latents_std, np.float32)
 
 
 def encoder_plan(config: VaeConfig) -> Plan:
     """Layers of diffusers' `WanEncoder3d`."""
-    channels = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
+    widths = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
     layers: list[Layer] = []
-    number = 0  # of the layer within diffusers' flat list
-
-    def name() -> str:
-        nonlocal number
-        number += 1
-        return f"encoder.down_blocks.{number - 1}"
-
-    for level, width in enumerate(channels[1:]):
-        for block in range(config.num_res_blocks):
-            before = channels[level] if block == 0 else width
-            layers.append(ResidualBlocks(names=(name(),), in_channels=before, channels=width))
-        if level < len(config.temperal_downsample):
+    for level, (before, width) in enumerate(itertools.pairwise(widths)):
+        block_names, resampling_name = _down_names(config, level)
+        in_level = _residual_blocks(block_names, before, width)
+        temporal = False
+        is_last = level == len(config.temperal_downsample)
+        if not is_last:
             temporal = config.temperal_downsample[level]
-            layers.append(
+            in_level.append(
                 Resampling(
-                    name=name(), in_channels=width, channels=width, up=False, temporal=temporal
+                    name=resampling_name,
+                    in_channels=width,
+                    channels=width,
+                    up=False,
+                    temporal=temporal,
                 )
             )
-    layers += _middle("encoder", channels[-1])
+        if config.is_residual:
+            in_level = [
+                ResidualLevel(
+                    layers=_joined(in_level),
+                    in_channels=before,
+                    channels=width,
+                    up=False,
+                    frames=2 if temporal else 1,
+                    size=1 if is_last else 2,
+                )
+            ]
+        layers += in_level
+    layers += _middle("encoder", widths[-1])
     return Plan(
         name="encoder",
-        in_channels=3,
-        first_channels=channels[0],
+        in_channels=config.patch_channels,
+        first_channels=widths[0],
         layers=_joined(layers),
-        last_channels=channels[-1],
+        last_channels=widths[-1],
         out_channels=2 * config.z_dim,
     )
 
@@ -210,34 +208,67 @@ def encoder_plan(config: VaeConfig) -> Plan:
 def decoder_plan(config: VaeConfig) -> Plan:
     """Layers of diffusers' `WanDecoder3d`."""
     widths = [config.decoder_base_dim * multiple for multiple in reversed(config.dim_mult)]
-    temporal = config.temperal_downsample[::-1]
     layers = _middle("decoder", widths[0])
     before = widths[0]
     for level, width in enumerate(widths):
         prefix = f"decoder.up_blocks.{level}"
-        for block in range(config.num_res_blocks + 1):
-            name = f"{prefix}.resnets.{block}"
-            layers.append(ResidualBlocks(names=(name,), in_channels=before, channels=width))
-            before = width
-        if level < len(temporal):
-            before = width // 2
-            layers.append(
-                Resampling(
-                    name=f"{prefix}.upsamplers.0",
-                    in_channels=width,
-                    channels=before,
-                    up=True,
-                    temporal=temporal[level],
-                )
+        names = [f"{prefix}.resnets.{block}" for block in range(config.num_res_blocks + 1)]
+        in_level = _residual_blocks(names, before, width)
+        if level == len(config.temperal_downsample):
+            layers += in_level
+            break
+        temporal = config.temperal_downsample[-1 - level]
+        after = width if config.is_residual else width // 2
+        in_level.append(
+            Resampling(
+                name=f"{prefix}.upsampler" + ("" if config.is_residual else "s.0"),
+                in_channels=width,
+                channels=after,
+                up=True,
+                temporal=temporal,
             )
+        )
+        if config.is_residual:
+            in_level = [
+                ResidualLevel(
+                    layers=_joined(in_level),
+                    in_channels=before,
+                    channels=after,
+                    up=True,
+                    frames=2 if temporal else 1,
+                    size=2,
+                )
+            ]
+        layers += in_level
+        before = after
     return Plan(
         name="decoder",
         in_channels=config.z_dim,
         first_channels=widths[0],
         layers=_joined(layers),
         last_channels=widths[-1],
-        out_channels=3,
+        out_channels=config.patch_channels,
     )
+
+
+def _down_names(config: VaeConfig, level: int) -> tuple[list[str], str]:
+    """Names in the checkpoint of an encoder level's residual blocks, and of its resampling."""
+    path, blocks = "encoder.down_blocks", range(config.num_res_blocks)
+    if config.is_residual:
+        names = [f"{path}.{level}.resnets.{block}" for block in blocks]
+        return names, f"{path}.{level}.downsampler"
+    first = level * (len(blocks) + 1)  # diffusers keeps all levels in one flat list
+    return [f"{path}.{first + block}" for block in blocks], f"{path}.{first + len(blocks)}"
+
+
+def _residual_blocks(names: Sequence[str], in_channels: int, channels: int) -> list[Layer]:
+    """A level's blocks, of which the first may change the channels."""
+    return [
+        ResidualBlocks(
+            names=(name,), in_channels=channels if number else in_channels, channels=channels
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 def _middle(part: str, channels: int) -> list[Layer]:

@@ -32,7 +32,6 @@ from wan_tpu.vae.streaming import (
     Latents,
     Params,
     Pictures,
-    denormalised,
     to_uint8,
 )
 
@@ -167,7 +166,7 @@ class MaxdiffusionVae:
             attentions[index] = FrameAttention(block)
         if cache is None:
             cache = _import_maxdiffusion().AutoencoderKLWanCache(parts)._feat_map
-        x = parts.post_quant_conv(denormalised(self.config, latents).astype(self.dtype))
+        x = parts.post_quant_conv(self.config.denormalise(latents).astype(self.dtype))
         frames, cache, _ = parts.decoder(x, cache, 0)
         return to_uint8(frames[0]), jnp.isfinite(frames).all(), cache
 

@@ -20,9 +20,10 @@ from wan_tpu.errors import GeometryError
 from wan_tpu.sharding.mesh import platform_of
 from wan_tpu.sharding.rules import WHOLE
 from wan_tpu.stage import Stage, abstract
-from wan_tpu.vae.autoencoder import Decoder, Encoder, Past, with_params
+from wan_tpu.vae.autoencoder import Decoder, Encoder, with_params
 from wan_tpu.vae.config import FRAMES_PER_CHUNK, VaeConfig
 from wan_tpu.vae.convolution import convolution_for
+from wan_tpu.vae.layers import Past
 from wan_tpu.vae.spatial import SpatialSplit, spatial_split
 from wan_tpu.vae.stages import AbstractParams, chunk_stages
 from wan_tpu.vae.weights import DECODER, ENCODER, abstract_params, of_part
@@ -95,7 +96,7 @@ class StreamingVae:
 
         def body(params: Params, latents: Latents) -> Float32[Array, "1 frames height width 3"]:
             decoder = with_params(Decoder, self.config, split, params)
-            frames, _ = decoder(denormalised(self.config, latents[0]).astype(self.dtype), None)
+            frames, _ = decoder(self.config.denormalise(latents[0]).astype(self.dtype), None)
             return jnp.clip(frames.astype(jnp.float32), -1, 1)[None]
 
         decode = self._per_device(split, body, out_specs=split.spec(5))
@@ -124,7 +125,7 @@ class StreamingVae:
         return self._encode_chunk(params, frames, cache)
 
     def encode(self, params: Params, video: Frames) -> tuple[Moment, Moment]:
-        """Encodes a whole video in one program, four frames at a time after the first.
+        """Encodes a whole video in one pass without a cache: memory grows with its length.
 
         Args:
             params: at least those of the encoder.
@@ -141,19 +142,8 @@ class StreamingVae:
 
         def body(params: Params, video: Frames) -> Moment:
             encoder = with_params(Encoder, self.config, split, params)
-            video = video[0].astype(self.dtype)
-            first, past = encoder(video[:1], None)
-            chunks = video[1:].reshape(-1, FRAMES_PER_CHUNK, *video.shape[1:])
-
-            def chunk(
-                past: Past, frames: Float[Array, "frames height width 3"]
-            ) -> tuple[Past, Float[Array, "_ _ _ moments"]]:
-                moments, past = with_params(Encoder, self.config, split, params)(frames, past)
-                return past, moments
-
-            _, rest = jax.lax.scan(chunk, past, chunks)
-            rest = rest.reshape(-1, *first.shape[1:])
-            return jnp.concatenate([first, rest])[None].astype(jnp.float32)
+            moments, _ = encoder(video[0].astype(self.dtype), None)
+            return moments[None].astype(jnp.float32)
 
         encode = self._per_device(split, body, out_specs=split.spec(5))
         return _mean_and_log_variance(encode(of_part(params, ENCODER), video))
@@ -221,7 +211,7 @@ class StreamingVae:
             params: Params, latents: Latents, past: Past
         ) -> tuple[Pictures, Bool[Array, "1 1 1"], Past]:
             decoder = with_params(Decoder, self.config, split, params)
-            latents = denormalised(self.config, latents[0]).astype(self.dtype)
+            latents = self.config.denormalise(latents[0]).astype(self.dtype)
             frames, past = decoder(latents, past)
             # Bytes hide NaN: it becomes black.
             return to_uint8(frames), _is_finite(frames), past
@@ -341,13 +331,6 @@ def make_decode_stages(
     """
     vae = StreamingVae(config=config, mesh=mesh, dtype=dtype)
     return vae.decode_stages(latent_height, latent_width, params_abstract)
-
-
-def denormalised(config: VaeConfig, latents: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """`[..., z_dim]` as the transformer works on them to what the decoder takes, float32."""
-    mean = jnp.asarray(config.latents_mean, jnp.float32)
-    std = jnp.asarray(config.latents_std, jnp.float32)
-    return latents.astype(jnp.float32) * std + mean
 
 
 def to_uint8(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:

@@ -16,15 +16,14 @@ from jaxtyping import Shaped
 
 from wan_tpu.checkpoints.source import ArraySource, check_tensors
 from wan_tpu.sharding.mesh import named
-from wan_tpu.vae.config import (
+from wan_tpu.vae.config import VaeConfig, decoder_plan, encoder_plan
+from wan_tpu.vae.plan import (
     FrameAttention,
     Layer,
     Plan,
     Resampling,
     ResidualBlocks,
-    VaeConfig,
-    decoder_plan,
-    encoder_plan,
+    ResidualLevel,
 )
 
 DECODER, ENCODER = "decoder.", "encoder."
@@ -164,6 +163,9 @@ def _coder(plan: Plan) -> Iterator[VaeParameter]:
 
 def _layer(path: str, layer: Layer) -> Iterator[VaeParameter]:
     match layer:
+        case ResidualLevel(layers=layers):
+            for number, inner in enumerate(layers):
+                yield from _layer(f"{path}.layers.{number}", inner)
         case FrameAttention(name=name, channels=channels):
             yield from _norm(f"{path}.norm", [f"{name}.norm"], channels, trailing=2)
             for conv, outputs in (("to_qkv", 3 * channels), ("proj", channels)):
