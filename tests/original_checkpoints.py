@@ -19,8 +19,8 @@ Tensors = dict[str, torch.Tensor]
 LAYERS = {"text_encoder": 2, "transformer": 6}
 
 
-def transformer_names(num_layers: int) -> list[str]:
-    """Of the original `WanModel` for text to video."""
+def transformer_names(num_layers: int, *, takes_image: bool = False) -> list[str]:
+    """Of the original `WanModel`; `takes_image` is Wan 2.1's image to video."""
     linear = ["patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0"]
     linear += ["time_embedding.2", "time_projection.1", "head.head"]
     names = ["head.modulation"]
@@ -30,7 +30,12 @@ def transformer_names(num_layers: int) -> list[str]:
         for attention in ("self_attn", "cross_attn"):
             linear += [f"{block}.{attention}.{layer}" for layer in "qkvo"]
             names += [f"{block}.{attention}.norm_{layer}.weight" for layer in "qk"]
+        if takes_image:
+            linear += [f"{block}.cross_attn.{layer}_img" for layer in "kv"]
+            names.append(f"{block}.cross_attn.norm_k_img.weight")
         linear += [f"{block}.norm3", f"{block}.ffn.0", f"{block}.ffn.2"]
+    if takes_image:
+        linear += [f"img_emb.proj.{number}" for number in (0, 1, 3, 4)]
     return names + [f"{layer}.{part}" for layer in linear for part in ("weight", "bias")]
 
 
@@ -131,6 +136,24 @@ def tiny_vae_name(ours: str) -> str:
             continue
         ours = re.sub(pattern, original_name, ours)
     return ours
+
+
+def wan_2_2_vae_name(ours: str) -> str:
+    """The original name of a tensor of Wan 2.2's autoencoder, whose levels are modules there, too.
+
+    As `scripts/convert_wan_to_diffusers.py` of diffusers has it, the other way round: the package
+    itself converts the autoencoder of Wan 2.1 alone.
+    """
+    levels = re.fullmatch(r"(en|de)coder\.(?:down|up)_blocks\.(\d)\.(.*)", ours)
+    if levels is None:
+        return tiny_vae_name(ours)
+    coder, level, rest = levels.groups()
+    part, blocks = ("downsamples", 2) if coder == "en" else ("upsamples", 3)
+    rest = re.sub(r"^resnets\.", "", rest)
+    rest = re.sub(r"^(down|up)sampler\.", f"{blocks}.", rest)
+    rest = re.sub(r"(norm|conv)([12])(?=\.\w+$)", _residual, rest)
+    rest = rest.replace("conv_shortcut", "shortcut")
+    return f"{coder}coder.{part}.{level}.{part}.{rest}"
 
 
 def _residual(match: re.Match[str]) -> str:

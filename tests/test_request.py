@@ -44,15 +44,18 @@ def test_defaults_are_those_of_diffusers():
         (1280, 720, 5.0),
         (720, 1280, 5.0),
         (1920, 1080, 5.0),
-        (1280, 704, 3.0),
+        (1472, 608, 5.0),
+        (1000, 600, 5.0),
+        (1000, 599, 3.0),
         (832, 480, 3.0),
         (480, 832, 3.0),
         (64, 64, 3.0),
     ],
 )
-def test_the_shift_follows_the_shorter_side(width, height, shift):
-    assert WAN.flow_shift(width, height) == shift
-    request = VideoRequest(prompt="a fox", width=width, height=height).resolved(WAN)
+def test_the_shift_follows_the_area(width, height, shift):
+    defaults = dataclasses.replace(WAN, flow_shift_by_area=((600_000, 5.0), (0, 3.0)))
+    assert defaults.flow_shift(width, height) == shift
+    request = VideoRequest(prompt="a fox", width=width, height=height).resolved(defaults)
     assert request.flow_shift == shift
 
 
@@ -67,7 +70,7 @@ def test_resolving_fills_every_open_field():
         "fps": 16,
         "num_inference_steps": 50,
         "guidance_scale": 5.0,
-        "flow_shift": 3.0,
+        "flow_shift": 5.0,
         "scheduler": "unipc",
         "seed": 0,
         "image": None,

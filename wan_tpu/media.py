@@ -91,7 +91,7 @@ def check_size(sizes: Iterable[int]) -> None:
 
 
 def media_type_of(data: bytes) -> str | None:
-    """The type that the first bytes show: PNG, JPEG, WebP or MP4; None for any other.
+    """The type that the first bytes show: one of `PICTURE_TYPES` or `CLIP_TYPES`; None for others.
 
     A name or a header may say anything; whether the rest can be decoded is another question.
     """
@@ -102,11 +102,28 @@ def media_type_of(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     if data[4:8] == b"ftyp" and data[8:12] not in _STILL_BRANDS:
-        return "video/mp4"
+        return "video/quicktime" if data[8:12] == b"qt  " else "video/mp4"
+    if data[:1] == b"\0" and data[4:8] in _QUICKTIME_ATOMS:
+        return "video/quicktime"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return _matroska_type(data[:64])
     return None
 
 
-_STILL_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"qt  ")
-"""Of files that are built like MP4: HEIC and AVIF pictures, QuickTime."""
+def _matroska_type(begin: bytes) -> str | None:
+    """By the EBML header's name of what follows: element 0x4282, a length, the name."""
+    found = re.search(rb"\x42\x82[\x80-\xff](webm|matroska)", begin)
+    return {b"webm": "video/webm", b"matroska": "video/x-matroska"}[found[1]] if found else None
+
+
+PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
+
+CLIP_TYPES = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
+
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
+"""Of files that are built like MP4: HEIC, AVIF and raw pictures."""
+
+_QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide")
+"""What QuickTime files begin with that are older than `ftyp`."""
 
 NO_MEDIA = Media()

@@ -29,8 +29,8 @@ class GenerationDefaults:
     """What a model uses where a request says nothing.
 
     Attributes:
-        flow_shift_by_height: flow shift for videos of at least so many pixels in the shorter side,
-            as (pixels, shift), largest first; Wan shifts 5 at 720p and 3 at 480p.
+        flow_shift_by_area: flow shift for frames of at least so many pixels, as (pixels, shift),
+            largest first; by the area, because a video of a picture may have any ratio.
         guidance_scale_2: guidance of the second transformer; None for a model of one.
         strength: how much of a given clip is replaced by noise.
     """
@@ -41,7 +41,7 @@ class GenerationDefaults:
     fps: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
-    flow_shift_by_height: tuple[tuple[int, float], ...] = ((720, 5.0), (0, 3.0))
+    flow_shift_by_area: tuple[tuple[int, float], ...] = ((0, 5.0),)
     negative_prompt: str = ""
     scheduler: str = SCHEDULERS[0]
     guidance_scale_2: float | None = None
@@ -49,8 +49,8 @@ class GenerationDefaults:
 
     def flow_shift(self, width: int, height: int) -> float:
         """The flow shift for a video of this size in pixels."""
-        shorter = min(width, height)
-        return next(shift for pixels, shift in self.flow_shift_by_height if shorter >= pixels)
+        area = width * height
+        return next(shift for pixels, shift in self.flow_shift_by_area if area >= pixels)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +165,16 @@ class VideoRequest:
             num_frames=self.num_frames,
             compression=compression,
         )
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps that run: all, or with a clip as many of the last as `strength` says.
+
+        As diffusers counts them: cut off, so that a small share of few steps is none.
+        """
+        assert self.num_inference_steps is not None, "resolve the request first"
+        share = 1.0 if self.strength is None else self.strength
+        return int(self.num_inference_steps * share)
 
     @property
     def uses_guidance(self) -> bool:

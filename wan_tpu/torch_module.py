@@ -157,6 +157,13 @@ def linear(
     return product if bias is None else product + bias
 
 
+def named_linear(
+    x: Float[Array, "*batch in_features"], params: Params, name: str
+) -> Float[Array, "*batch out_features"]:
+    """The `torch.nn.Linear` of this name, with its bias: `[..., in]` -> `[..., out]`."""
+    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
 Constrain = Callable[[jax.Array], jax.Array]
 
 

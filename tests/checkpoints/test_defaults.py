@@ -7,6 +7,7 @@ import pytest
 from tests.damaged_models import copy_wan_tiny
 from wan_tpu.checkpoints.defaults import SCHEDULER_FILE, WANS, wan_origins
 from wan_tpu.checkpoints.diffusers_folder import read_folder
+from wan_tpu.checkpoints.known import KNOWN_MODELS
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.errors import CheckpointError
 from wan_tpu.pipeline.check import check_request
@@ -35,8 +36,8 @@ def write_scheduler(folder, config):
     ("config", "scheduler", "shifts", "origins"),
     [
         (UNIPC | {"flow_shift": 8.0}, "unipc", (8.0, 8.0), {"flow_shift": FILE}),
-        (UNIPC | {"flow_shift": 3.0}, "unipc", (3.0, 5.0), {}),  # the converter's
-        (UNIPC, "unipc", (3.0, 5.0), {}),
+        (UNIPC | {"flow_shift": 3.0}, "unipc", (5.0, 5.0), {}),  # the converter's
+        (UNIPC, "unipc", (5.0, 5.0), {}),
         (
             EULER | {"shift": 3.0},
             "euler",
@@ -48,7 +49,7 @@ def write_scheduler(folder, config):
         (
             {"_class_name": "LCMScheduler"},
             "unipc",
-            (3.0, 5.0),
+            (5.0, 5.0),
             {"scheduler": f"{WANS}, instead of the folder's LCMScheduler"},
         ),
         (
@@ -105,7 +106,7 @@ def test_the_librarys_own_file_comes_before_the_schedulers(folder):
 def test_wans_own_repository_runs_as_wan_does(folder):
     """Its scheduler's file is the converter's, whatever stands there."""
     write_scheduler(folder, UNIPC | {"flow_shift": 16.0})
-    model = read_folder("wan", folder, is_official=True)
+    model = read_folder("wan", folder, official=KNOWN_MODELS["wan2.1-t2v-14b"])
     assert model.defaults.flow_shift(1280, 720) == 5.0
     assert dict(model.defaults_from) == wan_origins()
     assert dict(describe_model("wan2.1-t2v-14b").defaults_from) == wan_origins()

@@ -71,7 +71,7 @@ def test_a_model_of_another_kind_is_refused_before_any_weights(hub, tmp_path):
     hub.files["model_index.json"] = json.dumps({"_class_name": "WanVACEPipeline"}).encode()
     with serving(hub) as address:
         found, _ = ask(address, tmp_path / "home", REPOSITORY)
-    assert "is of a WanVACEPipeline; WanPipeline" in found["error"]
+    assert "is of a WanVACEPipeline (VACE); WanPipeline" in found["error"]
     assert not weights_fetched(hub)
 
 

@@ -37,7 +37,7 @@ def test_folder_without_own_defaults_has_wans(checkpoint):
     assert model.defaults.negative_prompt == WAN_NEGATIVE_PROMPT
     assert model.defaults.flow_shift(1280, 720) == 5.0
     assert model.defaults.flow_shift(720, 1280) == 5.0
-    assert model.defaults.flow_shift(832, 480) == 3.0
+    assert model.defaults.flow_shift(832, 480) == 5.0
     assert model.component_folder("vae").is_dir()
 
 
@@ -147,19 +147,6 @@ def test_an_at_sign_in_a_folders_name_is_no_revision(checkpoint, tmp_path, monke
 def test_what_is_not_of_the_hub_has_no_revision(checkpoint):
     assert open_model(str(checkpoint)).revision is None
     assert open_model("wan-tiny").revision is None
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "message"),
-    [
-        ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "WanImageToVideoPipeline"),
-        ("model_index.json", {"transformer_2": ["diffusers", "X"]}, "two transformers"),
-    ],
-)
-def test_other_kinds_of_model_are_refused(editable, file, changes, message):
-    edit(editable / file, **changes)
-    with pytest.raises(CheckpointError, match=message):
-        open_model(str(editable))
 
 
 def test_broken_and_missing_configurations(editable):

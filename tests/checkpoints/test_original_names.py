@@ -11,10 +11,11 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from tests import original_checkpoints as originals
 from wan_tpu.checkpoints.component import find_components, in_diffusers_names, open_component
+from wan_tpu.checkpoints.known import WAN_2_2_VAE
 from wan_tpu.checkpoints.original_names import (
     text_encoder_names,
     transformer_names,
@@ -36,6 +37,73 @@ def test_transformer_names_of_the_1_3b_are_diffusers():
     assert set(ours.values()) == parameters(
         lambda: WanTransformer3DModel(num_attention_heads=12, num_layers=30, ffn_dim=8960)
     )
+
+
+def test_transformer_names_of_an_image_to_video_model_are_diffusers():
+    names = originals.transformer_names(2, takes_image=True)
+    ours = transformer_names([*names, "img_emb.emb_pos"])
+    # The package's converter leaves this one as it is; the script in its repository does not.
+    positions = ours.pop("img_emb.emb_pos")
+    assert ours == originals.by_diffusers(convert_wan_transformer_to_diffusers, names)
+    assert {positions, *ours.values()} == parameters(
+        lambda: WanTransformer3DModel(
+            num_layers=2,
+            in_channels=36,
+            image_dim=1280,
+            added_kv_proj_dim=5120,
+            pos_embed_seq_len=514,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.0.attn2.norm_added_q.weight",
+        "blocks.0.cross_attn.norm_q_img.weight",
+        "model.diffusion_model.blocks.0.cross_attn.norm_q_img.weight",
+    ],
+)
+def test_a_norm_that_nothing_computes_is_left_out(name):
+    """Red when old files of image-to-video models are refused for it."""
+    names = originals.transformer_names(1, takes_image=True)
+    if name.startswith("model."):
+        names = [f"model.diffusion_model.{each}" for each in names]
+    arrays = {each: np.zeros(1) for each in names}
+    expected = in_diffusers_names("transformer", ArraySource(arrays)).shapes
+    found = in_diffusers_names("transformer", ArraySource({**arrays, name: np.zeros(1)})).shapes
+    assert found == expected
+
+
+def test_vae_names_of_wan_2_2_are_diffusers():
+    """Red when a block or a step of one level is taken for another's."""
+    expected = parameters(lambda: AutoencoderKLWan(**WAN_2_2_VAE))
+    names = {originals.wan_2_2_vae_name(name): name for name in expected}
+    assert len(names) == len(expected)
+    assert "encoder.downsamples.1.downsamples.2.time_conv.weight" in names
+    assert "decoder.upsamples.2.upsamples.0.shortcut.bias" in names
+    assert vae_names(names) == names
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model.", "image_encoder.vision_model."])
+def test_an_image_encoder_of_either_class_has_the_same_tensors(prefix):
+    """`CLIPVisionModel` and that with a projection; Wan's converter writes the latter."""
+    expected = parameters(lambda: CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=3)))
+    others = ["visual_projection.weight", f"{prefix}embeddings.position_ids"] if prefix else []
+    names = [*(prefix + name for name in expected), *others]
+    source = ArraySource({name: np.zeros(1) for name in names})
+    assert set(find_components(names)) == {"image_encoder"}
+    read = {name for name in expected if not name.startswith(("encoder.layers.2.", "post_"))}
+    assert len(read) == 5 + 2 * 16
+    found = set(in_diffusers_names("image_encoder", source).shapes)
+    assert found == {f"vision_model.{name}" for name in read}
+
+
+def test_a_file_of_the_second_expert_is_read_like_the_firsts(tmp_path):
+    path = originals.save(originals.original("transformer"), tmp_path / "low_noise.safetensors")
+    first, second = (open_component(name, path) for name in ("transformer", "transformer_2"))
+    assert first.shapes == second.shapes
+    assert set(first.shapes) == set(originals.wan_tiny("transformer"))
 
 
 def test_vae_names_of_wan_2_1_are_diffusers():

@@ -89,8 +89,12 @@ def test_folders_that_are_no_model(tmp_path, files, message):
 
 CONFIGS = [
     ("model_index.json", {"_class_name": None}, "names no _class_name"),
-    ("model_index.json", {"_class_name": ["WanPipeline"]}, "WanPipeline .text to video. is"),
-    ("model_index.json", {"transformer_2": {"a": 1}}, "two transformers"),
+    (
+        "model_index.json",
+        {"_class_name": ["WanPipeline"]},
+        "; WanPipeline and Wan",
+    ),
+    ("model_index.json", {"transformer_2": {"a": 1}}, "transformer_2/config.json is mis"),
     ("transformer/config.json", {"patch_size": 2}, "patch_size must be a list, 3 of them"),
     ("transformer/config.json", {"patch_size": [1, 2]}, "patch_size must be a list, 3 of them"),
     ("transformer/config.json", {"patch_size": [1, 2, "2"]}, "patch_size must be a list"),

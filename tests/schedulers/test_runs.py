@@ -1,9 +1,12 @@
 """Whole runs of both solvers: equal to diffusers', one program for all steps, any layout."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.tolerances import PARITY
@@ -108,3 +111,42 @@ def test_sharded_and_donated_tokens_equal_the_grid(name, devices, run_ours):
     grid = noise.reshape(2, 4, 4, 64)
     expected = run_ours(schedule, lambda i, t, x: x * np.float32(0.5), grid)[-1]
     np.testing.assert_allclose(np.asarray(state.sample), expected.reshape(noise.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("flow_shift", [1.0, 5.0])
+@pytest.mark.parametrize(("steps", "last"), [(5, 1), (5, 2), (8, 7), (20, 16), (6, 6)])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_late_start_equals_diffusers(
+    name, steps, last, flow_shift, model, noise, make_pair, run_ours
+):
+    """The last steps from a noised video, as `WanVideoToVideoPipeline` takes them."""
+    ours, theirs = make_pair(name, steps, flow_shift)
+    ours = ours.last(last)
+    video = np.random.default_rng(5).standard_normal(noise.shape, np.float32)
+    timesteps = theirs.timesteps[-last:]
+    add = theirs.add_noise if name == "unipc" else theirs.scale_noise
+    order = (torch.from_numpy(video), torch.from_numpy(noise), timesteps[:1])
+    order = order if name == "unipc" else (order[0], order[2], order[1])
+    sample = add(*order)
+    np.testing.assert_array_equal(ours.add_noise(video, noise), sample.numpy())
+
+    np.testing.assert_array_equal(ours.timesteps, timesteps.numpy())
+    got = run_ours(ours, model, sample.numpy())
+    for step, timestep in enumerate(timesteps):
+        velocity = torch.from_numpy(model(step, float(timestep), sample.numpy()))
+        sample = theirs.step(velocity, timestep, sample, return_dict=False)[0]
+        error = np.abs(got[step] - sample.numpy()).max() / np.ptp(sample.numpy())
+        assert error <= PARITY, f"step {step}: {error:.2e}"
+
+
+def test_a_late_start_leaves_the_same_steps_uncorrected():
+    config = {"disable_corrector": [1, 5, 6]}
+    whole = make_schedule("unipc", num_inference_steps=9, flow_shift=3.0, config=config)
+    late: Any = make_schedule(
+        "unipc", num_inference_steps=9, flow_shift=3.0, config=config, num_last_steps=4
+    )
+    assert late.disable_corrector == (0, 1)
+    for step in (2, 3):  # away from the start they are the same steps
+        np.testing.assert_array_equal(
+            late.coefficients(step).corrector, whole.coefficients(step + 5).corrector
+        )

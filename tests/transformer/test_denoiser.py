@@ -7,17 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from tests.tolerances import LAYOUT, PARITY, relative_error
-from wan_tpu.checkpoints.source import ArraySource
-from wan_tpu.checkpoints.weights import load_weights
+from tests.transformer.originals import make_original, make_ours, padded
 from wan_tpu.geometry import Compression, Geometry
 from wan_tpu.sharding.layout import parse_layout
-from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import Denoiser, patchify, unpatchify
-from wan_tpu.transformer.processors import AttentionSetting
+from wan_tpu.transformer.denoiser import patchify, unpatchify
 
 SMALL = TransformerConfig(
     num_attention_heads=8,
@@ -47,15 +43,6 @@ CONFIGS = {
 TIMESTEP = 537.0
 
 
-def make_original(config: TransformerConfig) -> WanTransformer3DModel:
-    """diffusers' model with weights large enough that every part of it matters."""
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(**config.to_json()).eval()
-    for name, parameter in model.named_parameters():
-        parameter.data.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.15)
-    return model
-
-
 def make_inputs(config: TransformerConfig, geometry: Geometry, batch: int = 2):
     torch.manual_seed(1)
     shape = (geometry.latent_frames, geometry.latent_height, geometry.latent_width)
@@ -79,15 +66,8 @@ def predict_original(model, latents, text):
 
 def predict_ours(model, config, geometry, latents, text, layout, attention="reference"):
     """Our prediction as diffusers shapes it, `[batch, channels, frames, height, width]`."""
-    mesh = make_mesh(layout, jax.devices()[: layout.num_devices])
-    setting = AttentionSetting(mesh=mesh, layout=layout, implementation=attention)
-    denoiser = Denoiser(config=config, setting=setting, dtype=jnp.float32)
-    source = ArraySource({name: t.numpy() for name, t in model.state_dict().items()})
-    params = load_weights("transformer", denoiser.weights(), source, mesh)
-    tokens = patchify(latents.numpy(), config.patch_size)
-    padding = denoiser.padded_tokens(geometry) - tokens.shape[1]
-    # What lies in padding tokens must never matter.
-    tokens = np.pad(tokens, ((0, 0), (0, padding), (0, 0)), constant_values=100.0)
+    denoiser, params = make_ours(model, config, layout, attention)
+    tokens = padded(latents, denoiser, geometry)
     batch = len(text)
     text = text.numpy()[np.arange(denoiser.padded_batch(batch)) % batch]
 
@@ -97,7 +77,7 @@ def predict_ours(model, config, geometry, latents, text, layout, attention="refe
         velocity = denoiser.predict(params, tokens, jnp.float32(TIMESTEP), context, geometry)
         return unpatchify(velocity, geometry)
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(denoiser.setting.concrete_mesh):
         velocity = np.asarray(forward(params, tokens, text))[:batch]
     return np.moveaxis(velocity, -1, 1)
 

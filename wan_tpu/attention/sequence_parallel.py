@@ -151,20 +151,21 @@ def sharded_attend(
 
 def cross_attend(
     query: Float[Array, "1 batch tokens channels"],
-    key: Float[Array, "1 batch text channels"],
-    value: Float[Array, "1 batch text channels"],
+    key: Float[Array, "1 batch keys channels"],
+    value: Float[Array, "1 batch keys channels"],
     *,
     head_dim: int,
     mesh: Mesh,
     layout: Layout,
     implementation: str,
 ) -> Float[Array, "1 batch tokens channels"]:
-    """Attention of tokens, split over sp, to text that every sp shard holds whole; global view.
+    """Attention of tokens, split over sp, to keys that every sp shard holds whole; global view.
 
     Args:
         query: [1, batch, tokens, heads * head_dim]: one group, whatever the layout.
-        key: [1, batch, text, heads * head_dim]; all attended, for Wan's zeros after the prompt
-            are real keys.
+        key: [1, batch, keys, heads * head_dim], as many as there are, whatever that divides by:
+            what an implementation pads to its tiles, it masks. All attended, for Wan's zeros after
+            the prompt are real keys.
         value: like `key`.
         head_dim: features of a head.
         mesh: with the axes dp, sp and tp of `layout`; decides the platform.

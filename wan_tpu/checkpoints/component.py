@@ -6,11 +6,13 @@ stands in front of all of them.
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from wan_tpu.checkpoints.eight_bit import as_weights
 from wan_tpu.checkpoints.original_names import (
     Names,
+    image_encoder_names,
     text_encoder_names,
     transformer_names,
     vae_names,
@@ -18,15 +20,30 @@ from wan_tpu.checkpoints.original_names import (
 from wan_tpu.checkpoints.renamed import RenamedSource
 from wan_tpu.checkpoints.source import SafetensorsSource, TensorSource
 from wan_tpu.errors import CheckpointError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
 
-COMPONENTS = ("text_encoder", "transformer", "vae")
+COMPONENTS = (TEXT_ENCODER, IMAGE_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE)
+"""All that a model can have; which of them it has its kind says."""
+
 PLAIN_NAMES = {
-    "text_encoder": "model",
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
+    TEXT_ENCODER: "model",
+    IMAGE_ENCODER: "model",
+    TRANSFORMER: "diffusion_pytorch_model",
+    TRANSFORMER_2: "diffusion_pytorch_model",
+    VAE: "diffusion_pytorch_model",
 }
 TIED_NAMES = {"encoder.embed_tokens.weight": "shared.weight"}
 """The text encoder's table under its second name: transformers ties the two, files hold either."""
+
+UNREAD = {
+    # Some files of image-to-video models have a norm of queries for pictures. Nothing computes it,
+    # in diffusers no more than in Wan's own code: the picture's keys meet the text's queries.
+    TRANSFORMER: re.compile(r"(?:.*\.)?(?:norm_added_q|norm_q_img)\.weight"),
+    # The way from CLIP's last layer to what is compared with texts, which Wan does not go, and
+    # numbers that older releases of transformers wrote down: 0, 1, 2, ...
+    IMAGE_ENCODER: re.compile(r"(?:.*\.)?(?:visual_projection\.weight|embeddings\.position_ids)"),
+}
+"""Tensors that are in files and in no model, by component: left out, whatever they are."""
 
 
 def _kept(names: Iterable[str]) -> Names:
@@ -40,7 +57,8 @@ class Naming:
     Attributes:
         of: `diffusers` (or transformers), or `original`.
         signature: a tensor that only these names have.
-        to_diffusers: from all names, without what stands in front, to diffusers'.
+        to_diffusers: from all names, without what stands in front, to diffusers'; without those
+            that the model does not go as far as.
     """
 
     of: str
@@ -49,7 +67,7 @@ class Naming:
 
 
 NAMINGS: Mapping[str, tuple[Naming, ...]] = {
-    "transformer": (
+    TRANSFORMER: (
         Naming(of="diffusers", signature="blocks.0.attn1.to_q.weight", to_diffusers=_kept),
         Naming(
             of="original",
@@ -57,7 +75,7 @@ NAMINGS: Mapping[str, tuple[Naming, ...]] = {
             to_diffusers=transformer_names,
         ),
     ),
-    "text_encoder": (
+    TEXT_ENCODER: (
         Naming(
             of="transformers",
             signature="encoder.block.0.layer.0.SelfAttention.q.weight",
@@ -69,14 +87,21 @@ NAMINGS: Mapping[str, tuple[Naming, ...]] = {
             to_diffusers=text_encoder_names,
         ),
     ),
-    "vae": (
+    IMAGE_ENCODER: (
+        Naming(
+            of="transformers",
+            signature="encoder.layers.0.self_attn.q_proj.weight",
+            to_diffusers=image_encoder_names,
+        ),
+    ),
+    VAE: (
         Naming(of="diffusers", signature="decoder.conv_in.weight", to_diffusers=_kept),
         Naming(of="original", signature="decoder.conv1.weight", to_diffusers=vae_names),
     ),
 }
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "transformer": (
+    TRANSFORMER: (
         "",
         "model.diffusion_model.",
         "diffusion_model.",
@@ -85,7 +110,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
         "module.",
         "_orig_mod.",
     ),
-    "text_encoder": (
+    TEXT_ENCODER: (
         "",
         "text_encoders.umt5xxl.transformer.",
         "umt5xxl.transformer.",
@@ -93,7 +118,8 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
         "model.",
         "text_encoder.",
     ),
-    "vae": ("", "first_stage_model.", "vae.", "model."),
+    IMAGE_ENCODER: ("", "vision_model.", "image_encoder.vision_model.", "model.vision_model."),
+    VAE: ("", "first_stage_model.", "vae.", "model."),
 }
 """What may stand in front of all of a component's names: ComfyUI's files of a whole model put
 another one in front of each component, trainers and `torch.compile` their own."""
@@ -115,7 +141,7 @@ class Found:
 
 
 def find_components(names: Collection[str]) -> dict[str, Found]:
-    """The components whose tensors are among these names, by name."""
+    """The components whose tensors are among these names, by name; any transformer is the first."""
     found = {}
     for component, namings in NAMINGS.items():
         for naming in namings:
@@ -148,17 +174,22 @@ def in_diffusers_names(component: str, source: TensorSource) -> TensorSource:
 
     Args:
         component: one of `COMPONENTS`.
-        source: of whichever names; unknown ones are kept, for `check_tensors` to name.
+        source: of whichever names; unknown ones are kept, for `check_tensors` to name, and those
+            that nothing reads (`UNREAD`) are left out.
 
     Raises:
         CheckpointError: two tensors have one name, or one belongs to no component.
     """
-    aliases = TIED_NAMES if component == "text_encoder" else {}
+    aliases = TIED_NAMES if component == TEXT_ENCODER else {}
+    form = TRANSFORMER if component == TRANSFORMER_2 else component
     all_found = find_components(source.shapes)
-    found = all_found.get(component)
+    found = all_found.get(form)
     prefix = found.prefix if found else ""
-    inside = [name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)]
-    _check_all_belong(source, [each.prefix for each in all_found.values()], component, prefix)
+    unread = UNREAD.get(form, re.compile(r"(?!)"))
+    stored = [name for name in source.shapes if not unread.fullmatch(name)]
+    inside = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
+    prefixes = [each.prefix for each in all_found.values()]
+    _check_all_belong(source.description, stored, prefixes, component, prefix)
     translated = found.naming.to_diffusers(inside) if found else _kept(inside)
     names: dict[str, str] = {}
     for theirs, ours in translated.items():
@@ -177,14 +208,14 @@ def in_diffusers_names(component: str, source: TensorSource) -> TensorSource:
 
 
 def _check_all_belong(
-    source: TensorSource, prefixes: list[str], component: str, prefix: str
+    where: str, names: Collection[str], prefixes: list[str], component: str, prefix: str
 ) -> None:
     """Refuses a file of a whole model with tensors that belong to none of its components."""
     if not prefix:
         return
-    for name in source.shapes:
+    for name in names:
         if not name.startswith(tuple(each for each in prefixes if each)):
             raise CheckpointError(
-                f"{component} in {source.description}: unexpected {name}, beside tensors whose "
+                f"{component} in {where}: unexpected {name}, beside tensors whose "
                 f"names begin with {prefix}"
             )

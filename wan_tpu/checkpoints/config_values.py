@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,8 @@ def read_fields(cls: type, config: Mapping[str, Any], component: str) -> dict[st
     """The fields of a dataclass that a configuration has, each checked against its annotation.
 
     Args:
-        cls: a dataclass with fields of int, float, bool, str, or tuples of them.
+        cls: a dataclass with fields of int, float, bool, str, tuples of them, or one of these or
+            None.
         config: the JSON object; null is absent, other names are left alone.
         component: what messages call it, for example `transformer`.
 
@@ -38,6 +40,8 @@ def read_fields(cls: type, config: Mapping[str, Any], component: str) -> dict[st
 
 
 def _read(value: Any, kind: Any, what: str) -> Any:
+    if isinstance(kind, types.UnionType):
+        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
     if typing.get_origin(kind) is not tuple:
         if not _is_a(value, kind):
             raise CheckpointError(f"{what} must be {_WORDS[kind]}, got {value!r}")

@@ -1,9 +1,9 @@
 """What a model's folder says about how it is run, and what is Wan's where it says nothing.
 
 In this order: `generation_defaults.json`, which is this library's own; the class and the shift of
-`scheduler/scheduler_config.json`; Wan's defaults. Except for one value: Wan's converter writes a
-`flow_shift` of 3 into every text-to-video folder, which Wan itself runs with 5 (or 12), so that 3
-beside UniPC says nothing.
+`scheduler/scheduler_config.json`; Wan's defaults for the kind of model. Except for one value: Wan's
+converter writes a `flow_shift` of 3 into nearly every folder, which Wan itself runs with 5 (or 12),
+so that 3 beside UniPC says nothing.
 """
 
 import dataclasses
@@ -15,15 +15,16 @@ from typing import Any
 
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.checkpoints.files import read_json
-from wan_tpu.checkpoints.known import WAN_SCHEDULER, wan_defaults
+from wan_tpu.checkpoints.known import WAN_SCHEDULER, KnownModel, wan_defaults
 from wan_tpu.errors import CheckpointError, InputError
+from wan_tpu.family import ModelKind
 from wan_tpu.request import GenerationDefaults, VideoRequest
 
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-WANS = "Wan 2.1"
+WANS = "Wan"
 CONVERTERS_SHIFT = 3.0
 
 _CLASSES = {
@@ -51,32 +52,39 @@ class FolderDefaults:
 def wan_origins() -> dict[str, str]:
     """Every default is Wan's."""
     names = [field.name for field in dataclasses.fields(GenerationDefaults)]
-    return {name.removesuffix("_by_height"): WANS for name in names}
+    return {name.removesuffix("_by_area"): WANS for name in names}
 
 
 def read_defaults(
-    folder: pathlib.Path, transformer: Mapping[str, Any], *, is_official: bool = False
+    folder: pathlib.Path,
+    kind: ModelKind,
+    transformer: Mapping[str, Any],
+    *,
+    official: KnownModel | None = None,
 ) -> FolderDefaults:
     """The defaults of a folder in diffusers format.
 
     Args:
         folder: of the model.
+        kind: of the model.
         transformer: its configuration; by its size Wan's defaults differ.
-        is_official: whether it is Wan's own, whose scheduler is not what Wan runs.
+        official: which of Wan's own it is, whose scheduler's file is not what Wan runs.
 
     Raises:
         CheckpointError: a file is missing, or has a value that cannot be.
     """
-    defaults, origins = wan_defaults(transformer), wan_origins()
+    defaults, origins = wan_defaults(kind, transformer), wan_origins()
     config: Mapping[str, Any] = read_json(folder / SCHEDULER_FILE)
-    if not is_official:
+    if official is not None:
+        defaults = official.defaults
+    else:
         defaults, changed = _follow_scheduler(defaults, config, str(folder / SCHEDULER_FILE))
         origins |= dict.fromkeys(changed, SCHEDULER_FILE)
     if config.get("_class_name", "UniPCMultistepScheduler") not in _CLASSES:
         origins["scheduler"] = f"{WANS}, instead of the folder's {config['_class_name']}"
         config = WAN_SCHEDULER
     if (folder / DEFAULTS_FILE).is_file():
-        defaults, changed = _follow_file(defaults, folder / DEFAULTS_FILE)
+        defaults, changed = _follow_file(defaults, kind, folder / DEFAULTS_FILE)
         origins |= dict.fromkeys(changed, DEFAULTS_FILE)
     return FolderDefaults(defaults=defaults, origins=origins, scheduler=config)
 
@@ -92,7 +100,7 @@ def log_origins(name: str, defaults: GenerationDefaults, origins: Mapping[str, s
 def _shown(defaults: GenerationDefaults, name: str) -> Any:
     if name != "flow_shift":
         return repr(getattr(defaults, name))
-    shifts = [f"{s:g} from {p} pixels" if p else f"{s:g}" for p, s in defaults.flow_shift_by_height]
+    shifts = [f"{s:g} from {p} pixels" if p else f"{s:g}" for p, s in defaults.flow_shift_by_area]
     return ", ".join(shifts)
 
 
@@ -123,17 +131,19 @@ def _follow_scheduler(
             f"{where}: {shift_name} must lie between 0.001 and 100, got {shift!r}"
         )
     changed.append("flow_shift")
-    return dataclasses.replace(defaults, flow_shift_by_height=((0, float(shift)),)), changed
+    return dataclasses.replace(defaults, flow_shift_by_area=((0, float(shift)),)), changed
 
 
 def _follow_file(
-    defaults: GenerationDefaults, path: pathlib.Path
+    defaults: GenerationDefaults, kind: ModelKind, path: pathlib.Path
 ) -> tuple[GenerationDefaults, list[str]]:
     """The defaults with those of the model's own file; its flow shift is for all sizes."""
     values = read_json(path)
     names = list(values)
     shift = values.pop("flow_shift", None)
-    known = {f.name for f in dataclasses.fields(GenerationDefaults)} - {"flow_shift_by_height"}
+    known = {f.name for f in dataclasses.fields(GenerationDefaults)} - {"flow_shift_by_area"}
+    if len(kind.experts) == 1:
+        known.remove("guidance_scale_2")
     unknown = sorted(values.keys() - known)
     if unknown:
         raise CheckpointError(
@@ -142,7 +152,7 @@ def _follow_file(
     fields = read_fields(GenerationDefaults, values, f"file {path}")
     try:
         if shift is not None:
-            fields["flow_shift_by_height"] = ((0, float(shift)),)
+            fields["flow_shift_by_area"] = ((0, float(shift)),)
             if not math.isfinite(float(shift)):
                 raise InputError(f"flow_shift must be a number, got {shift}")
         defaults = dataclasses.replace(defaults, **fields)

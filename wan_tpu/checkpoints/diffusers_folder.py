@@ -15,8 +15,11 @@ from wan_tpu.checkpoints.files import (
     variants,
     visible_names,
 )
+from wan_tpu.checkpoints.kinds import expert_names, read_kind
+from wan_tpu.checkpoints.known import KnownModel
 from wan_tpu.checkpoints.strangers import describe_stranger
 from wan_tpu.errors import CheckpointError, UnknownNameError
+from wan_tpu.family import TRANSFORMER
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ def read_folder(
     folder: pathlib.Path,
     *,
     variant: str | None = None,
-    is_official: bool = False,
+    official: KnownModel | None = None,
 ) -> ModelDescription:
     """Reads the configurations of a folder in diffusers format; no weights.
 
@@ -49,33 +52,26 @@ def read_folder(
         name: as the user wrote it.
         folder: of the model.
         variant: of the weights.
-        is_official: whether it is Wan's own, whose scheduler's shift is not to be trusted.
+        official: which of Wan's own it is, whose scheduler's file is not what Wan runs.
 
     Raises:
-        CheckpointError: its files are not those of a Wan text-to-video model.
+        CheckpointError: its files are not those of a Wan model that is implemented.
     """
     if not is_diffusers_folder(folder):
         raise CheckpointError(f"{INDEX_FILE} is missing: {describe_stranger(folder)}")
     index = read_json(folder / INDEX_FILE)
-    pipeline = index.get("_class_name")
-    if pipeline != "WanPipeline":
-        what = "names no _class_name" if pipeline is None else f"is of a {pipeline}"
-        raise CheckpointError(
-            f"{folder}/{INDEX_FILE} {what}; WanPipeline (text to video) is implemented"
-        )
-    if index.get("transformer_2") not in (None, [], [None, None]):
-        raise CheckpointError(
-            f"{folder} has two transformers (Wan 2.2 A14B), which is not implemented yet"
-        )
-    configs: dict[str, Mapping[str, Any]] = {
-        component: read_json(folder / component / "config.json") for component in COMPONENTS
+    where = f"{folder}/{INDEX_FILE}"
+    experts = {name: _read_config(folder / name) for name in expert_names(index, where)}
+    kind = read_kind(index, experts, where)
+    configs = {
+        name: experts[name] if name in experts else _read_config(folder / name)
+        for name in kind.components
     }
-    for component in COMPONENTS:
-        _check_not_quantised(folder / component, configs[component])
-    run = read_defaults(folder, configs["transformer"], is_official=is_official)
+    run = read_defaults(folder, kind, configs[TRANSFORMER], official=official)
     return ModelDescription(
         name=name,
         folder=folder,
+        kind=kind,
         configs=configs | {"scheduler": run.scheduler},
         defaults=run.defaults,
         defaults_from=run.origins,
@@ -110,7 +106,7 @@ def weight_names(
     where: str,
     *,
     variant: str | None,
-    components: Collection[str] = COMPONENTS,
+    components: Collection[str],
 ) -> list[str]:
     """Those of a model's files that are its weights.
 
@@ -147,13 +143,18 @@ def weight_names(
     return chosen
 
 
-def check_variant(folder: pathlib.Path, variant: str | None) -> None:
+def check_variant(folder: pathlib.Path, variant: str | None, components: Collection[str]) -> None:
     """Refuses a variant that no component of a folder has.
+
+    Args:
+        folder: of the model.
+        variant: of the weights.
+        components: those that the model has.
 
     Raises:
         UnknownNameError: names those that there are.
     """
-    inside = {component: visible_names(folder / component) for component in COMPONENTS}
+    inside = {component: visible_names(folder / component) for component in components}
     _check_variant(inside, str(folder), variant)
 
 
@@ -176,8 +177,10 @@ def _check_variant(inside: Mapping[str, Collection[str]], where: str, variant: s
         )
 
 
-def _check_not_quantised(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Refuses weights whose numbers only another library makes weights."""
+def _read_config(folder: pathlib.Path) -> Mapping[str, Any]:
+    """A component's configuration; refuses weights whose numbers only another library makes
+    weights."""
+    config = read_json(folder / "config.json")
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -185,3 +188,4 @@ def _check_not_quantised(folder: pathlib.Path, config: Mapping[str, Any]) -> Non
             f"{folder}/config.json has a quantization_config ({method}), which is not implemented; "
             "take the model's files in bfloat16"
         )
+    return config

@@ -1,8 +1,8 @@
 """From a model's name to its files and configurations; no weights are read here.
 
-A name is `wan-tiny` (in the package), a folder in diffusers format, a hub id, one of the
-`KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline, or what else
-people have of those: one file of the transformer, Wan's original folder, ComfyUI's files in a
+A name is `wan-tiny` or `wan-tiny-ti2v` (in the package), a folder in diffusers format, a hub id,
+one of the `KNOWN_MODELS`, whose configurations are here so that sizes can be shown offline, or what
+else people have of those: one file of the transformer, Wan's original folder, ComfyUI's files in a
 folder. A model of the hub may be of one commit, branch or tag: `owner/name@revision`; else it is
 the newest.
 """
@@ -13,7 +13,6 @@ import logging
 import pathlib
 from collections.abc import Collection
 
-from wan_tpu.checkpoints.component import COMPONENTS
 from wan_tpu.checkpoints.defaults import log_origins, wan_origins
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.diffusers_folder import (
@@ -32,24 +31,27 @@ from wan_tpu.checkpoints.known import (
     KNOWN_MODELS,
     WAN_NEGATIVE_PROMPT,
     WAN_TINY,
+    WAN_TINY_TI2V,
     KnownModel,
+    embedded_folders,
     known_by_hub_id,
-    wan_tiny_folder,
 )
 from wan_tpu.checkpoints.loose_files import (
     LooseModel,
     read_file,
     read_loose_folder,
     require_transformer,
+    which_expert,
 )
 from wan_tpu.checkpoints.strangers import describe_names, refuse_name
 from wan_tpu.errors import CheckpointError, UnknownNameError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER_2, VAE, ModelKind
 
 __all__ = [
-    "COMPONENTS",
     "KNOWN_MODELS",
     "WAN_NEGATIVE_PROMPT",
     "WAN_TINY",
+    "WAN_TINY_TI2V",
     "KnownModel",
     "ModelDescription",
     "describe_model",
@@ -60,8 +62,12 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
 """Characters; hub ids have at most 96, and a message need not be longer."""
-PARTS = (*COMPONENTS, TOKENIZER)
-_IN_WORDS = {"text_encoder": "text encoder", "vae": "autoencoder"}
+_IN_WORDS = {
+    TEXT_ENCODER: "text encoder",
+    IMAGE_ENCODER: "image encoder",
+    TRANSFORMER_2: "second transformer",
+    VAE: "autoencoder",
+}
 
 
 def describe_model(name: str, variant: str | None = None) -> ModelDescription:
@@ -73,7 +79,7 @@ def describe_model(name: str, variant: str | None = None) -> ModelDescription:
 
     Raises:
         UnknownNameError: nothing is called so.
-        CheckpointError: its files are not those of a Wan text-to-video model.
+        CheckpointError: its files are not those of a Wan model that is implemented.
     """
     if name.partition("@")[0] in KNOWN_MODELS:
         return _described(name, KNOWN_MODELS[name.partition("@")[0]], variant)
@@ -107,8 +113,9 @@ def open_model(name: str, variant: str | None = None) -> ModelDescription:
 
 def _find(name: str, variant: str | None, *, with_weights: bool) -> ModelDescription:
     """A model that is not called by a known one's name."""
-    if name == WAN_TINY:
-        return _from_folder(name, wan_tiny_folder(), variant)
+    embedded = embedded_folders()
+    if name in embedded:
+        return _from_folder(name, embedded[name], variant)
     try:
         path = pathlib.Path(name).expanduser()
         if name and path.is_dir():
@@ -124,14 +131,14 @@ def _find(name: str, variant: str | None, *, with_weights: bool) -> ModelDescrip
             raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and len(name) <= LONGEST_NAME:
         return _from_hub(name, name, variant, with_weights=with_weights)
-    known = [WAN_TINY, *KNOWN_MODELS, "a folder in diffusers format", "a hub id like owner/name"]
+    known = [*embedded, *KNOWN_MODELS, "a folder in diffusers format", "a hub id like owner/name"]
     shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     raise UnknownNameError("model", shown, known)
 
 
 def _from_folder(name: str, folder: pathlib.Path, variant: str | None) -> ModelDescription:
     model = read_folder(name, folder, variant=variant)
-    check_variant(folder, variant)
+    check_variant(folder, variant, model.kind.components)
     return model
 
 
@@ -156,8 +163,9 @@ def _from_file(
         if is_diffusers_folder(folder):
             require_transformer(path)
             model = _from_folder(name, folder, variant)
-            logger.info("%s: everything but the transformer is from %s", name, folder)
-            return dataclasses.replace(model, files={"transformer": path})
+            expert = which_expert(path, model.kind)
+            logger.info("%s: everything but the %s is from %s", name, expert, folder)
+            return dataclasses.replace(model, files={expert: path})
     return _completed(name, None, read_file(path), variant, with_weights=with_weights)
 
 
@@ -170,13 +178,15 @@ def _completed(
     with_weights: bool,
 ) -> ModelDescription:
     """Loose files, with what they lack from the public model that they are of."""
-    lacking = [part for part in PARTS if part not in loose.files]
-    if loose.known == WAN_TINY:
-        model = _from_folder(name, wan_tiny_folder(), variant)
-        origin = WAN_TINY
+    embedded = embedded_folders()
+    if loose.known in embedded:
+        origin = loose.known
+        model = _from_folder(name, embedded[loose.known], variant)
+        lacking = _lacking(model.kind, loose)
     else:
         known = KNOWN_MODELS[loose.known]
         origin = known.hub_id
+        lacking = _lacking(known.kind, loose)
         if with_weights and lacking:
             pickles = _pickle_hint(loose)
             in_words = " and no ".join(_IN_WORDS.get(part, part) for part in lacking)
@@ -189,8 +199,15 @@ def _completed(
     if lacking:
         in_words = ", ".join(_IN_WORDS.get(part, part) for part in lacking)
         logger.info("%s is a %s: %s from %s", name, loose.known, in_words, origin)
-    model = dataclasses.replace(model, files=loose.files)
+    parts = (*model.kind.components, TOKENIZER)
+    files = {part: path for part, path in loose.files.items() if part in parts}
+    model = dataclasses.replace(model, files=files)
     return model if model.folder or not with_weights else dataclasses.replace(model, folder=folder)
+
+
+def _lacking(kind: ModelKind, loose: LooseModel) -> list[str]:
+    """The components, and the tokenizer, that are not among loose files."""
+    return [part for part in (*kind.components, TOKENIZER) if part not in loose.files]
 
 
 def _pickle_hint(loose: LooseModel) -> str:
@@ -206,6 +223,7 @@ def _described(name: str, known: KnownModel, variant: str | None) -> ModelDescri
     return ModelDescription(
         name=name,
         folder=None,
+        kind=known.kind,
         configs=known.configs,
         defaults=known.defaults,
         defaults_from=wan_origins(),
@@ -219,7 +237,7 @@ def _from_hub(
     variant: str | None,
     *,
     with_weights: bool,
-    parts: Collection[str] = PARTS,
+    parts: Collection[str] | None = None,
 ) -> ModelDescription:
     """A hub repository, `owner/name[@revision]`, from the cache where its files are there.
 
@@ -228,7 +246,7 @@ def _from_hub(
         source: of the hub.
         variant: of the weights.
         with_weights: whether all files are needed, or the configurations alone.
-        parts: of which the weights, or the tokenizer, are needed.
+        parts: of which the weights, or the tokenizer, are needed; None for all.
     """
     repository = Repository(source)
     if repository.names is None:
@@ -242,17 +260,19 @@ def _from_hub(
             where = f"the hub's {repository.hub_id}"
             raise CheckpointError(f"{INDEX_FILE} is missing: {describe_names(where, names)}")
         folder = repository.fetch(config_names(names), "the configurations")
-    official = known_by_hub_id(repository.hub_id) is not None
-    model = read_folder(name, folder, variant=variant, is_official=official)
+    official = known_by_hub_id(repository.hub_id)
+    model = read_folder(name, folder, variant=variant, official=official)
     if not with_weights:
         return model
+    if parts is None:
+        parts = (*model.kind.components, TOKENIZER)
     try:
         wanted = weight_names(
             names,
             folder,
             repository.hub_id,
             variant=variant,
-            components=[component for component in COMPONENTS if component in parts],
+            components=[component for component in model.kind.components if component in parts],
         )
     except CheckpointError as error:
         if not repository.unreachable:

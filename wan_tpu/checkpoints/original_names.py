@@ -1,10 +1,10 @@
 """What the Wan team and ComfyUI on one side, and diffusers on the other, call the same tensors.
 
 Each function takes names of one component, without what a file puts in front of all of them, and
-gives diffusers' names. A name that is none of the original ones is kept: whoever checks the tensors
-then names it. The arrays behind the names are the same, bit for bit.
+gives those of diffusers or transformers. A name that is none of the original ones is kept: whoever
+checks the tensors then names it. The arrays behind the names are the same, bit for bit.
 
-The original modules: `wan/modules/model.py`, `vae.py` and `t5.py` of Wan 2.1.
+The original modules: `wan/modules/model.py`, `vae.py` and `t5.py` of Wan 2.1, `vae2_2.py` of 2.2.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,22 @@ def text_encoder_names(names: Iterable[str]) -> Names:
     return {name: _text_encoder_name(name) for name in names}
 
 
+def image_encoder_names(names: Iterable[str]) -> Names:
+    """Of CLIP's vision tower, by transformers' `CLIPVisionModelWithProjection`, as far as Wan goes.
+
+    Wan takes the state before the last layer, so the file's last layer is left out, and what comes
+    after it (`wan_tpu.image.encoder`).
+    """
+    prefix = "encoder.layers."
+    names = list(names)
+    numbers = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
+    last = max((int(number) for number in numbers if number.isdigit()), default=0)
+    unread = (f"{prefix}{last}.", "post_layernorm.")
+    return {name: f"vision_model.{name}" for name in names if not name.startswith(unread)}
+
+
 def vae_names(names: Iterable[str]) -> Names:
-    """Of the original `WanVAE_`."""
+    """Of the original `WanVAE_`; Wan 2.1 numbers its blocks through, Wan 2.2 those of a level."""
     names = list(names)
     levels = _decoder_levels(names)
     return {name: _vae_name(name, levels) for name in names}
@@ -37,6 +51,11 @@ def _transformer_name(name: str) -> str:
             return f"condition_embedder.{embedder}.linear_{1 if layer == '0' else 2}.{part}"
         case ["time_projection", "1", part]:
             return f"condition_embedder.time_proj.{part}"
+        case ["img_emb", "proj", layer, part]:
+            layers = {"0": "norm1", "1": "ff.net.0.proj", "3": "ff.net.2", "4": "norm2"}
+            return f"condition_embedder.image_embedder.{layers.get(layer, layer)}.{part}"
+        case ["img_emb", "emb_pos"]:
+            return "condition_embedder.image_embedder.pos_embed"
         case ["head", "head", part]:
             return f"proj_out.{part}"
         case ["head", "modulation"]:
@@ -49,6 +68,7 @@ def _transformer_name(name: str) -> str:
         case ["blocks", number, "self_attn" | "cross_attn" as attention, layer, part]:
             ours = "attn1" if attention == "self_attn" else "attn2"
             layers = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+            layers |= {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
             return f"blocks.{number}.{ours}.{layers.get(layer, layer)}.{part}"
         case ["blocks", number, "ffn", "0" | "2" as layer, part]:
             return f"blocks.{number}.ffn.net.{'0.proj' if layer == '0' else '2'}.{part}"
@@ -97,11 +117,22 @@ def _vae_name(name: str, levels: dict[str, str]) -> str:
             return f"{coder}.mid_block.attentions.0.{'.'.join(rest)}"
         case ["encoder" | "decoder" as coder, "middle", "0" | "2" as block, *rest]:
             return f"{coder}.mid_block.resnets.{0 if block == '0' else 1}.{_block_part(rest)}"
+        case ["encoder", "downsamples", level, "downsamples", number, *rest]:
+            return f"encoder.down_blocks.{level}.{_level_part(number, rest, 'downsampler')}"
+        case ["decoder", "upsamples", level, "upsamples", number, *rest]:
+            return f"decoder.up_blocks.{level}.{_level_part(number, rest, 'upsampler')}"
         case ["encoder", "downsamples", number, *rest]:
             return f"encoder.down_blocks.{number}.{_block_part(rest)}"
         case ["decoder", "upsamples", number, *rest] if number in levels:
             return f"decoder.up_blocks.{levels[number]}.{_block_part(rest)}"
     return name
+
+
+def _level_part(number: str, rest: list[str], step: str) -> str:
+    """Within a level of Wan 2.2's autoencoder: a residual block, or the step to the next level."""
+    if rest[0] in ("resample", "time_conv"):
+        return f"{step}.{'.'.join(rest)}"
+    return f"resnets.{number}.{_block_part(rest)}"
 
 
 def _block_part(rest: list[str]) -> str:

@@ -67,9 +67,8 @@ def describe_names(where: str, names: Collection[str]) -> str:
         return f"{where} is empty; {WHAT_TO_TAKE}"
     if "adapter_config.json" in names or any("lora" in name.lower() for name in weights):
         return f"{where} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
-    if "high_noise_model" in names:
-        return f"{where} is Wan 2.2 A14B in its original format, which is not implemented yet"
-    if any(name.startswith(("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5")) for name in names):
+    originals = ("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5", "high_noise_model")
+    if any(name.startswith(originals) for name in names):
         return f"{where} is a model in Wan's original format; {WHAT_TO_TAKE}"
     if "config.json" in names or "tokenizer.json" in names:
         return f"{where} is one part of a model; give the folder with model_index.json above it"

@@ -14,7 +14,8 @@ from wan_tpu.pipeline.progress import Watch
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.torch_bridge import Params
-from wan_tpu.transformer.denoiser import Context
+from wan_tpu.transformer.conditions import Condition
+from wan_tpu.transformer.processors import Context
 
 State = TypeVar("State")
 """Of a scheduler."""
@@ -29,12 +30,14 @@ class StepCall(Generic[State]):
         params: the denoiser's parameters for a step.
         context: keys and values of cross-attention, for the program's batch.
         numbers: `[n]`, float32, from `pack_numbers`.
+        condition: what pictures add, the same at every step of an expert; None for nothing.
     """
 
     program: Callable[..., tuple[State, jax.Array]]
     params: Params
     context: Context
     numbers: np.ndarray
+    condition: Condition | None = None
 
 
 def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch: Watch) -> State:
@@ -66,7 +69,9 @@ def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch
 
         running: jax.Array | None = None
         for step, call in enumerate(calls):
-            state, is_finite = call.program(call.params, call.context, state, numbers[step])
+            state, is_finite = call.program(
+                call.params, call.context, state, numbers[step], call.condition
+            )
             if running is not None:
                 finish(step, running)
             running = is_finite

@@ -11,20 +11,19 @@ from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
+from wan_tpu.checkpoints.renamed import RenamedSource
+from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.checkpoints.weights import check_parts
-from wan_tpu.pipeline.model import (
-    TEXT_ENCODER,
-    TRANSFORMER,
-    VAE,
-    VideoModel,
-    make_video_model,
-)
+from wan_tpu.family import VAE
+from wan_tpu.pipeline.components import transformer_config, vae_parts
+from wan_tpu.pipeline.model import VideoModel, make_video_model
+from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.sharding.layout import Layout, default_layout, default_weights
 from wan_tpu.sharding.mesh import make_mesh, memory_bytes
 from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
-from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.weights import denoiser_weights
 from wan_tpu.vae.backends import VaeBackend, load_vae
+from wan_tpu.vae.weights import DECODER
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +38,11 @@ def choose_layout(
         devices: all that it is split over.
         dtype: of weights; None for the platform's.
     """
-    config = TransformerConfig.from_json(description.configs["transformer"])
+    config = transformer_config(description)
     layout = default_layout(len(devices), config.num_attention_heads)
     weights = denoiser_weights(config, layout, dtype_for(devices, dtype))
-    kind = default_weights(sum(weight.num_bytes for weight in weights), memory_bytes(devices))
-    return dataclasses.replace(layout, weights=kind)
+    num_bytes = sum(weight.num_bytes for weight in weights) * len(description.kind.experts)
+    return dataclasses.replace(layout, weights=default_weights(num_bytes, memory_bytes(devices)))
 
 
 def dtype_for(devices: Sequence[Any], dtype: DTypeLike | None) -> jnp.dtype:
@@ -93,29 +92,56 @@ def on_one_branch(model: VideoModel) -> VideoModel:
 
 
 def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
-    """The decoder of a model, with its weights; `name` is one of `vae.backends.BACKENDS`."""
+    """The autoencoder of a model, with its weights.
+
+    The encoder is loaded for models that take pictures. A back end without one can still serve
+    such a model where it makes videos of text alone, too.
+
+    Args:
+        model: whose.
+        name: one of `vae.backends.BACKENDS`.
+
+    Raises:
+        UnknownNameError: there is no such back end.
+        InputError: it does not encode, and the model cannot do without.
+        MissingPackageError: its package is not installed.
+        CheckpointError: the weights are not those of the model.
+    """
+    kind = model.description.kind
+    does_without = name not in VAES_THAT_ENCODE and frozenset() in kind.inputs
     return load_vae(
         name,
         model.vae,
         model.description.source(VAE),
         mesh=model.mesh,
         dtype=model.vae_dtype,
+        parts=(DECODER,) if does_without else vae_parts(kind),
     )
 
 
 def checked_parts(model: VideoModel) -> dict[str, Part]:
     """The components' weights and where they are read from; names and shapes fit, nothing is read.
 
+    All but the autoencoder's, which its back end loads.
+
     Raises:
         CheckpointError: files are missing, damaged or not those of the model.
     """
     parts = {
         name: Part(
-            weights=model.components[name].module.weights(),
-            source=model.description.source(name),
+            weights=component.module.weights(),
+            source=_without(model.description.source(name), component.unread),
             mesh=model.mesh,
         )
-        for name in (TEXT_ENCODER, TRANSFORMER)
+        for name, component in model.components.items()
+        if name != VAE
     }
     check_parts(parts)
     return parts
+
+
+def _without(source: TensorSource, unread: tuple[str, ...]) -> TensorSource:
+    """A source without the tensors whose names begin so."""
+    return RenamedSource(
+        source, {name: name for name in source.shapes if not name.startswith(unread)}
+    )

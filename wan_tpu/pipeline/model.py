@@ -5,8 +5,7 @@ that is not there.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -18,81 +17,28 @@ from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE, Conditioning
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
+from wan_tpu.pipeline.components import make_components, transformer_config
 from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
 from wan_tpu.pipeline.names import DTYPES
+from wan_tpu.pipeline.placed import PlacedModel
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
 from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
 from wan_tpu.stage import Stage, abstract
-from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.torch_bridge import Params
-from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding, unpatchify
+from wan_tpu.transformer.conditions import ChannelCondition, Condition, FirstFrameCondition
+from wan_tpu.transformer.denoiser import Denoiser, unpatchify
 from wan_tpu.transformer.processors import AttentionSetting, Context
-from wan_tpu.vae.config import VaeConfig
-from wan_tpu.vae.streaming import StreamingVae, abstract_params
-from wan_tpu.vae.weights import DECODER
-
-TEXT_ENCODER, TRANSFORMER, VAE = "text_encoder", "transformer", "vae"
-"""Components of a text-to-video model, by the names of their folders."""
+from wan_tpu.vae.streaming import StreamingVae
+from wan_tpu.vae.weights import DECODER, ENCODER
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Component:
-    """One part of a model: what it is, what of it lies on the devices, which stages it runs.
-
-    Attributes:
-        module: pure functions of its parameters; of the autoencoder its sizes.
-        weights: by name, abstract: shapes, dtypes, how they are split.
-        stages: names of the stages that take these weights.
-    """
-
-    module: Any
-    weights: Mapping[str, jax.ShapeDtypeStruct]
-    stages: tuple[str, ...]
-
-    @property
-    def bytes_per_device(self) -> int:
-        """What each device holds of it."""
-        return tree_bytes(dict(self.weights))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VideoModel:
-    """A model for one mesh, layout, dtype and attention.
-
-    Attributes:
-        description: names, configurations, defaults.
-        mesh: the devices.
-        layout: how the model is split over them.
-        dtype: of weights and activations.
-        vae_dtype: of the autoencoder.
-        components: its parts, in the order they run.
-    """
-
-    description: ModelDescription
-    mesh: Any  # jax.sharding.Mesh, or AbstractMesh where only sizes matter
-    layout: Layout
-    dtype: DTypeLike
-    vae_dtype: DTypeLike
-    components: Mapping[str, Component]
-
-    @property
-    def text_encoder(self) -> TextEncoder:
-        """Prompts to embeddings."""
-        return self.components[TEXT_ENCODER].module
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The transformer; every set of its parameters goes through the same programs."""
-        return self.components[TRANSFORMER].module
-
-    @property
-    def vae(self) -> VaeConfig:
-        """Sizes of the autoencoder."""
-        return self.components[VAE].module
+class VideoModel(PlacedModel):
+    """A model for one mesh, layout, dtype and attention; see `PlacedModel` for what it has."""
 
     def text_stage(self, num_prompts: int) -> Stage:
         """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`, whether all finite."""
@@ -109,28 +55,90 @@ class VideoModel:
             out_shardings=named(self.mesh),  # every process asks, every device reads
         )
 
-    def context_stage(self, num_prompts: int, batch: int) -> Stage:
-        """(parameters, embeddings) -> keys and values of cross-attention for the whole batch.
+    def image_stage(self, num_pictures: int) -> Stage:
+        """(parameters, pixels) -> image tokens `[1, pictures * tokens, width]`, whether all finite.
+
+        Pixels are `[pictures, size, size, 3]`, float32, from `wan_tpu.image.preprocess`.
+        """
+        encoder = self.image_encoder
+
+        def encode(params: Params, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tokens = encoder.encode(params, pixels)  # [pictures, tokens, width]
+            return tokens.reshape(1, -1, tokens.shape[-1]), _all_finite(tokens)
+
+        size = encoder.config.image_size
+        pixels = abstract((num_pictures, size, size, 3), jnp.float32, named(self.mesh))
+        return self._stage(
+            "image",
+            encode,
+            (dict(self.components[IMAGE_ENCODER].weights), pixels),
+            out_shardings=named(self.mesh),
+        )
+
+    def context_stage(self, num_prompts: int, batch: int, num_pictures: int = 0) -> Stage:
+        """(parameters, embeddings, image tokens or None) -> keys and values of cross-attention.
 
         Args:
             num_prompts: different prompts that were encoded.
             batch: 2 with guidance, 1 without; entry i uses prompt `min(i, num_prompts - 1)`.
+            num_pictures: that the image encoder encoded; all entries use all of them.
         """
         padded = self.denoiser.padded_batch(batch)
         order = [min(i % batch, num_prompts - 1) for i in range(padded)]
 
-        def context(params: Params, text: jax.Array) -> Context:
-            return self.denoiser.text_context(params, text[jnp.asarray(order)])
+        def context(params: Params, text: jax.Array, image: jax.Array | None) -> Context:
+            return self.denoiser.text_context(params, text[jnp.asarray(order)], image)
 
-        shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
-        text = abstract(shape, self.dtype, named(self.mesh))
-        weights = abstract_weights(self.denoiser.context_weights(), self.mesh)
+        whole = named(self.mesh)
+        text_shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
+        image = None
+        if num_pictures:
+            image_shape = (
+                1,
+                self.image_tokens(num_pictures),
+                self.image_encoder.config.hidden_size,
+            )
+            image = abstract(image_shape, self.dtype, whole)
         return self._stage(
             "context",
             context,
-            (weights, text),
+            (
+                abstract_weights(self.denoiser.context_weights(), self.mesh),
+                abstract(text_shape, self.dtype, whole),
+                image,
+            ),
             closes_over=batch,
             out_shardings=named(self.mesh, *CONTEXT),
+        )
+
+    def condition_stage(self, geometry: Geometry, in_steps: Conditioning) -> Stage:
+        """(parameters, tokens) -> what every step is told of the pictures, made once per expert.
+
+        Args:
+            geometry: sizes of the video.
+            in_steps: how the pictures enter them; not `NONE`.
+        """
+        denoiser, weights = self.denoiser, []
+        match in_steps:
+            case Conditioning.CHANNELS:
+                channels, weights = denoiser.config.condition_channels, denoiser.condition_weights()
+
+                def condition(params: Params, tokens: jax.Array) -> Condition:
+                    return ChannelCondition(denoiser.embed_condition(params, tokens))
+            case Conditioning.FIRST_FRAME:
+                channels = denoiser.config.token_channels
+
+                def condition(params: Params, tokens: jax.Array) -> Condition:
+                    return FirstFrameCondition(tokens)
+            case Conditioning.NONE:
+                raise AssertionError("no step is told anything")
+        return self._stage(
+            "condition",
+            condition,
+            (abstract_weights(weights, self.mesh), self.abstract_tokens(geometry, channels)),
+            size=geometry,
+            closes_over=in_steps,
+            out_shardings=self.abstract_tokens(geometry).sharding,
         )
 
     def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
@@ -145,20 +153,40 @@ class VideoModel:
             out_shardings=jax.tree.map(lambda x: x.sharding, state),
         )
 
-    def step_stage(self, geometry: Geometry, schedule: Schedule, batch: int) -> Stage:
-        """(parameters, context, state, numbers) -> state, whether its sample is finite.
+    def step_stage(
+        self,
+        geometry: Geometry,
+        schedule: Schedule,
+        batch: int,
+        num_pictures: int = 0,
+        in_steps: Conditioning = Conditioning.NONE,
+    ) -> Stage:
+        """(parameters, context, state, numbers, condition) -> state, whether its sample is finite.
 
         One program for all steps of all requests of this geometry and scheduler; `numbers` are
         those of `wan_tpu.pipeline.denoise.pack_numbers`. Finite means every real token: what
         padding holds is nobody's.
+
+        Args:
+            geometry: sizes of the video.
+            schedule: of the run.
+            batch: 2 with guidance, 1 without.
+            num_pictures: that the context has image tokens of.
+            in_steps: how pictures enter the step; the condition is of `condition_stage`, or None.
         """
         denoiser = self.denoiser
 
         def step(
-            params: Params, context: Context, state: Any, numbers: jax.Array
+            params: Params,
+            context: Context,
+            state: Any,
+            numbers: jax.Array,
+            condition: Condition | None,
         ) -> tuple[Any, jax.Array]:
             timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
-            velocity = denoiser.predict(params, state.sample, timestep, context, geometry)
+            velocity = denoiser.predict(
+                params, state.sample, timestep, context, geometry, condition
+            )
             if batch == 2:
                 positive, negative = velocity[0:1], velocity[1:2]
                 velocity = negative + guidance_scale * (positive - negative)
@@ -174,9 +202,10 @@ class VideoModel:
             step,
             (
                 abstract_weights(denoiser.step_weights(), self.mesh),
-                self.abstract_context(batch),
+                self.abstract_context(batch, num_pictures),
                 state,
                 numbers,
+                self.abstract_condition(geometry, in_steps),
             ),
             size=geometry,
             closes_over=(geometry, batch),
@@ -184,18 +213,28 @@ class VideoModel:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), named(self.mesh)),
         )
 
-    def velocity_stage(self, geometry: Geometry, batch: int) -> Stage:
-        """(parameters, context, tokens, timestep) -> what the transformer alone predicts.
+    def velocity_stage(
+        self,
+        geometry: Geometry,
+        batch: int,
+        num_pictures: int = 0,
+        in_steps: Conditioning = Conditioning.NONE,
+    ) -> Stage:
+        """(parameters, context, tokens, timestep, condition) -> the transformer's own prediction.
 
         Velocities `[batch, frames, height, width, channels]`, padding dropped, for comparing
-        layouts; making a video does not run it.
+        layouts; making a video does not run it. Arguments as of `step_stage`.
         """
         denoiser = self.denoiser
 
         def velocity(
-            params: Params, context: Context, tokens: jax.Array, timestep: jax.Array
+            params: Params,
+            context: Context,
+            tokens: jax.Array,
+            timestep: jax.Array,
+            condition: Condition | None,
         ) -> jax.Array:
-            predicted = denoiser.predict(params, tokens, timestep, context, geometry)
+            predicted = denoiser.predict(params, tokens, timestep, context, geometry, condition)
             return unpatchify(predicted[:batch], geometry)
 
         return self._stage(
@@ -203,9 +242,10 @@ class VideoModel:
             velocity,
             (
                 abstract_weights(denoiser.step_weights(), self.mesh),
-                self.abstract_context(batch),
+                self.abstract_context(batch, num_pictures),
                 self.abstract_tokens(geometry),
                 abstract((), jnp.float32, named(self.mesh)),
+                self.abstract_condition(geometry, in_steps),
             ),
             size=geometry,
             closes_over=(geometry, batch),
@@ -227,28 +267,39 @@ class VideoModel:
             out_shardings=named(self.mesh),
         )
 
+    def stages(
+        self, latent_height: int, latent_width: int, latent_frames: int
+    ) -> tuple[Stage, ...]:
+        """The programs of our own decoder, as `VaeBackend.stages`."""
+        both = self._own_vae.decode_stages(latent_height, latent_width, self._vae_weights(DECODER))
+        return both if latent_frames > 1 else both[:1]
+
+    def encode_stages(self, height: int, width: int, num_frames: int) -> tuple[Stage, ...]:
+        """The programs of the encoder, as `VaeBackend.encode_stages`."""
+        both = self._own_vae.encode_stages(height, width, self._vae_weights(ENCODER))
+        return both if num_frames > 1 else both[:1]
+
     def decode_stages(self, geometry: Geometry) -> tuple[Stage, Stage]:
         """Our own decoder's programs for the first and for every later latent frame."""
-        vae = StreamingVae(config=self.vae, mesh=self.mesh, dtype=self.vae_dtype)
-        weights = dict(self.components[VAE].weights)
-        return vae.decode_stages(geometry.latent_height, geometry.latent_width, weights)
+        weights = self._vae_weights(DECODER)
+        return self._own_vae.decode_stages(geometry.latent_height, geometry.latent_width, weights)
 
-    def abstract_context(self, batch: int) -> Context:
-        """Keys and values of cross-attention for a batch of 2 (guidance) or 1."""
-        shape = self.denoiser.context_shape(self.denoiser.padded_batch(batch))
-        context = abstract(shape, self.dtype, named(self.mesh, *CONTEXT))
-        return Context(context, context)  # type: ignore[arg-type]
+    def _vae_weights(self, part: str) -> dict[str, jax.ShapeDtypeStruct]:
+        weights = self.components[VAE].weights
+        return {name: weight for name, weight in weights.items() if name.startswith(part)}
 
-    def abstract_tokens(self, geometry: Geometry) -> jax.ShapeDtypeStruct:
-        """Latents in token form, as the denoising loop holds them."""
-        shape = (1, self.denoiser.padded_tokens(geometry), self.denoiser.config.token_channels)
-        return abstract(shape, jnp.float32, latent_tokens_sharding(self.denoiser.setting))
+    @property
+    def _own_vae(self) -> StreamingVae:
+        return StreamingVae(config=self.vae, mesh=self.mesh, dtype=self.vae_dtype)
 
-    def abstract_state(self, geometry: Geometry, schedule: Schedule) -> Any:
-        """The scheduler's state for a video, split like the tokens."""
-        tokens = self.abstract_tokens(geometry)
-        state = jax.eval_shape(schedule.init_state, tokens)
-        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, tokens.sharding), state)
+    def abstract_condition(self, geometry: Geometry, in_steps: Conditioning) -> Any:
+        """What `condition_stage` makes; None where steps are told nothing of pictures."""
+        if in_steps is Conditioning.NONE:
+            return None
+        stage = self.condition_stage(geometry, in_steps)
+        with jax.set_mesh(self.mesh):
+            made = jax.eval_shape(stage.function, *stage.arguments)
+        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, stage.out_shardings), made)
 
     def _stage(
         self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], **kwargs: Any
@@ -275,14 +326,6 @@ def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
 
-def tree_bytes(tree: Any) -> int:
-    """Bytes on one device of a tree of abstract arrays."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
-        for x in jax.tree.leaves(tree)
-    )
-
-
 def make_video_model(
     description: ModelDescription,
     mesh: Any,
@@ -307,7 +350,7 @@ def make_video_model(
         CheckpointError: the configuration is of a model that is not implemented.
     """
     vae_dtype = dtype if vae_dtype is None else vae_dtype
-    transformer = TransformerConfig.from_json(description.configs["transformer"])
+    transformer = transformer_config(description)
     implementation = resolve_implementation(
         attention,
         platform_of(mesh),
@@ -323,37 +366,8 @@ def make_video_model(
         layout=layout,
         dtype=dtype,
         vae_dtype=vae_dtype,
-        components=MappingProxyType(_components(description, denoiser, vae_dtype)),
+        components=MappingProxyType(make_components(description, denoiser, vae_dtype)),
     )
-
-
-def _components(
-    description: ModelDescription, denoiser: Denoiser, vae_dtype: DTypeLike
-) -> dict[str, Component]:
-    """The parts of a text-to-video model, on the mesh and in the dtype of its denoiser."""
-    mesh: Any = denoiser.setting.mesh
-    configs = description.configs
-    text_encoder = TextEncoder(
-        config=TextConfig.from_json(configs["text_encoder"]), mesh=mesh, dtype=denoiser.dtype
-    )
-    vae = VaeConfig.from_json(configs["vae"])
-    return {
-        TEXT_ENCODER: Component(
-            module=text_encoder,
-            weights=abstract_weights(text_encoder.weights(), mesh),
-            stages=("text",),
-        ),
-        TRANSFORMER: Component(
-            module=denoiser,
-            weights=abstract_weights(denoiser.weights(), mesh),
-            stages=("context", "step"),
-        ),
-        VAE: Component(
-            module=vae,
-            weights=abstract_params(vae, vae_dtype, mesh=mesh, parts=(DECODER,)),
-            stages=("decode-first", "decode-next"),
-        ),
-    }
 
 
 def parse_dtype(name: str) -> jnp.dtype:

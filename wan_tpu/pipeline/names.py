@@ -5,3 +5,6 @@ DTYPES = ("bfloat16", "float32")
 
 VAES = ("flax", "maxdiffusion")
 """The keys of `wan_tpu.vae.backends.BACKENDS`."""
+
+VAES_THAT_ENCODE = ("flax",)
+"""Those of `VAES` that a request with pictures can use."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from wan_tpu.errors import Cancelled
 
-STAGES = ("text", "denoise", "decode")
+STAGES = ("image", "text", "encode", "denoise", "decode")
 """What progress is reported for, in order."""
 
 
@@ -17,7 +17,7 @@ class Progress:
 
     Attributes:
         stage: one of `STAGES`, or `compile` followed by a program's name.
-        done: units of the stage that are finished: prompts, steps, frames.
+        done: units of the stage that are finished: pictures, prompts, frames, steps, frames.
         total: units of the stage.
         seconds: since the stage began.
     """

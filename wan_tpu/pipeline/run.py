@@ -1,22 +1,43 @@
 """One request: everything that is decided about it before it runs, and its metadata after."""
 
+import collections
 import dataclasses
 import importlib.metadata
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from wan_tpu.family import IMAGE_ENCODER, Conditioning
 from wan_tpu.geometry import Geometry
-from wan_tpu.pipeline.check import check_request
+from wan_tpu.media import NO_MEDIA, Media
+from wan_tpu.pipeline.check import check
+from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
 from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.schedulers.base import Schedule
+from wan_tpu.schedulers.sigmas import read_num_train_timesteps
+from wan_tpu.stage import Stage
 
 PACKAGES = ("wan_tpu", "torch", "torchax", "jax", "jaxlib", "flax", "diffusers", "transformers")
+
+
+class VaeStages(Protocol):
+    """Whoever knows the autoencoder's programs: a back end, or `VideoModel` for our own."""
+
+    def stages(
+        self, latent_height: int, latent_width: int, latent_frames: int
+    ) -> tuple[Stage, ...]:
+        """Those that decode, in order."""
+        ...
+
+    def encode_stages(self, height: int, width: int, num_frames: int) -> tuple[Stage, ...]:
+        """Those that encode, in order."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +47,10 @@ class Run:
     Attributes:
         request: complete. geometry: its sizes. schedule: its noise levels.
         steps: what each denoising step takes.
+        pictures: what the request names, decoded; empty where it is planned alone.
+        way: what is made of them.
         model: the model on the mesh that suits the batch.
+        whole_model: on the mesh of both branches, where everything but the steps runs.
         watch: reports, measures, stops.
     """
 
@@ -34,7 +58,10 @@ class Run:
     geometry: Geometry
     schedule: Schedule
     steps: tuple[PlannedStep, ...]
+    pictures: Pictures
+    way: NoPictures
     model: VideoModel
+    whole_model: VideoModel
     watch: Watch
 
     @property
@@ -42,8 +69,83 @@ class Run:
         """Prompts that the steps need: with guidance the negative one, too."""
         return max(step.batch for step in self.steps)
 
+    @property
+    def batches(self) -> list[int]:
+        """Of the steps, each once."""
+        return sorted({step.batch for step in self.steps})
 
-def plan_run(request: VideoRequest, model: VideoModel, one_branch: VideoModel, watch: Watch) -> Run:
+    @property
+    def components(self) -> list[str]:
+        """The transformers whose turn comes."""
+        return sorted({step.component for step in self.steps})
+
+    @property
+    def contexts(self) -> list[tuple[str, int]]:
+        """What the steps attend to: each transformer makes it anew, for each of its batches."""
+        return sorted({(step.component, step.batch) for step in self.steps})
+
+    @property
+    def num_encoder_pictures(self) -> int:
+        """Pictures for the image encoder; none where the model has no such encoder."""
+        return len(self.way.roles) if IMAGE_ENCODER in self.whole_model.components else 0
+
+    def context_stage(self, num_prompts: int, batch: int) -> Stage:
+        """The stage of what the steps of a batch attend to."""
+        return self.model.context_stage(num_prompts, batch, self.num_encoder_pictures)
+
+    def step_stage(self, batch: int) -> Stage:
+        """The stage of the steps of a batch."""
+        return self.model.step_stage(
+            self.geometry, self.schedule, batch, self.num_encoder_pictures, self.way.in_steps
+        )
+
+    def velocity_stage(self, batch: int) -> Stage:
+        """The stage of the transformer alone, on what its steps take."""
+        return self.model.velocity_stage(
+            self.geometry, batch, self.num_encoder_pictures, self.way.in_steps
+        )
+
+    def decode_stages(self, vae: VaeStages) -> tuple[Stage, ...]:
+        """The stages that decode its latents."""
+        geometry = self.geometry
+        return vae.stages(geometry.latent_height, geometry.latent_width, geometry.latent_frames)
+
+    def encode_stages(self, vae: VaeStages) -> tuple[Stage, ...]:
+        """The stages that encode what its pictures give."""
+        geometry, num_frames = self.geometry, self.way.num_frames(self.geometry)
+        if num_frames == 0:
+            return ()
+        return vae.encode_stages(geometry.height, geometry.width, num_frames)
+
+    def stages(self, vae: VaeStages | None = None) -> list[Stage]:
+        """The stage of every program that it runs, in this order, each once.
+
+        Args:
+            vae: knows the autoencoder's; our own when not given.
+        """
+        whole, model, geometry = self.whole_model, self.model, self.geometry
+        vae = vae or whole
+        pictures, in_steps = self.num_encoder_pictures, self.way.in_steps
+        return [
+            whole.text_stage(self.batch),
+            *([whole.image_stage(pictures)] if pictures else []),
+            *(self.context_stage(self.batch, batch) for batch in self.batches),
+            *self.encode_stages(vae),
+            *([] if in_steps is Conditioning.NONE else [model.condition_stage(geometry, in_steps)]),
+            model.start_stage(geometry, self.schedule),
+            *(self.step_stage(batch) for batch in self.batches),
+            model.latents_stage(geometry),
+            *self.decode_stages(vae),
+        ]
+
+
+def plan_run(
+    request: VideoRequest,
+    model: VideoModel,
+    one_branch: VideoModel,
+    watch: Watch,
+    media: Media = NO_MEDIA,
+) -> Run:
     """Decides everything about a request.
 
     Args:
@@ -51,11 +153,14 @@ def plan_run(request: VideoRequest, model: VideoModel, one_branch: VideoModel, w
         model: on the mesh for steps with guidance.
         one_branch: the same on the mesh for runs without.
         watch: of the run.
+        media: the bytes of its pictures; none to plan a run that is not made.
 
     Raises:
         InputError: the request cannot be carried out.
     """
-    request, geometry = check_request(model.description, request)
+    description = model.description
+    checked = check(description, request, media)
+    request, kind, config = checked.request, description.kind, description.configs["scheduler"]
     assert request.num_inference_steps is not None
     assert request.flow_shift is not None
     assert request.scheduler is not None
@@ -63,18 +168,35 @@ def plan_run(request: VideoRequest, model: VideoModel, one_branch: VideoModel, w
         request.scheduler,
         num_inference_steps=request.num_inference_steps,
         flow_shift=request.flow_shift,
-        config=model.description.configs["scheduler"],
+        config=config,
+        num_last_steps=request.num_steps,
     )
-    steps = plan_steps(request, schedule)
+    ratio = kind.boundary_ratio
+    steps = plan_steps(
+        request,
+        schedule,
+        experts=kind.experts,
+        boundary=None if ratio is None else ratio * read_num_train_timesteps(config),
+    )
     has_guidance = any(step.batch == 2 for step in steps)
     return Run(
         request=request,
-        geometry=geometry,
+        geometry=checked.geometry,
         schedule=schedule,
         steps=steps,
+        pictures=checked.pictures,
+        way=way_of_pictures(kind, frozenset(request.media)),
         model=model if has_guidance else one_branch,
+        whole_model=model,
         watch=watch,
     )
+
+
+def compile_order(stage: Stage) -> int:
+    """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
+    order = ("step", "text", "image", "encode-next", "encode-first", "context", "condition")
+    order = (*order, "start", "latents", "decode-next", "decode-first")
+    return order.index(stage.name)
 
 
 def metadata_of(run: Run, vae: str) -> dict[str, Any]:
@@ -93,6 +215,8 @@ def metadata_of(run: Run, vae: str) -> dict[str, Any]:
         "defaults_from": dict(description.defaults_from),
         "request": dataclasses.asdict(run.request),
         "seed": run.request.seed,
+        "pictures": {role: picture.fit for role, picture in run.pictures.items()},
+        "steps": dict(collections.Counter(step.component for step in run.steps)),
         "tokens": run.geometry.num_tokens,
         "layout": str(model.layout),
         "sequence_parallel": model.layout.sequence_parallel,

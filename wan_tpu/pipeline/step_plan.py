@@ -1,16 +1,16 @@
 """Which program, parameters and guidance each denoising step takes: a table made before the run.
 
 It is made on the host from the request and the schedule alone, so every process of a slice makes
-the same. Experts that take turns, guidance that stops half-way and few-step samplers are other
-tables; the loop (`denoise.py`) knows none of them.
+the same. Experts that take turns are a table here; guidance that stops half-way and few-step
+samplers would be others. The loop (`denoise.py`) knows none of them.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+from wan_tpu.family import TRANSFORMER
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
-
-TRANSFORMER = "transformer"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,28 @@ class PlannedStep:
         return 2 if self.guidance_scale > 1 else 1
 
 
-def plan_steps(request: VideoRequest, schedule: Schedule) -> tuple[PlannedStep, ...]:
-    """The steps of a run, in order.
+def plan_steps(
+    request: VideoRequest,
+    schedule: Schedule,
+    *,
+    experts: Sequence[str] = (TRANSFORMER,),
+    boundary: float | None = None,
+) -> tuple[PlannedStep, ...]:
+    """The steps of a run, in order, as diffusers' `WanPipeline` takes them.
 
     Args:
         request: complete (`VideoRequest.resolved`).
         schedule: of the request.
+        experts: whose parameters take turns, high noise first: one, or two.
+        boundary: the smallest timestep of the first of two; None for one.
     """
     assert request.guidance_scale is not None, "resolve the request first"
-    step = PlannedStep(guidance_scale=request.guidance_scale)
-    return (step,) * schedule.num_steps
+    second_scale = request.guidance_scale_2
+    high = PlannedStep(component=experts[0], guidance_scale=request.guidance_scale)
+    low = PlannedStep(
+        component=experts[-1],
+        guidance_scale=request.guidance_scale if second_scale is None else second_scale,
+    )
+    return tuple(
+        high if boundary is None or timestep >= boundary else low for timestep in schedule.timesteps
+    )

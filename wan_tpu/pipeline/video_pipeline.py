@@ -2,26 +2,30 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import torch
 from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import Weight, load_parts
-from wan_tpu.errors import BadNumbersError
-from wan_tpu.geometry import Geometry
+from wan_tpu.errors import BadNumbersError, InputError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
+from wan_tpu.image.preprocess import for_image_encoder
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
+from wan_tpu.pipeline.latents import make_noise, place_padded, to_tokens
 from wan_tpu.pipeline.load import checked_parts, load_vae_of, on_one_branch, place_model
 from wan_tpu.pipeline.memory import reporting_memory
-from wan_tpu.pipeline.model import TEXT_ENCODER, VideoModel
+from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.pipeline.names import VAES_THAT_ENCODE
+from wan_tpu.pipeline.options import listed
 from wan_tpu.pipeline.programs import Program, Programs
 from wan_tpu.pipeline.progress import Progress, Watch
-from wan_tpu.pipeline.run import Run, metadata_of, plan_run
+from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named, place
@@ -30,7 +34,8 @@ from wan_tpu.stage import Stage
 from wan_tpu.text.prompt import check_prompt, tokenize
 from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
 from wan_tpu.torch_bridge import Params
-from wan_tpu.transformer.denoiser import Context, patchify
+from wan_tpu.transformer.conditions import Condition
+from wan_tpu.transformer.processors import Context
 from wan_tpu.vae.backends import VaeBackend
 
 logger = logging.getLogger(__name__)
@@ -62,7 +67,7 @@ class VideoPipeline:
                 for weight, array in arrays.items()
             }
             for name, arrays in params.items()
-            if name != TEXT_ENCODER
+            if name in self._one_branch.description.kind.experts
         }
 
     @classmethod
@@ -149,6 +154,7 @@ class VideoPipeline:
         self,
         request: VideoRequest,
         *,
+        media: Media = NO_MEDIA,
         on_progress: Callable[[Progress], None] | None = None,
         should_cancel: Callable[[], bool] | None = None,
         on_frames: Callable[[np.ndarray], None] | None = None,
@@ -157,7 +163,9 @@ class VideoPipeline:
         """Makes one video.
 
         Args:
-            request: what to make; open fields take the model's defaults.
+            request: what to make; open fields take what its pictures give, else the model's
+                defaults.
+            media: the pictures and clips that it names.
             on_progress: called at every step, with what is done so far.
             should_cancel: asked between steps; true ends the generation.
             on_frames: called with frames `[n, height, width, 3]`, uint8, as soon as they are
@@ -172,12 +180,14 @@ class VideoPipeline:
             OutOfMemoryError: this size and length does not fit; says what would.
         """
         check_prompt(request.prompt)
-        run = self._plan(request, Watch(on_progress, should_cancel))
+        run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks = []
         with self._reporting_memory(run):
-            contexts = self._encode_text(run)
-            latents = self._denoise(run, contexts, self._noise(run))
-            for frames in self._decode(run, latents):
+            encoded = self._encode_pictures(run)
+            contexts = self._encode_text(run, self._encode_images(run))
+            conditions = self._conditions(run, encoded)
+            latents = self._denoise(run, contexts, conditions, self._start(run, encoded))
+            for frames in self._decode(run, run.way.finish(latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
                 if on_frames is not None:
@@ -188,7 +198,9 @@ class VideoPipeline:
             metadata=metadata_of(run, self._vae.name),
         )
 
-    def intermediate(self, request: VideoRequest) -> dict[str, np.ndarray]:
+    def intermediate(
+        self, request: VideoRequest, *, media: Media = NO_MEDIA
+    ) -> dict[str, np.ndarray]:
         """What each part makes of a request, for comparing layouts.
 
         Returns:
@@ -196,22 +208,21 @@ class VideoPipeline:
             height, latent width, channels]`; latents: after the whole run, `[1, ...]`; frames:
             as `VideoResult.frames`.
         """
-        run = self._plan(request, Watch())
-        contexts, noise = self._encode_text(run), self._noise(run)
+        run = self._plan(request, Watch(), media)
+        encoded = self._encode_pictures(run)
+        contexts = self._encode_text(run, self._encode_images(run))
+        conditions, start = self._conditions(run, encoded), self._start(run, encoded)
         first = run.steps[0]
-        velocity = self._program(run, run.model.velocity_stage(run.geometry, first.batch))(
+        velocity = self._program(run, run.velocity_stage(first.batch))(
             self._step_params(run, first.component),
             contexts[first.component, first.batch],
-            noise,
+            start,
             place(np.asarray(run.schedule.timesteps[0], np.float32), named(run.model.mesh)),
+            conditions[first.component],
         )
-        latents = self._denoise(run, contexts, noise)
+        latents = run.way.finish(self._denoise(run, contexts, conditions, start), encoded)
         frames = np.concatenate(list(self._decode(run, latents)))
-        return {
-            "velocity": np.asarray(velocity),
-            "latents": np.asarray(latents),
-            "frames": frames,
-        }
+        return {"velocity": np.asarray(velocity), "latents": latents, "frames": frames}
 
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
@@ -220,46 +231,74 @@ class VideoPipeline:
         self.prepare(request)
         run = self._plan(request, Watch(on_progress))
         with self._reporting_memory(run):
-            for stage in self._stages(run):
+            for stage in run.stages(self._vae):
                 self._program(run, stage)
 
     def prepare(self, request: VideoRequest) -> None:
         """Begins to compile what a request like this one runs, in the background."""
-        stages = self._stages(self._plan(request, Watch()))
-        self._programs.prepare(sorted(stages, key=_compile_order))
+        stages = self._plan(request, Watch()).stages(self._vae)
+        self._programs.prepare(sorted(stages, key=compile_order))
 
-    def _plan(self, request: VideoRequest, watch: Watch) -> Run:
+    def _plan(self, request: VideoRequest, watch: Watch, media: Media | None = None) -> Run:
         """Decides everything about a request.
+
+        Args:
+            request: what to make.
+            watch: of the run.
+            media: the pictures and clips that it names; None to plan a run that is not made.
 
         Raises:
             InputError: the request cannot be carried out.
         """
-        return plan_run(request, self.model, self._one_branch, watch)
+        run = plan_run(request, self.model, self._one_branch, watch, media or NO_MEDIA)
+        if media is not None:
+            media.only(run.request.media)  # says which did not come
+        if run.way.num_frames(run.geometry) and not self._vae.encodes:
+            raise InputError(
+                f"the VAE {self._vae.name} only decodes, and pictures have to be encoded; load the "
+                f"model with the VAE {listed(VAES_THAT_ENCODE)}"
+            )
+        return run
 
-    def _stages(self, run: Run) -> list[Stage]:
-        """The stage of every program of a run, in the order they run."""
-        model, geometry = run.model, run.geometry
-        batches = sorted({step.batch for step in run.steps})
-        return [
-            self.model.text_stage(run.batch),
-            *(model.context_stage(run.batch, batch) for batch in batches),
-            model.start_stage(geometry, run.schedule),
-            *(model.step_stage(geometry, run.schedule, batch) for batch in batches),
-            model.latents_stage(geometry),
-            *self._vae_stages(run),
-        ]
+    def _encode_pictures(self, run: Run) -> np.ndarray | None:
+        """Latents `[1, frames, height, width, channels]` of what the run makes of its pictures."""
+        num_frames = run.way.num_frames(run.geometry)
+        if num_frames == 0:
+            return None
+        programs = [self._program(run, stage) for stage in run.encode_stages(self._vae)]
+        with run.watch.stage("encode", num_frames) as report:
+            video = run.way.video(run.pictures, run.geometry)
+            mean = self._vae.moments(video, programs).mean
+            report(num_frames)
+        return self.model.vae.normalise(mean)
 
-    def _encode_text(self, run: Run) -> dict[tuple[str, int], Context]:
-        """Cross-attention's keys and values of the prompts, by component and batch of the steps."""
+    def _encode_images(self, run: Run) -> jax.Array | None:
+        """Image tokens `[1, pictures * tokens, width]`; None where the model reads none."""
+        if not run.num_encoder_pictures:
+            return None
+        encode = self._program(run, self.model.image_stage(run.num_encoder_pictures))
+        with run.watch.stage("image", run.num_encoder_pictures) as report:
+            size = self.model.image_encoder.config.image_size
+            wholes = (picture.whole for picture in run.pictures.values())
+            pixels = [for_image_encoder(whole, size) for whole in wholes if whole is not None]
+            placed = place(np.stack(pixels), named(self.model.mesh))
+            tokens, is_finite = encode(self._params[IMAGE_ENCODER], placed)
+            if not np.asarray(is_finite):  # the same in all processes
+                raise BadNumbersError("image, the picture's tokens")
+            report(run.num_encoder_pictures)
+        return seen_on(tokens, named(run.model.mesh))
+
+    def _encode_text(self, run: Run, image: jax.Array | None) -> dict[tuple[str, int], Context]:
+        """Cross-attention's keys and values of the prompts and the image tokens, by component and
+        batch of the steps."""
         prompts = [run.request.prompt, run.request.negative_prompt or ""][: run.batch]
         ids, mask = tokenize(self._tokenizer, prompts)
         if len(prompts) == 2 and np.array_equal(ids[0], ids[1]):
             ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
         encode = self._program(run, self.model.text_stage(len(ids)))
-        users = sorted({(step.component, step.batch) for step in run.steps})
+        weights = run.model.denoiser.context_weights()
         programs = {
-            batch: self._program(run, run.model.context_stage(len(ids), batch))
-            for batch in sorted({batch for _, batch in users})
+            batch: self._program(run, run.context_stage(len(ids), batch)) for batch in run.batches
         }
         with run.watch.stage("text", len(ids)) as report:
             whole = named(self.model.mesh)
@@ -268,10 +307,9 @@ class VideoPipeline:
             embeddings = seen_on(embeddings, named(run.model.mesh))
             contexts = {
                 (component, batch): programs[batch](
-                    _subset(self._params_on(run, component), run.model.denoiser.context_weights()),
-                    embeddings,
+                    _subset(self._params_on(run, component), weights), embeddings, image
                 )
-                for component, batch in users
+                for component, batch in run.contexts
             }
             if not np.asarray(is_finite):  # the same in all processes
                 raise BadNumbersError("text, the prompt's embeddings")
@@ -279,53 +317,60 @@ class VideoPipeline:
             report(len(ids))
         return contexts
 
-    def _denoise(
-        self, run: Run, contexts: Mapping[tuple[str, int], Context], noise: jax.Array
-    ) -> jax.Array:
-        """Latents `[1, frames, height, width, channels]` of noise in token form."""
-        model, geometry, schedule = run.model, run.geometry, run.schedule
-        start = self._program(run, model.start_stage(geometry, schedule))
-        programs = {
-            batch: self._program(run, model.step_stage(geometry, schedule, batch))
-            for batch in sorted({step.batch for step in run.steps})
+    def _conditions(self, run: Run, encoded: np.ndarray | None) -> dict[str, Condition | None]:
+        """What pictures add at every step, by component."""
+        tokens = run.way.tokens(encoded, run.geometry)
+        if tokens is None:
+            return dict.fromkeys(run.components)
+        stage = run.model.condition_stage(run.geometry, run.way.in_steps)
+        make = self._program(run, stage)
+        weights, target = stage.arguments
+        placed = place_padded(tokens, target)
+        return {
+            component: make(_named(self._params_on(run, component), weights), placed)
+            for component in run.components
         }
-        components = sorted({step.component for step in run.steps})
-        params = {component: self._step_params(run, component) for component in components}
+
+    def _start(self, run: Run, encoded: np.ndarray | None) -> jax.Array:
+        """What the first step begins with, in token form on the mesh; padding tokens are zero."""
+        noise = make_noise(run.request.seed, run.geometry, self.model.vae.z_dim)
+        tokens = to_tokens(run.way.start(noise, encoded, run.schedule), run.geometry)
+        return place_padded(tokens, run.model.abstract_tokens(run.geometry))
+
+    def _denoise(
+        self,
+        run: Run,
+        contexts: Mapping[tuple[str, int], Context],
+        conditions: Mapping[str, Condition | None],
+        start: jax.Array,
+    ) -> np.ndarray:
+        """Latents `[1, frames, height, width, channels]` after the last step."""
+        model, geometry, schedule = run.model, run.geometry, run.schedule
+        begin = self._program(run, model.start_stage(geometry, schedule))
+        programs = {batch: self._program(run, run.step_stage(batch)) for batch in run.batches}
+        params = {component: self._step_params(run, component) for component in run.components}
         calls = [
             StepCall(
                 program=programs[step.batch],
                 params=params[step.component],
                 context=contexts[step.component, step.batch],
                 numbers=pack_numbers(schedule, index, step.guidance_scale),
+                condition=conditions[step.component],
             )
             for index, step in enumerate(run.steps)
         ]
-        state = denoise(calls, start(noise), mesh=model.mesh, watch=run.watch)
-        return self._program(run, model.latents_stage(geometry))(state.sample)
+        state = denoise(calls, begin(start), mesh=model.mesh, watch=run.watch)
+        return np.asarray(self._program(run, model.latents_stage(geometry))(state.sample))
 
-    def _noise(self, run: Run) -> jax.Array:
-        """The noise of the request's seed, in token form on the mesh; padding tokens are zero."""
-        noise = make_noise(run.request.seed, run.geometry, self.model.vae.z_dim)
-        tokens = patchify(noise, run.geometry.compression.patch)  # [1, tokens, token channels]
-        target = run.model.abstract_tokens(run.geometry)
-        padding = target.shape[1] - tokens.shape[1]
-        return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)
-
-    def _decode(self, run: Run, latents: jax.Array) -> Iterator[jax.Array]:
+    def _decode(self, run: Run, latents: np.ndarray) -> Iterator[jax.Array]:
         """Frames in order, `[n, height, width, 3]`, uint8, while later ones decode."""
-        programs = [self._program(run, stage) for stage in self._vae_stages(run)]
+        programs = [self._program(run, stage) for stage in run.decode_stages(self._vae)]
         with run.watch.stage("decode", run.geometry.num_frames) as report:
             done = 0
             for frames in self._vae.frames(latents, programs):
                 done += len(frames)
                 yield frames
                 report(done)
-
-    def _vae_stages(self, run: Run) -> tuple[Stage, ...]:
-        geometry = run.geometry
-        return self._vae.stages(
-            geometry.latent_height, geometry.latent_width, geometry.latent_frames
-        )
 
     def _program(self, run: Run, stage: Stage) -> Program:
         """The compiled stage, compiled on first use."""
@@ -344,22 +389,9 @@ class VideoPipeline:
         return reporting_memory(what, run.model, geometry)
 
 
-def make_noise(seed: int, geometry: Geometry, channels: int) -> np.ndarray:
-    """The noise that diffusers' pipeline draws for this seed: torch's CPU generator, float32.
-
-    Returns:
-        `[1, channels, latent frames, latent height, latent width]`.
-    """
-    shape = (1, channels, geometry.latent_frames, geometry.latent_height, geometry.latent_width)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
-
-
-def _compile_order(stage: Stage) -> int:
-    """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
-    slow = ("step", "text", "context", "start", "latents", "decode-next", "decode-first")
-    return slow.index(stage.name) if stage.name in slow else len(slow)
-
-
 def _subset(params: Params, weights: list[Weight]) -> dict[str, jax.Array]:
-    return {weight.name: params[weight.name] for weight in weights}
+    return _named(params, [weight.name for weight in weights])
+
+
+def _named(params: Params, names: Iterable[str]) -> dict[str, jax.Array]:
+    return {name: params[name] for name in names}

@@ -16,8 +16,9 @@ from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.geometry import TEXT_TOKENS
 from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.pipeline.load import on_one_branch
-from wan_tpu.pipeline.model import VideoModel, make_video_model, tree_bytes
+from wan_tpu.pipeline.model import VideoModel, make_video_model
 from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,

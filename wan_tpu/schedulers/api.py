@@ -17,6 +17,7 @@ def make_schedule(
     num_inference_steps: int,
     flow_shift: float,
     config: Mapping[str, Any] | None = None,
+    num_last_steps: int | None = None,
 ) -> Schedule:
     """The schedule of one run.
 
@@ -26,6 +27,7 @@ def make_schedule(
         flow_shift: shift of the levels towards high noise, above 0; takes the place of the
             configuration's own.
         config: the model's `scheduler_config.json`, of either diffusers class; None for Wan's.
+        num_last_steps: how many of the steps run, the last ones; None for all.
 
     Raises:
         UnknownNameError: there is no such scheduler.
@@ -38,8 +40,9 @@ def make_schedule(
         raise InputError(f"flow_shift must be a positive number, got {flow_shift}")
     match name:
         case "unipc":
-            return make_unipc_schedule(num_inference_steps, flow_shift, config or {})
+            schedule = make_unipc_schedule(num_inference_steps, flow_shift, config or {})
         case "euler":
-            return make_euler_schedule(num_inference_steps, flow_shift, config or {})
+            schedule = make_euler_schedule(num_inference_steps, flow_shift, config or {})
         case _:
             raise UnknownNameError("scheduler", name, SCHEDULERS)
+    return schedule if num_last_steps is None else schedule.last(num_last_steps)

@@ -8,7 +8,7 @@ device in float32. State and coefficients have the same structure, shapes and dt
 
 import abc
 import dataclasses
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -57,6 +57,36 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
     def num_steps(self) -> int:
         """Steps of the run, one model evaluation each (two with guidance)."""
         return len(self.timesteps)
+
+    def last(self, num_steps: int) -> "Schedule[State, Coefficients]":
+        """The last steps of this run as a run of their own: its first step has no history.
+
+        Args:
+            num_steps: how many, at least 1 and at most all.
+        """
+        assert 1 <= num_steps <= self.num_steps, (num_steps, self.num_steps)
+        return dataclasses.replace(
+            self,
+            timesteps=self.timesteps[-num_steps:],
+            sigmas=self.sigmas[-num_steps - 1 :],
+            **self._later(self.num_steps - num_steps),
+        )
+
+    def _later(self, skipped: int) -> dict[str, Any]:
+        """Fields of the class that count steps, after so many are left out."""
+        return {}
+
+    def add_noise(
+        self, clean: Float32[np.ndarray, "*latents"], noise: Float32[np.ndarray, "*latents"]
+    ) -> Float32[np.ndarray, "*latents"]:
+        """The latents that the first step begins with where there is a video: part of it is noise.
+
+        Args:
+            clean: latents of the video.
+            noise: of the same shape.
+        """
+        sigma = np.float32(self.sigmas[0])
+        return (1 - sigma) * clean + sigma * noise
 
     @abc.abstractmethod
     def coefficients(self, step: int) -> Coefficients:

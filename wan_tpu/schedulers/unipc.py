@@ -139,6 +139,11 @@ class UniPCSchedule(Schedule[UniPCState, UniPCCoefficients]):
         sample = _weighted_sum(coefficients.predictor, (corrected, *history))
         return UniPCState(sample=sample, last_sample=corrected, history=history)
 
+    def _later(self, skipped: int) -> dict[str, Any]:
+        """See `Schedule._later`: the same steps stay uncorrected."""
+        later = (step - skipped for step in self.disable_corrector)
+        return {"disable_corrector": tuple(step for step in later if step >= 0)}
+
     def _order(self, step: int) -> int:
         """Estimates the predictor uses: fewer while history is short and towards the end."""
         return min(self.solver_order, step + 1, self.num_steps - step)

@@ -40,8 +40,8 @@ GROUPED_HEADS = PartitionSpec(None, DP, SP, TP)
 """`[groups, batch, tokens, heads of a group * head_dim]`: what attention exchanges."""
 
 CONTEXT = PartitionSpec(None, DP, None, TP)
-"""`[layers, batch, text, heads * head_dim]`: every sp shard holds all the keys that come from text.
-With one group of heads for the layers it is the split of one layer's."""
+"""`[layers, batch, keys, heads * head_dim]`: every sp shard holds all the keys that come from text
+or an image. With one group of heads for the layers it is the split of one layer's."""
 
 FEATURES = PartitionSpec(TP)
 """`[heads * head_dim]`, a norm's weight."""

@@ -1,8 +1,8 @@
-"""The denoiser: noisy latent tokens, a timestep and a text in, predicted velocity out.
+"""The denoiser: noisy latent tokens, a timestep, a text, pictures in, predicted velocity out.
 
-diffusers' block runs through torchax with our attention, scanned over stacked weights. Around the
-blocks everything works on tokens: the scheduler keeps latents in token form for the whole run, so
-no step folds or unfolds patches, and patch embedding is one product.
+The parts of diffusers' block run through torchax with our attention, scanned over stacked weights.
+Around the blocks everything works on tokens: the scheduler keeps latents in token form for the
+whole run, so no step folds or unfolds patches, and patch embedding is one product.
 """
 
 import copy
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
@@ -21,8 +20,24 @@ from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
 from wan_tpu.torch_bridge import Params, call_module
-from wan_tpu.torch_module import LayeredModule, linear, replace_linears
+from wan_tpu.torch_module import LayeredModule, named_linear, replace_linears
+from wan_tpu.transformer.block import TransformerBlock
+from wan_tpu.transformer.conditions import (
+    ChannelCondition,
+    Condition,
+    FirstFrameCondition,
+    is_first_frame,
+    row_of_each_token,
+)
 from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.context import (
+    CONTEXT_WEIGHTS,
+    OF_IMAGE,
+    OF_TEXT,
+    TEXT_EMBEDDER,
+    embed_image,
+    keys_values,
+)
 from wan_tpu.transformer.processors import (
     AttentionSetting,
     Context,
@@ -30,14 +45,11 @@ from wan_tpu.transformer.processors import (
     Positions,
     SelfAttention,
     linear_split,
-    rms_norm_across_heads,
 )
 from wan_tpu.transformer.rotary import rotary_tables
 from wan_tpu.transformer.weights import denoiser_module, denoiser_weights
 
-TEXT_EMBEDDER = "condition_embedder.text_embedder"
-TEXT_KEYS = ("blocks.*.attn2.to_k.", "blocks.*.attn2.to_v.", "blocks.*.attn2.norm_k.")
-"""Weights that only `text_context` uses: a denoising step does not touch them."""
+PATCH_KERNEL, PATCH_BIAS = "patch_embedding.weight", "patch_embedding.bias"
 
 Hidden = Float[Array, "batch tokens dim"]
 """The residual stream."""
@@ -70,17 +82,26 @@ class Denoiser:
 
     def context_weights(self) -> list[Weight]:
         """Those of `weights` that `text_context` needs."""
-        return [w for w in self.weights() if w.name.startswith((TEXT_EMBEDDER, *TEXT_KEYS))]
+        return [w for w in self.weights() if w.name.startswith(CONTEXT_WEIGHTS)]
+
+    def condition_weights(self) -> list[Weight]:
+        """Those of `weights` that `embed_condition` needs; a step needs them, too."""
+        return [w for w in self.weights() if w.name == PATCH_KERNEL]
 
     def step_weights(self) -> list[Weight]:
         """Those of `weights` that `predict` needs."""
-        return [w for w in self.weights() if not w.name.startswith((TEXT_EMBEDDER, *TEXT_KEYS))]
+        return [w for w in self.weights() if not w.name.startswith(CONTEXT_WEIGHTS)]
 
-    def context_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of the keys (and of the values) of `text_context` for a padded batch."""
+    def context_shape(self, batch: int, keys: int = TEXT_TOKENS) -> tuple[int, ...]:
+        """Shape of the keys (and of the values) of `text_context` for a padded batch.
+
+        Args:
+            batch: padded.
+            keys: of the text; or as many as there are image tokens, for `Context.image`.
+        """
         heads = self.setting.layout.padded_heads(self.config.num_attention_heads)
         channels = heads * self.config.attention_head_dim
-        return (self.config.num_layers, batch, TEXT_TOKENS, channels)
+        return (self.config.num_layers, batch, keys, channels)
 
     def padded_tokens(self, geometry: Geometry) -> int:
         """Length of the sequence on the mesh: every device holds the same number of tokens."""
@@ -97,33 +118,62 @@ class Denoiser:
         """Batch on the mesh; what dp adds repeats the first entries and is thrown away."""
         return ceil_to_multiple(batch, self.setting.layout.dp)
 
-    def text_context(self, params: Params, text: Float[Array, "batch text text_dim"]) -> Context:
+    def text_context(
+        self,
+        params: Params,
+        text: Float[Array, "batch text text_dim"],
+        image: Float[Array, "images image_tokens image_dim"] | None = None,
+    ) -> Context:
         """Keys and values of cross-attention for every layer, once per request.
 
         Args:
             params: the parameters named in `context_weights`.
             text: `[batch, 512, text_dim]`, embeddings, zero past each prompt's end.
+            image: `[1 or batch, image tokens, image_dim]`, the image encoder's output, of several
+                pictures one after the other; for a model with `image_dim`, and for no other.
 
         Returns:
             keys and values of all layers.
         """
-        text = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
+        assert (image is None) == (self.config.image_dim is None), self.config
+        embedded = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
         # [batch, 512, dim]
+        embedded_image = None
+        if image is not None:
+            image = image.astype(self.dtype)
+            embedded_image = embed_image(self.module, self.config, params, image)
 
         def layer(_: None, weights: Params, __: None) -> tuple[None, Context]:
-            weights = self._gather(weights)
-            key = rms_norm_across_heads(
-                _linear(text, weights, "attn2.to_k"),
-                weights["attn2.norm_k.weight"],
-                self.config.dim,
-                self.config.eps,
-            )
-            value = _linear(text, weights, "attn2.to_v")
-            return None, Context(key.astype(self.dtype), value)
+            weights, how = self._gather(weights), (self.config, self.dtype)
+            context = Context(*keys_values(embedded, weights, OF_TEXT, *how))
+            if embedded_image is None:
+                return None, context
+            of_image = keys_values(embedded_image, weights, OF_IMAGE, *how)
+            return None, context._replace(image=of_image)
 
-        _, (keys, values) = self.module.scan(layer, None, params)
-        constrain = self.setting.constrain
-        return Context(constrain(keys, CONTEXT), constrain(values, CONTEXT))
+        _, context = self.module.scan(layer, None, params)
+        batch = text.shape[0]
+
+        def on_mesh(x: jax.Array) -> jax.Array:
+            """For the whole batch: both branches of guidance have the same image tokens."""
+            x = jnp.broadcast_to(x, (x.shape[0], batch, *x.shape[2:]))
+            return self.setting.constrain(x, CONTEXT)
+
+        return jax.tree.map(on_mesh, context)
+
+    def embed_condition(
+        self, params: Params, tokens: Float[Array, "1 tokens condition_channels"]
+    ) -> Float[Array, "1 tokens dim"]:
+        """What the condition's channels add to the patch embedding, once per request.
+
+        Args:
+            params: the parameters named in `condition_weights`.
+            tokens: `[1, padded tokens, condition channels]`: mask and encoded pictures, in the form
+                that `patchify` gives.
+        """
+        kernel = self._patch_kernel(params)[:, self.config.out_channels :]
+        embedded = tokens.astype(self.dtype) @ _rows_of_tokens(kernel).T
+        return self.setting.constrain(embedded, LATENT_TOKENS)
 
     def predict(
         self,
@@ -132,6 +182,7 @@ class Denoiser:
         timestep: Float32[Array, ""],
         context: Context,
         geometry: Geometry,
+        condition: Condition | None = None,
     ) -> Float32[Array, "batch tokens channels"]:
         """Predicted velocity for each entry of the context's batch.
 
@@ -141,29 +192,40 @@ class Denoiser:
             timestep: scalar, float32.
             context: from `text_context`.
             geometry: sizes of the video.
+            condition: what pictures add; of channels where the model has channels for it.
 
         Returns:
             `[batch, padded tokens, token channels]`, float32.
         """
+        with_channels = isinstance(condition, ChannelCondition)
+        assert with_channels == (self.config.condition_channels > 0), self.config
         batch, tokens = context.key.shape[1], latents.shape[1]
-        time_embedding, modulation = self._time(params, timestep)
+        timesteps = timestep[None]
+        if isinstance(condition, FirstFrameCondition):
+            is_first = is_first_frame(tokens, geometry)
+            latents = jnp.where(is_first[:, None], condition.tokens, latents)
+            timesteps = jnp.stack([jnp.zeros_like(timestep), timestep])
+        time_embedding, modulation = self._time(params, timesteps)
         hidden = self._embed_patches(params, latents.astype(self.dtype))  # [1, tokens, dim]
+        if isinstance(condition, ChannelCondition):
+            hidden += condition.embedded
         hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
-        cos, sin = rotary_tables(geometry.grid, self.config.attention_head_dim, tokens)
-        positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
-        hidden = self._blocks(params, hidden, context, modulation, positions)
-        return self._project_out(params, hidden, time_embedding)
+        hidden = self._blocks(params, hidden, context, modulation, geometry)
+        return self._project_out(params, hidden, time_embedding, geometry)
 
     def _blocks(
         self,
         params: Params,
         hidden: Hidden,
         context: Context,
-        modulation: Float[Array, "1 6 dim"],
-        positions: Positions,
+        modulation: Float[Array, "timesteps 6 dim"],
+        geometry: Geometry,
     ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
-        block = self._block()
+        block = self._block(geometry)
+        head_dim = self.config.attention_head_dim
+        cos, sin = rotary_tables(geometry.grid, head_dim, hidden.shape[1])
+        positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
 
         def layer(hidden: jax.Array, weights: Params, context: Context) -> tuple[jax.Array, None]:
             hidden = self.setting.constrain(hidden, RESIDUAL)
@@ -175,13 +237,13 @@ class Denoiser:
         hidden, _ = self.module.scan(layer, hidden, params, context)
         return hidden
 
-    def _block(self) -> torch.nn.Module:
+    def _block(self, geometry: Geometry) -> TransformerBlock:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
         block.attn2.set_processor(CrossAttention(self.config, self.setting))
         replace_linears(block, lambda name: linear_split(name, self.setting))
-        return block
+        return TransformerBlock(block, geometry)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
@@ -195,28 +257,41 @@ class Denoiser:
         self, params: Params, latents: Float[Array, "1 tokens channels"]
     ) -> Float[Array, "1 tokens dim"]:
         """Patch embedding as a product, `[1, tokens, token channels]` -> `[1, tokens, dim]`."""
-        kernel = params["patch_embedding.weight"]  # [dim, channels, frames, rows, columns]
-        kernel = jnp.moveaxis(kernel, 1, -1).reshape(kernel.shape[0], -1)  # [dim, token channels]
-        return latents @ kernel.T + params["patch_embedding.bias"]
+        kernel = self._patch_kernel(params)[:, : self.config.out_channels]
+        return latents @ _rows_of_tokens(kernel).T + params[PATCH_BIAS]
+
+    def _patch_kernel(
+        self, params: Params
+    ) -> Float[Array, "dim in_channels patch_frames patch_rows patch_columns"]:
+        """The convolution's kernel, whose inputs are the latents' channels and then all others.
+
+        It is kept whole, as it is stored, and cut where it is used: 14B's has 1.4 MiB.
+        """
+        return params[PATCH_KERNEL]
 
     def _time(
-        self, params: Params, timestep: Float32[Array, ""]
-    ) -> tuple[Float[Array, "1 dim"], Float[Array, "1 6 dim"]]:
-        """Embeds the timestep: `[1, dim]`, and `[1, 6, dim]` for the blocks' modulation."""
+        self, params: Params, timesteps: Float32[Array, " timesteps"]
+    ) -> tuple[Float[Array, "timesteps dim"], Float[Array, "timesteps 6 dim"]]:
+        """Embeds timesteps: `[n, dim]`, and `[n, 6, dim]` for the blocks' modulation."""
         call, embedder = self.module.call, "condition_embedder"
-        frequencies = call(f"{embedder}.timesteps_proj", params, timestep[None])
+        frequencies = call(f"{embedder}.timesteps_proj", params, timesteps)
         embedding = call(f"{embedder}.time_embedder", params, frequencies).astype(self.dtype)
         projected = call(f"{embedder}.time_proj", params, jax.nn.silu(embedding))
-        return embedding, projected.reshape(1, 6, self.config.dim)
+        return embedding, projected.reshape(-1, 6, self.config.dim)
 
     def _project_out(
-        self, params: Params, hidden: Hidden, time_embedding: Float[Array, "1 dim"]
+        self,
+        params: Params,
+        hidden: Hidden,
+        time_embedding: Float[Array, "timesteps dim"],
+        geometry: Geometry,
     ) -> Float32[Array, "batch tokens channels"]:
         """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
-        shift, scale = jnp.split(params["scale_shift_table"] + time_embedding[:, None], 2, axis=1)
+        rows = params["scale_shift_table"] + time_embedding[:, None]  # [timesteps, 2, dim]
+        shift, scale = (row_of_each_token(rows[:, i], hidden.shape[1], geometry) for i in (0, 1))
         normed = self.module.call("norm_out", params, hidden.astype(jnp.float32))
         normed = normed * (1 + scale) + shift
-        out = _linear(normed.astype(self.dtype), params, "proj_out")
+        out = named_linear(normed.astype(self.dtype), params, "proj_out")
         return out.astype(jnp.float32)
 
 
@@ -260,13 +335,17 @@ def unpatchify(
     )
 
 
+def _rows_of_tokens(
+    kernel: Float[Array, "dim channels patch_frames patch_rows patch_columns"],
+) -> Float[Array, "dim token_channels"]:
+    """A part of the patch kernel as a product with tokens of its channels takes it.
+
+    A token's values are ordered (patch frames, rows, columns, channels), so channels are cut off
+    before this, never after.
+    """
+    return jnp.moveaxis(kernel, 1, -1).reshape(kernel.shape[0], -1)
+
+
 def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedSharding:
     """How latents in token form lie on the mesh."""
     return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)
-
-
-def _linear(
-    x: Float[Array, "*batch in_features"], params: Params, name: str
-) -> Float[Array, "*batch out_features"]:
-    """`torch.nn.Linear` called `name`: `[..., in]` -> `[..., out]`."""
-    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])

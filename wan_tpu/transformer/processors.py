@@ -82,17 +82,32 @@ def linear_split(name: str, setting: AttentionSetting) -> tuple[Constrain, Const
     return split(WHOLE_FEATURES), split(SPLIT_FEATURES)
 
 
+class KeysValues(NamedTuple):
+    """Keys and values that cross-attention takes one softmax over.
+
+    Attributes:
+        key: `[layers, batch, keys, padded heads * head_dim]`, without layers inside a block.
+        value: likewise.
+    """
+
+    key: Float[Array, "*layers batch keys channels"]
+    value: Float[Array, "*layers batch keys channels"]
+
+
 class Context(NamedTuple):
     """Cross-attention's keys and values of every layer, once per request; travels as
     `encoder_hidden_states`, one layer's at a time.
 
     Attributes:
-        key: `[layers, batch, text, padded heads * head_dim]`, without layers inside a block.
+        key: of the text, `[layers, batch, text, padded heads * head_dim]`, without layers inside a
+            block.
         value: likewise.
+        image: of the image tokens; None for a model that reads none.
     """
 
     key: Float[Array, "*layers batch text channels"]
     value: Float[Array, "*layers batch text channels"]
+    image: KeysValues | None = None
 
 
 class SelfAttention:
@@ -147,7 +162,10 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Queries of all tokens against the text's keys and values, computed once per request."""
+    """Queries of all tokens against keys and values that are computed once per request.
+
+    The text's and the image's have a softmax each, and the results are added.
+    """
 
     def __init__(self, config: TransformerConfig, setting: AttentionSetting):
         self._config = config
@@ -162,20 +180,32 @@ class CrossAttention:
         _positions: None,
     ) -> TorchTokens:
         """diffusers' processor protocol; context: of a layer, from `text_context`."""
-        setting, config = self._setting, self._config
+        config = self._config
         query = to_jax(attn.to_q(hidden_states))
         dtype = query.dtype
         query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, config.eps)
-        attended = cross_attend(
-            query.astype(dtype)[None],
-            context.key[None],
-            context.value[None],
-            head_dim=config.attention_head_dim,
-            mesh=setting.concrete_mesh,
-            layout=setting.layout,
-            implementation=setting.implementation,
-        )
-        return attn.to_out[0](to_torch(attended[0]))
+        query = query.astype(dtype)
+        attended = self._attend(query, context.key, context.value)
+        if context.image is not None:
+            attended += self._attend(query, *context.image)
+        return attn.to_out[0](to_torch(attended))
+
+    def _attend(
+        self,
+        query: Float[Array, "batch tokens channels"],
+        key: Float[Array, "batch keys channels"],
+        value: Float[Array, "batch keys channels"],
+    ) -> Float[Array, "batch tokens channels"]:
+        """One softmax over all of the keys."""
+        return cross_attend(
+            query[None],
+            key[None],
+            value[None],
+            head_dim=self._config.attention_head_dim,
+            mesh=self._setting.concrete_mesh,
+            layout=self._setting.layout,
+            implementation=self._setting.implementation,
+        )[0]
 
 
 def rms_norm_across_heads(

@@ -25,7 +25,8 @@ from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.rotary import half_split_rows
 
 _FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
-"""Parts kept in float32 whatever the dtype, as diffusers' `_keep_in_fp32_modules`."""
+"""Parts kept in float32 whatever the dtype, as diffusers' `_keep_in_fp32_modules`, which means the
+norms around an image's projection, too."""
 
 
 @functools.cache
@@ -81,6 +82,8 @@ def _order(
         case ["attn1", "to_q" | "to_k" | "norm_q" | "norm_k", _]:
             return {0: rotated}, 0
         case ["attn1" | "attn2", "to_q" | "to_k" | "to_v" | "norm_q" | "norm_k", _]:
+            return {0: heads}, 0
+        case ["attn2", "add_k_proj" | "add_v_proj" | "norm_added_k", _]:
             return {0: heads}, 0
         case ["attn1" | "attn2", "to_out", "0", "weight"]:
             return {1: heads}, 1

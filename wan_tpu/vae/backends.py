@@ -45,9 +45,15 @@ class Moments(NamedTuple):
 
 @runtime_checkable
 class VaeBackend(Protocol):
-    """What the pipeline needs of an autoencoder."""
+    """What the pipeline needs of an autoencoder.
+
+    Attributes:
+        name: a key of `BACKENDS`.
+        encodes: whether its encoder was loaded.
+    """
 
     name: str
+    encodes: bool
 
     def stages(
         self, latent_height: int, latent_width: int, latent_frames: int
@@ -120,6 +126,7 @@ class _StreamingBackend:
     def __init__(self, name: str, parts: Mapping[str, LoadedPart]):
         """`parts` by `DECODER` and `ENCODER`: what was loaded of the two."""
         self.name = name
+        self.encodes = ENCODER in parts
         self._parts = parts
         self._stages: dict[tuple[str, int, int], tuple[Stage, Stage]] = {}
 

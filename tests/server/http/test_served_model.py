@@ -17,7 +17,7 @@ def test_the_models_defaults_fill_in(large):
     request = large.request(VideoCreate(prompt="a fox"))
     assert (request.width, request.height, request.num_frames, request.fps) == (1280, 720, 81, 16)
     assert request.flow_shift == 5.0
-    assert large.request(VideoCreate(prompt="a fox", size="832x480")).flow_shift == 3.0
+    assert large.request(VideoCreate(prompt="a fox", size="832x480")).flow_shift == 5.0
     assert large.as_object(0).defaults.seconds == "5"
 
 
