@@ -53,11 +53,11 @@ def test_each_kind_by_its_folder(folders, kind):
     assert list(model.configs) == [*KINDS[kind].components, "scheduler"]
     for component in model.kind.components:
         (path,) = (folders[kind] / component).glob("*.safetensors")
-        source, stored = model.source(component), load_file(path)
-        read = {name.removeprefix("vision_model.") for name in stored} - {
-            "visual_projection.weight"
-        }
-        assert set(source.shapes) == read
+        names = set(load_file(path))
+        if component == "image_encoder":  # as far as the state before the last layer
+            after = ("visual_projection.", "vision_model.post_", "vision_model.encoder.layers.2.")
+            names = {name for name in names if not name.startswith(after)}
+        assert set(model.source(component).shapes) == names
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -199,7 +199,9 @@ def _completed(
     if lacking:
         in_words = ", ".join(_IN_WORDS.get(part, part) for part in lacking)
         logger.info("%s is a %s: %s from %s", name, loose.known, in_words, origin)
-    model = dataclasses.replace(model, files=loose.files)
+    parts = (*model.kind.components, TOKENIZER)
+    files = {part: path for part, path in loose.files.items() if part in parts}
+    model = dataclasses.replace(model, files=files)
     return model if model.folder or not with_weights else dataclasses.replace(model, folder=folder)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.cli.in_step import in_step, make_once
 from wan_tpu.cli.interruptible import Interruptible
+from wan_tpu.cli.media_files import add_media_arguments, read_media_files
 from wan_tpu.cli.options import (
     add_machine_arguments,
     add_model_arguments,
@@ -27,6 +28,7 @@ from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_p
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.recording import add_profile_argument, make_profile, recording
 from wan_tpu.cli.streams import keep_stdout_for_data
+from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import agree
@@ -49,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows")
     parser.add_argument(
         "-o", "--output", metavar="FILE",
-        help=".mp4, or .npy: raw frames [frames, height, width, 3]; replaced where it is there "
+        help=".mp4, or .npy: raw frames [frames, height, width, 3]; with --frames 1 also "
+        ".png, .jpg or .webp; replaced where it is there "
         f"(default: {DEFAULT_OUTPUT}, or the first of video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     add_model_arguments(parser)
@@ -59,10 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--fps", type=positive_int, help="frames per second of the file")
     video.add_argument("--steps", type=positive_int, help="denoising steps")
     video.add_argument("--guidance-scale", type=float, help="1 or less turns guidance off")
+    video.add_argument(
+        "--guidance-scale-2", type=float,
+        help="of the second transformer, for low noise, in models that have two",
+    )  # fmt: skip
     video.add_argument("--flow-shift", type=float, help="shift of the schedule to high noise")
     video.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     video.add_argument("--negative-prompt", help="what the video shall not show")
     add_seed_argument(video)
+    add_media_arguments(parser.add_argument_group("what the video is made from besides the prompt"))
     machine = parser.add_argument_group("the machine")
     add_machine_arguments(machine)
     machine.add_argument(
@@ -80,6 +88,7 @@ class Order:
 
     Attributes:
         request: the video; what was left out is open.
+        media: the pictures and clips that it names.
         seed: as it was said: a seed that is drawn is process 0's, and no two processes draw the
             same.
         options: what the model is loaded with.
@@ -90,6 +99,7 @@ class Order:
     """
 
     request: VideoRequest
+    media: Media
     seed: int
     options: LoadOptions
     output: pathlib.Path | None
@@ -118,6 +128,7 @@ def _read(parsed: argparse.Namespace) -> Order:
         OutputError: something is in the way of the output, or of the profile.
     """
     check_prompt(parsed.prompt)
+    files = read_media_files(parsed)
     request = make_request(
         parsed.prompt,
         size=parsed.size,
@@ -125,10 +136,13 @@ def _read(parsed: argparse.Namespace) -> Order:
         fps=parsed.fps,
         steps=parsed.steps,
         guidance_scale=parsed.guidance_scale,
+        guidance_scale_2=parsed.guidance_scale_2,
         flow_shift=parsed.flow_shift,
         negative_prompt=parsed.negative_prompt,
         scheduler=parsed.scheduler,
         seed=parsed.seed,
+        strength=parsed.strength,
+        **files.digests,
     )
     options = read_load_options(parsed)
     group = find_group(
@@ -136,9 +150,10 @@ def _read(parsed: argparse.Namespace) -> Order:
     )
     return Order(
         request=request,
+        media=files.media,
         seed=parsed.seed,
         options=options,
-        output=check_output(parsed.output) if group.leads else None,
+        output=check_output(parsed.output, parsed.frames) if group.leads else None,
         group=group,
         keeps_programs=not parsed.no_cache,
         profile=make_profile(parsed, group),
@@ -158,7 +173,7 @@ def _generate(order: Order, running: Interruptible) -> None:
             recording(order.profile, bars.show) as on_progress,
         ):
             result = _make(
-                pipeline, request, process,
+                pipeline, request, order.media, process,
                 on_progress=on_progress, on_frames=on_frames, asked=running.is_asked,
             )  # fmt: skip
     if order.output is not None:
@@ -168,7 +183,7 @@ def _generate(order: Order, running: Interruptible) -> None:
 def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
     """The model, whose files are here, and the complete request, which it can make."""
     model = order.options.open_model()
-    request, _ = check_request(model, order.request)
+    request, _ = check_request(model, order.request, order.media)
     return model, request
 
 
@@ -199,13 +214,14 @@ def _load(
 def _make(
     pipeline: "VideoPipeline",
     request: VideoRequest,
+    media: Media,
     process: Lockstep,
     *,
     on_progress: Callable[[Progress], None],
     on_frames: Callable[[np.ndarray], None] | None,
     asked: Callable[[], bool],
 ) -> VideoResult:
-    """The video; all processes make process 0's request."""
+    """The video; all processes make process 0's request, of its pictures."""
 
     def report(progress: Progress) -> None:
         process.note(progress.stage, is_over=progress.done >= progress.total)
@@ -214,6 +230,7 @@ def _make(
     def make(task: dict[str, Any], should_cancel: Callable[[], bool]) -> VideoResult:
         return pipeline(
             VideoRequest(**task),
+            media=process.receive_media(),
             on_progress=report,
             should_cancel=should_cancel,
             on_frames=on_frames,
@@ -221,7 +238,7 @@ def _make(
         )
 
     task = dataclasses.asdict(request)
-    result = make_once(process, task, make, asked=asked)
+    result = make_once(process, task, make, media=media, asked=asked)
     if isinstance(process, Leader):
         metadata = {**result.metadata, "lockstep": process.account()}
         return dataclasses.replace(result, metadata=metadata)

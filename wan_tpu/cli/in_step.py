@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from wan_tpu.cli.interruptible import GRACE_SECONDS, Interruptible
 from wan_tpu.cli.progress import say
 from wan_tpu.errors import MismatchError, WanTpuError
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.multihost.follower import Follower
 from wan_tpu.multihost.group import ProcessGroup
 from wan_tpu.multihost.join import meet
@@ -57,10 +58,11 @@ def make_once(
     task: dict[str, Any] | None,
     make: Callable[[dict[str, Any], Callable[[], bool]], T],
     *,
+    media: Media = NO_MEDIA,
     asked: Callable[[], bool],
 ) -> T:
     """The one job that all processes make; then they end. Arguments as of `run_in_step`."""
     try:
-        return run_in_step(process, task, make, asked=asked)
+        return run_in_step(process, task, make, media=media, asked=asked)
     finally:
         process.close()
