@@ -259,11 +259,11 @@ def test_music_is_no_clip(clip, folder):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the clip is empty: it has 0 bytes"),
+        (b"", "the clip is neither MP4, MOV, WebM nor Matroska: it is empty, 0 bytes"),
         (b"A red fox\n", "the clip is neither MP4, MOV, WebM nor Matroska: its file begins with"),
         (b"#EXTM3U\n#EXT-X-VERSION:3\nfile:///etc/passwd\n", "neither MP4, MOV"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "neither MP4, MOV"),
-        (encode(moving(1)[0]), "neither MP4, MOV"),
+        (encode(moving(1)[0]), "neither MP4, MOV, WebM nor Matroska: it is image/png"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isommp42", "the clip is damaged, or of a kind that is not"),
         (b"\0\0\1\0ftypisom", "ends too early, after 12 of 256 bytes"),
         (b"\x1aE\xdf\xa3\x9fB\x82\x84webm", "ends too early, after 12 of"),
