@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from tests.vae.cases import assert_same_bytes, make_case, quick_jit, to_bytes
 from wan_tpu.errors import GeometryError
@@ -25,18 +26,21 @@ def make_vae(case, layout: str, convolution: str | None = None) -> StreamingVae:
 
 
 @pytest.mark.parametrize(
-    ("layout", "height", "width", "convolution"),
+    ("name", "layout", "height", "width", "convolution"),
     [
-        ("single", 4, 6, None),
-        ("tp8", 4, 8, "folded"),
-        ("dp2-sp2-tp2", 4, 6, None),
-        ("dp2-sp2-tp2", 5, 8, None),
-        ("sp8", 5, 7, None),
+        ("three levels", "single", 4, 6, None),
+        ("three levels", "tp8", 4, 8, "folded"),
+        ("three levels", "dp2-sp2-tp2", 4, 6, None),
+        ("three levels", "dp2-sp2-tp2", 5, 8, None),
+        ("three levels", "sp8", 5, 7, None),
+        ("wan 2.2", "dp2-sp2-tp2", 4, 6, None),
     ],
 )
-def test_every_layout_decodes_what_diffusers_decodes(layout, height, width, convolution, devices):
+def test_every_layout_decodes_what_diffusers_decodes(
+    name, layout, height, width, convolution, devices
+):
     """Sizes that divide by all, by some and by none of the devices."""
-    case = make_case("three levels", height, width)
+    case = make_case(name, height, width)
     vae = make_vae(case, layout, convolution)
     first, following = quick_jit(vae.decode_first), quick_jit(vae.decode_next)
     frames, _, cache = first(case.params, case.latents[:, :1])
@@ -47,26 +51,38 @@ def test_every_layout_decodes_what_diffusers_decodes(layout, height, width, conv
     assert_same_bytes(np.concatenate(chunks), to_bytes(case.decoded[: case.frames(3)]))
 
 
-@pytest.mark.parametrize("layout", ["dp2-sp2-tp2", "dp2-sp4"])
-def test_every_layout_decodes_the_same_floats(layout, devices):
+@pytest.mark.parametrize(
+    ("name", "layout", "height", "width"),
+    [
+        ("three levels", "dp2-sp2-tp2", 4, 6),
+        ("three levels", "dp2-sp4", 4, 6),
+        ("wan 2.2", "tp4", 3, 4),  # split over the width alone
+        ("wan 2.2", "tp4", 4, 3),  # over the height alone
+        ("wan 2.2", "dp2-sp2-tp2", 4, 6),  # over both
+    ],
+)
+def test_every_layout_decodes_the_same_floats(name, layout, height, width, devices):
     """Before bytes hide it: a column from the wrong neighbour is an error of order one."""
-    case = make_case("three levels", 4, 6)
+    case = make_case(name, height, width)
     frames = quick_jit(make_vae(case, layout).decode)(case.params, case.latents)
     error = np.abs(np.asarray(frames)[0] - case.decoded).max()  # measured: 3e-6
     assert error <= TOLERANCE * 2
 
 
-def test_every_layout_encodes_the_same(devices):
-    case = make_case("three levels")
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("three levels", 4, 6), ("wan 2.2", 4, 3), ("wan 2.2", 1, 4)]
+)
+def test_every_layout_encodes_the_same(name, height, width, devices):
+    """Over both, over the height alone, over the width alone; one chunk after the first frame."""
+    case = make_case(name)
     factor = case.config.spatial_compression
-    video = np.random.default_rng(2).uniform(-1, 1, (1, 5, 4 * factor, 6 * factor, 3))
-    results = [
-        np.asarray(
-            quick_jit(make_vae(case, layout).encode)(case.params, video.astype(np.float32))[0]
-        )
-        for layout in ("single", "dp2-sp2-tp2")
-    ]
-    assert np.abs(results[0] - results[1]).max() <= TOLERANCE * np.ptp(results[0])
+    shape = (1, 5, height * factor, width * factor, 3)
+    video = np.random.default_rng(2).uniform(-1, 1, shape).astype(np.float32)
+    with torch.no_grad():
+        encoded = case.model.encode(torch.tensor(np.moveaxis(video, -1, 1)), return_dict=False)
+    expected = np.moveaxis(encoded[0].mean.numpy(), 1, -1)
+    mean, _ = quick_jit(make_vae(case, "dp2-tp2").encode)(case.params, video)
+    assert np.abs(np.asarray(mean) - expected).max() <= TOLERANCE * np.ptp(expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 32, 32, 3), (1, 5, 33, 32, 3), (1, 5, 32, 30, 3)])
@@ -118,16 +134,18 @@ def test_two_programs_encode_what_one_does(devices):
         assert error <= TOLERANCE * np.ptp(whole)
 
 
+@pytest.mark.parametrize("name", ["three levels", "wan 2.2"])
 @pytest.mark.parametrize("part", [DECODER, ENCODER])
-def test_cache_keeps_its_shape_and_split(part, devices):
+def test_cache_keeps_its_shape_and_split(part, name, devices):
     """What a later chunk's program returns can be given to it again, whatever the number."""
-    case = make_case("three levels")
+    case = make_case(name)
     vae = dataclasses.replace(make_vae(case, "dp2-tp2"), dtype=jnp.bfloat16)
     params = abstract_params(case.config, jnp.bfloat16, mesh=vae.mesh, parts=(part,))
     if part == DECODER:
         first, following = make_decode_stages(case.config, vae.mesh, 4, 8, jnp.bfloat16, params)
     else:
-        first, following = vae.encode_stages(16, 32, params)
+        factor = case.config.spatial_compression
+        first, following = vae.encode_stages(4 * factor, 8 * factor, params)
     *_, started = jax.eval_shape(first.function, *first.arguments)
     *_, continued = jax.eval_shape(following.function, *following.arguments)
     for leaf, after, argument in zip(

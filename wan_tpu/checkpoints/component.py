@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from wan_tpu.checkpoints.eight_bit import as_weights
 from wan_tpu.checkpoints.original_names import (
     Names,
+    image_encoder_names,
     text_encoder_names,
     transformer_names,
     vae_names,
@@ -56,7 +57,8 @@ class Naming:
     Attributes:
         of: `diffusers` (or transformers), or `original`.
         signature: a tensor that only these names have.
-        to_diffusers: from all names, without what stands in front, to diffusers'.
+        to_diffusers: from all names, without what stands in front, to diffusers'; without those
+            that the model does not go as far as.
     """
 
     of: str
@@ -89,7 +91,7 @@ NAMINGS: Mapping[str, tuple[Naming, ...]] = {
         Naming(
             of="transformers",
             signature="encoder.layers.0.self_attn.q_proj.weight",
-            to_diffusers=_kept,
+            to_diffusers=image_encoder_names,
         ),
     ),
     VAE: (

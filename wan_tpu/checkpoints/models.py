@@ -199,7 +199,9 @@ def _completed(
     if lacking:
         in_words = ", ".join(_IN_WORDS.get(part, part) for part in lacking)
         logger.info("%s is a %s: %s from %s", name, loose.known, in_words, origin)
-    model = dataclasses.replace(model, files=loose.files)
+    parts = (*model.kind.components, TOKENIZER)
+    files = {part: path for part, path in loose.files.items() if part in parts}
+    model = dataclasses.replace(model, files=files)
     return model if model.folder or not with_weights else dataclasses.replace(model, folder=folder)
 
 
@@ -256,7 +258,9 @@ def _from_hub(
         names = repository.names
         if INDEX_FILE not in names:
             where = f"the hub's {repository.hub_id}"
-            raise CheckpointError(f"{INDEX_FILE} is missing: {describe_names(where, names)}")
+            twin = known_by_hub_id(f"{repository.hub_id}-Diffusers")
+            what = describe_names(where, names, twin=None if twin is None else twin.hub_id)
+            raise CheckpointError(f"{INDEX_FILE} is missing: {what}")
         folder = repository.fetch(config_names(names), "the configurations")
     official = known_by_hub_id(repository.hub_id)
     model = read_folder(name, folder, variant=variant, official=official)

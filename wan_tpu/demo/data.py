@@ -1,20 +1,17 @@
-"""The world that wan-tiny knows: captioned clips of one shape that crosses a plain background.
+"""The worlds that the embedded models know: captioned clips of one shape on a plain background.
 
-A `Scene` is one of 216 captions, `make_clip` draws it. The grammar, the palette and the renderer
-live here because three readers must agree on them: the training (which draws), the judge (which
-recognises) and the tests. Only numpy is imported; this file does not know how a model is trained
-nor how a video is encoded.
+A `Scene` is one of 216 captions, a `World` is how large, how far and from where, `make_clip` draws
+a scene of a world. The grammar, the palette and the renderer live here because three readers must
+agree on them: the training (which draws), the judge (which recognises) and the tests. Only numpy is
+imported; this file does not know how a model is trained nor how a video is encoded.
 """
 
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 import numpy as np
-
-CLIP_SIZE = 64  # pixels, width and height
-CLIP_FRAMES = 17  # 4 * 4 + 1: five latent frames
-CLIP_FPS = 8
 
 # Saturated, and at least 140 apart (Euclidean, of 441) from each other and from every background.
 # In the lab every miss of direction was green on gray, which that autoencoder did not see.
@@ -39,12 +36,6 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "up": (0, -1),
     "down": (0, 1),
 }
-
-# Half the extent of a shape and the way it goes, in pixels. With 20-32 px the direction stayed
-# at chance in the lab; 34-42 px takes the shape from one side of the picture to the other.
-SIZE_RANGE = (11.0, 13.0)
-TRAVEL_RANGE = (34.0, 42.0)
-CENTER_JITTER = 4.0  # across the way; along it a quarter of that, which keeps the shape inside
 
 _PROMPT = re.compile(
     rf"^\s*an?\s+({'|'.join(COLORS)})\s+({'|'.join(SHAPES)})\s+moving\s+({'|'.join(DIRECTIONS)})"
@@ -81,10 +72,49 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The form of the clips, and the ranges of what a caption leaves open. Lengths in pixels.
+
+    Attributes:
+        side: width and height of a picture.
+        half_size: least and greatest half extent of a shape.
+        travel: the shortest and the longest way.
+        across: how far the way lies beside the middle of the picture at most, to either side.
+        along: how far the way is displaced along itself at most, either way.
+        anchor: the moment of the way that `across` and `along` place, 0 its start and 1 its end.
+            At 0.5 a shape goes from one side of the picture to the other, and where it starts tells
+            where it goes. At 0 it starts anywhere near the middle: the first picture says nothing
+            of the direction.
+        num_frames: of a clip; 4 k + 1.
+        fps: frames a second.
+    """
+
+    side: int
+    half_size: tuple[float, float]
+    travel: tuple[float, float]
+    across: float
+    along: float
+    anchor: float
+    num_frames: int = 17
+    fps: int = 8
+
+
+# With 20-32 px of way the direction stayed at chance in the lab; 34-42 px takes the shape from one
+# side of the picture to the other. Along the way little displacement keeps the shape inside.
+SIDES_WORLD = World(
+    side=64, half_size=(11.0, 13.0), travel=(34.0, 42.0), across=4.0, along=1.0, anchor=0.5
+)
+# The shape is whole in at least half of the frames, and its centre stays in the picture.
+MIDDLE_WORLD = World(
+    side=128, half_size=(16.0, 20.0), travel=(42.0, 50.0), across=14.0, along=14.0, anchor=0.0
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pose:
     """What a caption leaves open. Pixels; `across` and `along` displace the middle of the way."""
 
-    size: float
+    half_size: float
     travel: float
     across: float
     along: float
@@ -115,67 +145,95 @@ def parse_prompt(prompt: str) -> Scene:
     return Scene(color=color, shape=shape, direction=direction, background=background)
 
 
-def random_pose(rng: np.random.Generator) -> Pose:
-    """A pose drawn uniformly from the ranges above."""
-    return Pose(
-        size=rng.uniform(*SIZE_RANGE),
-        travel=rng.uniform(*TRAVEL_RANGE),
-        across=rng.uniform(-CENTER_JITTER, CENTER_JITTER),
-        along=rng.uniform(-CENTER_JITTER, CENTER_JITTER) / 4,
-    )
+def random_pose(rng: np.random.Generator, world: World) -> Pose:
+    """A pose drawn uniformly from the ranges of a world."""
+    half_size = rng.uniform(*world.half_size)
+    travel = rng.uniform(*world.travel)
+    across = rng.uniform(-world.across, world.across)
+    along = rng.uniform(-world.along, world.along) + (0.5 - world.anchor) * travel
+    return Pose(half_size=half_size, travel=travel, across=across, along=along)
 
 
-def shape_coverage(shape: str, centers: np.ndarray, size: float) -> np.ndarray:
+def shape_coverage(shape: str, centers, half_size, side: int, xp: Any = np):
     """How much of each pixel a shape covers, antialiased over one pixel.
 
     Args:
         shape: one of `SHAPES`.
-        centers: [frames, 2], x and y of the centre in pixels.
-        size: half the extent in pixels.
+        centers: [..., 2], float32, x and y of the centre in pixels.
+        half_size: half the extent in pixels, a number or [...] as `centers`.
+        side: width and height of the picture.
+        xp: what the arrays are of: numpy, or torch (the training draws on its device).
 
     Returns:
-        [frames, height, width], float32 in [0, 1].
+        [..., side, side], float32 in [0, 1].
     """
-    grid = np.arange(CLIP_SIZE, dtype=np.float32) + 0.5
-    x = grid[None, None, :] - centers[:, 0, None, None].astype(np.float32)
-    y = grid[None, :, None] - centers[:, 1, None, None].astype(np.float32)
+    grid = xp.arange(side, dtype=xp.float32) + 0.5
+    x = grid[None, :] - centers[..., 0, None, None]
+    y = grid[:, None] - centers[..., 1, None, None]
+    size = half_size if isinstance(half_size, float) else half_size[..., None, None]
     if shape == "circle":
-        distance = np.sqrt(x**2 + y**2) - size
+        distance = xp.sqrt(x**2 + y**2) - size
     elif shape == "square":
         # A little smaller than the circle's diameter, so that the three areas stay comparable.
-        distance = np.maximum(np.abs(x), np.abs(y)) - 0.92 * size
+        distance = xp.maximum(xp.abs(x), xp.abs(y)) - 0.92 * size
     else:
         # Upright, base and height 2 * size: the slanted sides' unit normal is (2, -1) / sqrt 5.
-        slant = (2 * np.abs(x) - (y + size)) / np.sqrt(5)
-        distance = np.maximum(slant, y - size)
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+        slant = (2 * xp.abs(x) - (y + size)) / 5**0.5
+        distance = xp.maximum(slant, y - size)
+    return xp.clip(0.5 - distance, 0.0, 1.0)
 
 
-def make_frames(scene: Scene, pose: Pose, times: np.ndarray) -> np.ndarray:
+def make_centers(scene: Scene, pose: Pose, world: World, times: np.ndarray) -> np.ndarray:
+    """Where the shape's centre is at given times of the way, 0 its start and 1 its end.
+
+    Returns:
+        [frames, 2], float32, x and y in pixels.
+    """
+    step = np.array(DIRECTIONS[scene.direction], dtype=np.float64)
+    normal = np.abs(step[::-1])
+    way = (np.asarray(times, dtype=np.float64) - 0.5) * pose.travel + pose.along
+    centers = world.side / 2 + way[:, None] * step + pose.across * normal
+    return centers.astype(np.float32)
+
+
+def make_frames(scene: Scene, pose: Pose, world: World, times: np.ndarray) -> np.ndarray:
     """The pictures of a scene at given times of the way.
 
     Args:
         scene: what to draw.
         pose: where and how large.
+        world: how large a picture.
         times: [frames], 0 at the start of the way and 1 at its end.
 
     Returns:
         [frames, height, width, 3], float32 in [0, 1].
     """
-    step = np.array(DIRECTIONS[scene.direction], dtype=np.float64)
-    normal = np.abs(step[::-1])
-    way = (np.asarray(times, dtype=np.float64) - 0.5) * pose.travel + pose.along
-    centers = CLIP_SIZE / 2 + way[:, None] * step + pose.across * normal  # [frames, 2]
-    coverage = shape_coverage(scene.shape, centers, pose.size)[..., None]
+    centers = make_centers(scene, pose, world, times)
+    coverage = shape_coverage(scene.shape, centers, pose.half_size, world.side)[..., None]
     color = np.array(COLORS[scene.color], dtype=np.float32) / 255
     background = np.array(BACKGROUNDS[scene.background], dtype=np.float32) / 255
     return background + coverage * (color - background)
 
 
-def make_clip(scene: Scene, rng: np.random.Generator, num_frames: int = CLIP_FRAMES) -> np.ndarray:
+def clip_times(world: World) -> np.ndarray:
+    """The times of a clip's frames, [frames]."""
+    return np.linspace(0.0, 1.0, world.num_frames)
+
+
+def make_clip(scene: Scene, rng: np.random.Generator, world: World) -> np.ndarray:
     """One clip of a scene with a random pose.
 
     Returns:
-        [num_frames, height, width, 3], float32 in [0, 1].
+        [frames, height, width, 3], float32 in [0, 1].
     """
-    return make_frames(scene, random_pose(rng), np.linspace(0.0, 1.0, num_frames))
+    return make_frames(scene, random_pose(rng, world), world, clip_times(world))
+
+
+def make_picture(scene: Scene, rng: np.random.Generator, world: World) -> np.ndarray:
+    """The first frame of a scene with a random pose, as a file would hold it.
+
+    Returns:
+        [height, width, 3], uint8.
+    """
+    first = make_frames(scene, random_pose(rng, world), world, np.zeros(1))[0]
+    return np.round(first * 255).astype(np.uint8)

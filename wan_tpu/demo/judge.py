@@ -1,6 +1,8 @@
-"""Says how well wan-tiny obeys: `python -m wan_tpu.demo.judge`.
+"""Says how well an embedded model obeys: `python -m wan_tpu.demo.judge --model wan-tiny`.
 
-It makes videos, judges their pixels and prints a table.
+It makes videos, judges their pixels and prints a table. A model that takes pictures is asked three
+ways: by a prompt alone; by a picture and a prompt that describes it; and by the same picture and
+the opposite direction, which the picture must not decide.
 
 With files as arguments it judges those instead: each needs its caption in its name, words joined by
 dashes, as the command itself names them (`a-red-circle-moving-right-on-a-black-background.mp4`, any
@@ -8,10 +10,11 @@ number may follow).
 """
 
 import argparse
+import dataclasses
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +24,58 @@ from wan_tpu.demo.recognition import WORDS, Verdict, judge_file
 
 logger = logging.getLogger(__name__)
 
-# What the recipe must reach, per word of the caption.
+# What the recipes must reach, per word of the caption.
 TARGETS = {"color": 0.90, "shape": 0.80, "direction": 0.90, "background": 0.90}
+FIRST_FRAME_TARGET = 28.0  # dB of peak signal to noise, for every video that begins with a picture
+WORLDS = {"wan-tiny": data.SIDES_WORLD, "wan-tiny-ti2v": data.MIDDLE_WORLD}
+TAKES_PICTURES = ("wan-tiny-ti2v",)
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One video to ask for: a caption, a seed, and the picture that it begins with, if any."""
+
+    scene: data.Scene
+    seed: int
+    picture: np.ndarray | None = None  # [side, side, 3], uint8
 
 
 def choose_scenes(count: int, rng: np.random.Generator) -> list[data.Scene]:
     """Distinct scenes (up to all 216) at random, the same for the same generator."""
     scenes = data.all_scenes()
     return [scenes[index] for index in rng.permutation(len(scenes))[:count]]
+
+
+def make_trials(
+    rng: np.random.Generator, count: int, world: data.World, takes_pictures: bool
+) -> dict[str, list[Trial]]:
+    """What a model is asked, by the way it is asked; the third way half as often."""
+
+    def seed() -> int:
+        return int(rng.integers(2**31))
+
+    trials = {"text": [Trial(scene=s, seed=seed()) for s in choose_scenes(count, rng)]}
+    if takes_pictures:
+        trials["picture"] = [
+            Trial(scene=scene, seed=seed(), picture=data.make_picture(scene, rng, world))
+            for scene in choose_scenes(count, rng)
+        ]
+        trials["other direction"] = [
+            Trial(
+                scene=dataclasses.replace(trial.scene, direction=OPPOSITE[trial.scene.direction]),
+                seed=seed(),
+                picture=trial.picture,
+            )
+            for trial in trials["picture"][: (count + 1) // 2]
+        ]
+    return trials
+
+
+def decibels(frame: np.ndarray, picture: np.ndarray) -> float:
+    """Peak signal to noise of a frame against a picture, both uint8."""
+    error = np.mean((frame.astype(np.float64) - picture.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def file_name(scene: data.Scene, seed: int) -> str:

@@ -1,4 +1,4 @@
-"""Says from the pixels of a video which scene of wan-tiny's world it shows.
+"""Says from the pixels of a video which scene of the embedded models' worlds it shows.
 
 Classical image processing, no model.
 
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from wan_tpu.demo import data
-from wan_tpu.pipeline.video_file import read_frames
 
 UNSEEN = "unseen"
 WORDS = ("color", "shape", "direction", "background")
@@ -24,9 +23,11 @@ WORDS = ("color", "shape", "direction", "background")
 # nearer to another.
 COLOR_TOLERANCE = 70.0
 FOREGROUND_DISTANCE = 70.0  # from the background; half of the least contrast of the palette
-# Pixels; the drawn shapes have 240 (small triangle) to 570 (large square).
-MIN_AREA, MAX_AREA = 100, 1200
-MIN_WAY = 16.0  # pixels the centroid must go; the clips go 34 to 42
+# In a picture of 64 x 64, and in proportion in others. Drawn there, shapes have 240 (small triangle)
+# to 570 (large square) pixels, at half of 128 x 128 128 to 340.
+MIN_AREA, MAX_AREA = 100 / 64**2, 1200 / 64**2
+MIN_WAY = 16 / 64  # what the centroid must go; the clips go 0.33 to 0.66
+BORDER = 2 / 64  # how wide the border is whose median is the background
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class Verdict:
 
 def judge_file(path: Path | str) -> Verdict:
     """The verdict on a video file."""
+    # Here, so that a machine that trains needs no ffmpeg.
+    from wan_tpu.pipeline.video_file import read_frames
+
     return judge_frames(read_frames(path))
 
 
@@ -70,9 +74,10 @@ def judge_frames(frames: np.ndarray) -> Verdict:
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:
-    """The outermost two pixels of every frame, [n, 3]; a shape covers at most a fifth of them."""
+    """The outermost pixels of every frame, [n, 3]; a shape covers at most a fifth of them."""
+    width = round(BORDER * pixels.shape[1])
     inside = np.zeros(pixels.shape[1:3], dtype=bool)
-    inside[2:-2, 2:-2] = True
+    inside[width:-width, width:-width] = True
     return pixels[:, ~inside].reshape(-1, 3)
 
 
@@ -86,7 +91,7 @@ def _foreground_color(pixels: np.ndarray, background: np.ndarray) -> np.ndarray 
     """The median colour of the pixels that differ clearly from the background, or None."""
     distance = np.linalg.norm(pixels - background, axis=-1)  # [frames, height, width]
     seen = distance > FOREGROUND_DISTANCE
-    if np.count_nonzero(seen) < MIN_AREA * len(pixels) / 2:
+    if np.mean(seen) < MIN_AREA / 2:
         return None
     # The farther half leaves out the antialiased edge, which lies between the two colours.
     core = seen & (distance >= np.median(distance[seen]))
@@ -100,7 +105,7 @@ def _masks(pixels: np.ndarray, background: np.ndarray, color: np.ndarray) -> np.
 
 
 def _sizable(masks: np.ndarray) -> np.ndarray:
-    areas = masks.sum(axis=(1, 2))
+    areas = masks.mean(axis=(1, 2))
     return np.flatnonzero((areas >= MIN_AREA) & (areas <= MAX_AREA))
 
 
@@ -116,7 +121,7 @@ def _direction(masks: np.ndarray) -> str:
     )  # [2, visible]: x and y
     way = np.polyfit(visible, places.T, 1)[0] * (len(masks) - 1)  # [2], pixels over the clip
     along, across = np.abs(way).max(), np.abs(way).min()
-    if along < MIN_WAY or along < 2 * across:
+    if along < MIN_WAY * masks.shape[1] or along < 2 * across:
         return UNSEEN
     step = tuple(int(s) for s in np.where(np.abs(way) == along, np.sign(way), 0))
     return next(name for name, unit in data.DIRECTIONS.items() if unit == step)

@@ -1,4 +1,9 @@
-"""Trains the transformer and the text encoder of wan-tiny together, by flow matching.
+"""Trains the transformer and the text encoder of an embedded model together, by flow matching.
+
+A model that takes a picture learns both of its modes in every batch: from noise alone, and with the
+first latent frame given, whose tokens have a timestep of 0 (the per-token timesteps of Wan 2.2's
+TI2V-5B). The latent of a picture is the first latent of the clip that begins with it, because the
+autoencoder is causal.
 
 Wan attends to all 512 text positions, and past the prompt they are zeros, which the text projection
 turns into one and the same vector. So the training keeps the prompt's positions and one padding
@@ -10,6 +15,7 @@ import copy
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +25,8 @@ from torch.nn import functional
 from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_tpu.demo import data, tokenizer
-from wan_tpu.demo.phases import Phase, Run, normal, run_phase
+from wan_tpu.demo.muon import BatchedMuon
+from wan_tpu.demo.phases import Inputs, Phase, Run, normal, run_phase
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +42,10 @@ TEXT_CONFIG = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
-TRANSFORMER_CONFIG = {
+# Besides the channels, which are the autoencoder's.
+TRANSFORMER_CONFIG: dict[str, Any] = {
     "num_attention_heads": 8,
     "attention_head_dim": 16,
-    "in_channels": 16,
-    "out_channels": 16,
     "text_dim": TEXT_CONFIG["d_model"],
     "freq_dim": 128,
     "ffn_dim": 512,
@@ -48,28 +54,35 @@ TRANSFORMER_CONFIG = {
 }
 
 
-DENOISER_PHASE = Phase(
-    name="denoiser", steps=4500, batch=32, learning_rate=2e-3, warmup_steps=200, hold=0.4
-)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DenoiserRecipe:
-    """One phase, and what it is fed."""
+    """One phase, and what it is fed.
 
-    phase: Phase = DENOISER_PHASE
-    num_clips: int = 5400  # 25 of each scene
+    Attributes:
+        phase: its schedule.
+        num_clips: the size of the training set.
+        given_share: how often the first latent frame is given.
+        prompt_dropout: how often the prompt is left out, for guidance.
+        shift: of the noise levels. Colour, direction and background are decided near pure noise:
+            with 5 a third of sigmas are above 0.9.
+        ema_decay: of the average that is kept.
+    """
+
+    phase: Phase
+    num_clips: int
+    given_share: float = 0.0
     prompt_dropout: float = 0.1
-    # Colour, direction and background are decided near pure noise: a third of sigmas above 0.9.
     shift: float = 5.0
     ema_decay: float = 0.999
 
 
-def make_models(seed: int) -> tuple[UMT5EncoderModel, WanTransformer3DModel]:
+def make_models(seed: int, channels: int) -> tuple[UMT5EncoderModel, WanTransformer3DModel]:
     """A fresh text encoder and transformer, 1.8 M parameters together."""
     torch.manual_seed(seed)
     text_encoder = UMT5EncoderModel(UMT5Config(**TEXT_CONFIG))
-    transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG)
+    transformer = WanTransformer3DModel(
+        **TRANSFORMER_CONFIG, in_channels=channels, out_channels=channels
+    )
     _turn_from_padding(transformer)
     return text_encoder, transformer
 
@@ -112,7 +125,7 @@ class CompactAttention:
         else:
             positions = context.shape[1]
             bias = query.new_zeros(1, 1, 1, positions)
-            bias[..., -1] = math.log(tokenizer.TEXT_LENGTH - (positions - 1))
+            bias[..., -1].fill_(math.log(tokenizer.TEXT_LENGTH - (positions - 1)))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         # Written out: the backward pass of the fused operator takes half of a step on a CPU.
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -143,18 +156,47 @@ def compact_text(text_encoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.T
     Returns:
         [batch, LONGEST_PROMPT + 1, d_model].
     """
-    embeddings = text_encoder(ids, mask).last_hidden_state * mask[..., None]
+    # The mask as the layers want it: made by the encoder it costs a look at its values, which an
+    # accelerator would have to wait for.
+    hidden = torch.where(mask[:, None, None, :] > 0, 0.0, torch.finfo(torch.float32).min)
+    hidden = hidden.expand(-1, 1, mask.shape[1], -1)
+    embeddings = text_encoder(ids, hidden).last_hidden_state * mask[..., None]
     return functional.pad(embeddings, (0, 0, 0, 1))
 
 
 def flow_loss(
-    transformer, text: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+    transformer,
+    text: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    sigma: torch.Tensor,
+    given: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the velocity `noise - latents`, predicted between the two."""
-    wide = sigma[:, None, None, None, None]
-    noised = (1 - wide) * latents + wide * noise
-    velocity = transformer(noised, sigma * 1000, text, return_dict=False)[0]
-    return functional.mse_loss(velocity.float(), noise - latents)
+    """Mean squared error of the velocity `noise - latents`, predicted between the two.
+
+    Args:
+        transformer: predicts.
+        text: [batch, positions, d_model].
+        latents: [batch, channels, latent_frames, latent_height, latent_width], normalised.
+        noise: as the latents.
+        sigma: [batch], the noise levels.
+        given: [batch], 1 where the first latent frame is given, clean, and 0 elsewhere; None for a
+            model that never takes one.
+    """
+    batch, _, frames, height, width = latents.shape
+    if given is None:
+        level, timestep = sigma[:, None, None, None, None], sigma * 1000
+    else:
+        first = functional.pad(given[:, None], (0, frames - 1))  # [batch, frames]
+        level = sigma[:, None] * (1 - first)
+        timestep = level.repeat_interleave(height * width // 4, dim=1) * 1000  # [batch, tokens]
+        level = level[:, None, :, None, None]
+    noised = (1 - level) * latents + level * noise
+    velocity = transformer(noised, timestep, text, return_dict=False)[0]
+    error = (velocity.float() - (noise - latents)).square()
+    if given is None:
+        return error.mean()
+    return (error.mean((1, 3, 4)) * (1 - first)).sum() / (1 - first).sum()
 
 
 def make_optimizers(modules: list[torch.nn.Module], rate: float) -> list[torch.optim.Optimizer]:
@@ -165,15 +207,14 @@ def make_optimizers(modules: list[torch.nn.Module], rate: float) -> list[torch.o
             hidden = name.startswith("blocks.") and parameter.ndim == 2
             (matrices if hidden else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(matrices, lr=rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 @torch.no_grad()
 def _follow(average: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
-    for target, source in zip(average.parameters(), module.parameters(), strict=True):
-        target.lerp_(source, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
 def train_denoiser(
@@ -182,7 +223,8 @@ def train_denoiser(
     """Trains from nothing (or from the run's checkpoint).
 
     Args:
-        latents: [clips, 16, latent_frames, latent_height, latent_width], normalised.
+        latents: [clips, channels, latent_frames, latent_height, latent_width], normalised, on the
+            run's device.
         scene_of_clip: [clips], index into `data.all_scenes()`.
         recipe: the phase and its feed.
         run: where and how.
@@ -190,29 +232,20 @@ def train_denoiser(
     Returns:
         The averaged (EMA) text encoder and transformer.
     """
-    text_encoder, transformer = make_models(run.seed)
+    text_encoder, transformer = (
+        cast(Any, module).to(run.device) for module in make_models(run.seed, latents.shape[1])
+    )
     averages = copy.deepcopy(text_encoder), copy.deepcopy(transformer)
     transformer.set_attn_processor(cast(Any, CompactAttention()))
-    prompts = [scene.prompt for scene in data.all_scenes()] + [""]
-    ids, mask = tokenize(prompts)
+    draw = _draw(latents, scene_of_clip, recipe, run)
     # The pattern matcher would turn the written-out attention back into the fused operator.
     options: dict[str, Any] = {"pattern_matcher": False}
-    loss_of_batch = torch.compile(flow_loss, options=options) if run.compile else flow_loss
-    phase = recipe.phase
+    compiled = run.compile and run.device == "cpu"
+    loss_of_batch = torch.compile(flow_loss, options=options) if compiled else flow_loss
 
-    def loss_of_step(step: int) -> torch.Tensor:
-        rng = phase.rng(run.seed, step)
-        clips = rng.integers(len(latents), size=phase.batch)
-        dropped = rng.random(phase.batch) < recipe.prompt_dropout
-        prompt = torch.from_numpy(np.where(dropped, len(prompts) - 1, scene_of_clip[clips]))
-        clean = latents[torch.from_numpy(clips)].float()
-        # One sigma per stratum of the batch: the loss of a step then says little about its luck.
-        uniform = torch.from_numpy((np.arange(phase.batch) + rng.random(phase.batch)) / phase.batch)
-        sigma = (recipe.shift * uniform / (1 + (recipe.shift - 1) * uniform)).float()
-        noise = normal(rng, tuple(clean.shape))
-        with torch.autocast("cpu", torch.bfloat16):
-            text = compact_text(text_encoder, ids[prompt], mask[prompt])
-            return loss_of_batch(transformer, text, clean, noise, sigma)
+    def loss_of(ids: torch.Tensor, mask: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(run.device, torch.bfloat16):
+            return loss_of_batch(transformer, compact_text(text_encoder, ids, mask), *batch)
 
     def after_step(step: int) -> None:
         decay = min(recipe.ema_decay, (step + 1) / (step + 10))
@@ -225,6 +258,34 @@ def train_denoiser(
         "text_encoder_ema": averages[0],
         "transformer_ema": averages[1],
     }
-    optimizers = make_optimizers([text_encoder, transformer], phase.learning_rate)
-    run_phase(phase, run, modules, optimizers, loss_of_step, after_step)
+    optimizers = make_optimizers([text_encoder, transformer], recipe.phase.learning_rate)
+    run_phase(recipe.phase, run, modules, optimizers, draw, loss_of, after_step)
     return averages
+
+
+def _draw(
+    latents: torch.Tensor, scene_of_clip: np.ndarray, recipe: DenoiserRecipe, run: Run
+) -> Callable[[int], Inputs]:
+    """What a step is fed: ids and mask of the prompts, and what `flow_loss` takes after them."""
+    prompts = [scene.prompt for scene in data.all_scenes()] + [""]
+    ids, mask = (part.to(run.device) for part in tokenize(prompts))
+    phase = recipe.phase
+
+    def draw(step: int) -> Inputs:
+        rng = phase.rng(run.seed, step)
+        clips = rng.integers(len(latents), size=phase.batch)
+        dropped = rng.random(phase.batch) < recipe.prompt_dropout
+        prompt = np.where(dropped, len(prompts) - 1, scene_of_clip[clips])
+        prompt = torch.from_numpy(prompt).to(run.device)
+        clean = latents[torch.from_numpy(clips).to(run.device)].float()
+        # One sigma per stratum of the batch: the loss of a step then says little about its luck.
+        uniform = torch.from_numpy((np.arange(phase.batch) + rng.random(phase.batch)) / phase.batch)
+        sigma = (recipe.shift * uniform / (1 + (recipe.shift - 1) * uniform)).float()
+        noise = normal(rng, tuple(clean.shape), run.device)
+        inputs = ids[prompt], mask[prompt], clean, noise, sigma.to(run.device)
+        if not recipe.given_share:
+            return inputs
+        given = torch.from_numpy(rng.random(phase.batch) < recipe.given_share).float()
+        return *inputs, given.to(run.device)
+
+    return draw

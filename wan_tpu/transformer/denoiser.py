@@ -1,8 +1,8 @@
 """The denoiser: noisy latent tokens, a timestep, a text, pictures in, predicted velocity out.
 
-diffusers' block runs through torchax with our attention, scanned over stacked weights. Around the
-blocks everything works on tokens: the scheduler keeps latents in token form for the whole run, so
-no step folds or unfolds patches, and patch embedding is one product.
+The parts of diffusers' block run through torchax with our attention, scanned over stacked weights.
+Around the blocks everything works on tokens: the scheduler keeps latents in token form for the
+whole run, so no step folds or unfolds patches, and patch embedding is one product.
 """
 
 import copy
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
@@ -22,6 +21,7 @@ from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
 from wan_tpu.torch_bridge import Params, call_module
 from wan_tpu.torch_module import LayeredModule, named_linear, replace_linears
+from wan_tpu.transformer.block import TransformerBlock
 from wan_tpu.transformer.conditions import (
     ChannelCondition,
     Condition,
@@ -222,28 +222,28 @@ class Denoiser:
         geometry: Geometry,
     ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
-        block, tokens = self._block(), hidden.shape[1]
-        cos, sin = rotary_tables(geometry.grid, self.config.attention_head_dim, tokens)
+        block = self._block(geometry)
+        head_dim = self.config.attention_head_dim
+        cos, sin = rotary_tables(geometry.grid, head_dim, hidden.shape[1])
         positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
 
         def layer(hidden: jax.Array, weights: Params, context: Context) -> tuple[jax.Array, None]:
             hidden = self.setting.constrain(hidden, RESIDUAL)
-            modulated = row_of_each_token(modulation, tokens, geometry)
             hidden = call_module(
-                block, self._gather(weights), hidden, context, modulated, positions
+                block, self._gather(weights), hidden, context, modulation, positions
             )
             return self.setting.constrain(hidden, RESIDUAL), None
 
         hidden, _ = self.module.scan(layer, hidden, params, context)
         return hidden
 
-    def _block(self) -> torch.nn.Module:
+    def _block(self, geometry: Geometry) -> TransformerBlock:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
         block.attn2.set_processor(CrossAttention(self.config, self.setting))
         replace_linears(block, lambda name: linear_split(name, self.setting))
-        return block
+        return TransformerBlock(block, geometry)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""

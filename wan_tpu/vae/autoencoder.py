@@ -57,7 +57,7 @@ class Encoder(nnx.Module):
     def __call__(
         self, video: Float[Array, "frames height width 3"], past: Past
     ) -> tuple[Float[Array, "latent_frames latent_height latent_width moments"], Past]:
-        """Encodes a chunk: one frame at a video's start, then a multiple of four.
+        """Encodes a chunk: 4n + 1 frames at a video's start, then a multiple of four.
 
         Args:
             video: `[frames, height, width, 3]` in [-1, 1].

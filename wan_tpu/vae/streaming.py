@@ -125,7 +125,7 @@ class StreamingVae:
         return self._encode_chunk(params, frames, cache)
 
     def encode(self, params: Params, video: Frames) -> tuple[Moment, Moment]:
-        """Encodes a whole video in one program, four frames at a time after the first.
+        """Encodes a whole video in one pass without a cache: memory grows with its length.
 
         Args:
             params: at least those of the encoder.
@@ -142,19 +142,8 @@ class StreamingVae:
 
         def body(params: Params, video: Frames) -> Moment:
             encoder = with_params(Encoder, self.config, split, params)
-            video = video[0].astype(self.dtype)
-            first, past = encoder(video[:1], None)
-            chunks = video[1:].reshape(-1, FRAMES_PER_CHUNK, *video.shape[1:])
-
-            def chunk(
-                past: Past, frames: Float[Array, "frames height width 3"]
-            ) -> tuple[Past, Float[Array, "_ _ _ moments"]]:
-                moments, past = with_params(Encoder, self.config, split, params)(frames, past)
-                return past, moments
-
-            _, rest = jax.lax.scan(chunk, past, chunks)
-            rest = rest.reshape(-1, *first.shape[1:])
-            return jnp.concatenate([first, rest])[None].astype(jnp.float32)
+            moments, _ = encoder(video[0].astype(self.dtype), None)
+            return moments[None].astype(jnp.float32)
 
         encode = self._per_device(split, body, out_specs=split.spec(5))
         return _mean_and_log_variance(encode(of_part(params, ENCODER), video))
