@@ -60,7 +60,7 @@ def folded(x: Picture, kernel: Kernel, frame_stride: int, stride: int) -> Convol
     num_frames = (len(x) - frames) // frame_stride + 1
     width = (x.shape[2] - columns) // stride + 1
     out = jnp.zeros((num_frames, height, width, out_channels), x.dtype)
-    return jax.lax.scan(convolve_strip, out, starts)[0]
+    return jax.lax.scan(convolve_strip, out, jnp.asarray(starts))[0]
 
 
 def _folded_at_once(x: Picture, kernel: Kernel, frame_stride: int, stride: int) -> Convolved:
