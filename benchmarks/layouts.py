@@ -57,7 +57,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     from wan_tpu import runtime
     from wan_tpu.pipeline.model import parse_dtype
-    from wan_tpu.pipeline.video_file import write_json_atomically
+    from wan_tpu.pipeline.whole_file import write_json_atomically
 
     if parsed.dtype is not None:
         parse_dtype(parsed.dtype)

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Measures and reports; 1 if any poll failed."""
-    from wan_tpu.pipeline.video_file import write_json_atomically
+    from wan_tpu.pipeline.whole_file import write_json_atomically
 
     with tempfile.TemporaryDirectory(prefix="wan-tpu-service-") as folder:
         with running_server(pathlib.Path(folder)) as server:

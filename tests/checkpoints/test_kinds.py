@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from wan_tpu.checkpoints.known import KNOWN_MODELS
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.errors import CheckpointError
 from wan_tpu.request import VideoRequest
+from wan_tpu.schedulers.api import make_schedule
 
 KINDS = {
     "t2v": family.TEXT_TO_VIDEO,
@@ -278,6 +280,26 @@ def test_what_wan_runs_its_models_with(name):
         assert {defaults.flow_shift(*each) for each in sizes} == {shift}
     # 2.4 to 1, at the area of 720p, whose shorter side is less than that.
     assert defaults.flow_shift(1472, 608) == shifts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("wan2.2-t2v-a14b", (26, 14)), ("wan2.2-i2v-a14b", (15, 25))]
+)
+def test_the_default_requests_steps_of_each_expert(name, steps):
+    """Red with the shift of the hub's scheduler file, 3: it would be 13 and 27."""
+    model = describe_model(name)
+    defaults = model.defaults
+    schedule = make_schedule(
+        defaults.scheduler,
+        num_inference_steps=defaults.num_inference_steps,
+        flow_shift=defaults.flow_shift(defaults.width, defaults.height),
+        config=model.configs["scheduler"],
+    )
+    assert model.kind.boundary_ratio is not None
+    is_first = np.asarray(schedule.timesteps) >= 1000 * model.kind.boundary_ratio
+    assert (is_first.sum(), (~is_first).sum()) == steps
+    assert is_first[0]
+    assert not is_first[-1]
 
 
 def test_a_picture_of_any_ratio_has_the_shift_of_its_area():

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wan_tpu.checkpoints.models import describe_model, open_model
+from wan_tpu.checkpoints.models import KNOWN_MODELS, describe_model, open_model
 from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.video_file import read_frames
 from wan_tpu.sharding.layout import parse_layout
@@ -205,25 +206,55 @@ class TestInspect:
         assert (code, error.count("\n")) == (2, 1)
         assert "--layout dp2-sp4" in error
 
-    def test_of_the_autoencoder_the_decoder_counts(self, run_here):
-        """Red when the encoder counts as resident: the planner holds 0.137 GiB of the 14B's."""
-        for layout in ((), ("--layout", "dp2-sp4")):
-            _, out, _ = run_here("inspect", "wan2.1-t2v-14b", *layout, "--json")
-            report = json.loads(out)
-            vae, encoder = report["components"]["vae"], report["not_loaded"]["vae_encoder"]
-            for sizes in (vae, encoder):
-                assert sizes.get("bytes_per_device", sizes["bytes"]) == sizes["bytes"]
-            assert vae["bytes"] / 2**30 == pytest.approx(0.137, abs=0.001)
-            assert (vae["bytes"] + encoder["bytes"]) / 2**20 == pytest.approx(242, abs=1)
-            counted = sum(row["num_bytes"] for row in report["weights"])
-            parts = (report["components"] | report["not_loaded"]).values()
-            assert counted == sum(sizes["bytes"] for sizes in parts)
-        _, out, _ = run_here("inspect", "wan2.1-t2v-14b")
-        (line,) = [line for line in out.splitlines() if line.startswith("  vae_encoder")]
-        assert line.endswith("not loaded")
+    # Counted on diffusers' and transformers' own modules.
+    COUNTS: ClassVar = {
+        "wan2.1-t2v-1.3b": {"transformer": 1_418_996_800},
+        "wan2.1-t2v-14b": {"transformer": 14_288_491_584},
+        "wan2.1-i2v-14b-480p": {"transformer": 16_394_878_784},
+        "wan2.1-i2v-14b-720p": {"transformer": 16_394_878_784},
+        "wan2.1-flf2v-14b-720p": {"transformer": 16_395_536_704},
+        "wan2.2-t2v-a14b": dict.fromkeys(("transformer", "transformer_2"), 14_288_491_584),
+        "wan2.2-i2v-a14b": dict.fromkeys(("transformer", "transformer_2"), 14_288_901_184),
+        "wan2.2-ti2v-5b": {"transformer": 4_999_787_712, "vae": 704_688_668},
+    }
+
+    @pytest.mark.parametrize("name", KNOWN_MODELS)
+    def test_every_known_model_is_counted_offline(self, run_here, name):
+        code, out, error = run_here("inspect", name, "--json")
+        assert code == 0, error
+        report = json.loads(out)
+        counted = {each: sizes["parameters"] for each, sizes in report["components"].items()}
+        expected = {"text_encoder": 5_680_910_336, "vae": 126_892_531} | self.COUNTS[name]
+        after = report["not_loaded"].get("image_encoder_end")
+        if after is not None:  # the rest of CLIP is in the files, and read no further
+            counted["image_encoder"] += after["parameters"]
+            expected["image_encoder"] = 630_766_080
+        assert counted == expected
+        assert sum(sizes["bytes"] for sizes in report["components"].values()) == sum(
+            row["num_bytes"] for row in report["weights"] if row["component"] in counted
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "takes"),
+        [
+            ("wan2.1-t2v-14b", "a text-to-video model, takes text alone, or a video"),
+            ("wan2.1-i2v-14b-720p", "an image-to-video model, takes an image"),
+            (
+                "wan2.2-i2v-a14b",
+                "an image-to-video model, takes an image, or an image and a last image, or a last "
+                "image\ntransformer runs the steps from timestep 900 up, transformer_2 the others",
+            ),
+        ],
+    )
+    def test_what_a_model_takes_is_said(self, run_here, name, takes):
+        _, out, _ = run_here("inspect", name)
+        assert out.startswith(f"{name}, bfloat16\n{takes}\n")
+        assert ("transformer_2: as transformer" in out) == ("a14b" in name)
 
     @pytest.mark.parametrize("vae_dtype", ["bfloat16", "float32"])
-    @pytest.mark.parametrize("name", ["wan-tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"])
+    @pytest.mark.parametrize(
+        "name", ["wan-tiny", "wan2.1-t2v-14b", "wan2.1-flf2v-14b-720p", "wan2.2-i2v-a14b"]
+    )
     def test_what_is_shown_is_what_the_pipeline_and_the_planner_hold(
         self, run_here, name, vae_dtype
     ):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.damaged_models import copy_wan_tiny, edit_tensor
+from wan_tpu.image.picture import read_picture
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -49,6 +50,33 @@ def test_a_suffix_in_capitals_and_a_seed_that_is_drawn(run, tmp_path):
     seed = json.loads((tmp_path / "fox.json").read_text())["seed"]
     assert 0 < seed < 2**32  # 0 once in four thousand million
     assert f"seed {seed}\n" in done.stderr
+
+
+def test_one_frame_is_a_picture(run, tmp_path):
+    """With its story beside it, as a video's."""
+    done = generate(run, "--frames", "1", "-o", "fox.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "fox.png\n"
+    assert read_picture((tmp_path / "fox.png").read_bytes()).shape == (64, 64, 3)
+    story = json.loads((tmp_path / "fox.json").read_text())
+    assert (story["video"], story["request"]["num_frames"]) == ("fox.png", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.json", "fox.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "fox.png"], "fox.png is a picture, of one frame, and the video has the model's"),
+        (["-o", "fox.JPG", "--frames", "5"], "has 5 frames: add --frames 1, or write fox.mp4"),
+        (["-o", "fox.gif"], "must end in .mp4 or .npy, or for one frame in .png or .jpg or .jpeg"),
+        (["-o", "fox", "--frames", "1"], "got 'fox'; write fox.mp4, of which ffmpeg makes any"),
+    ],
+)
+def test_suffixes_that_do_not_fit_are_one_line(run_here, tmp_path, arguments, message):
+    code, out, err = run_here("generate", PROMPT, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_none_are_no_video(run, tmp_path):

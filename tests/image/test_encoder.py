@@ -68,7 +68,11 @@ def run(activation: str, layout: str, dtype=jnp.float32) -> np.ndarray:
     encoder = ImageEncoder(config=config, mesh=mesh, dtype=dtype)
     state = make_original(activation).state_dict()
     unused = ("post_layernorm", "encoder.layers.2.", "visual_projection")
-    tensors = {n: t.numpy() for n, t in state.items() if not any(part in n for part in unused)}
+    tensors = {
+        name.removeprefix("vision_model."): tensor.numpy()
+        for name, tensor in state.items()
+        if not any(part in name for part in unused)
+    }
     params = load_weights("image encoder", encoder.weights(), ArraySource(tensors), mesh)
     assert params["encoder.layers.*.mlp.fc1.weight"].shape == (2, 256, 128)
     shards = {p.sharding.shard_shape(p.shape) for n, p in params.items() if "fc1.weight" in n}
@@ -154,6 +158,6 @@ def test_weights_of_the_real_tower_split_over_eight(devices):
     assert sum(sizes) == 630_766_080 - 19_677_440 - 2_560
     assert whole < sum(sizes) / 500
     names = {tensor for weight in weights for tensor in weight.tensors}
-    assert "vision_model.embeddings.class_embedding" in names
-    assert "vision_model.encoder.layers.30.mlp.fc2.bias" in names
+    assert "embeddings.class_embedding" in names
+    assert "encoder.layers.30.mlp.fc2.bias" in names
     assert not any("layers.31." in name or "post_layernorm" in name for name in names)

@@ -177,6 +177,34 @@ def test_colours_by_the_matrix_that_the_file_names(folder, matrix, height):
     assert np.abs(found.astype(int) - (200, 60, 40)).max() <= 3
 
 
+@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+def test_hdr_becomes_what_a_screen_shows(folder, transfer):
+    """As phones record it. Red when it is shown as it is stored: grey 180 would be 153 or 125."""
+    frames = np.full((2, HEIGHT, WIDTH, 3), 180, np.uint8)
+    frames[:, :, WIDTH // 2 :] = (200, 40, 40)
+    wide = f"matrix=2020_ncl:primaries=2020:transfer={transfer}:range=limited:npl=203"
+    convert = f"zscale=transferin=709:primariesin=709:rangein=full:{wide},format=yuv420p10le"
+    marks = f"log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    encoder = ("-pix_fmt", "yuv420p10le", "-c:v", "libx265", "-crf", "8", "-x265-params", marks)
+    data = make_clip(folder / "hdr.mov", frames, "-vf", convert, *encoder)
+    found = read_video(data, 25, 1)[0].astype(int)
+    assert np.abs(found[32, 20] - 180).max() <= 4
+    assert np.abs(found[32, 80] - (200, 40, 40)).max() <= 25
+
+
+def test_what_is_transparent_in_a_clip_shows_white(folder):
+    """As in pictures: half of it is red, half a hidden blue."""
+    frames = np.full((2, HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8)
+    frames[:, :, WIDTH // 2 :] = (0, 0, 255)
+    clear = "format=argb,geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='255*lt(X,48)'"
+    data = make_clip(
+        folder / "clear.mov", frames, "-vf", clear, "-c:v", "qtrle", "-pix_fmt", "argb"
+    )
+    found = read_video(data, 25, 1)[0]
+    assert found[32, 20].tolist() == [255, 0, 0]
+    assert found[32, 80].tolist() == [255, 255, 255]
+
+
 def test_our_own_videos_come_back(tmp_path):
     """What a generation has written is the clip of the next one."""
     frames = moving(9, 64, 64)

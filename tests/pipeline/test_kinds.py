@@ -5,6 +5,7 @@ named at each case.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,21 +35,24 @@ class Case:
     Attributes:
         kind: of `make_random_model`.
         roles: of the pictures, joined by a blank.
-        layout: that it runs on.
+        usual: the layout of the ordinary set; the slow one tries all of `LAYOUTS`.
         fields: of the request.
     """
 
     kind: str
     roles: str = ""
-    layout: str = "single"
+    usual: str
     fields: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.roles or 'text'}, {self.layout}"
+        return f"{self.kind}, {self.roles or 'text'}"
 
 
-def case(kind: str, roles: str = "", layout: str = "single", **fields: float) -> Case:
-    return Case(kind=kind, roles=roles, layout=layout, fields=tuple(fields.items()))
+def case(kind: str, roles: str = "", *, usual: str, **fields: float) -> Case:
+    return Case(kind=kind, roles=roles, usual=usual, fields=tuple(fields.items()))
+
+
+LAYOUTS = ("single", "dp2-sp2-tp2", "sp8")
 
 
 # Three steps of each expert, the second without guidance: swapped scales, one expert's context for
@@ -57,7 +61,14 @@ EXPERTS = {"num_inference_steps": 6, "flow_shift": 5.0, "guidance_scale": 4.0}
 EXPERTS |= {"guidance_scale_2": 1.0}
 
 CASES = [
-    case("t2v", "video", strength=0.6, num_inference_steps=5),
+    case("t2v-a14b", usual="sp8", **EXPERTS),
+    case("i2v-a14b", "image", usual="dp2-sp2-tp2", **EXPERTS),
+    case("i2v-a14b", "image last_image", usual="single", **EXPERTS),
+    case("i2v", "image", usual="dp2-sp2-tp2"),
+    case("flf2v", "image last_image", usual="sp8"),
+    case("ti2v", usual="single"),
+    case("ti2v", "image", usual="dp2-sp2-tp2"),
+    case("t2v", "video", usual="sp8", strength=0.6, num_inference_steps=5),
 ]
 
 
@@ -90,7 +101,9 @@ def inputs_of(roles: str) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
     return files, pixels
 
 
-def request_for(folder: str, files: dict[str, bytes], **fields) -> VideoRequest:
+def request_for(folder: str, files: dict[str, bytes], **fields: Any) -> VideoRequest:
+    digests: dict[str, Any] = {role: digest_of(data) for role, data in files.items()}
+    usual: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "flow_shift": 3.0}
     request = VideoRequest(
         prompt=PROMPT,
         negative_prompt="moving left",
@@ -99,18 +112,27 @@ def request_for(folder: str, files: dict[str, bytes], **fields) -> VideoRequest:
         num_frames=FRAMES,
         fps=16,
         seed=11,
-        **{"num_inference_steps": 4, "guidance_scale": 3.0, "flow_shift": 3.0, **fields},
-        **{role: digest_of(data) for role, data in files.items()},
+        **(usual | fields | digests),
     )
     return request.resolved(open_model(folder).defaults)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_equals_diffusers(case, folders, devices):
-    folder = folders(case.kind)
+    assert_equals_diffusers(case, case.usual, folders(case.kind), devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_equals_diffusers_on_every_layout(case, layout, folders, devices):
+    assert_equals_diffusers(case, layout, folders(case.kind), devices)
+
+
+def assert_equals_diffusers(case: Case, layout_name: str, folder: str, devices) -> None:
     files, pixels = inputs_of(case.roles)
     request = request_for(folder, files, **dict(case.fields))
-    layout = parse_layout(case.layout)
+    layout = parse_layout(layout_name)
     pipeline = VideoPipeline.from_pretrained(
         folder, layout=layout, devices=devices[: layout.num_devices], dtype="float32"
     )

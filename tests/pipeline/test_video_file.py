@@ -24,8 +24,8 @@ from wan_tpu.pipeline.video_file import (
     VideoWriter,
     check_output_path,
     read_frames,
-    write_json_atomically,
 )
+from wan_tpu.pipeline.whole_file import write_json_atomically
 
 SIZE = {"fps": 8, "width": 64, "height": 48}
 

@@ -43,12 +43,11 @@ CONFIGS = {
         "scale_factor_spatial": 16,
     },
     "shortcuts alone": {
-        "base_dim": 6,
-        "dim_mult": [2, 4, 2],
+        "base_dim": 8,
+        "dim_mult": [1, 1, 2, 2],  # a decoder's level with half the channels doubles time, too
         "num_res_blocks": 1,
-        "temperal_downsample": [True, False],
+        "temperal_downsample": [True, True, False],
         "is_residual": True,
-        "scale_factor_spatial": 4,
     },
     "patches alone": {
         "base_dim": 8,

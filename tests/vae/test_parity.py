@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from tests.vae.cases import CONFIGS, make_case, quick_jit
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.vae import convolution
 from wan_tpu.vae.autoencoder import Decoder, with_params
 from wan_tpu.vae.config import VaeConfig
 from wan_tpu.vae.convolution import CONVOLUTIONS, by_frame, folded
@@ -150,6 +151,19 @@ def test_convolutions_are_the_same(window, frame_stride, stride):
         np.testing.assert_allclose(
             convolve(x, kernel, frame_stride, stride), expected, atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_a_picture_convolved_in_strips_is_the_picture(size, stride, monkeypatch):
+    """Rows that do not divide: the last strip takes some of the strip before again."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (5, 23, 7, 6))
+    kernel = jax.random.normal(keys[1], (3, size, size, 6, 4))
+    whole = folded(x, kernel, 1, stride)
+    monkeypatch.setattr(convolution, "FOLDED_BYTES", 2**13)
+    in_strips = jax.jit(folded, static_argnums=(2, 3))
+    assert ("while" in in_strips.lower(x, kernel, 1, stride).as_text()) == (size > 1)
+    np.testing.assert_allclose(in_strips(x, kernel, 1, stride), whole, atol=1e-4, rtol=0)
 
 
 def test_bytes_by_diffusers_rule():

@@ -17,7 +17,7 @@ class Row:
     """All weights of one pattern.
 
     Attributes:
-        component: text_encoder, transformer or vae.
+        component: one of the model's, or what its files have beside them.
         pattern: name with `*` for numbers that count equal parts.
         count: tensors of this pattern and shape.
         shape: of each, in the checkpoint.
@@ -35,6 +35,11 @@ class Row:
     num_bytes: int
     split: str | None = None
     bytes_per_device: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the checkpoint's tensors, padding not among them."""
+        return self.count * math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object."""

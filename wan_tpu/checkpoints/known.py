@@ -244,5 +244,6 @@ def _heads(known: KnownModel) -> int:
 
 
 def known_by_hub_id(hub_id: str) -> KnownModel | None:
-    """The known model that lies there."""
-    return next((known for known in KNOWN_MODELS.values() if known.hub_id == hub_id), None)
+    """The known model that lies there; the hub does not tell large letters from small ones."""
+    wanted = hub_id.lower()
+    return next((k for k in KNOWN_MODELS.values() if k.hub_id.lower() == wanted), None)

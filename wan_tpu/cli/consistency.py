@@ -22,7 +22,7 @@ from wan_tpu.cli.streams import write_data
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.names import DTYPES
 from wan_tpu.pipeline.options import LoadOptions, listed
-from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
+from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,

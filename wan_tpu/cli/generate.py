@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows")
     parser.add_argument(
         "-o", "--output", metavar="FILE",
-        help=".mp4, or .npy: raw frames [frames, height, width, 3]; replaced where it is there "
+        help=".mp4, or .npy: raw frames [frames, height, width, 3]; with --frames 1 also "
+        ".png, .jpg or .webp; replaced where it is there "
         f"(default: {DEFAULT_OUTPUT}, or the first of video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     add_model_arguments(parser)
@@ -152,7 +153,7 @@ def _read(parsed: argparse.Namespace) -> Order:
         media=files.media,
         seed=parsed.seed,
         options=options,
-        output=check_output(parsed.output) if group.leads else None,
+        output=check_output(parsed.output, parsed.frames) if group.leads else None,
         group=group,
         keeps_programs=not parsed.no_cache,
         profile=make_profile(parsed, group),

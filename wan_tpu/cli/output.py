@@ -11,25 +11,46 @@ import numpy as np
 
 from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.streams import write_data
-from wan_tpu.errors import OutputError
+from wan_tpu.errors import InputError, OutputError
+from wan_tpu.pipeline.picture_file import PICTURE_SUFFIXES, PictureWriter, is_picture
 from wan_tpu.pipeline.side_file import check_side_file, free_name, side_file_of, write_side_file
-from wan_tpu.pipeline.video_file import VideoWriter, check_output_path
+from wan_tpu.pipeline.video_file import SUFFIXES, VideoWriter, check_output_path
+from wan_tpu.pipeline.whole_file import check_file_path
 from wan_tpu.request import VideoRequest
 
 DEFAULT_OUTPUT = "video.mp4"
 
 
-def check_output(given: str | None) -> pathlib.Path:
-    """Where the video goes; it and the file beside it can be written.
+def check_output(given: str | None, num_frames: int | None) -> pathlib.Path:
+    """Where the video, or the picture of one frame, goes; it and the file beside can be written.
+
+    Args:
+        given: the file that was named; None for none.
+        num_frames: that were asked for; None leaves them to the model.
 
     Raises:
-        InputError: a suffix that is not written.
+        InputError: a suffix that is not written, or a picture of more than one frame.
         OutputError: something is in the way.
     """
     output = pathlib.Path(DEFAULT_OUTPUT if given is None else given)
     if given is None and (os.path.lexists(output) or os.path.lexists(side_file_of(output))):
         output = free_name(output)
-    output = check_output_path(output)
+    if is_picture(output):
+        if num_frames != 1:
+            frames = "the model's number of" if num_frames is None else num_frames
+            raise InputError(
+                f"{output} is a picture, of one frame, and the video has {frames} frames: add "
+                f"--frames 1, or write {output.with_suffix('.mp4')}"
+            )
+        output = check_file_path(output)
+    elif output.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"output must end in {' or '.join(SUFFIXES)}, or for one frame in "
+            f"{' or '.join(PICTURE_SUFFIXES)}, got {os.fspath(output)!r}; write "
+            f"{output.stem or 'video'}.mp4, of which ffmpeg makes any other format"
+        )
+    else:
+        output = check_output_path(output)
     check_side_file(output)
     return output
 
@@ -45,7 +66,11 @@ def open_video(
     assert request.fps is not None
     assert request.width is not None
     assert request.height is not None
-    writer = VideoWriter(output, fps=request.fps, width=request.width, height=request.height)
+    writer: VideoWriter | PictureWriter
+    if is_picture(output):
+        writer = PictureWriter(output, width=request.width, height=request.height)
+    else:
+        writer = VideoWriter(output, fps=request.fps, width=request.width, height=request.height)
     with running.undoing(writer.abort), writer:
         yield writer.write
 

@@ -11,7 +11,7 @@ from wan_tpu.cli.options import positive_int
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import UnknownNameError
-from wan_tpu.pipeline.video_file import check_file_path, write_json_atomically
+from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.planner import find_slice
 from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
 from wan_tpu.sharding.layout import (

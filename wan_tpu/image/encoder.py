@@ -26,9 +26,6 @@ from wan_tpu.torch_module import LayeredModule, Placement
 
 Hidden = Float[Array, "pictures tokens hidden_size"]
 
-TENSOR_PREFIX = "vision_model."
-"""Before the names in a checkpoint, as `CLIPVisionModelWithProjection` writes them."""
-
 ACTIVATIONS = ("gelu", "quick_gelu")
 """The exact GELU of ViT-H, which Wan uses, and OpenAI's x * sigmoid(1.702 x)."""
 
@@ -128,7 +125,6 @@ def vision_module(config: ImageEncoderConfig) -> LayeredModule:
         template=template,
         layers="encoder.layers",
         num_layers=config.num_hidden_layers - 1,
-        tensor_prefix=TENSOR_PREFIX,
         aliases=after,
     )
 
@@ -147,8 +143,13 @@ class ImageEncoder:
     mesh: Mesh | AbstractMesh  # the latter where only sizes matter
     dtype: DTypeLike
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What the names of tensors begin with that a checkpoint has and this does not read."""
+        return ("post_layernorm.", f"encoder.layers.{self.config.num_hidden_layers - 1}.")
+
     def weights(self) -> list[Weight]:
-        """The parameters, in the order they are loaded."""
+        """The parameters, in the order they are loaded; names as in `CLIPVisionModel`."""
 
         def placement(name: str, shape: tuple[int, ...]) -> Placement:
             # Outputs of the first product of a pair and inputs of the second.

@@ -13,6 +13,7 @@ from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import CheckpointError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE, Conditioning, ModelKind
+from wan_tpu.image.encoder import ImageEncoder, ImageEncoderConfig
 from wan_tpu.text.encoder import TextConfig, TextEncoder
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.denoiser import Denoiser
@@ -29,11 +30,13 @@ class Component:
         module: pure functions of its parameters; of the autoencoder its sizes.
         weights: by name, abstract: shapes, dtypes, how they are split.
         stages: names of the stages that take these weights.
+        unread: what the names of tensors begin with that a checkpoint has and nothing needs.
     """
 
     module: Any
     weights: Mapping[str, jax.ShapeDtypeStruct]
     stages: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def bytes_per_device(self) -> int:
@@ -103,15 +106,16 @@ def make_components(
     )
     image_encoder = {}
     if kind.has_image_encoder:
-        from wan_tpu.image.encoder import ImageEncoder, ImageEncoderConfig
-
         tower = ImageEncoder(
             config=ImageEncoderConfig.from_json(configs[IMAGE_ENCODER]),
             mesh=mesh,
             dtype=denoiser.dtype,
         )
         image_encoder[IMAGE_ENCODER] = Component(
-            module=tower, weights=abstract_weights(tower.weights(), mesh), stages=("image",)
+            module=tower,
+            weights=abstract_weights(tower.weights(), mesh),
+            stages=("image",),
+            unread=tower.unread,
         )
     found = {
         **image_encoder,

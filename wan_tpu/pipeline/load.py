@@ -11,6 +11,8 @@ from jax.typing import DTypeLike
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
+from wan_tpu.checkpoints.renamed import RenamedSource
+from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.checkpoints.weights import check_parts
 from wan_tpu.family import VAE
 from wan_tpu.pipeline.components import transformer_config, vae_parts
@@ -128,7 +130,7 @@ def checked_parts(model: VideoModel) -> dict[str, Part]:
     parts = {
         name: Part(
             weights=component.module.weights(),
-            source=model.description.source(name),
+            source=_without(model.description.source(name), component.unread),
             mesh=model.mesh,
         )
         for name, component in model.components.items()
@@ -136,3 +138,10 @@ def checked_parts(model: VideoModel) -> dict[str, Part]:
     }
     check_parts(parts)
     return parts
+
+
+def _without(source: TensorSource, unread: tuple[str, ...]) -> TensorSource:
+    """A source without the tensors whose names begin so."""
+    return RenamedSource(
+        source, {name: name for name in source.shapes if not name.startswith(unread)}
+    )

@@ -93,7 +93,11 @@ class VideoModel(PlacedModel):
         text_shape = (num_prompts, TEXT_TOKENS, self.text_encoder.config.d_model)
         image = None
         if num_pictures:
-            image_shape = (1, self.image_tokens(num_pictures), self.image_encoder.config.width)
+            image_shape = (
+                1,
+                self.image_tokens(num_pictures),
+                self.image_encoder.config.hidden_size,
+            )
             image = abstract(image_shape, self.dtype, whole)
         return self._stage(
             "context",

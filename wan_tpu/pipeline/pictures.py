@@ -108,10 +108,8 @@ def decode(request: VideoRequest, media: Media, geometry: Geometry) -> dict[str,
             pictures[role] = Picture(given=(info.width, info.height), fitted=fitted)
         else:
             whole = read_picture(data)
-            given = whole.shape[1], whole.shape[0]
-            pictures[role] = Picture(
-                given=given, whole=whole[None], fitted=cover(whole, *size)[None]
-            )
+            given, fitted = (whole.shape[1], whole.shape[0]), cover(whole, *size)[None]
+            pictures[role] = Picture(given=given, whole=whole, fitted=fitted)
     return pictures
 
 

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from wan_tpu.geometry import Geometry
+from wan_tpu.image.encoder import ImageEncoder
 from wan_tpu.pipeline.components import Component
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
@@ -49,7 +50,7 @@ class PlacedModel:
         return self.components[TEXT_ENCODER].module
 
     @property
-    def image_encoder(self) -> Any:
+    def image_encoder(self) -> ImageEncoder:
         """Pictures to tokens, in a model that reads them so."""
         return self.components[IMAGE_ENCODER].module
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wan_tpu.errors import OutputError
-from wan_tpu.pipeline.video_file import SUFFIXES, check_file_path, reporting, write_json_atomically
+from wan_tpu.pipeline.video_file import SUFFIXES
+from wan_tpu.pipeline.whole_file import check_file_path, reporting, write_json_atomically
 
 WRITTEN_BY = "wan-tpu generate"
 

@@ -9,21 +9,19 @@ folder, and renamed at the end.
 import collections
 import contextlib
 import errno
-import json
 import os
-import secrets
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 import imageio_ffmpeg
 import numpy as np
 
 from wan_tpu.errors import InputError, MissingPackageError, OutputError
+from wan_tpu.pipeline.whole_file import aside_of, check_file_path, publish, reporting
 
 SUFFIXES = (".mp4", ".npy")
 
@@ -51,30 +49,6 @@ def check_output_path(path: str | os.PathLike[str]) -> Path:
     """
     _check_suffix(path)
     return check_file_path(path)
-
-
-def check_file_path(path: str | os.PathLike[str]) -> Path:
-    """Finds out, before any work, whether a file can be written or replaced.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or something is in the way.
-    """
-    path = Path(path)
-    with reporting(path):
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            mode = None
-        if mode is not None and not path.is_file():
-            raise OutputError(f"cannot write {path}: it exists and is not a file")
-        if mode is not None and not (mode & 0o222 and os.access(path, os.W_OK)):
-            raise OutputError(f"cannot write {path}: the file there is read-only")
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-        trial = _aside(path)
-        trial.touch()
-        trial.unlink()
-    return path
 
 
 class VideoWriter:
@@ -105,7 +79,7 @@ class VideoWriter:
         self._fps, self._width, self._height = fps, width, height
         self._num_frames = 0
         self._target = Path(os.path.realpath(self._path))
-        self._aside = _aside(self._target)
+        self._aside = aside_of(self._target)
         self._file: _FrameFile | None = None
 
     def __enter__(self) -> Self:
@@ -152,29 +126,10 @@ class VideoWriter:
                     if not self._num_frames:
                         raise OutputError(f"cannot write {self._path}: there are no frames")
                     self._file.finish()
-                    _publish(self._aside, self._target)
+                    publish(self._aside, self._target)
         finally:
             self._file.discard()
             self._aside.unlink(missing_ok=True)
-
-
-def write_json_atomically(path: str | os.PathLike[str], data: Any) -> None:
-    """Writes `data` as indented JSON, whole or not at all; a link is followed.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    # Half a surrogate pair, which a prompt from the command line can hold, has no UTF-8; its
-    # Python escape happens to be its JSON escape.
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    target = Path(os.path.realpath(path))
-    aside = _aside(target)
-    with reporting(path):
-        try:
-            aside.write_bytes(text.encode("utf-8", "backslashreplace"))
-            _publish(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def read_frames(path: str | os.PathLike[str]) -> np.ndarray:
@@ -346,24 +301,3 @@ def _last_words(lines: collections.deque[bytes] | list[bytes]) -> str:
     """The last line that is not empty, as text; empty if there is none."""
     texts = [line.decode("utf-8", "replace").strip() for line in lines]
     return next((text for text in reversed(texts) if text), "")
-
-
-def _aside(path: Path) -> Path:
-    """A name in the same folder, this process's and nobody else's."""
-    return path.parent / f".wan-tpu-{os.getpid()}-{secrets.token_hex(4)}.part"
-
-
-def _publish(aside: Path, path: Path) -> None:
-    """Gives a complete file its name, once its bytes are on the disk."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-@contextlib.contextmanager
-def reporting(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the system's errors into `OutputError` with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -14,6 +14,7 @@ from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import Weight, load_parts
 from wan_tpu.errors import BadNumbersError, InputError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
+from wan_tpu.image.preprocess import for_image_encoder
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
 from wan_tpu.pipeline.latents import make_noise, place_padded, to_tokens
@@ -275,15 +276,12 @@ class VideoPipeline:
         """Image tokens `[1, pictures * tokens, width]`; None where the model reads none."""
         if not run.num_encoder_pictures:
             return None
-        from wan_tpu.image.preprocess import for_image_encoder
-
         encode = self._program(run, self.model.image_stage(run.num_encoder_pictures))
         with run.watch.stage("image", run.num_encoder_pictures) as report:
-            wholes = [picture.whole for picture in run.pictures.values()]
-            pixels = np.stack(
-                [for_image_encoder(whole[0]) for whole in wholes if whole is not None]
-            )
-            placed = place(pixels, named(self.model.mesh))
+            size = self.model.image_encoder.config.image_size
+            wholes = (picture.whole for picture in run.pictures.values())
+            pixels = [for_image_encoder(whole, size) for whole in wholes if whole is not None]
+            placed = place(np.stack(pixels), named(self.model.mesh))
             tokens, is_finite = encode(self._params[IMAGE_ENCODER], placed)
             if not np.asarray(is_finite):  # the same in all processes
                 raise BadNumbersError("image, the picture's tokens")

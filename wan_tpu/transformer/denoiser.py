@@ -1,8 +1,8 @@
 """The denoiser: noisy latent tokens, a timestep, a text, pictures in, predicted velocity out.
 
 The parts of diffusers' block run through torchax with our attention, scanned over stacked weights.
-Around the blocks everything works on tokens: the scheduler keeps latents in token form for the whole run, so
-no step folds or unfolds patches, and patch embedding is one product.
+Around the blocks everything works on tokens: the scheduler keeps latents in token form for the
+whole run, so no step folds or unfolds patches, and patch embedding is one product.
 """
 
 import copy

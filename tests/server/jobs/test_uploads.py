@@ -159,7 +159,7 @@ def test_rows_of_text_jobs_are_as_they_were():
 def test_rows_with_a_picture_are_read_back_and_are_not_for_older_releases():
     job = job_with(image=digest_of(RED))
     row = to_row(job)
-    assert row["version"] == 2
+    assert row["version"] == 3
     assert from_row(row) == job
     assert job.media == {digest_of(RED)}
 
