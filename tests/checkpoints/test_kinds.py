@@ -231,6 +231,52 @@ def test_a_folder_that_lacks_its_image_encoder(editable):
         open_model(str(folder))
 
 
+def edit_processor(folder, changes, name="preprocessor_config.json", inside=None):
+    path = folder / "image_processor" / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.with_name(name).write_text(json.dumps({inside: values} if inside else values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": 2}, r"has resample = 2; CLIP's own, 3, is implemented"),
+        ({"do_center_crop": False}, r"has do_center_crop = False; CLIP's own, True, is impl"),
+        (
+            {"size": {"height": 224, "width": 224}},
+            r"has size = .*; CLIP's own, {'shortest_edge': 22",
+        ),
+        ({"crop_size": 336}, r"has crop_size = 336; CLIP's own, {'height': 224, 'width': 224}"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"has image_mean = \[0\.5, 0\.5, 0\.5\]"),
+        ({"rescale_factor": 1}, "has rescale_factor = 1"),
+    ],
+)
+def test_pictures_that_are_made_ready_in_another_way_are_refused(editable, changes, message):
+    """Red when they are taken: nothing would fail, and every video be another."""
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(edit_processor(editable("i2v"), changes)))
+    nested = edit_processor(
+        editable("flf2v"), changes, "processor_config.json", inside="image_processor"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(nested))
+
+
+def test_other_ways_to_write_clips_own_preprocessing(editable):
+    changes = {
+        "size": 224,
+        "crop_size": 224,
+        "do_convert_rgb": None,
+        "rescale_factor": 0.00392156862,
+    }
+    assert describe_model(str(edit_processor(editable("i2v"), changes))).kind == KINDS["i2v"]
+    folder = editable("flf2v", {"image_processor": [None, None]})
+    shutil.rmtree(folder / "image_processor")
+    assert describe_model(str(folder)).kind == KINDS["flf2v"]
+
+
 def test_defaults_of_the_second_expert_are_for_models_that_have_one(editable):
     folder = editable("t2v-a14b")
     file = folder / "generation_defaults.json"
