@@ -1,5 +1,6 @@
 """Clips from bytes: frames by their time, turned, in their colours; what is no clip is refused."""
 
+import concurrent.futures
 import io
 import math
 import re
@@ -113,6 +114,16 @@ def test_a_clip_is_turned_as_its_matrix_says(clip, folder, options, seen):
     assert found.shape[1:3] == (info.height, info.width)
     upright = any(angle in options for angle in ("90", "-90"))
     assert (info.width, info.height) == ((64, 96) if upright else (96, 64))
+
+
+def test_a_clip_that_was_trimmed_begins_where_it_was_trimmed(clip, folder):
+    """Phones trim by an edit list: the frames before stay in the file, and are not to be seen."""
+    trim = ("-ss", "0.52", "-i", folder / "clip.mp4", "-t", "1", "-c", "copy", "-an")
+    ffmpeg(*trim, folder / "trimmed.mp4")
+    data = (folder / "trimmed.mp4").read_bytes()
+    found = numbers(read_video(data, 25, 81))
+    assert len(found) == video_info(data).num_frames >= 25
+    assert found == list(range(13, 13 + len(found)))
 
 
 def test_pixels_that_are_not_square_become_so(folder):
@@ -371,6 +382,13 @@ def test_nothing_is_said_beside_the_error(clip, capfd):
     with pytest.raises(MediaError):
         read_video(clip[:where] + b"\xff" * 6000 + clip[where + 6000 :], 25, 81)
     assert capfd.readouterr() == ("", "")
+
+
+def test_threads_do_not_meet(clip):
+    expected = read_video(clip, 16, 20)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: read_video(clip, 16, 20), range(8)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_texts_of_a_file_may_be_in_any_encoding(folder):
