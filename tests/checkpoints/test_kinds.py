@@ -56,9 +56,8 @@ def test_each_kind_by_its_folder(folders, kind):
     for component in model.kind.components:
         (path,) = (folders[kind] / component).glob("*.safetensors")
         names = set(load_file(path))
-        if component == "image_encoder":  # as far as the state before the last layer
-            after = ("visual_projection.", "vision_model.post_", "vision_model.encoder.layers.2.")
-            names = {name for name in names if not name.startswith(after)}
+        names = {name.removeprefix("vision_model.") for name in names}
+        names.discard("visual_projection.weight")
         assert set(model.source(component).shapes) == names
 
 
@@ -114,7 +113,7 @@ def test_other_ways_to_write_the_same(editable, kind, index):
 
 def test_48_channels_without_a_word_of_timesteps_are_those_of_the_5b(editable):
     channels = {"in_channels": 48, "out_channels": 48}
-    folder = editable("ti2v", {"expand_timesteps": None}, transformer=channels)
+    folder = editable("ti2v", {"expand_timesteps": None}, transformer=channels, vae={"z_dim": 48})
     assert describe_model(str(folder)).kind == family.TEXT_IMAGE_TO_VIDEO
 
 
@@ -229,6 +228,52 @@ def test_a_folder_that_lacks_its_image_encoder(editable):
     shutil.rmtree(folder / "image_encoder")
     with pytest.raises(CheckpointError, match=r"image_encoder/config\.json is missing"):
         open_model(str(folder))
+
+
+def edit_processor(folder, changes, name="preprocessor_config.json", inside=None):
+    path = folder / "image_processor" / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.with_name(name).write_text(json.dumps({inside: values} if inside else values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": 2}, r"has resample = 2; CLIP's own, 3, is implemented"),
+        ({"do_center_crop": False}, r"has do_center_crop = False; CLIP's own, True, is impl"),
+        (
+            {"size": {"height": 224, "width": 224}},
+            r"has size = .*; CLIP's own, {'shortest_edge': 22",
+        ),
+        ({"crop_size": 336}, r"has crop_size = 336; CLIP's own, {'height': 224, 'width': 224}"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"has image_mean = \[0\.5, 0\.5, 0\.5\]"),
+        ({"rescale_factor": 1}, "has rescale_factor = 1"),
+    ],
+)
+def test_pictures_that_are_made_ready_in_another_way_are_refused(editable, changes, message):
+    """Red when they are taken: nothing would fail, and every video be another."""
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(edit_processor(editable("i2v"), changes)))
+    nested = edit_processor(
+        editable("flf2v"), changes, "processor_config.json", inside="image_processor"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(nested))
+
+
+def test_other_ways_to_write_clips_own_preprocessing(editable):
+    changes = {
+        "size": 224,
+        "crop_size": 224,
+        "do_convert_rgb": None,
+        "rescale_factor": 0.00392156862,
+    }
+    assert describe_model(str(edit_processor(editable("i2v"), changes))).kind == KINDS["i2v"]
+    folder = editable("flf2v", {"image_processor": [None, None]})
+    shutil.rmtree(folder / "image_processor")
+    assert describe_model(str(folder)).kind == KINDS["flf2v"]
 
 
 def test_defaults_of_the_second_expert_are_for_models_that_have_one(editable):

@@ -275,11 +275,11 @@ def test_what_a_file_says_beside_its_pixels_is_not_read():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the picture is empty: it has 0 bytes"),
+        (b"", "the picture is neither PNG, JPEG nor WebP: it is empty, 0 bytes"),
         (b"A red fox\n", "neither PNG, JPEG nor WebP: its file begins with b'A red fox\\n'"),
         (b"GIF89a" + bytes(40), "neither PNG, JPEG nor WebP"),
         (b"\0\0\0\x18ftypheic" + bytes(40), "neither PNG, JPEG nor WebP"),
-        (b"\0\0\0\x18ftypisom" + bytes(40), "neither PNG, JPEG nor WebP"),
+        (b"\0\0\0\x18ftypisom" + bytes(40), "neither PNG, JPEG nor WebP: it is video/mp4"),
         (b"\x89PNG\r\n\x1a\n", "the PNG picture is damaged: its file ends too early"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b""), "it does not begin with its header"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"abc"), "its header has a wrong length"),

@@ -133,7 +133,13 @@ def _measure(data: bytes) -> tuple[int, Fraction]:
     """Number of frames and seconds of the video, from its packets: nothing is decoded."""
     num_frames, first, end, last = 0, None, Fraction(0), Fraction(0)
     with _opened(data) as (container, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height)
+        size = stream.codec_context.width, stream.codec_context.height
+        if 0 in size:
+            raise MediaError(
+                "the clip is damaged, of a kind that is not known, or its frames have more than "
+                f"{MAX_VIDEO_PIXELS} pixels"
+            )
+        _check_pixels(*size)
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise MediaError("the clip is damaged: its file ends too early")
@@ -146,7 +152,7 @@ def _measure(data: bytes) -> tuple[int, Fraction]:
             first = begin if first is None else min(first, begin)
             last = max(last, begin)
             end = max(end, begin + (packet.duration or 0) * packet.time_base)
-        rate = stream.guessed_rate or stream.average_rate
+        rate = stream.average_rate
     if first is None:
         raise MediaError("the clip has no frames")
     if end <= last:  # the file does not say how long the last one is seen

@@ -8,7 +8,6 @@ import pytest
 
 from server.http import guard
 from tests.server.http.test_errors import check_shape
-from tests.server.picture_server import MODULE
 from tests.server.pictures import (
     accepted,
     clip,
@@ -19,6 +18,7 @@ from tests.server.pictures import (
     uploads,
 )
 from tests.server.running import SCRIPTED, RunningServer
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 from wan_tpu.media import digest_of
 
 PNG = picture()
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     found = RunningServer(
         folder / "data",
-        module=MODULE,
+        model=WAN_TINY_TI2V,
         engine=SCRIPTED,
         max_upload_bytes=LIMIT,
         max_queued_jobs=100_000,
@@ -280,7 +280,7 @@ def test_strength_belongs_to_a_video(server):
 
 def test_a_clip_says_size_and_length(server):
     video = accepted(create_with(server, clip(num_frames=9, size=(96, 64))))
-    assert (video["size"], video["seconds"]) == ("64x48", "1")
+    assert (video["size"], video["seconds"]) == ("160x96", "1")
     video = accepted(create_with(server, clip(num_frames=9), num_frames=5, size="96x64"))
     assert (video["size"], video["seconds"]) == ("96x64", "0.5")
     error = check_shape(

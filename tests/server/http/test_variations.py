@@ -11,9 +11,9 @@ from PIL import Image
 
 from server.keys import add_key
 from tests.server.http.test_errors import check_shape
-from tests.server.picture_server import MODULE
 from tests.server.pictures import accepted, clip, data_url, has, picture, uploads
 from tests.server.running import SCRIPTED, RunningServer
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 from wan_tpu.image.video import read_video
 from wan_tpu.media import digest_of
 
@@ -26,7 +26,7 @@ NEW = "something else"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("variations") / "data"
-    found = RunningServer(folder, module=MODULE, engine=SCRIPTED)
+    found = RunningServer(folder, model=WAN_TINY_TI2V, engine=SCRIPTED)
     yield found.wait_ready()
     found.stop()
 
@@ -86,7 +86,7 @@ def test_edit_of_a_file(server, client, tmp_path):
     for video in (path, path.read_bytes(), ("any", path.read_bytes(), "text/plain")):
         made = client.videos.edit(prompt=NEW, video=video, extra_body=QUICK)
         assert made.metadata["request"]["video"] == digest_of(clip(num_frames=9))
-        assert (made.size, made.seconds, made.remixed_from_video_id) == ("64x64", "1", None)
+        assert (made.size, made.seconds, made.remixed_from_video_id) == ("128x128", "1", None)
     assert server.finish(as_json(made))["status"] == "completed"
 
 
@@ -149,8 +149,8 @@ def test_a_clip_of_another_size_is_made_to_fit(server, client):
     made = client.videos.extend(prompt=NEW, video=data, seconds="1", extra_body=size)
     done = server.finish(as_json(made))
     assert frames_of(content_of(server, done)).shape == (13, 64, 64, 3)
-    own = client.videos.extend(prompt=NEW, video=clip(5, (48, 64)), seconds="1", extra_body=QUICK)
-    assert own.size == "48x64", "a size that the model makes stays"
+    own = client.videos.extend(prompt=NEW, video=clip(5, (96, 64)), seconds="1", extra_body=QUICK)
+    assert own.size == "96x64", "a size that the model makes stays"
 
 
 def test_a_source_may_go_while_the_job_waits(server):
@@ -250,7 +250,9 @@ def test_what_a_text_model_takes(quick):
 def test_videos_of_other_keys_are_none(tmp_path):
     keys = tmp_path / "keys"
     ada, eve = add_key(keys, "ada"), add_key(keys, "eve")
-    server = RunningServer(tmp_path / "data", module=MODULE, engine=SCRIPTED, api_keys_file=keys)
+    server = RunningServer(
+        tmp_path / "data", model=WAN_TINY_TI2V, engine=SCRIPTED, api_keys_file=keys
+    )
     try:
         server.client.headers["Authorization"] = f"Bearer {ada}"
         first = server.finish(server.create("x", **QUICK))

@@ -6,10 +6,10 @@ import shlex
 import pytest
 
 from server.keys import add_key
-from tests.server.picture_server import MODULE
 from tests.server.pictures import clip, create_with, large_picture, picture
 from tests.server.running import SCRIPTED, RunningServer, wait_for
 from tests.server.web.page_actions import card_of, notice, submit, wait_status
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 from wan_tpu.media import digest_of
 
 PNG = picture(5, (36, 64))
@@ -21,7 +21,7 @@ LIMIT = 200_000
 def server(tmp_path_factory):
     """With a model that takes text, an image or a video."""
     folder = tmp_path_factory.mktemp("inputs") / "data"
-    found = RunningServer(folder, module=MODULE, engine=SCRIPTED, max_upload_bytes=LIMIT)
+    found = RunningServer(folder, model=WAN_TINY_TI2V, engine=SCRIPTED, max_upload_bytes=LIMIT)
     yield found.wait_ready()
     found.stop()
 
@@ -75,9 +75,9 @@ def test_an_image_is_shown_and_sent(open_page, server, way):
     request = request_of(server, card)
     assert request["image"] == digest_of(PNG)
     facts = card.locator(".card-facts").first.inner_text()
-    assert "80×48" in facts or "64×" in facts, "the size is the image's, not the model's own"
+    assert "160×96" in facts, "the size is the image's, not the model's own"
     page.click("#input_reference-remove")
-    assert page.input_value("#size") == "64x64"
+    assert page.input_value("#size") == "128x128"
     card = submit(page, f"no image after {way}")
     assert "image" not in request_of(server, card)
 
@@ -223,7 +223,7 @@ def test_a_video_that_is_gone_cannot_be_remixed(open_page, server):
 def test_behind_a_key(open_page, tmp_path):
     key = add_key(tmp_path / "keys", "reader")
     server = RunningServer(
-        tmp_path / "data", module=MODULE, engine=SCRIPTED, api_keys_file=tmp_path / "keys"
+        tmp_path / "data", model=WAN_TINY_TI2V, engine=SCRIPTED, api_keys_file=tmp_path / "keys"
     )
     try:
         server.client.headers["Authorization"] = f"Bearer {key}"
@@ -248,12 +248,12 @@ def test_behind_a_key(open_page, tmp_path):
 
 
 def test_a_model_of_text_offers_no_image(open_page, quick):
+    made = quick.finish(quick.create("made of words", num_inference_steps=2))
     page = open_page(quick)
     page.locator("#submit:enabled").wait_for()
     assert page.locator("#input_reference-hint").inner_text() == "Drop, paste or choose a video"
     choose(page, IMAGE)
     assert page.locator("#input_reference-error").inner_text() == "This model takes a video here."
-    made = quick.finish(quick.create("made of words", num_inference_steps=2))
     card = card_of(page, made["prompt"])
     wait_status(card, "completed")
     assert card.get_by_role("button", name="Remix: ").is_visible()
