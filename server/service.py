@@ -5,19 +5,19 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
+from server.answered import answered
 from server.engine.client import EngineClient
 from server.engine.failure import Failure
 from server.engine.profiles import Profiles
 from server.engine.supervisor import patience_of
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
-from server.files.disk import is_disk_full
 from server.files.media import FilesLost, shown
 from server.jobs.binding import check_binding
 from server.jobs.board import Board
-from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
-from server.jobs.job import Job, make_id
+from server.jobs.database import StoreFull
+from server.jobs.job import Extended, Job, make_id
 from server.jobs.opening import open_data, usable
 from server.jobs.shelf import files_of
 from server.jobs.worker import Worker, working
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 2.0
 DELETED_AT_ONCE = 20
 """Jobs whose files are out of sight at a time, until the database has forgotten them."""
-
-DATABASE_RETRY_SECONDS = 5.0
-"""When to come again to a server whose database is away: it is looked for every two seconds."""
 
 MAX_IDEMPOTENCY_KEY = 255
 
@@ -167,6 +164,8 @@ class Service:
         request: VideoRequest,
         *,
         media: Media = NO_MEDIA,
+        source_id: str | None = None,
+        extended: Extended | None = None,
         model: str,
         request_digest: str,
         idempotency_key: str | None,
@@ -176,7 +175,8 @@ class Service:
         Args:
             owner: name of the key that asks.
             request: complete and checked.
-            media: the pictures and clips that it names.
+            media: the pictures and clips that it is made from.
+            source_id: of the video that it is made from. extended: the clip that it continues.
             model: as clients call it.
             request_digest: of what the client sent, the same for the same fields.
             idempotency_key: the client's.
@@ -190,28 +190,44 @@ class Service:
             raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
 
         def make(newest: str | None) -> Job:
-            if idempotency_key is not None:
-                before = self.board.find_idempotent(owner, idempotency_key)
-                if before is not None:
-                    return _same_request(before, request_digest)
+            before = self.repeated(owner, idempotency_key, request_digest)
+            if before is not None:
+                return before
             self.check_open(owner)
             return Job(
                 id=make_id(newest),
                 owner=owner,
                 model=model,
                 request=request,
+                source_id=source_id,
+                extended=extended,
                 created_at=time.time(),
                 idempotency_key=idempotency_key,
                 request_digest=request_digest,
             )
 
-        with _answered():
+        with answered():
             await self._make_place(owner, idempotency_key)
             if not media:
                 return await self.board.accept(make)
             if idempotency_key is None or not self.board.find_idempotent(owner, idempotency_key):
                 self._check_share(owner, media)
             return await self.board.to_the_end(self._accept_with(media, make))
+
+    def repeated(self, owner: str, idempotency_key: str | None, request_digest: str) -> Job | None:
+        """The job that this very request was given before.
+
+        Raises:
+            ApiError: the key came with another request.
+        """
+        if idempotency_key is None:
+            return None
+        before = self.board.find_idempotent(owner, idempotency_key)
+        if before is None or before.request_digest == request_digest:
+            return before
+        message = "this Idempotency-Key came with another request before; take a new one"
+        param = "Idempotency-Key"
+        raise ApiError(409, "idempotency_conflict", message, param=param, headers=DO_NOT_RETRY)
 
     async def _accept_with(self, media: Media, make: Callable[[str | None], Job]) -> Job:
         """Takes a job whose pictures and clips are on the disk first, and stay as long as it."""
@@ -244,7 +260,7 @@ class Service:
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job, at once for clients and within a step on the accelerator."""
         waiting = job_id in self.board.queue.order()
-        with _answered():
+        with answered():
             job = await self.board.cancel(job_id)
         if waiting and job is not None and job.error_code == Failure.CANCELLED:
             self.metrics.jobs.labels(str(Failure.CANCELLED)).inc()  # the worker counts the others
@@ -261,7 +277,7 @@ class Service:
             await asyncio.to_thread(self.media.set_aside, job_id)
         media = self.board.shelf.media_of(job_ids)
         try:
-            with _answered():
+            with answered():
                 await self._delete_rows(job_ids)
         except ApiError:
             for job_id in job_ids:
@@ -358,38 +374,3 @@ class Service:
     @property
     def _grace(self) -> float:
         return self.settings.drain_seconds
-
-
-@contextlib.contextmanager
-def _answered() -> Iterator[None]:
-    """Has a client told that the database is away, and when to come again."""
-    later = retry_after(DATABASE_RETRY_SECONDS)
-    try:
-        yield
-    except StoreFull as error:
-        logger.error("%s", error)
-        words = "the disk of the server's database is full; deleting videos makes room"
-        raise ApiError(503, "disk_full", words, headers=later) from error
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        logger.error("an upload cannot be written: %s", error)
-        words = "the server's disk is full; deleting videos makes room"
-        raise ApiError(503, "disk_full", words, headers=later) from error
-    except (StoreUnavailable, OwnershipLost) as error:
-        logger.warning("a request is turned away: %s", error)
-        words = "the server's database takes nothing now; come again"
-        raise ApiError(503, "database_unavailable", words, headers=later) from error
-
-
-def _same_request(job: Job, request_digest: str) -> Job:
-    if job.request_digest != request_digest:
-        message = "this Idempotency-Key came with another request before; take a new one"
-        raise ApiError(
-            409,
-            "idempotency_conflict",
-            message,
-            param="Idempotency-Key",
-            headers=DO_NOT_RETRY,
-        )
-    return job

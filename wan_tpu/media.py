@@ -24,6 +24,11 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def placeholders(roles: Iterable[str]) -> dict[str, str]:
+    """Digests by role of bytes that never come, for a request that is planned and not made."""
+    return {role: digest_of(role.encode()) for role in sorted(roles)}
+
+
 class Media(Mapping[str, bytes]):
     """Bytes by their digest, each of them checked; cannot be changed."""
 

@@ -134,6 +134,7 @@ class EngineClient:
         on_progress: Callable[[Progress], None],
         *,
         uploads: pathlib.Path,
+        extended: dict[str, Any] | None = None,
         timeout_seconds: float,
     ) -> dict[str, Any]:
         """Makes a job's video.
@@ -144,6 +145,7 @@ class EngineClient:
             folder: where the files are left.
             on_progress: told at every step.
             uploads: where the pictures and clips lie that the request names.
+            extended: the clip that the video begins with; see `Generate`.
             timeout_seconds: that the caller will wait; nothing ends by it here.
 
         Returns:
@@ -158,6 +160,7 @@ class EngineClient:
             request=dataclasses.asdict(request),
             folder=str(folder),
             uploads=str(uploads),
+            extended=extended,
         )
         size = (request.width, request.height, request.num_frames)
         return await self._do(work, on_progress, size, timeout_seconds)

@@ -90,7 +90,7 @@ class LeadingEngine:
         """See `Engine.describe`."""
         return {**self._engine.describe(), "num_processes": self._settings.group.num_processes}
 
-    def probe_request(self) -> VideoRequest:
+    def probe_request(self) -> tuple[VideoRequest, Media]:
         """See `Engine.probe_request`."""
         return self._engine.probe_request()
 

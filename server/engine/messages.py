@@ -17,12 +17,14 @@ class Generate:
     Attributes:
         folder: where its files are left.
         uploads: folder of the pictures and clips that the request names (`server.files.uploads`).
+        extended: the clip whose frames come first, `server.jobs.job.Extended` as a dictionary.
     """
 
     job: str
     request: dict[str, Any]
     folder: str
     uploads: str
+    extended: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from server.engine.failure import Failure
+from server.engine.samples import sample_media, sample_requests
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
@@ -32,7 +33,11 @@ class PipelineEngine:
         """See `Engine.start`: check, load."""
         settings, options = self._settings, self._settings.load_options
         model = options.open_model()
-        self._warm_up_requests = [check_request(model, each)[0] for each in _sizes_of(settings)]
+        self._warm_up_requests = [
+            check_request(model, each)[0]
+            for size in _sizes_of(settings)
+            for each in sample_requests(model.kind, size)
+        ]
         runtime.start(
             host_devices=options.host_devices,
             cache_folder=settings.cache_dir or runtime.default_cache_folder(),
@@ -57,11 +62,12 @@ class PipelineEngine:
             "num_devices": int(devices.size),
         }
 
-    def probe_request(self) -> VideoRequest:
+    def probe_request(self) -> tuple[VideoRequest, Media]:
         """See `Engine.probe_request`; one program serves every number of steps."""
-        return dataclasses.replace(
+        request = dataclasses.replace(
             self._warm_up_requests[0], num_inference_steps=PROBE_STEPS, seed=0
         )
+        return request, sample_media(request)
 
     def generate(
         self,
@@ -75,6 +81,7 @@ class PipelineEngine:
         """See `Engine.generate`."""
         result = self._loaded(
             request,
+            media=media,
             on_frames=on_frames,
             on_progress=on_progress,
             should_cancel=should_cancel,

@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from server.engine.extension import AfterFirst, frames_of_clip
 from server.engine.failure import Failure
 from server.engine.lockstep import LeadingEngine, end_for_loss, make_engine
 from server.engine.messages import (
@@ -46,7 +49,6 @@ from server.logs import flush_logging, start_logging
 from server.settings import Settings
 from server.signals import ending_signals
 from wan_tpu.errors import Cancelled, ProcessLostError, WanTpuError
-from wan_tpu.media import NO_MEDIA
 from wan_tpu.pipeline.progress import Progress as PipelineProgress
 from wan_tpu.request import VideoRequest
 
@@ -178,9 +180,10 @@ def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], N
 
 
 def _probe(engine: Engine, service: Connection, work: Probe) -> dict[str, Any]:
+    request, media = engine.probe_request()
     return engine.generate(
-        engine.probe_request(),
-        media=NO_MEDIA,
+        request,
+        media=media,
         on_frames=None,
         on_progress=_reporter(service, work),
         should_cancel=lambda: service.is_cancelled(work.job),
@@ -193,18 +196,25 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     assert request.width is not None
     assert request.height is not None
     assert request.num_frames is not None
-    media = read_uploads(pathlib.Path(work.uploads), request.media)
+    uploads = pathlib.Path(work.uploads)
+    media = read_uploads(uploads, request.media)
+    num_before = 0 if work.extended is None else work.extended["num_frames"]
     with MediaFiles(
         pathlib.Path(work.folder),
         fps=request.fps,
         width=request.width,
         height=request.height,
-        num_frames=request.num_frames,
+        num_frames=request.num_frames + max(num_before - 1, 0),
     ) as files:
+        write: Callable[[np.ndarray], None] = files.write
+        if work.extended is not None:
+            for frames in frames_of_clip(uploads, work.extended["video"], num_before, request):
+                files.write(frames)
+            write = AfterFirst(files.write)
         metadata = engine.generate(
             request,
             media=media,
-            on_frames=files.write,
+            on_frames=write,
             on_progress=_reporter(service, work),
             should_cancel=lambda: service.is_cancelled(work.job),
         )

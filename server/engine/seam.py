@@ -38,10 +38,10 @@ class Engine(Protocol):
         """Layout, attention, devices; JSON-ready."""
         ...
 
-    def probe_request(self) -> VideoRequest:
+    def probe_request(self) -> tuple[VideoRequest, Media]:
         """A complete request that shows whether the engine works: small, and already compiled.
 
-        It is the same in every process of several.
+        With the pictures that it names. The request is the same in every process of several.
         """
         ...
 

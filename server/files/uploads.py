@@ -98,10 +98,14 @@ class Uploads:
                 if digest not in self._in_use and not is_wanted(digest):
                     (self.folder / _name_of(digest)).unlink(missing_ok=True)
 
+    def path_of(self, digest: str) -> pathlib.Path:
+        """Where a file lies, if it is there."""
+        return self.folder / _name_of(digest)
+
     def size_of(self, digest: str) -> int:
         """Bytes of a file; 0 if it is not there."""
         try:
-            return (self.folder / _name_of(digest)).stat().st_size
+            return self.path_of(digest).stat().st_size
         except OSError:
             return 0
 

@@ -1,5 +1,6 @@
 """Errors as every route answers and documents them, and what turns an exception into one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,9 +11,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.errors import SHOWN_CHARACTERS, ApiError, shown
+from server.http.bodies import EXPECTED
 from server.http.dependencies import identify, video_not_found
 from server.http.guard import API_PREFIX
-from server.http.schemas import EXPECTED, EXPECTED_PARAMETERS, ErrorBody, VideoCreate
+from server.http.schemas import EXPECTED_PARAMETERS, ErrorBody
 
 _EXPECTED = EXPECTED | EXPECTED_PARAMETERS
 
@@ -87,19 +89,16 @@ def first_problem(error: RequestValidationError) -> ApiError:
     match problem["type"]:
         case "missing":
             return ApiError(400, "missing_field", f"{field} is missing", param=field)
-        case "extra_forbidden":
-            return unknown_field(str(field))
         case _:
             name, got = field or "the name of a field", shown(problem["input"])
             message = f"{name} must be {_EXPECTED.get(name, 'text')}, got {got}"
             return ApiError(400, "invalid_value", message, param=field)
 
 
-def unknown_field(field: str) -> ApiError:
+def unknown_field(field: str, known: Iterable[str]) -> ApiError:
     """There is no such field in the body of a request."""
-    known = ", ".join(VideoCreate.model_fields)
-    message = f"unknown field {field[:SHOWN_CHARACTERS]!r}; known: {known}"
-    return ApiError(400, "unknown_field", message, param=field)
+    words = f"unknown field {field[:SHOWN_CHARACTERS]!r}; known: {', '.join(known)}"
+    return ApiError(400, "unknown_field", words, param=field)
 
 
 def _of_the_framework(request: Request, error: HTTPException) -> ApiError:

@@ -4,6 +4,7 @@ A new route goes into `server.http.routers`; what it asks for by type is in
 `server.http.dependencies`, bodies and answers are in `server.http.schemas`.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -17,14 +18,16 @@ from server.http.events import Streams
 from server.http.guard import Guard
 from server.http.limits import RequestRate
 from server.http.observed import Observed
-from server.http.routers import health, models, profiles, unsupported, videos
+from server.http.routers import health, inputs, models, profiles, unsupported, variations, videos
 from server.http.served_model import serve_model
+from server.http.taking import DECODED_AT_ONCE
 from server.service import Service
 from server.web import page
 from wan_tpu import __version__
 
-DESCRIPTION = """Text to video with the Wan diffusion models. The video API of OpenAI's clients, and
-beyond it more fields of a request, `cancel` and `events`. Every error has one shape."""
+DESCRIPTION = """Text, pictures and clips to video with the Wan diffusion models. The video API of
+OpenAI's clients, and beyond it more fields of a request, `cancel`, `events` and `inputs`. Every
+error has one shape."""
 
 EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "openai-poll-after-ms", "Content-Disposition")
 
@@ -55,6 +58,7 @@ def make_app(service: Service) -> FastAPI:
     settings = service.settings
     app.state.service = service
     app.state.model = serve_model(settings)
+    app.state.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
     app.state.streams = Streams(
         service.board,
         service.keys,
@@ -73,7 +77,14 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
     in_front = [Depends(limit_rate)]
     if with_keys:
         in_front.insert(0, Depends(require_key))
-    for router in (videos.router, models.router, profiles.router, unsupported.router):
+    for router in (
+        variations.router,
+        videos.router,
+        inputs.router,
+        models.router,
+        profiles.router,
+        unsupported.router,
+    ):
         app.include_router(router, dependencies=in_front, responses=errors(400, 401, 429, 503))
     app.include_router(health.router, responses=errors(400, 429))
     for router in (page.router, swagger.make_router(app)):
@@ -88,7 +99,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         Guard,
         settings=settings,
         strangers=app.state.stranger_rate,
-        takes_files=bool(app.state.model.media_roles),
+        takes_files=bool(app.state.model.description.kind.takes),
     )
     if settings.cors_origins:
         app.add_middleware(

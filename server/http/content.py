@@ -22,7 +22,7 @@ async def content_response(request: Request, media: Media, job: Job, variant: Va
     Raises:
         ApiError: there is none, and why.
     """
-    _check_finished(job)
+    check_finished(job)
     files = (job.metadata or {}).get("files")
     try:
         file = await asyncio.to_thread(media.open, job.id, variant, files)
@@ -42,7 +42,12 @@ async def content_response(request: Request, media: Media, job: Job, variant: Va
     )
 
 
-def _check_finished(job: Job) -> None:
+def check_finished(job: Job) -> None:
+    """Refuses a job that has no video.
+
+    Raises:
+        ApiError: it has not ended, or failed.
+    """
     if job.state == State.FAILED:
         message = f"{job.id} has no video, because it failed: {job.error_message}"
         raise ApiError(409, "video_failed", message, headers=DO_NOT_RETRY)

@@ -112,9 +112,9 @@ async def get_job(request: Request, video_id: Annotated[str, Path(pattern=f"^{VI
     return job
 
 
-def video_not_found(video_id: str) -> ApiError:
+def video_not_found(video_id: str, field: str = "video_id") -> ApiError:
     """There is no such video, or it is another key's."""
-    return ApiError(404, "not_found", f"there is no video {video_id[:80]!r}", param="video_id")
+    return ApiError(404, "not_found", f"there is no video {video_id[:80]!r}", param=field)
 
 
 IsKnown = Annotated[bool, Depends(is_known)]

@@ -4,6 +4,7 @@ Plain ASGI, because it runs for every poll; what a route needs to know is a depe
 """
 
 import asyncio
+import re
 import time
 
 from starlette.datastructures import Headers
@@ -18,8 +19,12 @@ PROBES = frozenset(("/livez", "/readyz", "/health"))
 PROBES_ONLY = "probes_only"
 """In the state of a request that came in over one of the places that are kept for probes."""
 
-FILES_ROUTE = ("POST", "/v1/videos")
-"""The one route whose body may hold a picture or clip."""
+FILES_PATHS = ("/v1/videos", "/v1/videos/edits", "/v1/videos/extensions")
+MOST_FILES = 2
+"""Where a body may hold pictures and clips, and how many: the first and the last picture."""
+
+_POST_ONLY = re.compile(r"/v1/videos/(edits|extensions|[^/]+/(remix|cancel))")
+"""Where a GET is refused for its method, whether or not it has a body."""
 
 MOST_LARGE_BODIES, LARGE_BODY_RETRY_SECONDS = 8, 2.0
 """With a file at a time: each is in memory some three times until its job is accepted."""
@@ -60,7 +65,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         inner = _normal(scope)
-        may_be_large = self._takes_files and (scope["method"], inner["path"]) == FILES_ROUTE
+        may_be_large = (
+            self._takes_files and scope["method"] == "POST" and inner["path"] in FILES_PATHS
+        )
         body = Body(inner, receive, self._settings, self._large if may_be_large else None)
 
         async def guarded_send(message: Message) -> None:
@@ -72,7 +79,8 @@ class Guard:
 
         try:
             self._check(inner)
-            body.check_head()
+            if scope["method"] not in SAFE_METHODS or not _POST_ONLY.fullmatch(inner["path"]):
+                body.check_head()
         except ApiError as error:
             await error.response()(inner, receive, guarded_send)
             return
@@ -146,7 +154,7 @@ class Body:
         self._large = large
         self._is_large = False
         if large is not None:
-            in_base64 = -(-settings.max_upload_bytes * 4 // 3)
+            in_base64 = MOST_FILES * -(-settings.max_upload_bytes * 4 // 3)
             self._limit += in_base64
             self._seconds += in_base64 / SLOWEST_UPLOAD_BYTES_PER_SECOND
         self._deadline = time.monotonic() + self._seconds

@@ -1,13 +1,10 @@
-"""The API as types: requests are checked by them, responses documented."""
+"""What the API answers, as types: they are checked and documented by them."""
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from server.engine.failure import Failure
-from server.http import reference
-from wan_tpu.request import MAX_SEED
 
 
 def _no_boolean(value: object) -> object:
@@ -33,112 +30,6 @@ def _plain_digits(value: object) -> object:
 
 PageLimit = Annotated[int, BeforeValidator(_plain_digits), Field(ge=1, le=LARGEST_PAGE)]
 
-SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
-"""Text that is surely seconds; what else reads as a number is taken, too."""
-
-
-class VideoCreate(BaseModel):
-    """What `POST /v1/videos` takes; what is left out comes from the model's defaults."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str = Field(
-        min_length=1,
-        description="what the video shows",
-        json_schema_extra={"pattern": r"\S"},
-    )
-    model: str | None = Field(default=None, description="one of `GET /v1/models`")
-    size: str | None = Field(
-        default=None,
-        pattern="^[1-9][0-9]{0,5}[xX*×][1-9][0-9]{0,5}$",
-        description="`WIDTHxHEIGHT`, pixels; `X`, `*` and `×` do as well",
-    )
-    seconds: Number | None = Field(
-        default=None,
-        gt=0,
-        le=3600,
-        description="from the first frame to the last, also as text; rounded to the nearest 4n + 1 "
-        "frames; not together with `num_frames`",
-        json_schema_extra={
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
-                {"type": "string", "pattern": SECONDS},
-                {"type": "null"},
-            ]
-        },
-    )
-    negative_prompt: str | None = Field(default=None, description="what it shall not show")
-    num_frames: Whole | None = Field(default=None, ge=1, description="4n + 1")
-    fps: Whole | None = Field(
-        default=None, ge=1, le=240, description="frames per second of the file"
-    )
-    num_inference_steps: Whole | None = Field(
-        default=None, ge=1, le=1000, description="denoising steps"
-    )
-    guidance_scale: Number | None = Field(
-        default=None, ge=0, le=100, description="1 or less turns guidance off"
-    )
-    flow_shift: Number | None = Field(
-        default=None, ge=1e-3, le=100, description="shift of the schedule to high noise"
-    )
-    seed: Whole | None = Field(
-        default=None,
-        ge=-1,
-        le=MAX_SEED,
-        description="of the noise; chosen and reported when left out, null or -1",
-    )
-    scheduler: Literal["unipc", "euler"] | None = Field(
-        default=None, description="`unipc` or `euler`"
-    )
-    input_reference: str | None = Field(
-        default=None,
-        description="a picture or clip to begin with, PNG, JPEG, WebP or MP4: a file of a form, or "
-        "a data URL, also as `image_url` of an object; refused by a model that makes videos from "
-        "text only",
-        json_schema_extra={
-            "anyOf": [
-                {"type": "string", "pattern": "^(data:[^,]*;base64,.*)?$"},
-                {
-                    "type": "object",
-                    "properties": {"image_url": {"type": "string"}},
-                    "required": ["image_url"],
-                    "additionalProperties": False,
-                },
-                {"type": "null"},
-            ]
-        },
-    )
-
-    @field_validator("size", mode="after")
-    @classmethod
-    def _write_size(cls, size: str | None) -> str | None:
-        """However it was written, so that a repetition is known for one."""
-        return None if size is None else re.sub("[X*×]", "x", size)
-
-    @field_validator("seed", mode="after")
-    @classmethod
-    def _choose_seed(cls, seed: int | None) -> int | None:
-        """Other programs write -1 for any seed."""
-        return None if seed == -1 else seed
-
-
-EXPECTED = {
-    "prompt": "text that is not empty",
-    "model": "text, the id of a model",
-    "size": "WIDTHxHEIGHT in pixels, for example 832x480",
-    "seconds": "a number above 0 and at most 3600",
-    "negative_prompt": "text",
-    "num_frames": "a whole number, 4n + 1, for example 81",
-    "fps": "a whole number between 1 and 240",
-    "num_inference_steps": "a whole number between 1 and 1000",
-    "guidance_scale": "a number between 0 and 100",
-    "flow_shift": "a number between 0.001 and 100",
-    "seed": f"a whole number between 0 and {MAX_SEED}, or -1 for any",
-    "scheduler": "unipc or euler",
-    "input_reference": reference.EXPECTED,
-}
-"""What each field takes, in words for people; a test holds it to the fields."""
-
 EXPECTED_PARAMETERS = {
     "after": "the id of a video",
     "limit": f"a whole number between 1 and {LARGEST_PAGE}",
@@ -146,7 +37,7 @@ EXPECTED_PARAMETERS = {
     "variant": "video, thumbnail or spritesheet",
     "Idempotency-Key": "text of 1 to 255 characters",
 }
-"""The same of queries and headers."""
+"""What queries and headers take, in words for people; `server.http.bodies` has it of fields."""
 
 
 class VideoError(BaseModel):
@@ -170,11 +61,14 @@ class Video(BaseModel):
     prompt: str
     size: str
     seconds: str
-    remixed_from_video_id: None
+    remixed_from_video_id: str | None = Field(
+        description="the video that this one was made from, by `remix`, `edits` or `extensions`"
+    )
     error: VideoError | None
     metadata: dict[str, Any] = Field(
-        description="`request`: the resolved fields and the seed; when completed also layout, "
-        "attention, versions, `seconds` by stage, and `spritesheet` {columns, rows, frames}"
+        description="`request`: the resolved fields, the seed, digests of pictures and clips; of "
+        "an extension also `extended` {video, num_frames}; when completed also layout, attention, "
+        "versions, `seconds` by stage, and `spritesheet` {columns, rows, frames}"
     )
     queue_position: int | None = Field(description="1 is next; null unless queued")
     stage: str | None = Field(
@@ -215,6 +109,8 @@ class ModelDefaults(BaseModel):
     flow_shift: float
     negative_prompt: str
     scheduler: str
+    guidance_scale_2: float | None = Field(description="null for a model of one transformer")
+    strength: float | None = Field(description="null for a model that takes no video")
 
 
 class ModelLimits(BaseModel):
@@ -228,6 +124,7 @@ class ModelLimits(BaseModel):
     max_prompt_characters: int
     max_num_inference_steps: int
     max_work: int
+    max_upload_bytes: int
 
 
 class Model(BaseModel):
@@ -239,6 +136,10 @@ class Model(BaseModel):
     owned_by: str
     defaults: ModelDefaults
     limits: ModelLimits
+    inputs: list[list[Literal["image", "last_image", "video"]]] = Field(
+        description="what a request may give beside its prompt, each list a possibility; an empty "
+        "one is text alone"
+    )
     sizes: list[str] = Field(description="compiled at start, so without waiting")
     schedulers: list[str]
     example_prompts: list[str]

@@ -4,35 +4,28 @@ import dataclasses
 import pathlib
 import re
 import secrets
+from collections.abc import Iterable, Mapping, Set
 
+from server.engine.samples import sample_requests
 from server.errors import ApiError, shown
-from server.http import reference
+from server.http.bodies import Making
 from server.http.reference import Reference
-from server.http.schemas import Model, ModelDefaults, ModelLimits, VideoCreate
 from server.jobs.estimate import work_of
-from server.jobs.video_object import format_seconds
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
-from wan_tpu.errors import GeometryError, MediaError, PromptError
+from wan_tpu.errors import GeometryError, InputError, MediaError, PromptError
 from wan_tpu.geometry import Compression, parse_size
-from wan_tpu.pipeline.check import check_request, compression_of, media_roles
-from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
+from wan_tpu.image.picture import read_picture
+from wan_tpu.image.video import video_info
+from wan_tpu.media import ROLES, Media
+from wan_tpu.pipeline.check import check_request, compression_of
+from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.text.prompt import check_prompt
 
-OWNER = "wan-tpu"
 LARGEST_CHOSEN_SEED = 2**31 - 1
-MAX_STEPS = 1000
 
-TINY_PROMPTS = (
-    "a red circle moving right on a black background",
-    "a yellow square moving down on a navy background",
-    "a green triangle moving left on a gray background",
-    "a white circle moving up on a navy background",
-)
-WAN_PROMPTS = (
-    "a fox runs through snow at dusk, cinematic",
-    "waves break on a rocky shore, seen from above",
-)
+FIELD_OF = {"image": "input_reference", "last_image": "last_image", "video": "input_reference"}
+"""Where a picture or clip that is missing is to come in, by its role."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +38,7 @@ class ServedModel:
         max_work: pixels x frames x steps that a request may ask for.
         max_prompt_characters: of a prompt, and of a negative prompt.
         warm_sizes: `WxH` that are compiled at start.
-        media_roles: pictures and clips that it takes, of `wan_tpu.media.ROLES`.
-        max_upload_bytes: of each of them.
+        max_upload_bytes: of a picture or clip.
     """
 
     id: str
@@ -54,7 +46,6 @@ class ServedModel:
     max_work: int
     max_prompt_characters: int
     warm_sizes: tuple[str, ...]
-    media_roles: tuple[str, ...]
     max_upload_bytes: int
 
     @property
@@ -62,93 +53,87 @@ class ServedModel:
         """Pixels to latents to tokens."""
         return compression_of(self.description)
 
-    def as_object(self, created: int) -> Model:
-        """The model as `GET /v1/models` shows it."""
-        defaults = self.description.defaults
-        compression = self.compression
-        return Model(
-            id=self.id,
-            object="model",
-            created=created,
-            owned_by=OWNER,
-            defaults=ModelDefaults(
-                size=f"{defaults.width}x{defaults.height}",
-                seconds=format_seconds(defaults.num_frames, defaults.fps),
-                num_frames=defaults.num_frames,
-                fps=defaults.fps,
-                num_inference_steps=defaults.num_inference_steps,
-                guidance_scale=defaults.guidance_scale,
-                flow_shift=defaults.flow_shift(defaults.width, defaults.height),
-                negative_prompt=defaults.negative_prompt,
-                scheduler=defaults.scheduler,
-            ),
-            limits=ModelLimits(
-                size_multiple=[compression.width_multiple, compression.height_multiple],
-                frame_multiple=compression.temporal,
-                max_prompt_characters=self.max_prompt_characters,
-                max_num_inference_steps=MAX_STEPS,
-                max_work=self.max_work,
-            ),
-            sizes=list(self.warm_sizes),
-            schedulers=list(SCHEDULERS),
-            example_prompts=list(
-                TINY_PROMPTS if self.description.name == WAN_TINY else WAN_PROMPTS
-            ),
+    @property
+    def max_text_bytes(self) -> int:
+        """Of a field of a form that is no file: a picture in base64, with what is before it."""
+        return -(-self.max_upload_bytes * 4 // 3) + 200
+
+    def makes(self, width: int, height: int) -> bool:
+        """Whether it makes this size, and it is no larger than the model's own."""
+        defaults, compression = self.description.defaults, self.compression
+        return (
+            width % compression.width_multiple == 0
+            and height % compression.height_multiple == 0
+            and width * height <= defaults.width * defaults.height
         )
 
-    def check_takes_files(self) -> None:
-        """Refuses a picture or clip, whatever is in it, where the model takes none.
-
-        Raises:
-            ApiError: it takes none.
-        """
-        if not self.media_roles:
-            message = f"{self.id} is a text-to-video model and takes no image"
-            raise ApiError(400, "unknown_field", message, param=reference.FIELD)
-
-    def request(self, create: VideoCreate, sent: Reference | None = None) -> VideoRequest:
-        """The complete request of what a client sent.
+    def request(self, body: Making, references: Iterable[Reference] = ()) -> VideoRequest:
+        """The complete request of what a client sent; slow where there is a picture or clip.
 
         Args:
-            create: the fields.
-            sent: the picture or clip that came with them.
+            body: the fields.
+            references: the pictures and clips that it is made from.
 
         Raises:
             ApiError: it cannot be made; names the field.
         """
-        if create.model not in (None, self.id):
+        if body.model not in (None, self.id):
             raise ApiError(
                 404,
                 "model_not_found",
-                f"there is no model {shown(create.model)} here; known: {self.id}",
+                f"there is no model {shown(body.model)} here; known: {self.id}",
                 param="model",
             )
-        self._check_text("prompt", create.prompt)
-        self._check_text("negative_prompt", create.negative_prompt or "")
+        self._check_text("prompt", body.prompt)
+        self._check_text("negative_prompt", body.negative_prompt or "")
         try:
-            check_prompt(create.prompt)
+            check_prompt(body.prompt)
         except PromptError as error:
             raise ApiError(400, "invalid_value", str(error), param="prompt") from None
-        width, height = self._size(create)
-        field, num_frames = self._num_frames(create)
-        seed = create.seed
+        by_role = {each.role: each for each in references}
+        self.check_inputs({role: each.field for role, each in by_role.items()})
+        self._check_meaning(body, by_role.keys())
+        has_own_length = "video" in by_role
+        field, num_frames = self._num_frames(body, has_own_length=has_own_length)
         request = make_request(
-            create.prompt,
-            negative_prompt=create.negative_prompt,
-            size=(width, height),
+            body.prompt,
+            negative_prompt=body.negative_prompt,
+            size=self._size(body, has_own_size=bool(by_role)),
             frames=num_frames,
-            fps=create.fps,
-            steps=create.num_inference_steps,
-            guidance_scale=create.guidance_scale,
-            flow_shift=create.flow_shift,
-            scheduler=create.scheduler,
-            seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if seed is None else seed,
-            **({} if sent is None else {sent.role: sent.digest}),
+            fps=body.fps,
+            steps=body.num_inference_steps,
+            guidance_scale=body.guidance_scale,
+            guidance_scale_2=body.guidance_scale_2,
+            flow_shift=body.flow_shift,
+            scheduler=body.scheduler,
+            strength=body.strength,
+            seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if body.seed is None else body.seed,
+            **{role: each.digest for role, each in by_role.items()},
         )
-        self._check("size", dataclasses.replace(request, num_frames=1))
-        complete = self._check(field, request)
-        self._check_work(complete, create)
+        complete = self._check(field, request, by_role)
+        self._check_work(complete, body)
         return complete
+
+    def check_inputs(self, given: Mapping[str, str], why: str = "") -> None:
+        """Refuses pictures and clips that the model does not take, or the lack of those it needs.
+
+        Args:
+            given: the field of the body by the role that its file has.
+            why: the beginning of the sentence that says so.
+
+        Raises:
+            ApiError: names the field, and what the model takes.
+        """
+        kind = self.description.kind
+        try:
+            kind.check_inputs(given.keys(), self.id)
+        except MediaError as error:
+            nearest = min(kind.inputs, key=lambda roles: len(roles ^ given.keys()))
+            unwanted = [role for role in ROLES if role in given.keys() - nearest]
+            missing = [role for role in ROLES if role in nearest - given.keys()]
+            code = "invalid_value" if unwanted else "missing_field"
+            fields = [given[role] for role in unwanted] or [FIELD_OF[role] for role in missing]
+            raise ApiError(400, code, f"{why}{error}", param=fields[0]) from None
 
     def _check_text(self, field: str, text: str) -> None:
         if len(text) > self.max_prompt_characters:
@@ -163,58 +148,97 @@ class ServedModel:
             message = f"{field} holds a NUL or half of a surrogate pair, which is no text"
             raise ApiError(400, "invalid_value", message, param=field)
 
-    def _size(self, create: VideoCreate) -> tuple[int, int]:
+    def _check_meaning(self, body: Making, given: Set[str]) -> None:
+        """Refuses settings of what the request or the model does not have."""
+        if body.strength is not None and "video" not in given:
+            message = "strength says how much of a video is replaced, and no video is given"
+            raise ApiError(400, "invalid_value", message, param="strength")
+        experts = len(self.description.kind.experts)
+        if body.guidance_scale_2 is not None and experts < 2:
+            message = (
+                "guidance_scale_2 is for the second transformer of a model that has two, and "
+                f"{self.id} has one; leave it out"
+            )
+            raise ApiError(400, "invalid_value", message, param="guidance_scale_2")
+
+    def _size(self, body: Making, *, has_own_size: bool) -> tuple[int, int] | None:
+        """Width and height; None where a picture or clip says them."""
         defaults = self.description.defaults
-        if create.size is None:
-            return defaults.width, defaults.height
+        if body.size is None:
+            return None if has_own_size else (defaults.width, defaults.height)
         try:
-            return parse_size(create.size)
+            return parse_size(body.size)
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param="size") from None
 
-    def _num_frames(self, create: VideoCreate) -> tuple[str, int]:
-        """The field that decides the frames, and their number."""
+    def _num_frames(self, body: Making, *, has_own_length: bool) -> tuple[str, int | None]:
+        """The field that decides the frames, and their number; None where a clip says it."""
         defaults = self.description.defaults
-        if create.seconds is None:
-            return "num_frames", create.num_frames or defaults.num_frames
+        if body.seconds is None:
+            default = None if has_own_length else defaults.num_frames
+            return "num_frames", body.num_frames or default
         step = self.compression.temporal
-        num_frames = step * round(create.seconds * (create.fps or defaults.fps) / step) + 1
-        if create.num_frames not in (None, num_frames):
+        num_frames = step * round(body.seconds * (body.fps or defaults.fps) / step) + 1
+        if body.num_frames not in (None, num_frames):
             raise ApiError(
                 400,
                 "conflict",
-                f"seconds {create.seconds:g} at {create.fps or defaults.fps} fps are {num_frames} "
-                f"frames, but num_frames is {create.num_frames}; leave one of them out",
+                f"seconds {body.seconds:g} at {body.fps or defaults.fps} fps are {num_frames} "
+                f"frames, but num_frames is {body.num_frames}; leave one of them out",
                 param="seconds",
             )
         return "seconds", num_frames
 
-    def _check(self, field: str, request: VideoRequest) -> VideoRequest:
+    def _check(
+        self, field: str, request: VideoRequest, references: Mapping[str, Reference]
+    ) -> VideoRequest:
+        """The complete request.
+
+        Args:
+            field: to blame where the model cannot make so many frames.
+            request: as the client wrote it.
+            references: by role.
+        """
+        if request.width is not None:
+            field = self._blamed_for_geometry(request, field)
+        media = Media({each.digest: each.data for each in references.values()})
         try:
-            complete, _ = check_request(self.description, request)
+            return check_request(self.description, request, media)[0]
         except MediaError as error:
-            raise ApiError(400, "unknown_field", str(error), param=reference.FIELD) from None
+            raise ApiError(
+                400, "invalid_value", str(error), param=_blamed(references, request, field)
+            ) from None
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
-        return complete
+        except InputError as error:  # what is left: a strength that leaves no step to run
+            raise ApiError(400, "invalid_value", str(error), param="strength") from None
 
-    def _check_work(self, request: VideoRequest, create: VideoCreate) -> None:
+    def _blamed_for_geometry(self, request: VideoRequest, field: str) -> str:
+        """`size` where the model cannot make one frame of it, else the field of its frames."""
+        try:
+            check_request(self.description, dataclasses.replace(request, num_frames=1))
+        except GeometryError:
+            return "size"
+        except InputError:  # said when it is checked whole
+            pass
+        return field
+
+    def _check_work(self, request: VideoRequest, body: Making) -> None:
         work = work_of(request)
         if work > self.max_work:
             raise ApiError(
                 400,
                 "too_much_work",
                 f"{request.width}x{request.height} pixels x {request.num_frames} frames x "
-                f"{request.num_inference_steps} steps are {work}, at most {self.max_work} are "
+                f"{request.num_steps} steps are {work}, at most {self.max_work} are "
                 "taken; ask for a smaller size, fewer frames or fewer steps",
-                param=self._to_blame(request, create),
+                param=self._to_blame(request, body),
             )
 
-    def _to_blame(self, request: VideoRequest, create: VideoCreate) -> str | None:
+    def _to_blame(self, request: VideoRequest, body: Making) -> str | None:
         """Of the fields that were sent, the one that asks for the most beyond the default."""
         defaults = self.description.defaults
         assert request.num_frames is not None
-        assert request.num_inference_steps is not None
         assert request.width is not None
         assert request.height is not None
         frames = request.num_frames / defaults.num_frames
@@ -222,10 +246,25 @@ class ServedModel:
             "size": request.width * request.height / (defaults.width * defaults.height),
             "num_frames": frames,
             "seconds": frames,
-            "num_inference_steps": request.num_inference_steps / defaults.num_inference_steps,
+            "num_inference_steps": request.num_steps / defaults.num_inference_steps,
         }
-        sent = create.model_dump(exclude_none=True)
+        sent = body.model_dump(exclude_none=True)
         return max((name for name in times if name in sent), key=times.__getitem__, default=None)
+
+
+def _blamed(references: Mapping[str, Reference], request: VideoRequest, field: str) -> str:
+    """Of what a request is made from, the field of the first that cannot be decoded.
+
+    Where all can be, a clip is shorter than the frames that were asked for.
+    """
+    for each in references.values():
+        try:
+            video_info(each.data) if each.role == "video" else read_picture(each.data)
+        except MediaError:
+            return each.field
+    if "video" in references and request.num_frames is not None:
+        return field
+    return next(each.field for each in references.values())
 
 
 def serve_model(settings: Settings) -> ServedModel:
@@ -236,13 +275,14 @@ def serve_model(settings: Settings) -> ServedModel:
     """
     description = describe_model(settings.model)
     defaults = description.defaults
-    complete, _ = check_request(description, VideoRequest(prompt="default"))
+    default = VideoRequest(prompt="default")
+    complete, _ = check_request(description, sample_requests(description.kind, default)[0])
     warm = [parse_warm_up(text) for text in settings.warm_up]
     warm = warm or [(defaults.width, defaults.height, defaults.num_frames)]
     for width, height, num_frames in warm:
-        size = VideoRequest(prompt="x", width=width, height=height, num_frames=num_frames)
+        size = dataclasses.replace(default, width=width, height=height, num_frames=num_frames)
         try:
-            check_request(description, size)
+            check_request(description, sample_requests(description.kind, size)[0])
         except GeometryError as error:
             raise GeometryError(f"WAN_TPU_WARM_UP={width}x{height}x{num_frames}: {error}") from None
     return ServedModel(
@@ -251,7 +291,6 @@ def serve_model(settings: Settings) -> ServedModel:
         max_work=int(settings.max_work * work_of(complete)),
         max_prompt_characters=settings.max_prompt_characters,
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
-        media_roles=media_roles(description),
         max_upload_bytes=settings.max_upload_bytes,
     )
 

@@ -4,6 +4,7 @@ However it ends, one place writes the outcome. Whoever stops an attempt only say
 """
 
 import asyncio
+import dataclasses
 import enum
 import logging
 import pathlib
@@ -110,12 +111,14 @@ class Attempt:
     async def _work(self) -> dict[str, Any]:
         """Has the engine make the video; returns what it says about it."""
         folder: pathlib.Path = await asyncio.to_thread(self._media.begin, self.job.id)
+        extended = self.job.extended
         return await self._engine.generate(
             self.job.id,
             self.job.request,
             folder,
             self._note_progress,
             uploads=self._uploads.folder,
+            extended=None if extended is None else dataclasses.asdict(extended),
             timeout_seconds=self._settings.job_timeout_seconds,
         )
 

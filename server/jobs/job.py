@@ -41,6 +41,19 @@ class IllegalMove(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Extended:
+    """The clip that a job's video begins with: the request makes what follows its last frame.
+
+    Attributes:
+        video: its digest.
+        num_frames: that it has at the request's frame rate.
+    """
+
+    video: str
+    num_frames: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One accepted request.
 
@@ -49,6 +62,8 @@ class Job:
         owner: name of the API key; empty where there are none.
         model: as clients call it.
         request: complete, with the seed.
+        source_id: of the video that it was made from, which may be gone.
+        extended: the clip that it continues; None where the request makes the whole video.
         attempts: times it was started.
         created_at: unix seconds, like every `_at`.
         idempotency_key: the client's, with the digest of what came with it.
@@ -63,6 +78,8 @@ class Job:
     owner: str
     model: str
     request: VideoRequest
+    source_id: str | None = None
+    extended: Extended | None = None
     state: State = State.QUEUED
     attempts: int = 0
     created_at: float
@@ -79,7 +96,15 @@ class Job:
     @property
     def media(self) -> frozenset[str]:
         """Digests of the pictures and clips that it is made from."""
-        return self.unread_media.union(self.request.media.values())
+        extended = () if self.extended is None else (self.extended.video,)
+        return self.unread_media.union(self.request.media.values(), extended)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Of the whole video, whose frame where two parts meet is there once."""
+        if self.extended is None or self.request.num_frames is None:
+            return self.request.num_frames
+        return self.extended.num_frames + self.request.num_frames - 1
 
     @property
     def is_finished(self) -> bool:

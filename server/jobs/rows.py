@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from server.engine.failure import Failure
-from server.jobs.job import FINISHED, UNREADABLE, Job, State
+from server.jobs.job import FINISHED, UNREADABLE, Extended, Job, State
 from server.jobs.tables import JOB_VERSION, TEXT_JOB_VERSION
 from wan_tpu.errors import WanTpuError
 from wan_tpu.media import DIGEST, ROLES
@@ -23,6 +23,12 @@ ID = re.compile(r"video_[0-9a-f]{32}")
 """What `server.jobs.job.make_id` makes."""
 
 REQUEST_FIELDS = {field.name for field in dataclasses.fields(VideoRequest)}
+MADE_FROM = ("source_id", "extended")
+"""Fields of a job that lie among those of its request."""
+
+NEW_FIELDS = (*ROLES, "guidance_scale_2", "strength", *MADE_FROM)
+"""What requests had not when `TEXT_JOB_VERSION` was the only one."""
+
 WHOLE_FIELDS = ("width", "height", "num_frames", "fps", "num_inference_steps")
 """What a stored request must say: it was completed before it was stored."""
 
@@ -36,13 +42,17 @@ class _NotUnderstoodError(Exception):
 def to_row(job: Job) -> dict[str, Any]:
     """The columns of a job."""
     row = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    del row["is_unreadable"], row["unread_media"]
+    del row["is_unreadable"], row["unread_media"], row["source_id"], row["extended"]
     fields = dataclasses.asdict(job.request)
-    named = job.request.media
-    # A request of text alone is written as releases before pictures wrote it, which can read it.
-    row["request"] = json.dumps({k: v for k, v in fields.items() if k not in ROLES or k in named})
+    for name in MADE_FROM:
+        value = getattr(job, name)
+        fields[name] = dataclasses.asdict(value) if isinstance(value, Extended) else value
+    new = {name: fields.pop(name) for name in NEW_FIELDS}
+    new = {name: value for name, value in new.items() if value is not None}
+    # A request that says nothing new is written as releases before wrote it, which can read it.
+    row["request"] = json.dumps(fields | new)
     row["metadata"] = None if job.metadata is None else json.dumps(job.metadata)
-    row["version"] = JOB_VERSION if named else TEXT_JOB_VERSION
+    row["version"] = JOB_VERSION if new else TEXT_JOB_VERSION
     return row
 
 
@@ -62,6 +72,7 @@ def _read(row: dict[str, Any]) -> Job:
     fields = json.loads(row["request"])
     if not isinstance(fields, dict):
         raise _NotUnderstoodError
+    source_id, extended = (fields.pop(name, None) for name in MADE_FROM)
     unknown = fields.keys() - REQUEST_FIELDS
     # What is made already stays as it is, whatever else the request said.
     if state not in FINISHED and (unknown or int(row["version"]) > JOB_VERSION):
@@ -77,6 +88,8 @@ def _read(row: dict[str, Any]) -> Job:
         owner=str(row["owner"]),
         model=str(row["model"]),
         request=request,
+        source_id=_text(source_id),
+        extended=None if extended is None else _extended(extended),
         state=state,
         attempts=int(row["attempts"]),
         created_at=_finite(row["created_at"]) or 0.0,
@@ -110,6 +123,13 @@ def _unreadable(row: dict[str, Any]) -> Job:
         is_unreadable=True,
         unread_media=frozenset(DIGEST.findall(str(row["request"]))),
     )
+
+
+def _extended(fields: dict[str, Any]) -> Extended:
+    extended = Extended(**fields)
+    if not DIGEST.fullmatch(extended.video) or extended.num_frames < 1:
+        raise _NotUnderstoodError
+    return extended
 
 
 @functools.lru_cache(64)

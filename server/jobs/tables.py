@@ -5,10 +5,10 @@ import sqlalchemy as sa
 SCHEMA = 2
 """Number of this version's schema, the latest migration's. See `service.oldest_reader`."""
 
-JOB_VERSION, TEXT_JOB_VERSION = 2, 1
+JOB_VERSION, TEXT_JOB_VERSION = 3, 1
 """Of the stored jobs that this version writes. A release that gives requests a new field, or jobs
-a new state, raises it; one that went back then knows which rows it does not understand. 2 has
-pictures and clips; a job without them is written as 1 was."""
+a new state, raises it; one that went back then knows which rows it does not understand. 2 had
+pictures and clips, 3 has videos made from others, too; a job of text alone is written as 1 was."""
 
 metadata = sa.MetaData()
 

@@ -1,5 +1,6 @@
 """A job as clients see it: the `Video` object of the video API, and what it has beyond that."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -18,6 +19,9 @@ REQUEST_FIELDS = (
 )
 """Fields beyond the API's own, in requests and in `metadata.request`."""
 
+OPTIONAL_FIELDS = ("guidance_scale_2", "strength")
+"""The same, where the model or the request has what they are about."""
+
 
 def video_object(
     job: Job,
@@ -34,9 +38,13 @@ def video_object(
     """
     request = job.request
     seconds_left = running.seconds_left if running is not None else None
-    metadata: dict[str, Any] = {
-        "request": {name: getattr(request, name) for name in REQUEST_FIELDS} | request.media
+    fields = {name: getattr(request, name) for name in REQUEST_FIELDS}
+    fields |= {
+        name: value for name in OPTIONAL_FIELDS if (value := getattr(request, name)) is not None
     }
+    metadata: dict[str, Any] = {"request": fields | request.media}
+    if job.extended is not None:
+        metadata["extended"] = dataclasses.asdict(job.extended)
     if job.metadata is not None:
         metadata = {**job.metadata, **metadata}
     return {
@@ -50,10 +58,8 @@ def video_object(
         "expires_at": _whole(job.expires_at),
         "prompt": request.prompt,
         "size": "unknown" if request.width is None else f"{request.width}x{request.height}",
-        "seconds": "0"
-        if request.num_frames is None
-        else format_seconds(request.num_frames, request.fps),
-        "remixed_from_video_id": None,
+        "seconds": "0" if job.num_frames is None else format_seconds(job.num_frames, request.fps),
+        "remixed_from_video_id": job.source_id,
         "error": _error(job, damage),
         "metadata": metadata,
         "queue_position": None,

@@ -26,7 +26,7 @@ try:
 except WanTpuError as error:
     print(json.dumps({"error": str(error)}))
 else:
-    places = {part: str(model.component_folder(part)) for part in ("transformer", "vae")}
+    places = {part: str(model.component_folder(part)) for part in model.kind.components}
     print(json.dumps({"folder": str(model.folder), "revision": model.revision, **places}))
 """
 

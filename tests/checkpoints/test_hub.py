@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.checkpoint_factory import make_random_model
 from tests.checkpoints.fake_hub import COMMIT, FakeHub, ask, files_of, serving
 from tests.damaged_models import copy_wan_tiny
 from tests.original_checkpoints import original, save
@@ -58,6 +59,26 @@ def test_a_variant_of_one_component_and_the_plain_files_of_the_others(hub, tmp_p
         WEIGHTS[0].format(""), WEIGHTS[1].format(".fp16"), WEIGHTS[2].format("")
     ]  # fmt: skip
     assert "no variant fp16 of text_encoder and vae, where the plain files are taken" in log
+
+
+@pytest.mark.parametrize("kind", ["flf2v", "i2v-a14b"])
+def test_the_weights_of_every_component_of_a_kind_are_fetched(tmp_path, kind):
+    """And of a variant, those that have it; nothing of a folder that the kind does not read."""
+    hub = FakeHub(REPOSITORY, files_of(make_random_model(tmp_path / "model", kind)))
+    others = {
+        "i2v-a14b": [f"image_encoder/{name}" for name in ("config.json", "model.safetensors")],
+        "flf2v": [f"transformer_2/{name}" for name in ("config.json", f"{PLAIN}.safetensors")],
+    }[kind]
+    hub.files |= dict.fromkeys(others, b"{}")
+    expert = f"transformer{'_2' if kind == 'i2v-a14b' else ''}"
+    hub.files[f"{expert}/{PLAIN}.fp16.safetensors"] = b"x"
+    with serving(hub) as address:
+        found, log = ask(address, tmp_path / "home", REPOSITORY, variant="fp16")
+    weights = [name for name in hub.files if name.endswith(".safetensors") and name not in others]
+    weights.remove(f"{expert}/{PLAIN}.safetensors")
+    assert weights_fetched(hub) == sorted(weights)
+    assert found[expert].endswith(expert)
+    assert "where the plain files are taken" in log
 
 
 def test_a_variant_that_is_not_there_is_refused_before_any_weights(hub, tmp_path):
@@ -147,6 +168,16 @@ def test_an_original_repository_names_the_other(tmp_path):
         found, _ = ask(address, tmp_path / "home", REPOSITORY)
     assert f"the hub's {REPOSITORY} is a model in Wan's original format" in found["error"]
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in found["error"]
+
+
+def test_wans_original_repository_names_its_twin(tmp_path):
+    hub = FakeHub("Wan-AI/Wan2.2-I2V-A14B", {"high_noise_model/config.json": b"{}"})
+    with serving(hub) as address:
+        found, _ = ask(address, tmp_path / "home", hub.repository)
+    assert found["error"].startswith(
+        "model_index.json is missing: the hub's Wan-AI/Wan2.2-I2V-A14B is a model in Wan's "
+        "original format; Wan-AI/Wan2.2-I2V-A14B-Diffusers is the same in diffusers format"
+    )
 
 
 @pytest.fixture

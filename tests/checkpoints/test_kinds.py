@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from wan_tpu.checkpoints.known import KNOWN_MODELS
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.errors import CheckpointError
 from wan_tpu.request import VideoRequest
+from wan_tpu.schedulers.api import make_schedule
 
 KINDS = {
     "t2v": family.TEXT_TO_VIDEO,
@@ -54,9 +56,8 @@ def test_each_kind_by_its_folder(folders, kind):
     for component in model.kind.components:
         (path,) = (folders[kind] / component).glob("*.safetensors")
         names = set(load_file(path))
-        if component == "image_encoder":  # as far as the state before the last layer
-            after = ("visual_projection.", "vision_model.post_", "vision_model.encoder.layers.2.")
-            names = {name for name in names if not name.startswith(after)}
+        names = {name.removeprefix("vision_model.") for name in names}
+        names.discard("visual_projection.weight")
         assert set(model.source(component).shapes) == names
 
 
@@ -68,6 +69,21 @@ def test_a_kinds_defaults_are_wans(folders, kind):
     if kind in ("flf2v", "ti2v"):  # whose scheduler's file agrees
         assert defaults.flow_shift(832, 480) == known.defaults.flow_shift(832, 480)
     assert defaults == known.defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Wan2.1-I2V-14B-720P-Diffusers", (1280, 720)),
+        ("Wan2.1-I2V-14B-480P-Diffusers", (832, 480)),
+        ("720p/tune", (832, 480)),
+    ],
+)
+def test_a_copy_of_two_models_that_are_alike_is_told_by_its_name(folders, tmp_path, name, size):
+    folder = shutil.copytree(folders["i2v"], tmp_path / name)
+    defaults = describe_model(str(folder)).defaults
+    assert (defaults.width, defaults.height) == size
+    assert defaults.flow_shift(1280, 720) == 5.0
 
 
 def test_a_folder_of_2_1_with_a_boundary_ratio_has_one_transformer(editable):
@@ -112,7 +128,7 @@ def test_other_ways_to_write_the_same(editable, kind, index):
 
 def test_48_channels_without_a_word_of_timesteps_are_those_of_the_5b(editable):
     channels = {"in_channels": 48, "out_channels": 48}
-    folder = editable("ti2v", {"expand_timesteps": None}, transformer=channels)
+    folder = editable("ti2v", {"expand_timesteps": None}, transformer=channels, vae={"z_dim": 48})
     assert describe_model(str(folder)).kind == family.TEXT_IMAGE_TO_VIDEO
 
 
@@ -229,6 +245,52 @@ def test_a_folder_that_lacks_its_image_encoder(editable):
         open_model(str(folder))
 
 
+def edit_processor(folder, changes, name="preprocessor_config.json", inside=None):
+    path = folder / "image_processor" / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.with_name(name).write_text(json.dumps({inside: values} if inside else values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": 2}, r"has resample = 2; CLIP's own, 3, is implemented"),
+        ({"do_center_crop": False}, r"has do_center_crop = False; CLIP's own, True, is impl"),
+        (
+            {"size": {"height": 224, "width": 224}},
+            r"has size = .*; CLIP's own, {'shortest_edge': 22",
+        ),
+        ({"crop_size": 336}, r"has crop_size = 336; CLIP's own, {'height': 224, 'width': 224}"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"has image_mean = \[0\.5, 0\.5, 0\.5\]"),
+        ({"rescale_factor": 1}, "has rescale_factor = 1"),
+    ],
+)
+def test_pictures_that_are_made_ready_in_another_way_are_refused(editable, changes, message):
+    """Red when they are taken: nothing would fail, and every video be another."""
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(edit_processor(editable("i2v"), changes)))
+    nested = edit_processor(
+        editable("flf2v"), changes, "processor_config.json", inside="image_processor"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        describe_model(str(nested))
+
+
+def test_other_ways_to_write_clips_own_preprocessing(editable):
+    changes = {
+        "size": 224,
+        "crop_size": 224,
+        "do_convert_rgb": None,
+        "rescale_factor": 0.00392156862,
+    }
+    assert describe_model(str(edit_processor(editable("i2v"), changes))).kind == KINDS["i2v"]
+    folder = editable("flf2v", {"image_processor": [None, None]})
+    shutil.rmtree(folder / "image_processor")
+    assert describe_model(str(folder)).kind == KINDS["flf2v"]
+
+
 def test_defaults_of_the_second_expert_are_for_models_that_have_one(editable):
     folder = editable("t2v-a14b")
     file = folder / "generation_defaults.json"
@@ -278,6 +340,26 @@ def test_what_wan_runs_its_models_with(name):
         assert {defaults.flow_shift(*each) for each in sizes} == {shift}
     # 2.4 to 1, at the area of 720p, whose shorter side is less than that.
     assert defaults.flow_shift(1472, 608) == shifts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("wan2.2-t2v-a14b", (26, 14)), ("wan2.2-i2v-a14b", (15, 25))]
+)
+def test_the_default_requests_steps_of_each_expert(name, steps):
+    """Red with the shift of the hub's scheduler file, 3: it would be 13 and 27."""
+    model = describe_model(name)
+    defaults = model.defaults
+    schedule = make_schedule(
+        defaults.scheduler,
+        num_inference_steps=defaults.num_inference_steps,
+        flow_shift=defaults.flow_shift(defaults.width, defaults.height),
+        config=model.configs["scheduler"],
+    )
+    assert model.kind.boundary_ratio is not None
+    is_first = np.asarray(schedule.timesteps) >= 1000 * model.kind.boundary_ratio
+    assert (is_first.sum(), (~is_first).sum()) == steps
+    assert is_first[0]
+    assert not is_first[-1]
 
 
 def test_a_picture_of_any_ratio_has_the_shift_of_its_area():

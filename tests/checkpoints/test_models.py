@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from tests.checkpoint_factory import make_random_checkpoint
+from wan_tpu import family
 from wan_tpu.checkpoints.models import (
     KNOWN_MODELS,
     WAN_NEGATIVE_PROMPT,
@@ -47,6 +48,23 @@ def test_wan_tiny_has_its_own_defaults():
     assert defaults.negative_prompt == ""
 
 
+def test_the_second_embedded_model_takes_pictures():
+    model = open_model("wan-tiny-ti2v")
+    assert model.kind == family.TEXT_IMAGE_TO_VIDEO
+    assert model.defaults.num_frames % 4 == 1
+    assert "generation_defaults.json" in model.defaults_from.values()
+
+
+@pytest.mark.parametrize("name", ["wan-tiny", "wan-tiny-ti2v"])
+def test_a_file_of_an_embedded_models_transformer_is_recognised(name, tmp_path):
+    """By its shapes; everything else comes from the package."""
+    own = open_model(name)
+    (path,) = own.component_folder("transformer").glob("*.safetensors")
+    tuned = shutil.copy(path, tmp_path / "tuned.safetensors")
+    model = open_model(str(tuned))
+    assert (model.kind, model.folder, model.files) == (own.kind, own.folder, {"transformer": tuned})
+
+
 def test_known_models_are_described_offline():
     for name in KNOWN_MODELS:
         model = describe_model(name)
@@ -57,7 +75,7 @@ def test_known_models_are_described_offline():
 
 @pytest.mark.parametrize("name", ["wan-huge", "./nowhere", "/nowhere/at/all", "~nobody/x"])
 def test_unknown_names_list_what_exists(name):
-    with pytest.raises(UnknownNameError, match=r"wan-tiny, wan2\.1-t2v-1\.3b"):
+    with pytest.raises(UnknownNameError, match=r"wan-tiny, wan-tiny-ti2v, wan2\.1-t2v-1\.3b"):
         open_model(name)
 
 

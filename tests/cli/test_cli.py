@@ -72,7 +72,7 @@ USAGE = {
     "frames not 4n+1": (["--frames", "16"], "13 or 17"),
     "size not a multiple of 16": (["--size", "100x64"], "96 or 112"),
     "size that is no size": (["--size", "big"], "832x480"),
-    "unknown model": (["--model", "wan-huge"], "wan-tiny, wan2.1-t2v-1.3b"),
+    "unknown model": (["--model", "wan-huge"], "wan-tiny, wan-tiny-ti2v, wan2.1-t2v-1.3b"),
     "unknown variant": (["--variant", "fp8"], "known: none but the plain files"),
     "unknown layout": (["--layout", "pp2"], "dp2-sp4"),
     "layout for other devices": (["--layout", "tp4", "--host-devices", "8"], "dp2-tp4"),

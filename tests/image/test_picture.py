@@ -25,7 +25,7 @@ from tests.image.pictures import (
     png,
 )
 from wan_tpu.errors import MediaError
-from wan_tpu.image import picture_file
+from wan_tpu.image import picture, picture_file
 from wan_tpu.image.picture import picture_size, read_picture
 
 KINDS = ("PNG", "JPEG", "WebP")
@@ -275,11 +275,11 @@ def test_what_a_file_says_beside_its_pixels_is_not_read():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the picture is empty: it has 0 bytes"),
+        (b"", "the picture is neither PNG, JPEG nor WebP: it is empty, 0 bytes"),
         (b"A red fox\n", "neither PNG, JPEG nor WebP: its file begins with b'A red fox\\n'"),
         (b"GIF89a" + bytes(40), "neither PNG, JPEG nor WebP"),
         (b"\0\0\0\x18ftypheic" + bytes(40), "neither PNG, JPEG nor WebP"),
-        (b"\0\0\0\x18ftypisom" + bytes(40), "neither PNG, JPEG nor WebP"),
+        (b"\0\0\0\x18ftypisom" + bytes(40), "neither PNG, JPEG nor WebP: it is video/mp4"),
         (b"\x89PNG\r\n\x1a\n", "the PNG picture is damaged: its file ends too early"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b""), "it does not begin with its header"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"abc"), "its header has a wrong length"),
@@ -378,6 +378,16 @@ def test_twelve_bit_jpeg_is_refused_with_a_way_out():
     jpeg = encode(corners(), "JPEG")
     frame = jpeg.index(b"\xff\xc0")
     assert "3 channels of 12 bits" in refusal(jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :])
+
+
+def test_a_decoder_that_sees_another_size_than_the_header_is_not_used(monkeypatch):
+    """What was checked is what is decoded, whatever a file plays on the two readers."""
+
+    def other(file):
+        return Image.open(io.BytesIO(encode(corners(9, 9))))
+
+    monkeypatch.setitem(picture._DECODERS, "PNG", other)
+    assert "its parts differ in their size" in refusal(encode(corners()))
 
 
 def test_nothing_global_is_changed_and_threads_do_not_meet():

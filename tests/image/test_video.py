@@ -1,5 +1,6 @@
 """Clips from bytes: frames by their time, turned, in their colours; what is no clip is refused."""
 
+import concurrent.futures
 import io
 import math
 import re
@@ -115,6 +116,16 @@ def test_a_clip_is_turned_as_its_matrix_says(clip, folder, options, seen):
     assert (info.width, info.height) == ((64, 96) if upright else (96, 64))
 
 
+def test_a_clip_that_was_trimmed_begins_where_it_was_trimmed(clip, folder):
+    """Phones trim by an edit list: the frames before stay in the file, and are not to be seen."""
+    trim = ("-ss", "0.52", "-i", folder / "clip.mp4", "-t", "1", "-c", "copy", "-an")
+    ffmpeg(*trim, folder / "trimmed.mp4")
+    data = (folder / "trimmed.mp4").read_bytes()
+    found = numbers(read_video(data, 25, 81))
+    assert len(found) == video_info(data).num_frames >= 25
+    assert found == list(range(13, 13 + len(found)))
+
+
 def test_pixels_that_are_not_square_become_so(folder):
     data = make_clip(folder / "wide.mp4", None, "-vf", "setsar=2/1")
     assert (video_info(data).width, video_info(data).height) == (192, 64)
@@ -159,6 +170,22 @@ def test_a_recording_of_a_browser_says_no_length(folder):
     assert len(read_video(data, 25, 81)) == 50
 
 
+@pytest.mark.parametrize(
+    ("frames", "options", "duration"),
+    [
+        (None, ("-vf", "select='not(mod(n,7))'", "-fps_mode", "vfr"), Fraction(196 * 8, 700)),
+        (moving(1), (), Fraction(1, 25)),
+    ],
+)
+def test_frames_without_a_duration(folder, frames, options, duration):
+    """As Chrome records: the last frame is seen as long as one is on average."""
+    data = bytearray(make_clip(folder / "chrome.webm", frames, "-c:v", "libvpx", *options))
+    default_duration = data.index(b"\x23\xe3\x83\x84")
+    data[default_duration : default_duration + 8] = b"\xec\x86" + bytes(6)  # left empty
+    assert video_info(bytes(data)).duration == duration
+    assert len(read_video(bytes(data), 25, 81)) == math.ceil(duration * 25)
+
+
 def test_odd_sizes(folder):
     data = make_clip(folder / "odd.mp4", moving(3, 97, 65), "-pix_fmt", "yuv444p")
     assert read_video(data, 25, 3).shape == (3, 65, 97, 3)
@@ -175,6 +202,34 @@ def test_colours_by_the_matrix_that_the_file_names(folder, matrix, height):
     data = make_clip(folder / "colour.mp4", frames, *options, *named, "-color_range", "tv")
     found = read_video(data, 25, 1)[0, height // 2, 64]
     assert np.abs(found.astype(int) - (200, 60, 40)).max() <= 3
+
+
+@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+def test_hdr_becomes_what_a_screen_shows(folder, transfer):
+    """As phones record it. Red when it is shown as it is stored: grey 180 would be 153 or 125."""
+    frames = np.full((2, HEIGHT, WIDTH, 3), 180, np.uint8)
+    frames[:, :, WIDTH // 2 :] = (200, 40, 40)
+    wide = f"matrix=2020_ncl:primaries=2020:transfer={transfer}:range=limited:npl=203"
+    convert = f"zscale=transferin=709:primariesin=709:rangein=full:{wide},format=yuv420p10le"
+    marks = f"log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    encoder = ("-pix_fmt", "yuv420p10le", "-c:v", "libx265", "-crf", "8", "-x265-params", marks)
+    data = make_clip(folder / "hdr.mov", frames, "-vf", convert, *encoder)
+    found = read_video(data, 25, 1)[0].astype(int)
+    assert np.abs(found[32, 20] - 180).max() <= 4
+    assert np.abs(found[32, 80] - (200, 40, 40)).max() <= 25
+
+
+def test_what_is_transparent_in_a_clip_shows_white(folder):
+    """As in pictures: half of it is red, half a hidden blue."""
+    frames = np.full((2, HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8)
+    frames[:, :, WIDTH // 2 :] = (0, 0, 255)
+    clear = "format=argb,geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='255*lt(X,48)'"
+    data = make_clip(
+        folder / "clear.mov", frames, "-vf", clear, "-c:v", "qtrle", "-pix_fmt", "argb"
+    )
+    found = read_video(data, 25, 1)[0]
+    assert found[32, 20].tolist() == [255, 0, 0]
+    assert found[32, 80].tolist() == [255, 255, 255]
 
 
 def test_our_own_videos_come_back(tmp_path):
@@ -215,11 +270,11 @@ def test_music_is_no_clip(clip, folder):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the clip is empty: it has 0 bytes"),
+        (b"", "the clip is neither MP4, MOV, WebM nor Matroska: it is empty, 0 bytes"),
         (b"A red fox\n", "the clip is neither MP4, MOV, WebM nor Matroska: its file begins with"),
         (b"#EXTM3U\n#EXT-X-VERSION:3\nfile:///etc/passwd\n", "neither MP4, MOV"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "neither MP4, MOV"),
-        (encode(moving(1)[0]), "neither MP4, MOV"),
+        (encode(moving(1)[0]), "neither MP4, MOV, WebM nor Matroska: it is image/png"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isommp42", "the clip is damaged, or of a kind that is not"),
         (b"\0\0\1\0ftypisom", "ends too early, after 12 of 256 bytes"),
         (b"\x1aE\xdf\xa3\x9fB\x82\x84webm", "ends too early, after 12 of"),
@@ -244,6 +299,15 @@ def test_a_file_that_was_cut_off_is_refused(folder, name, part):
     data = path.read_bytes() if path.exists() else make_clip(path, None, *options)
     assert video_info(data).num_frames == 50
     assert "the clip is damaged" in refusal(data[: int(len(data) * part)])
+
+
+def test_a_file_of_open_length_that_was_cut_off_is_refused(folder):
+    """Its last part goes "to the end of the file": only the index knows where that was."""
+    data = make_clip(folder / "open.mp4", None, "-movflags", "+faststart")
+    place = data.index(b"mdat") - 4
+    data = data[:place] + bytes(4) + data[place + 4 :]
+    assert len(read_video(data, 25, 81)) == 50
+    assert "the clip is damaged: its file ends too early" in refusal(data[: len(data) // 2])
 
 
 def test_what_a_camera_puts_behind_a_clip_is_left_alone(clip):
@@ -285,7 +349,7 @@ def test_a_size_that_the_header_hides_is_refused_by_the_decoder(folder, monkeypa
     data = make_clip(folder / "hidden.mp4", moving(2), "-c:v", "mpeg4", "-q:v", "2")
     small = struct.pack(">HH", 32, 32)
     data = data.replace(struct.pack(">HH", WIDTH, HEIGHT), small)
-    assert "the clip" in refusal(data)
+    assert f"or its frames have more than {96 * 64 - 1} pixels" in refusal(data)
 
 
 def test_long_clips_are_refused(folder):
@@ -318,6 +382,13 @@ def test_nothing_is_said_beside_the_error(clip, capfd):
     with pytest.raises(MediaError):
         read_video(clip[:where] + b"\xff" * 6000 + clip[where + 6000 :], 25, 81)
     assert capfd.readouterr() == ("", "")
+
+
+def test_threads_do_not_meet(clip):
+    expected = read_video(clip, 16, 20)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: read_video(clip, 16, 20), range(8)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_texts_of_a_file_may_be_in_any_encoding(folder):

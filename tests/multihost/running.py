@@ -35,9 +35,8 @@ def clean_environment(**variables):
 class Supervised:
     """One process that is started again whenever it ends."""
 
-    def __init__(self, log_path, environment, *, again=True, module="server"):
+    def __init__(self, log_path, environment, *, again=True):
         self.log_path = log_path
-        self.module = module
         self.environment = environment
         self.again = again
         self.statuses = []
@@ -51,7 +50,7 @@ class Supervised:
         while True:
             with self.log_path.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", self.module],
+                    [sys.executable, "-m", "server"],
                     cwd=ROOT,
                     env=self.environment,
                     stdout=log,
@@ -88,7 +87,6 @@ class Slice(RunningServer):
         started: which of them are started.
         again: whether they are started again when they end.
         environment: further variables of all.
-        module: what each of them runs.
     """
 
     def __init__(
@@ -100,7 +98,6 @@ class Slice(RunningServer):
         started=None,
         again=True,
         environment=None,
-        module="server",
         **settings,
     ):
         self.data_dir = data_dir
@@ -117,7 +114,6 @@ class Slice(RunningServer):
         self._of_process = of_process or {}
         self._again = again
         self._environment = environment or {}
-        self._module = module
         for number in range(num_processes) if started is None else started:
             self.start_process(number)
         self.url = f"http://127.0.0.1:{self._common['port']}"
@@ -136,7 +132,6 @@ class Slice(RunningServer):
             self.data_dir.parent / f"process{number}.log",
             clean_environment(**variables, **self._environment),
             again=self._again,
-            module=self._module,
         )
 
     @property

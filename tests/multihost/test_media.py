@@ -10,9 +10,9 @@ import time
 import pytest
 
 from server.engine.lockstep import EXIT_LOST
-from tests.server.picture_server import MODULE
 from tests.server.pictures import accepted, clip, create_with, large_picture, picture
 from tests.server.running import wait_for
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 from wan_tpu.media import digest_of
 
 LARGE = 20_000_000
@@ -27,7 +27,7 @@ def start(start_slice, tmp_path):
         environment = {"SCRIPTED_ENGINE_MARKS": str(marks)}
         found = start_slice(
             num_processes,
-            module=MODULE,
+            model=WAN_TINY_TI2V,
             environment=environment,
             max_upload_bytes=LARGE,
             **settings,

@@ -146,6 +146,15 @@ def test_bytes_that_are_no_picture_are_refused():
         check_request(model_of(family.IMAGE_TO_VIDEO), naming(["image"]), Media.of(text))
 
 
+def test_an_error_says_of_which_picture_it_is():
+    png = make_png(64, 64)
+    for roles in (("image", "last_image"), ("last_image", "image")):
+        names = dict(zip(roles, (digest_of(png), digest_of(png[:-30])), strict=True))
+        request = VideoRequest(prompt="a fox", **names)
+        with pytest.raises(MediaError, match=f"^{roles[1].replace('_', ' ')}: the PNG picture is"):
+            check_request(model_of(family.IMAGE_TO_VIDEO_A14B), request, Media.of(png, png[:-30]))
+
+
 def test_a_complete_request_needs_no_bytes():
     """Planned and compiled for as if they were there."""
     png = make_png(320, 180)

@@ -4,12 +4,21 @@ import pytest
 
 from tests.server.postgres import new_database, running_postgres
 from tests.server.running import SCRIPTED, RunningServer
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A server with the real engine on wan-tiny, ready."""
     server = RunningServer(tmp_path_factory.mktemp("tiny"), max_work=100)
+    yield server.wait_ready()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_ti2v(tmp_path_factory):
+    """A server with the real engine on wan-tiny-ti2v, which takes pictures, too; ready."""
+    server = RunningServer(tmp_path_factory.mktemp("tiny-ti2v"), model=WAN_TINY_TI2V)
     yield server.wait_ready()
     server.stop()
 

@@ -1,12 +1,17 @@
-"""Pictures for tests, and how to send one as clients do."""
+"""Pictures and clips for tests, and how to send one as clients do."""
 
 import base64
+import functools
 import io
+import pathlib
+import tempfile
+import zlib
 
 import numpy as np
 from PIL import Image
 
 from wan_tpu.media import digest_of
+from wan_tpu.pipeline.video_file import VideoWriter
 
 
 def picture(seed=0, size=(16, 16), kind="PNG"):
@@ -18,13 +23,28 @@ def picture(seed=0, size=(16, 16), kind="PNG"):
 
 
 def large_picture(num_bytes, seed=0):
-    """So many bytes that begin as a PNG does: nothing here decodes them."""
-    return picture(seed)[:16] + np.random.default_rng(seed).bytes(num_bytes - 16)
+    """A PNG of so many bytes: most of it is what programs pass over."""
+    small = picture(seed)
+    head, end = small[:-12], small[-12:]  # the last chunk says that the file ends
+    content = b"noIs" + np.random.default_rng(seed).bytes(num_bytes - len(small) - 12)
+    length = (len(content) - 4).to_bytes(4, "big")
+    return head + length + content + zlib.crc32(content).to_bytes(4, "big") + end
 
 
-def clip(num_bytes=64):
-    """The beginning of an MP4."""
-    return b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(num_bytes - 32)
+@functools.cache
+def clip(num_frames=17, size=(64, 64), fps=8, seed=0):
+    """A small MP4: a light square moves to the right over a colour."""
+    width, height = size
+    colour = np.random.default_rng(seed).integers(0, 128, 3)
+    frames = np.broadcast_to(colour, (num_frames, height, width, 3)).astype(np.uint8)
+    for number, frame in enumerate(frames):
+        left = (width - 16) * number // max(num_frames - 1, 1)
+        frame[height // 3 : height // 3 + 16, left : left + 16] = 230
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "clip.mp4"
+        with VideoWriter(path, fps=fps, width=width, height=height) as writer:
+            writer.write(frames)
+        return path.read_bytes()
 
 
 def data_url(data, kind="image/png"):

@@ -28,6 +28,7 @@ import numpy as np
 
 from server.engine.failure import Failure
 from wan_tpu.errors import BadNumbersError
+from wan_tpu.media import NO_MEDIA
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.request import VideoRequest
 
@@ -57,9 +58,10 @@ class ScriptedEngine:
 
     def probe_request(self):
         prompt = "boom" if (self.marks / "broken-probe").exists() else "probe"
-        return VideoRequest(
+        request = VideoRequest(
             prompt=prompt, width=16, height=16, num_frames=1, num_inference_steps=2, seed=0
         )
+        return request, NO_MEDIA
 
     def generate(self, request, *, media, on_frames, on_progress, should_cancel):
         self.note_media(request, media)

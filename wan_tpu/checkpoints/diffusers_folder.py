@@ -15,11 +15,12 @@ from wan_tpu.checkpoints.files import (
     variants,
     visible_names,
 )
-from wan_tpu.checkpoints.kinds import expert_names, read_kind
+from wan_tpu.checkpoints.image_processor import FILES, IMAGE_PROCESSOR, check_image_processor
+from wan_tpu.checkpoints.kinds import check_components_fit, expert_names, read_kind
 from wan_tpu.checkpoints.known import KnownModel
 from wan_tpu.checkpoints.strangers import describe_stranger
 from wan_tpu.errors import CheckpointError, UnknownNameError
-from wan_tpu.family import TRANSFORMER
+from wan_tpu.family import IMAGE_ENCODER, TRANSFORMER
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,12 @@ def read_folder(
         name: experts[name] if name in experts else _read_config(folder / name)
         for name in kind.components
     }
-    run = read_defaults(folder, kind, configs[TRANSFORMER], official=official)
+    check_components_fit(configs, str(folder))
+    if IMAGE_ENCODER in configs:
+        image_size = configs[IMAGE_ENCODER].get("image_size")
+        check_image_processor(folder, 224 if image_size is None else image_size)
+    called = f"{pathlib.PurePath(name.partition('@')[0]).name} {folder.resolve().name}"
+    run = read_defaults(folder, kind, configs[TRANSFORMER], called=called, official=official)
     return ModelDescription(
         name=name,
         folder=folder,
@@ -82,7 +88,8 @@ def read_folder(
 def config_names(names: Collection[str]) -> list[str]:
     """Those of a repository's files that are read before any weights."""
     folders = (*COMPONENTS, TOKENIZER, "scheduler")
-    return [
+    image_processor = [f"{IMAGE_PROCESSOR}/{name}" for name in FILES]
+    return [name for name in names if name in image_processor] + [
         name
         for name in names
         if (name.count("/") == 0 or name.split("/")[0] in folders)

@@ -258,7 +258,9 @@ def _from_hub(
         names = repository.names
         if INDEX_FILE not in names:
             where = f"the hub's {repository.hub_id}"
-            raise CheckpointError(f"{INDEX_FILE} is missing: {describe_names(where, names)}")
+            twin = known_by_hub_id(f"{repository.hub_id}-Diffusers")
+            what = describe_names(where, names, twin=None if twin is None else twin.hub_id)
+            raise CheckpointError(f"{INDEX_FILE} is missing: {what}")
         folder = repository.fetch(config_names(names), "the configurations")
     official = known_by_hub_id(repository.hub_id)
     model = read_folder(name, folder, variant=variant, official=official)

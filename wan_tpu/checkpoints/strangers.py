@@ -59,8 +59,14 @@ def describe_stranger(folder: pathlib.Path) -> str:
     return describe_names(str(folder), names)
 
 
-def describe_names(where: str, names: Collection[str]) -> str:
-    """What a model's place without a `model_index.json` seems to be, by its files' names."""
+def describe_names(where: str, names: Collection[str], *, twin: str | None = None) -> str:
+    """What a model's place without a `model_index.json` seems to be, by its files' names.
+
+    Args:
+        where: what messages call it.
+        names: of the files.
+        twin: the hub id of the same model in diffusers format.
+    """
     names = sorted({name.partition("/")[0] for name in names})
     weights = [name for name in names if pathlib.Path(name).suffix.lower() in _SINGLE_FILES]
     if not names:
@@ -69,7 +75,8 @@ def describe_names(where: str, names: Collection[str]) -> str:
         return f"{where} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
     originals = ("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5", "high_noise_model")
     if any(name.startswith(originals) for name in names):
-        return f"{where} is a model in Wan's original format; {WHAT_TO_TAKE}"
+        instead = f"{twin} is the same in diffusers format" if twin else WHAT_TO_TAKE
+        return f"{where} is a model in Wan's original format; {instead}"
     if "config.json" in names or "tokenizer.json" in names:
         return f"{where} is one part of a model; give the folder with model_index.json above it"
     if weights:

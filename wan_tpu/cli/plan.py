@@ -5,12 +5,14 @@ without a TPU, and prints a row per layout, best first; the last line is the lay
 """
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import positive_int
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import UnknownNameError
+from wan_tpu.media import ROLES, placeholders
 from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.planner import find_slice
 from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
@@ -47,7 +49,18 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument("--frames", type=positive_int, help="4n + 1; default: the model's")
     parser.add_argument("--steps", type=positive_int, help="denoising steps; default: the model's")
     parser.add_argument("--guidance-scale", type=float, help="1 or less plans without guidance")
+    parser.add_argument(
+        "--guidance-scale-2", type=float, help="of the second transformer, in models that have two"
+    )
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
+    parser.add_argument(
+        "--inputs", metavar="NAMES",
+        help=f"what the video is made from besides the prompt: of {', '.join(ROLES)}, joined by "
+        "','; default: nothing, or what the model cannot do without",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strength", type=float, help="with a video: how much of it is replaced by noise"
+    )
     add_layouts_arguments(parser)
     parser.add_argument(
         "--attention", default="auto", metavar="NAME",
@@ -58,7 +71,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     )
     parser.add_argument(
         "--stages", default="all",
-        help="what to compile: all, or text, step, decode joined by ',' (default: %(default)s)",
+        help="what to compile: all, or text, pictures, step, decode joined by ',' "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--explain", type=positive_int, metavar="N", default=0,
@@ -168,12 +182,19 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
 
 
 def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRequest:
-    """The video that the options name."""
-    return make_request(
+    """The video that the options name; its pictures are roles without bytes."""
+    request = make_request(
         prompt,
         size=parsed.size,
         frames=parsed.frames,
         steps=parsed.steps,
         guidance_scale=parsed.guidance_scale,
+        guidance_scale_2=parsed.guidance_scale_2,
         scheduler=parsed.scheduler,
+        strength=parsed.strength,
     )
+    roles = [name.strip() for name in parsed.inputs.split(",")] if parsed.inputs else []
+    for name in roles:
+        if name not in ROLES:
+            raise UnknownNameError("input", name, ROLES)
+    return dataclasses.replace(request, **placeholders(roles))

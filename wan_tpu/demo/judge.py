@@ -11,24 +11,26 @@ number may follow).
 
 import argparse
 import dataclasses
+import functools
+import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from wan_tpu.demo import data
 from wan_tpu.demo.recognition import WORDS, Verdict, judge_file
+from wan_tpu.media import NO_MEDIA, Media, digest_of
+from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
 
 # What the recipes must reach, per word of the caption.
 TARGETS = {"color": 0.90, "shape": 0.80, "direction": 0.90, "background": 0.90}
 FIRST_FRAME_TARGET = 28.0  # dB of peak signal to noise, for every video that begins with a picture
-WORLDS = {"wan-tiny": data.SIDES_WORLD, "wan-tiny-ti2v": data.MIDDLE_WORLD}
-TAKES_PICTURES = ("wan-tiny-ti2v",)
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
@@ -92,21 +94,49 @@ def scene_of_file(path: Path) -> data.Scene:
     return data.parse_prompt(re.sub(r"-\d+$", "", path.stem).replace("-", " "))
 
 
-def generate_videos(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
-    """Makes one MP4 per prompt with wan-tiny and the library's own pipeline."""
-    from wan_tpu import runtime
-    from wan_tpu.pipeline.video_file import VideoWriter
-    from wan_tpu.pipeline.video_pipeline import VideoPipeline  # JAX only when videos are made
-    from wan_tpu.request import VideoRequest
+@functools.cache
+def open_pipeline(model: str):
+    """The library's own pipeline, made once."""
+    from wan_tpu import runtime  # JAX only when videos are made
+    from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
     runtime.start(cache_folder=runtime.default_cache_folder())
-    pipeline = VideoPipeline.from_pretrained("wan-tiny")
-    size = data.CLIP_SIZE
-    for prompt, seed, path in zip(prompts, seeds, paths, strict=True):
-        frames = pipeline(VideoRequest(prompt=prompt, seed=seed)).frames
-        with VideoWriter(path, fps=data.CLIP_FPS, width=size, height=size) as writer:
+    return VideoPipeline.from_pretrained(model)
+
+
+def generate_videos(
+    model: str, trials: Sequence[Trial], paths: Sequence[Path], fps: int
+) -> list[np.ndarray]:
+    """Makes one MP4 per trial with the library's own pipeline.
+
+    Returns:
+        The first frame of each as it was before it became part of a file, [height, width, 3] uint8.
+    """
+    from wan_tpu.pipeline.video_file import VideoWriter
+
+    firsts = []
+    for trial, path in zip(trials, paths, strict=True):
+        request, media = make_request(trial)
+        frames = open_pipeline(model)(request, media=media).frames
+        _, height, width, _ = frames.shape
+        with VideoWriter(path, fps=fps, width=width, height=height) as writer:
             writer.write(frames)
+        firsts.append(frames[0])
         logger.info("wrote %s", path)
+    return firsts
+
+
+def make_request(trial: Trial) -> tuple[VideoRequest, Media]:
+    """What a trial asks of the library, the picture as a PNG."""
+    request = VideoRequest(prompt=trial.scene.prompt, seed=trial.seed)
+    if trial.picture is None:
+        return request, NO_MEDIA
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(trial.picture).save(buffer, "PNG")
+    content = buffer.getvalue()
+    return dataclasses.replace(request, image=digest_of(content)), Media.of(content)
 
 
 def make_table(scenes: Sequence[data.Scene], verdicts: Sequence[Verdict]) -> str:
@@ -130,29 +160,56 @@ def obeys(scenes: Sequence[data.Scene], verdicts: Sequence[Verdict]) -> bool:
     return all(np.mean([answer[word] for answer in right]) >= TARGETS[word] for word in WORDS)
 
 
+def judge_files(paths: Sequence[Path]) -> bool:
+    """Prints the table of files with captions for names; whether every word reaches its target."""
+    scenes, verdicts = [scene_of_file(path) for path in paths], [judge_file(path) for path in paths]
+    sys.stdout.write(make_table(scenes, verdicts) + "\n")
+    return obeys(scenes, verdicts)
+
+
+def judge_model(model: str, count: int, seed: int | None, out: Path) -> bool:
+    """Makes, judges and prints; whether every word and every first frame reaches its target."""
+    from wan_tpu.demo.recipes import RECIPES  # torch only when videos are made
+
+    recipe, rng = RECIPES[model], np.random.default_rng(seed)
+    good = True
+    for way, trials in make_trials(rng, count, recipe.world, recipe.takes_pictures).items():
+        folder = out / way.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / file_name(trial.scene, trial.seed) for trial in trials]
+        firsts = generate_videos(model, trials, paths, recipe.world.fps)
+        sys.stdout.write(f"{model} by {way}\n")
+        good &= judge_files(paths)
+        kept = [
+            decibels(first, trial.picture)
+            for first, trial in zip(firsts, trials, strict=True)
+            if trial.picture is not None
+        ]
+        if kept:
+            sys.stdout.write(
+                f"first frame: {min(kept):.1f} dB at least, {np.mean(kept):.1f} dB on average, "
+                f"target {FIRST_FRAME_TARGET:.1f}\n"
+            )
+            good &= min(kept) >= FIRST_FRAME_TARGET
+    return good
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; exit status 0 when every word reaches its target, 1 when one does not."""
+    """The command line; exit status 0 when every target is reached, 1 when one is not."""
     parser = argparse.ArgumentParser(prog="python -m wan_tpu.demo.judge", description=__doc__)
     parser.add_argument(
         "files", nargs="*", type=Path, help="MP4 files to judge instead of new ones"
     )
+    parser.add_argument("--model", choices=("wan-tiny", "wan-tiny-ti2v"), default="wan-tiny")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
-    parser.add_argument("--out", type=Path, default=Path("wan-tiny-judged"))
+    parser.add_argument("--out", type=Path, help="folder of the videos; default: MODEL-judged")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if options.files:
-        paths, scenes = options.files, [scene_of_file(path) for path in options.files]
-    else:
-        rng = np.random.default_rng(options.seed)
-        scenes = choose_scenes(options.prompts, rng)
-        seeds = [int(seed) for seed in rng.integers(2**31, size=len(scenes))]
-        options.out.mkdir(parents=True, exist_ok=True)
-        paths = [options.out / file_name(*pair) for pair in zip(scenes, seeds, strict=True)]
-        generate_videos([scene.prompt for scene in scenes], seeds, paths)
-    verdicts = [judge_file(path) for path in paths]
-    sys.stdout.write(make_table(scenes, verdicts) + "\n")
-    return 0 if obeys(scenes, verdicts) else 1
+        return 0 if judge_files(options.files) else 1
+    out = options.out or Path(f"{options.model}-judged")
+    return 0 if judge_model(options.model, options.prompts, options.seed, out) else 1
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ WORDS = ("color", "shape", "direction", "background")
 # nearer to another.
 COLOR_TOLERANCE = 70.0
 FOREGROUND_DISTANCE = 70.0  # from the background; half of the least contrast of the palette
-# In a picture of 64 x 64, and in proportion in others. Drawn there, shapes have 240 (small triangle)
-# to 570 (large square) pixels, at half of 128 x 128 128 to 340.
+# Shares of the picture, which are pixels in one of 64 x 64. Drawn there, shapes have 240 (small
+# triangle) to 570 (large square) pixels; those of 128 x 128, halved, 128 to 340.
 MIN_AREA, MAX_AREA = 100 / 64**2, 1200 / 64**2
 MIN_WAY = 16 / 64  # what the centroid must go; the clips go 0.33 to 0.66
 BORDER = 2 / 64  # how wide the border is whose median is the background

@@ -98,7 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wan_tpu.demo.train", description=__doc__)
     parser.add_argument("--model", choices=RECIPES, default="wan-tiny")
-    parser.add_argument("--out", type=Path, help="the model folder to write; default: the package's")
+    parser.add_argument(
+        "--out", type=Path, help="the model folder to write; default: the package's"
+    )
     parser.add_argument("--work", type=Path, help="checkpoints; a second run resumes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
@@ -116,6 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
+    if options.device != "cpu":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     recipe = RECIPES[options.model]
     run = Run(
         work=options.work or Path(f"{options.model}-work"),

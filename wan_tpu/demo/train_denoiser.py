@@ -183,20 +183,20 @@ def flow_loss(
         given: [batch], 1 where the first latent frame is given, clean, and 0 elsewhere; None for a
             model that never takes one.
     """
-    batch, _, frames, height, width = latents.shape
+    frames, height, width = latents.shape[2:]
     if given is None:
-        level, timestep = sigma[:, None, None, None, None], sigma * 1000
+        unknown, level, timestep = None, sigma[:, None], sigma * 1000
     else:
-        first = functional.pad(given[:, None], (0, frames - 1))  # [batch, frames]
-        level = sigma[:, None] * (1 - first)
+        unknown = 1 - functional.pad(given[:, None], (0, frames - 1))  # [batch, frames]
+        level = sigma[:, None] * unknown
         timestep = level.repeat_interleave(height * width // 4, dim=1) * 1000  # [batch, tokens]
-        level = level[:, None, :, None, None]
+    level = level[:, None, :, None, None]
     noised = (1 - level) * latents + level * noise
     velocity = transformer(noised, timestep, text, return_dict=False)[0]
     error = (velocity.float() - (noise - latents)).square()
-    if given is None:
+    if unknown is None:
         return error.mean()
-    return (error.mean((1, 3, 4)) * (1 - first)).sum() / (1 - first).sum()
+    return (error.mean((1, 3, 4)) * unknown).sum() / unknown.sum()
 
 
 def make_optimizers(modules: list[torch.nn.Module], rate: float) -> list[torch.optim.Optimizer]:

@@ -126,11 +126,11 @@ def make_vae(config: dict[str, Any], seed: int) -> AutoencoderKLWan:
     return vae
 
 
-def encode_mean(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+def encode_mean(vae: Any, video: torch.Tensor) -> torch.Tensor:
     """The posterior's mean, in one of the two contexts above.
 
     Args:
-        vae: the autoencoder.
+        vae: an `AutoencoderKLWan`.
         video: [batch, 3, frames, height, width] in [-1, 1].
 
     Returns:
@@ -140,7 +140,7 @@ def encode_mean(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
     return vae.quant_conv(vae.encoder(x))[:, : vae.config.z_dim]
 
 
-def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """The video of unnormalised latents, not clamped, in one of the two contexts above."""
     # The first latent is the first chunk's, whatever follows in the same tensor.
     decoded = vae.decoder(vae.post_quant_conv(latents), first_chunk=True)
@@ -185,9 +185,9 @@ def draw(
     Returns:
         [batch, 3, frames, side, side], float32 in [-1, 1].
     """
-    centers = torch.from_numpy(
-        np.stack([data.make_centers(*each, world, t) for *each, t in zip(scenes, poses, times)])
-    ).to(device)
+    shown = zip(scenes, poses, times, strict=True)
+    centers = np.stack([data.make_centers(scene, pose, world, t) for scene, pose, t in shown])
+    centers = torch.from_numpy(centers).to(device)
     sizes = torch.tensor([[pose.half_size] for pose in poses], device=device)
     coverage = torch.empty(*centers.shape[:2], world.side, world.side, device=device)
     with torch.device(device):
@@ -234,9 +234,7 @@ def train_vae(vae: AutoencoderKLWan, recipe: VaeRecipe, run: Run) -> None:
         _run_phase(vae, recipe.clips, recipe.world, run, recipe.world.num_frames)
 
 
-def _run_phase(
-    vae: AutoencoderKLWan, phase: Phase, world: data.World, run: Run, num_frames: int
-) -> None:
+def _run_phase(vae: Any, phase: Phase, world: data.World, run: Run, num_frames: int) -> None:
     side = world.side // vae.config.scale_factor_spatial
     shape = (phase.batch, vae.config.z_dim, (num_frames - 1) // 4 + 1, side, side)
     compiled = run.compile and run.device == "cpu"

@@ -1,6 +1,7 @@
-"""What a picture's or clip's size may be, asked before anything is decoded."""
+"""What a picture or clip may be, asked before anything is decoded."""
 
 from wan_tpu.errors import MediaError
+from wan_tpu.media import media_type_of
 
 MAX_RATIO = 8
 """Of the longer side to the shorter: a strip of 2000x3 would ask for a video of 16x16304."""
@@ -35,3 +36,11 @@ def check_pixels(width: int, height: int, *, what: str, max_pixels: int) -> None
             f"{size}; one side may be at most {MAX_RATIO} times the other: crop it, for example "
             f"to {min(width, MAX_RATIO * height)}x{min(height, MAX_RATIO * width)}"
         )
+
+
+def what_else(data: bytes) -> str:
+    """In words: what a file is that is not what was expected."""
+    if not data:
+        return "it is empty, 0 bytes"
+    kind = media_type_of(data)
+    return f"it is {kind}" if kind else f"its file begins with {data[:12]!r}"

@@ -4,6 +4,7 @@ FFmpeg reads what is there of a file that was cut off, and gives the frames that
 """
 
 from wan_tpu.errors import MediaError
+from wan_tpu.image.bounds import what_else
 from wan_tpu.media import media_type_of
 
 _READERS = {
@@ -27,13 +28,9 @@ def check_clip_file(data: bytes) -> str:
     Raises:
         MediaError: it is of another kind, or ends too early.
     """
-    if not data:
-        raise MediaError("the clip is empty: it has 0 bytes")
     reader = _READERS.get(media_type_of(data) or "")
     if reader is None:
-        raise MediaError(
-            f"the clip is neither MP4, MOV, WebM nor Matroska: its file begins with {data[:12]!r}"
-        )
+        raise MediaError(f"the clip is neither MP4, MOV, WebM nor Matroska: {what_else(data)}")
     needed = _mp4_bytes(data) if reader == "mov" else _matroska_bytes(data)
     if needed > len(data):
         raise MediaError(

@@ -77,10 +77,15 @@ def read_picture(data: bytes) -> np.ndarray:
     colours, alpha = _separate(image, file)
     colours = _to_srgb(colours, file.profile)
     if alpha is not None:
-        shown = Image.new("RGB", colours.size, BACKGROUND)
-        shown.paste(colours, mask=alpha)
-        colours = shown
+        colours = over_background(colours, alpha)
     return np.ascontiguousarray(turn(np.asarray(colours), file.orientation))
+
+
+def over_background(colours: Image.Image, alpha: Image.Image) -> Image.Image:
+    """What is seen of colours in mode RGB where alpha, in mode L, is less than 255."""
+    shown = Image.new("RGB", colours.size, BACKGROUND)
+    shown.paste(colours, mask=alpha)
+    return shown
 
 
 def _read_checked(data: bytes) -> PictureFile:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 from wan_tpu.errors import MediaError
+from wan_tpu.image.bounds import what_else
 from wan_tpu.image.orientation import swaps_sides
 from wan_tpu.media import media_type_of
 
@@ -69,11 +70,7 @@ def read_picture_file(data: bytes) -> PictureFile:
     readers = {"image/png": _read_png, "image/jpeg": _read_jpeg, "image/webp": _read_webp}
     reader = readers.get(media_type_of(data) or "")
     if reader is None:
-        if not data:
-            raise MediaError("the picture is empty: it has 0 bytes")
-        raise MediaError(
-            f"the picture is neither PNG, JPEG nor WebP: its file begins with {data[:12]!r}"
-        )
+        raise MediaError(f"the picture is neither PNG, JPEG nor WebP: {what_else(data)}")
     return reader(memoryview(data))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from wan_tpu.errors import MediaError
 from wan_tpu.image.bounds import MAX_VIDEO_PIXELS, check_pixels
+from wan_tpu.image.clip_colours import to_rgb
 from wan_tpu.image.clip_file import check_clip_file
 from wan_tpu.image.fit import cover
 from wan_tpu.image.orientation import orientation_of, swaps_sides, turn
@@ -88,7 +89,7 @@ def read_video(
     """A clip's frames at a rate, from its beginning.
 
     The frame of each moment is the one nearest in time: frames are left out or repeated, none is
-    mixed of two. HDR is shown as it is stored, pale.
+    mixed of two. HDR becomes what a screen of BT.709 shows; what is transparent shows white.
 
     Args:
         data: the file.
@@ -132,7 +133,13 @@ def _measure(data: bytes) -> tuple[int, Fraction]:
     """Number of frames and seconds of the video, from its packets: nothing is decoded."""
     num_frames, first, end, last = 0, None, Fraction(0), Fraction(0)
     with _opened(data) as (container, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height)
+        size = stream.codec_context.width, stream.codec_context.height
+        if 0 in size:
+            raise MediaError(
+                "the clip is damaged, of a kind that is not known, or its frames have more than "
+                f"{MAX_VIDEO_PIXELS} pixels"
+            )
+        _check_pixels(*size)
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise MediaError("the clip is damaged: its file ends too early")
@@ -145,7 +152,7 @@ def _measure(data: bytes) -> tuple[int, Fraction]:
             first = begin if first is None else min(first, begin)
             last = max(last, begin)
             end = max(end, begin + (packet.duration or 0) * packet.time_base)
-        rate = stream.guessed_rate or stream.average_rate
+        rate = stream.average_rate
     if first is None:
         raise MediaError("the clip has no frames")
     if end <= last:  # the file does not say how long the last one is seen
@@ -266,11 +273,6 @@ def _orientation(frame: "av.video.frame.VideoFrame") -> int:
     return 1 if data is None else orientation_of(np.frombuffer(data, np.int32).reshape(3, 3))
 
 
-_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
-_MATRICES = (_BT709, 4, 5, _BT601, 7, 9)
-"""Of AVColorSpace: those that FFmpeg's scaler knows for luminance and chroma."""
-
-
 def _pixels(
     frame: "av.video.frame.VideoFrame", stream: "av.video.stream.VideoStream"
 ) -> np.ndarray:
@@ -279,17 +281,5 @@ def _pixels(
     Returns:
         `[height, width, 3]`, uint8.
     """
-    from av.video.reformatter import Interpolation
-
     _seen_size(frame, stream)
-    if not frame.format.is_rgb and frame.colorspace not in _MATRICES:
-        # As players guess: HD is BT.709, all below BT.601.
-        frame.colorspace = _BT709 if frame.height > 576 else _BT601
-    exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    converted = frame.reformat(
-        width=_square(frame, stream),
-        format="rgb24",
-        interpolation=Interpolation.BICUBIC | exact | Interpolation.FULL_CHR_H_INP,
-        threads=1,
-    )
-    return np.ascontiguousarray(turn(converted.to_ndarray(), _orientation(frame)))
+    return np.ascontiguousarray(turn(to_rgb(frame, _square(frame, stream)), _orientation(frame)))

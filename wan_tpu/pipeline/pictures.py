@@ -4,8 +4,9 @@ A picture covers the video's size and is cropped around its middle; nothing is s
 has the size already is untouched.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -67,7 +68,10 @@ def sized(
     Raises:
         MediaError: bytes that are no picture or clip, or a clip that is shorter than the request.
     """
-    clip = video_info(media[request.video]) if request.video is not None else None
+    clip = None
+    if request.video is not None:
+        with _naming(VIDEO):
+            clip = video_info(media[request.video])
     if request.width is None and request.height is None:
         request = _with_size(description, request, media, compression, clip)
     if clip is None:
@@ -97,20 +101,32 @@ def decode(request: VideoRequest, media: Media, geometry: Geometry) -> dict[str,
     Raises:
         MediaError: bytes that are no picture or clip.
     """
-    size = geometry.width, geometry.height
     pictures = {}
     for role, digest in request.media.items():
-        data = media[digest]
-        if role == VIDEO:
-            assert request.fps is not None
-            info = video_info(data)
-            fitted = read_video(data, request.fps, geometry.num_frames, size=size)
-            pictures[role] = Picture(given=(info.width, info.height), fitted=fitted)
-        else:
-            whole = read_picture(data)
-            given, fitted = (whole.shape[1], whole.shape[0]), cover(whole, *size)[None]
-            pictures[role] = Picture(given=given, whole=whole, fitted=fitted)
+        with _naming(role):
+            pictures[role] = _decode(role, media[digest], request, geometry)
     return pictures
+
+
+def _decode(role: str, data: bytes, request: VideoRequest, geometry: Geometry) -> Picture:
+    size = geometry.width, geometry.height
+    if role == VIDEO:
+        assert request.fps is not None
+        info = video_info(data)
+        fitted = read_video(data, request.fps, geometry.num_frames, size=size)
+        return Picture(given=(info.width, info.height), fitted=fitted)
+    whole = read_picture(data)
+    given = whole.shape[1], whole.shape[0]
+    return Picture(given=given, whole=whole, fitted=cover(whole, *size)[None])
+
+
+@contextlib.contextmanager
+def _naming(role: str) -> Iterator[None]:
+    """Says of which of a request's pictures an error is."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(f"{role.replace('_', ' ')}: {error}") from error
 
 
 def to_floats(frames: Frames) -> Float32[np.ndarray, "frames height width 3"]:
@@ -125,8 +141,12 @@ def _with_size(
     compression: Compression,
     clip: VideoInfo | None,
 ) -> VideoRequest:
-    first = next(iter(request.media.values()))
-    given = picture_size(media[first]) if clip is None else (clip.width, clip.height)
+    if clip is None:
+        role, digest = next(iter(request.media.items()))
+        with _naming(role):
+            given = picture_size(media[digest])
+    else:
+        given = clip.width, clip.height
     width, height = size_for(
         description.kind.size_rule,
         *given,

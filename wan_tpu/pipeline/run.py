@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.family import IMAGE_ENCODER, Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.media import NO_MEDIA, Media
@@ -160,24 +161,8 @@ def plan_run(
     """
     description = model.description
     checked = check(description, request, media)
-    request, kind, config = checked.request, description.kind, description.configs["scheduler"]
-    assert request.num_inference_steps is not None
-    assert request.flow_shift is not None
-    assert request.scheduler is not None
-    schedule = make_schedule(
-        request.scheduler,
-        num_inference_steps=request.num_inference_steps,
-        flow_shift=request.flow_shift,
-        config=config,
-        num_last_steps=request.num_steps,
-    )
-    ratio = kind.boundary_ratio
-    steps = plan_steps(
-        request,
-        schedule,
-        experts=kind.experts,
-        boundary=None if ratio is None else ratio * read_num_train_timesteps(config),
-    )
+    request, kind = checked.request, description.kind
+    schedule, steps = schedule_steps(description, request)
     has_guidance = any(step.batch == 2 for step in steps)
     return Run(
         request=request,
@@ -190,6 +175,30 @@ def plan_run(
         whole_model=model,
         watch=watch,
     )
+
+
+def schedule_steps(
+    description: ModelDescription, request: VideoRequest
+) -> tuple[Schedule, tuple[PlannedStep, ...]]:
+    """The noise levels of a complete request, and what each step takes."""
+    assert request.num_inference_steps is not None
+    assert request.flow_shift is not None
+    assert request.scheduler is not None
+    config, ratio = description.configs["scheduler"], description.kind.boundary_ratio
+    schedule = make_schedule(
+        request.scheduler,
+        num_inference_steps=request.num_inference_steps,
+        flow_shift=request.flow_shift,
+        config=config,
+        num_last_steps=request.num_steps,
+    )
+    steps = plan_steps(
+        request,
+        schedule,
+        experts=description.kind.experts,
+        boundary=None if ratio is None else ratio * read_num_train_timesteps(config),
+    )
+    return schedule, steps
 
 
 def compile_order(stage: Stage) -> int:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wan_tpu.planner.compile import FactsCache
     from wan_tpu.planner.hardware import GIB, Slice, find_slice
-    from wan_tpu.planner.plan import STAGE_GROUPS, Planner, make_job
+    from wan_tpu.planner.job import STAGE_GROUPS, Job
+    from wan_tpu.planner.plan import Planner, make_job
     from wan_tpu.planner.plot import require_matplotlib, write_plot
-    from wan_tpu.planner.rows import Job, LayoutPlan
+    from wan_tpu.planner.rows import LayoutPlan
     from wan_tpu.planner.table import format_table, to_json
 
 __all__ = [
@@ -41,9 +42,10 @@ __all__ = [
 _MODULES = {
     "compile": ("FactsCache",),
     "hardware": ("GIB", "Slice", "find_slice"),
-    "plan": ("STAGE_GROUPS", "Planner", "make_job"),
+    "job": ("STAGE_GROUPS", "Job"),
+    "plan": ("Planner", "make_job"),
     "plot": ("require_matplotlib", "write_plot"),
-    "rows": ("Job", "LayoutPlan"),
+    "rows": ("LayoutPlan",),
     "table": ("format_table", "to_json"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

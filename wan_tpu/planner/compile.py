@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("libtpu", "jax", "jaxlib", "torch", "torchax", "diffusers", "transformers", "flax")
 """Distributions that decide a program."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the kept JSON; raise it when what is kept changes its form."""
 
 COMPILE_ENVIRONMENT = {
@@ -259,10 +259,12 @@ def _package_versions() -> dict[str, str]:
     return found
 
 
-STAGE_PACKAGES = ("text", "transformer", "schedulers", "vae")
+STAGE_PACKAGES = ("text", "image", "transformer", "schedulers", "vae")
 """Packages that a stage may not depend on; every other one of ours decides every program."""
 
 _NO_INFLUENCE = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
+_OF_STAGES = ("model.py", "placed.py", "components.py", "conditions.py", "run.py")
+"""Files of the pipeline that say what its stages are."""
 _COUNTERS = ("kernel_cycles.py", "kernels.py", "schedule.py")
 
 
@@ -279,7 +281,7 @@ def source_digest(*packages: str) -> str:
         package, *rest = path.relative_to(root).parts
         if package in _NO_INFLUENCE or (package in STAGE_PACKAGES and package not in packages):
             continue
-        if package == "planner" or (package == "pipeline" and rest[-1] != "model.py"):
+        if package == "planner" or (package == "pipeline" and rest[-1] not in _OF_STAGES):
             continue
         result.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return result.hexdigest()

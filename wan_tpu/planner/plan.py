@@ -1,6 +1,6 @@
 """A row per layout: what each stage of a video needs and takes on a slice that is not there.
 
-The stages are those the pipeline runs (`pipeline/model.py`, `vae/streaming.py`). Everything that a
+The stages are those the pipeline runs (`pipeline/run.py`). Everything that a
 row needs is cached, so a second plan neither traces nor compiles.
 """
 
@@ -13,13 +13,17 @@ import jax.numpy as jnp
 
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
-from wan_tpu.errors import UnknownNameError
+from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from wan_tpu.geometry import TEXT_TOKENS
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.pipeline.load import on_one_branch
-from wan_tpu.pipeline.model import VideoModel, make_video_model
+from wan_tpu.pipeline.model import make_video_model
+from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
 from wan_tpu.planner.compile import (
+    STAGE_PACKAGES,
     FactsCache,
     StageFacts,
     compile_stage,
@@ -33,38 +37,31 @@ from wan_tpu.planner.compile import (
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.estimate import estimate, share_of_peak
 from wan_tpu.planner.hardware import GIB, Slice
+from wan_tpu.planner.job import STAGES, Job, with_inputs
 from wan_tpu.planner.kernel_cycles import count_cycles
 from wan_tpu.planner.kernels import KernelCycles, KernelShape
 from wan_tpu.planner.program import read_program
-from wan_tpu.planner.rows import STAGES, Job, LayoutPlan, Resident, StagePlan, served_bytes
+from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
 from wan_tpu.planner.schedule import KernelCountError
 from wan_tpu.request import VideoRequest
-from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
-from wan_tpu.stage import Stage
 from wan_tpu.vae.spatial import spatial_split
 
 logger = logging.getLogger(__name__)
 
-STAGE_GROUPS = {
-    "text": ("text", "context"),
-    "step": ("start", "step"),
-    "decode": ("latents", "decode-first", "decode-next"),
-    "all": STAGES,
-}
-"""What `--stages` may name."""
-
 _PACKAGES_OF_STAGE = {
     "text": ("text",),
-    "context": ("text", "transformer"),
+    "image": ("image",),
+    "context": ("text", "image", "transformer"),
+    "encode": ("vae",),
+    "condition": ("transformer",),
     "start": ("transformer", "schedulers"),
-    "step": ("transformer", "schedulers"),
+    "step": ("image", "transformer", "schedulers"),
     "latents": ("transformer",),
-    "decode-first": ("vae",),
-    "decode-next": ("vae",),
+    "decode": ("vae",),
 }
-_ALL_PACKAGES = ("text", "transformer", "schedulers", "vae")
+"""By a stage's name up to its first hyphen."""
 
 
 def make_job(
@@ -72,15 +69,37 @@ def make_job(
 ) -> Job:
     """A job, checked against the model.
 
+    Args:
+        description: the model.
+        request: the video; one that names no pictures is planned with those that the model cannot
+            do without.
+        where: the slice.
+        **choices: other fields of `Job`; of its stages those that the video does not run are left
+            out.
+
     Raises:
-        InputError: the model cannot make this video, or there is no such stage.
+        InputError: the model cannot make this video, there is no such stage, or the video runs none
+            of them.
     """
-    request, geometry = check_request(description, request)
-    job = Job(description=description, request=request, geometry=geometry, where=where, **choices)
+    request, geometry = check_request(description, with_inputs(description, request))
+    schedule, steps = schedule_steps(description, request)
+    job = Job(
+        description=description,
+        request=request,
+        geometry=geometry,
+        schedule=schedule,
+        steps=steps,
+        where=where,
+        **choices,
+    )
     for stage in job.stages:
         if stage not in STAGES:
             raise UnknownNameError("stage", stage, STAGES)
-    return job
+    runs = job.runs()
+    stages = tuple(stage for stage in job.stages if stage in runs)
+    if not stages:
+        raise InputError(f"this video runs none of {', '.join(job.stages)}, only {', '.join(runs)}")
+    return dataclasses.replace(job, stages=stages)
 
 
 class Planner:
@@ -96,7 +115,7 @@ class Planner:
         self._job = job
         self._cache = cache
         self._report = report
-        self._models: dict[Layout, VideoModel] = {}
+        self._runs: dict[Layout, Run] = {}
         self._devices: list[Any] | None = None
         self._failed_counts: dict[KernelShape, str] = {}
         self._position = ""
@@ -118,6 +137,7 @@ class Planner:
 
     def _row(self, layout: Layout) -> LayoutPlan:
         job, resident = self._job, self._resident(layout)
+        runs = job.runs()
         facts = {name: self._facts(name, layout, resident) for name in job.stages}
         kernels, uncounted = self._kernels(facts)
         cycles = {shape: count.per_head for shape, count in kernels.items()}
@@ -129,8 +149,8 @@ class Planner:
                 share = share_of_peak(fact.costs, seconds, job.where.chip)
             stages[name] = StagePlan(
                 facts=fact,
-                runs=job.runs(name),
-                served_bytes=served_bytes(fact, resident.during(name)),
+                runs=runs[name],
+                served_bytes=served_bytes(fact, resident.during(name, fact.output_bytes)),
                 seconds=seconds,
                 share_of_peak=share,
             )
@@ -156,23 +176,25 @@ class Planner:
 
         def compiled() -> dict[str, Any]:
             self._report(f"compiling {label}")
-            facts, text = compile_stage(self._stage(name, layout))
+            facts, text = compile_stage(self._job.stages_of(self._run(layout))[name])
             self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
             return {"facts": facts.to_json(), "text": pack_text(text)}
 
         key = {"what": name, "split": self._split(name, layout)}
-        program = self._cache.get(key | self._base_key(*_PACKAGES_OF_STAGE[name]), compiled)
+        packages = _PACKAGES_OF_STAGE[name.partition("-")[0]]
+        program = self._cache.get(key | self._base_key(*packages), compiled)
         facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
         return dataclasses.replace(facts, costs=read_program(text)) if text else facts
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.
 
-        Encoding text knows the number of devices only, decoding how the picture is cut.
+        Encoding text and pictures' tokens knows the number of devices only, the autoencoder how
+        pictures are cut.
         """
-        if name == "text":
+        if name in ("text", "image"):
             return layout.num_devices
-        if not name.startswith("decode"):
+        if not name.startswith(("encode", "decode")):
             return dataclasses.asdict(layout)
         geometry = self._job.geometry
         mesh: Any = abstract_mesh(layout)
@@ -180,22 +202,40 @@ class Planner:
         return [split.height_ways, split.width_ways]
 
     def _base_key(self, *packages: str) -> dict[str, Any]:
-        job = self._job
-        geometry = job.geometry
-        return {
-            "configs": {name: dict(config) for name, config in job.description.configs.items()},
-            "video": [geometry.width, geometry.height, geometry.num_frames],
-            "scheduler": job.request.scheduler,
-            "batch": job.batch,
+        """Whatever but the layout decides a program made of these packages.
+
+        The autoencoder's programs, the largest, are so the same for all models that have it.
+        """
+        job, geometry = self._job, self._job.geometry
+        of = {
+            "text": (TEXT_ENCODER,),
+            "image": (IMAGE_ENCODER,),
+            "transformer": job.description.kind.experts,
+            "schedulers": ("scheduler",),
+            "vae": (VAE,),
+        }
+        names = {name for package in packages for name in of[package]}
+        configs = job.description.configs
+        key = {
+            "configs": {name: dict(configs[name]) for name in sorted(names & configs.keys())},
             "slice": [job.where.topology_name, *job.where.host_bounds],
             "dtype": job.dtype,
-            "attention": job.attention,
             "versions": versions(),
             "source": source_digest(*packages),
         }
+        if {"transformer", "vae"} & set(packages):
+            key["video"] = [geometry.width, geometry.height, geometry.num_frames]
+        if packages != ("vae",):
+            key |= {"batches": job.batches, "pictures": sorted(job.way.roles)}
+        if "transformer" in packages:
+            key["attention"] = job.attention
+        if "schedulers" in packages:
+            key["scheduler"] = job.request.scheduler
+        return key
 
-    def _model(self, layout: Layout) -> VideoModel:
-        if layout not in self._models:
+    def _run(self, layout: Layout) -> Run:
+        """What the pipeline would run: its stages are the very ones that are planned."""
+        if layout not in self._runs:
             if self._devices is None:
                 self._devices = slice_devices(self._job.where)
             model = make_video_model(
@@ -205,40 +245,32 @@ class Planner:
                 dtype=jnp.dtype(self._job.dtype),
                 attention=self._job.attention,
             )
-            self._models[layout] = model if self._job.batch == 2 else on_one_branch(model)
-        return self._models[layout]
-
-    def _stage(self, name: str, layout: Layout) -> Stage:
-        """The very stage that the pipeline runs."""
-        job, model = self._job, self._model(layout)
-        if name == "text":
-            return model.text_stage(job.batch)
-        if name == "context":
-            return model.context_stage(job.batch, job.batch)
-        if name == "latents":
-            return model.latents_stage(job.geometry)
-        if name == "start":
-            return model.start_stage(job.geometry, _schedule(job))
-        if name == "step":
-            return model.step_stage(job.geometry, _schedule(job), job.batch)
-        first, following = model.decode_stages(job.geometry)
-        return first if name == "decode-first" else following
+            request, one_branch = self._job.request, on_one_branch(model)
+            self._runs[layout] = plan_run(request, model, one_branch, Watch())
+        return self._runs[layout]
 
     def _resident(self, layout: Layout) -> Resident:
         key = {
             "what": "resident",
             "split": dataclasses.asdict(layout),
-            **self._base_key(*_ALL_PACKAGES),
+            "takes": sorted(self._job.description.kind.takes),
+            "contexts": sorted({(step.component, step.batch) for step in self._job.steps}),
+            **self._base_key(*STAGE_PACKAGES),
         }
 
         def make() -> dict[str, Any]:
-            job, model = self._job, self._model(layout)
-            step = model.step_stage(job.geometry, _schedule(job), job.batch)
-            parts = model.components.items()
+            run = self._run(layout)
+            condition = run.model.abstract_condition(run.geometry, run.way.in_steps)
+            contexts = [
+                tree_bytes(run.model.abstract_context(batch, run.num_encoder_pictures))
+                for _, batch in run.contexts
+            ]
+            parts = run.model.components.items()
             return {
                 "components": {name: part.bytes_per_device for name, part in parts},
-                "context": tree_bytes(step.arguments[1]),
-                "state": tree_bytes(step.arguments[2]),
+                "context": sum(contexts),
+                "condition": tree_bytes(condition) * len(run.components),
+                "state": tree_bytes(run.model.abstract_state(run.geometry, run.schedule)),
             }
 
         return Resident(**self._cache.get(key, make))
@@ -261,7 +293,8 @@ class Planner:
 
     def _kernel_shape(self, attention: Attention) -> KernelShape:
         chip, tokens = self._job.where.chip, self._job.geometry.num_tokens
-        padded = attention.keys > tokens and attention.keys != TEXT_TOKENS
+        crossed = (TEXT_TOKENS, self._job.image_tokens)
+        padded = attention.keys > tokens and attention.keys not in crossed
         return KernelShape(
             chip=chip.name,
             implementation=resolve_implementation(
@@ -304,16 +337,3 @@ class Planner:
                 self._failed_counts[shape] = str(error)
                 self._report(f"attention goes by its FLOPs at peak: {error}")
         return self._failed_counts[shape]
-
-
-def _schedule(job: Job) -> Any:
-    request = job.request
-    assert request.num_inference_steps is not None
-    assert request.flow_shift is not None
-    assert request.scheduler is not None
-    return make_schedule(
-        request.scheduler,
-        num_inference_steps=request.num_inference_steps,
-        flow_shift=request.flow_shift,
-        config=job.description.configs["scheduler"],
-    )

@@ -8,7 +8,8 @@ from typing import Any
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.pipeline.video_file import reporting
 from wan_tpu.planner.hardware import GIB
-from wan_tpu.planner.rows import Job, LayoutPlan
+from wan_tpu.planner.job import Job
+from wan_tpu.planner.rows import LayoutPlan
 
 _PARTS = (("compute", "#3b6ea5"), ("memory", "#d08c2c"), ("links", "#8a4f9e"))
 _FIT_COLOURS = {"fits": "#5b8c5a", "does not fit": "#b03a2e"}

@@ -1,55 +1,15 @@
-"""What is planned and what comes out: a job, and a row per layout. Knows no compiler."""
+"""What comes out of a plan: a row per layout. Knows no compiler."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
-from wan_tpu.checkpoints.models import ModelDescription
-from wan_tpu.geometry import Geometry
 from wan_tpu.planner.compile import StageFacts
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.estimate import Seconds
-from wan_tpu.planner.hardware import Slice
+from wan_tpu.planner.job import UNGUIDED
 from wan_tpu.planner.kernels import KernelCycles
-from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
-
-STAGES = ("text", "context", "start", "step", "latents", "decode-first", "decode-next")
-"""In the order they run."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is planned: a model, a video, a slice.
-
-    Attributes:
-        description: the model.
-        request: the video, complete.
-        geometry: its sizes.
-        where: the slice.
-        dtype: of weights and activations.
-        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
-        stages: those of `STAGES` to look at.
-    """
-
-    description: ModelDescription
-    request: VideoRequest
-    geometry: Geometry
-    where: Slice
-    dtype: str = "bfloat16"
-    attention: str = "auto"
-    stages: tuple[str, ...] = STAGES
-
-    @property
-    def batch(self) -> int:
-        """2 with guidance, 1 without."""
-        return 2 if self.request.uses_guidance else 1
-
-    def runs(self, stage: str) -> int:
-        """How often a video runs a stage."""
-        steps = self.request.num_inference_steps
-        assert steps is not None, "the request is complete"
-        return {"step": steps, "decode-next": self.geometry.latent_frames - 1}.get(stage, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +17,15 @@ class Resident:
     """Bytes per device that stay while a model serves.
 
     Attributes:
-        components: weights, by component of the model.
-        context: keys and values of the text, while a video is made.
-        state: the scheduler's state, while a video is made.
+        components: weights, by component of the model; of two experts both.
+        context: keys and values of text and pictures, each expert's, while a video is made.
+        condition: what its steps are told of pictures, each expert's, likewise.
+        state: the scheduler's state, likewise.
     """
 
     components: Mapping[str, int]
     context: int
+    condition: int
     state: int
 
     @property
@@ -71,10 +33,27 @@ class Resident:
         """All weights."""
         return sum(self.components.values())
 
-    def during(self, stage: str) -> int:
-        """Everything that lives while a stage runs, its own arguments included."""
-        video = {"text": 0, "context": 0}.get(stage, self.context + self.state)
-        return self.weights + video
+    @property
+    def parts(self) -> dict[str, int]:
+        """All of it by name, weights first."""
+        kept = {"context": self.context, "condition": self.condition, "state": self.state}
+        return {**self.components, **kept}
+
+    def during(self, stage: str, output_bytes: int) -> int:
+        """Everything that lives while a stage runs, its own arguments included.
+
+        Args:
+            stage: by its name in `wan_tpu.planner.job.STAGES`.
+            output_bytes: of the stage: what it makes is not there yet.
+        """
+        name = stage.removesuffix(UNGUIDED)
+        if name in ("text", "image") or name.startswith("encode"):
+            return self.weights
+        if name == "context":
+            return self.weights + max(self.context - output_bytes, 0)
+        if name == "condition":
+            return self.weights + self.context + max(self.condition - output_bytes, 0)
+        return self.weights + self.context + self.condition + self.state
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,16 @@
 """Rows as text for people and as JSON for programs."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wan_tpu.media import ROLES
 from wan_tpu.planner.hardware import GIB
+from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
-from wan_tpu.planner.rows import Job, LayoutPlan, StagePlan
+from wan_tpu.planner.rows import LayoutPlan, StagePlan
 
 _COLUMNS = (
     "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
@@ -25,7 +28,7 @@ def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> s
         explain: this many kinds of operation and sources per stage of the best row.
     """
     lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
-    lines += ["", *_legend(job), *_collectives(rows), *_failures(rows)]
+    lines += ["", *_legend(job), *_resident(rows), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
     lines.append(_choice(rows))
@@ -51,7 +54,9 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "height": job.geometry.height,
         "num_frames": job.geometry.num_frames,
         "tokens": job.geometry.num_tokens,
+        "pictures": sorted(job.way.roles),
         "num_inference_steps": job.request.num_inference_steps,
+        "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
         "attention": job.attention,
         "chip": {
@@ -79,11 +84,7 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
         "step_seconds": _finite(row.step_seconds),
         "video_seconds": _finite(row.video_seconds),
         "video_seconds_by_compiler": _finite(row.video_seconds_by_compiler),
-        "resident_bytes": {
-            **row.resident.components,
-            "context": row.resident.context,
-            "state": row.resident.state,
-        },
+        "resident_bytes": row.resident.parts,
         "kernels": [
             {
                 "heads": shape.heads,
@@ -144,11 +145,19 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
     return result
 
 
+def _steps(job: Job) -> str:
+    """How many steps, by transformer where several take turns, and with which pictures."""
+    counts = collections.Counter(step.component for step in job.steps)
+    by_transformer = f" ({' + '.join(map(str, counts.values()))})" if len(counts) > 1 else ""
+    pictures = "".join(f", with {role}" for role in ROLES if role in job.way.roles)
+    return f"{len(job.steps)} steps{by_transformer}{pictures}"
+
+
 def _title(job: Job) -> str:
     where, geometry = job.where, job.geometry
     return (
         f"{job.description.name}, {geometry.width}x{geometry.height}, {geometry.num_frames} frames "
-        f"({geometry.num_tokens} tokens), {job.request.num_inference_steps} steps, {job.dtype}, "
+        f"({geometry.num_tokens} tokens), {_steps(job)}, {job.dtype}, "
         f"on {where.name}: {where.num_devices} x {where.chip.device_kind}, hosts: {where.num_hosts}"
     )
 
@@ -217,7 +226,7 @@ def _fits(row: LayoutPlan) -> str:
 def _legend(job: Job) -> list[str]:
     chip = job.where.chip
     return [
-        "per device: peak GiB of any stage with everything resident (all weights, context, state);",
+        "per device: peak GiB, of the stage that needs most beside what is resident while it runs;",
         "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
         "HBM bytes (whole operands), bytes sent over links, cycles of attention; peak % is of all",
         "that is computed, padding and repeated branches too",
@@ -229,6 +238,15 @@ def _legend(job: Job) -> list[str]:
         f"video s: the stages {', '.join(job.stages)}, as often as a video runs them",
         "",
     ]
+
+
+def _resident(rows: Sequence[LayoutPlan]) -> list[str]:
+    lines = ["resident on a device, GiB:"]
+    width = max((len(str(row.layout)) for row in rows), default=0)
+    for row in rows:
+        parts = [f"{name} {size / GIB:.2f}" for name, size in row.resident.parts.items() if size]
+        lines.append(f"  {row.layout!s:<{width}}  {', '.join(parts)}")
+    return [*lines, ""] if len(lines) > 1 else []
 
 
 def _collectives(rows: Sequence[LayoutPlan]) -> list[str]:

@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from server.errors import ApiError
 from server.http.answers import errors
 from server.http.dependencies import ModelDependency, ServiceDependency
+from server.http.model_object import model_object
 from server.http.schemas import Model, ModelList
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -13,7 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("", operation_id="listModels")
 async def list_models(service: ServiceDependency, model: ModelDependency) -> ModelList:
     """Lists the models with their defaults and limits."""
-    return ModelList(object="list", data=[model.as_object(service.started_at)])
+    return ModelList(object="list", data=[model_object(model, service.started_at)])
 
 
 @router.get("/{model_id:path}", operation_id="retrieveModel", responses=errors(404))
@@ -24,4 +25,4 @@ async def retrieve_model(
     if model_id != model.id:
         message = f"there is no model {model_id[:80]!r} here; known: {model.id}"
         raise ApiError(404, "model_not_found", message, param="model_id")
-    return model.as_object(service.started_at)
+    return model_object(model, service.started_at)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -11,19 +11,19 @@ from starlette.responses import FileResponse, Response
 from server.engine.failure import Failure
 from server.errors import DO_NOT_RETRY, ApiError
 from server.http.answers import Answered, errors
+from server.http.bodies import VideoCreate, request_body
 from server.http.content import Variant, content_response
 from server.http.dependencies import (
-    ModelDependency,
     OwnedJob,
     Owner,
     ServiceDependency,
     video_not_found,
 )
 from server.http.events import Streams
-from server.http.intake import REQUEST_BODY, SentVideo, digest
+from server.http.intake import SentVideo
 from server.http.schemas import VIDEO_ID, PageLimit, Video, VideoDeleted, VideoList
-from server.service import Service
-from wan_tpu.media import NO_MEDIA
+from server.http.taking import TakingDependency, ready_json, room_in_queue, video_answer
+from wan_tpu.media import Media
 
 logger = logging.getLogger(__name__)
 
@@ -33,52 +33,27 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 
-async def room_in_queue(service: ServiceDependency, owner: Owner, request: Request) -> None:
-    """Refuses a job that cannot be taken before its body is read; repetitions are let through."""
-    key = request.headers.get("idempotency-key")
-    if key is None or service.board.find_idempotent(owner, key) is None:
-        service.check_open(owner)
-
-
 @router.get("/{video_id}", operation_id="retrieveVideo", responses=errors(404))
 async def retrieve_video(job: OwnedJob, service: ServiceDependency) -> Video:
     """Shows a job."""
-    return _video(service, job.id)
+    return video_answer(service, job.id)
 
 
 @router.post(
     "",
     operation_id="createVideo",
     responses=errors(403, 404, 408, 409, 413, 415),
-    openapi_extra=REQUEST_BODY,
+    openapi_extra=request_body(VideoCreate),
     dependencies=[Depends(room_in_queue)],
 )
-async def create_video(
-    service: ServiceDependency,
-    model: ModelDependency,
-    owner: Owner,
-    sent: SentVideo,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            min_length=1,
-            max_length=255,
-            description="the same key and body gives the same job, with another body 409",
-        ),
-    ] = None,
-) -> Video:
+async def create_video(taking: TakingDependency, sent: SentVideo) -> Video:
     """Accepts a job and answers at once; it then waits its turn."""
-    job = await service.accept(
-        owner,
-        model.request(sent.create, sent.reference),
-        media=NO_MEDIA if sent.reference is None else sent.reference.media,
-        model=model.id,
-        request_digest=digest(sent.create),
-        idempotency_key=idempotency_key,
-    )
-    logger.info("job accepted", extra={"job": job.id, "owner": owner})
-    return _video(service, job.id)
+    before = taking.repeated(sent)
+    if before is not None:
+        return taking.answer(before)
+    request = await taking.complete(sent.body, sent.references)
+    media = Media({each.digest: each.data for each in sent.references.values()})
+    return await taking.accept(sent, request, media)
 
 
 @router.get("", operation_id="listVideos")
@@ -102,7 +77,7 @@ async def list_videos(
         first,
         last,
     )
-    return _ready(body)
+    return ready_json(body)
 
 
 @router.delete("/{video_id}", operation_id="deleteVideo", responses=errors(403, 404))
@@ -123,7 +98,7 @@ async def cancel_video(job: OwnedJob, service: ServiceDependency) -> Video:
         message = f"{job.id} is {after.state} already and cannot be cancelled; it can be deleted"
         raise ApiError(409, "not_cancellable", message, headers=DO_NOT_RETRY)
     logger.info("job cancelled", extra={"job": job.id, "owner": job.owner})
-    return _video(service, job.id)
+    return video_answer(service, job.id)
 
 
 @router.get(
@@ -192,17 +167,6 @@ async def stream_events(
     """Sends the job's object whenever it changes, until it is finished."""
     async for event in streams.events(job.id, request.scope["state"].get("key")):
         yield event
-
-
-def _video(service: Service, job_id: str) -> Video:
-    """The job's object."""
-    headers = {"openai-poll-after-ms": str(service.settings.poll_after_ms)}
-    return _ready(service.board.body(job_id), headers)
-
-
-def _ready(body: bytes, headers: dict[str, str] | None = None) -> Any:
-    """JSON that is kept encoded: many clients poll, and a model would be encoded for each."""
-    return Response(body, headers=headers, media_type="application/json")
 
 
 def _quoted(job_id: str) -> bytes:

@@ -3,6 +3,7 @@
 import { readEvents } from "./sse.js";
 
 const TIMEOUT_MS = 20_000;
+const UPLOAD_MS = 600_000; // files, in either direction
 const SILENCE_MS = 45_000; // the service sends a ping at least every 15 s
 
 /** The service answered, and said no. */
@@ -70,16 +71,20 @@ export const api = {
     return callJson(`v1/videos?${query}`);
   },
   get: (id) => callJson(videoPath(id)),
-  create: (body, idempotencyKey) => {
-    const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
-    return callJson("v1/videos", { method: "POST", body, headers });
+  /** `path` and `body`, JSON or a form, are what `requestOf` makes. */
+  create: ({ path, body }, idempotencyKey) => {
+    const isForm = body instanceof FormData; // whose type the browser knows, with its boundary
+    const headers = { "Idempotency-Key": idempotencyKey, ...(!isForm && { "Content-Type": "application/json" }) };
+    return callJson(path, { method: "POST", body, headers, ...(isForm && { timeout: UPLOAD_MS }) });
   },
   cancel: (id) => callJson(`${videoPath(id)}/cancel`, { method: "POST" }),
   remove: (id) => callJson(videoPath(id), { method: "DELETE", keepalive: true }),
   content: async (id, variant, signal = null) => {
-    const response = await call(contentPath(id, variant), { timeout: 600_000, signal });
+    const response = await call(contentPath(id, variant), { timeout: UPLOAD_MS, signal });
     return response.blob();
   },
+  /** A picture or clip that a video was made from. */
+  input: async (id, role) => (await call(`${videoPath(id)}/inputs/${role}`, { timeout: UPLOAD_MS })).blob(),
   events,
   isReady,
 };

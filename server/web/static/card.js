@@ -3,7 +3,8 @@
 import { apiKey, Unreachable } from "./api.js";
 import { setText } from "./dom.js";
 import { letGo, mediaUrl } from "./media.js";
-import { fileName, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
+import { served } from "./served.js";
+import { fileName, framesOf, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
 const SMALL_PIXELS = 160;
@@ -52,8 +53,8 @@ export class Card {
   }
 
   updateAge() {
-    const { num_frames: frames, fps } = settingsOf(this.#video);
-    const parts = [this.#video.size.replace("x", "×"), words.duration(frames / fps)];
+    const { fps } = settingsOf(this.#video);
+    const parts = [this.#video.size.replace("x", "×"), words.duration(framesOf(this.#video) / fps)];
     parts.push(words.relativeTime(this.#video.created_at));
     setText(this.#part(".card-facts"), parts.join(" · "));
     const kept = this.#part(".card-kept");
@@ -126,6 +127,8 @@ export class Card {
       cancel: "Cancel",
       retry: "Try again",
       download: "Download",
+      remix: "Remix",
+      extend: "Extend",
       reuse: "Use these settings",
       curl: "Copy as curl",
       delete: "Delete",
@@ -171,6 +174,8 @@ export class Card {
     this.#action("cancel").hidden = !isActive(video);
     this.#action("retry").hidden = video.status !== "failed";
     this.#action("download").hidden = !isPlayable(video);
+    this.#action("remix").hidden = !isPlayable(video) || !served.canRemix;
+    this.#action("extend").hidden = !isPlayable(video) || !served.canExtend;
     this.#action("delete").hidden = isActive(video);
   }
 

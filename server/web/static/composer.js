@@ -2,13 +2,18 @@
 
 import { ServiceError } from "./api.js";
 import { byId, setFieldError } from "./dom.js";
-import { drawKey, requestBody } from "./video.js";
+import { ANEW, EXTEND, Inputs } from "./inputs.js";
+import { served } from "./served.js";
+import { drawKey, requestOf, settingsOf } from "./video.js";
 import { duration, sentence } from "./words.js";
 
 const BASICS = ["size", "custom_size", "num_frames", "seed"];
 const OTHER_SIZE = "other";
+const OWN_SIZE = ""; // that of what the video is made from
 const MAX_EXAMPLES = 4;
-const ADVANCED = ["negative_prompt", "num_inference_steps", "guidance_scale", "flow_shift", "fps", "scheduler"];
+const ADVANCED = [
+  "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "fps", "scheduler",
+];
 
 const isNarrow = matchMedia("(max-width: 56rem)");
 
@@ -26,8 +31,9 @@ export class Composer {
   #create;
   #onError;
   #attempt = null; // what was sent and not answered: sent again, it makes no second job
+  #inputs = new Inputs(() => this.#inputsChanged());
 
-  /** `create(body, key)` sends a request; `onError(error)` shows what belongs to no field. */
+  /** `create(request, key)` sends a request; `onError(error)` shows what belongs to no field. */
   constructor(create, onError) {
     this.#create = create;
     this.#onError = onError;
@@ -65,25 +71,51 @@ export class Composer {
     return this.#models.find(({ id }) => id === byId("model").value);
   }
 
-  /** Fills the form with the settings of a video; returns what brings back what was there. */
-  use(settings) {
+  /** Fills the form with all that a video was made from; returns what brings back what was there. */
+  async use(video) {
+    const undo = this.#keep();
+    this.#fill(settingsOf(video));
+    await this.#inputs.useInputsOf(video);
+    this.#setSize(video.size);
+    byId("num_frames").value = settingsOf(video).num_frames;
+    this.#changed();
+    return undo;
+  }
+
+  /** Makes the form ready to make a video anew, or to continue it; returns what undoes that. */
+  async makeFrom(video, use) {
+    const undo = this.#keep();
+    this.#fill(settingsOf(video));
+    byId("strength").value = this.#default("strength");
+    await this.#inputs.useVideo(video, use);
+    this.#setSize(video.size);
+    byId("prompt").select();
+    return undo;
+  }
+
+  #keep() {
     const before = [...byId("form").elements].map((field) => [field, field.value]);
+    const inputs = this.#inputs.keep();
+    return () => {
+      this.#inputs.restore(inputs);
+      for (const [field, value] of before) field.value = value;
+      byId("custom-size").hidden = byId("size").value !== OTHER_SIZE;
+      this.#changed();
+    };
+  }
+
+  #fill(settings) {
     if (this.#models.some(({ id }) => id === settings.model)) byId("model").value = settings.model;
     this.#useModel();
     byId("prompt").value = settings.prompt;
     this.#setSize(settings.size);
-    for (const name of ["num_frames", "seed", ...ADVANCED]) {
+    for (const name of ["num_frames", "seed", "strength", ...ADVANCED]) {
       if (settings[name] != null) byId(name).value = settings[name];
     }
     byId("advanced").open ||= ADVANCED.some((name) => byId(name).value !== this.#default(name));
     this.#clearErrors();
     this.#changed();
     byId("prompt").focus();
-    return () => {
-      for (const [field, value] of before) field.value = value;
-      byId("custom-size").hidden = byId("size").value !== OTHER_SIZE;
-      this.#changed();
-    };
   }
 
   submit() {
@@ -96,6 +128,7 @@ export class Composer {
 
   #useModel() {
     const { defaults = {}, sizes = [], schedulers = [], example_prompts: examples } = this.model;
+    served.model = this.model;
     const known = [...new Set([defaults.size, ...sizes].filter(Boolean))];
     byId("size").replaceChildren(
       ...known.map((size) => new Option(size.replace("x", " × "), size)),
@@ -104,6 +137,9 @@ export class Composer {
     byId("scheduler").replaceChildren(...schedulers.map((name) => new Option(name)));
     this.#setSize(known[0]);
     byId("num_frames").value = this.#default("num_frames");
+    byId("strength").value = this.#default("strength");
+    byId("guidance_scale_2-field").hidden = defaults.guidance_scale_2 == null;
+    this.#inputs.useModel();
     this.#reset();
     this.#showExamples(examples ?? (this.model.id === "wan-tiny" ? TINY_EXAMPLES : []));
   }
@@ -152,16 +188,36 @@ export class Composer {
     this.#changed();
   }
 
+  /** What is given says its own size and length, where the reader wants no others. */
+  #inputsChanged() {
+    const { first } = this.#inputs;
+    const own = [...byId("size").options].find((option) => option.value === OWN_SIZE);
+    const isUsual = byId("size").value === this.#default("size");
+    own?.remove();
+    if (first && !first.id) {
+      byId("size").prepend(new Option(`As the ${first.kind}`, OWN_SIZE));
+      if (own || isUsual) byId("size").value = OWN_SIZE;
+    } else if (own) this.#setSize(this.#default("size"));
+    const length = byId("num_frames");
+    const hasOwn = first?.use === ANEW;
+    length.placeholder = hasOwn ? "as the video" : "";
+    if (hasOwn && (first.id || length.value === this.#default("num_frames"))) length.value = "";
+    if (!hasOwn && !length.value) length.value = this.#default("num_frames");
+    this.#changed();
+  }
+
   /** Says how long the video plays, and offers examples where they overwrite nothing. */
   #changed() {
     const prompt = byId("prompt").value;
     byId("next-example").hidden = !this.#examples.length || (prompt !== "" && !this.#examples.includes(prompt));
-    const seconds = byId("num_frames").value / (byId("fps").value || this.#default("fps"));
+    const isMore = this.#inputs?.first?.use === EXTEND; // whose first frame is there already
+    const seconds = (byId("num_frames").value - isMore) / (byId("fps").value || this.#default("fps"));
     const known = Number.isFinite(seconds) && seconds > 0;
-    byId("length").textContent = known ? `frames, ${duration(seconds)}` : "frames";
+    const unit = isMore ? "more" : "frames";
+    byId("length").textContent = known ? `${unit}, ${duration(seconds)}` : unit;
     const size = byId("size").value === OTHER_SIZE ? byId("custom_size").value : byId("size").value;
     const seed = byId("seed").value.trim();
-    const basics = [size.replace("x", " × "), known && duration(seconds), seed && `seed ${seed}`];
+    const basics = [size.replace("x", " × ") || byId("size").selectedOptions[0]?.text, known && duration(seconds), seed && `seed ${seed}`];
     byId("basics-text").textContent = basics.filter(Boolean).join(" · ");
   }
 
@@ -175,9 +231,12 @@ export class Composer {
       size: size.replace(/\s*[×X]\s*/, "x"),
       num_frames: value("num_frames"),
     };
+    const { first } = this.#inputs;
     for (const name of ADVANCED) {
-      if (value(name) !== this.#default(name)) settings[name] = value(name);
+      // Of a video that the service has, its own settings hold where none are sent.
+      if (first?.id || value(name) !== this.#default(name)) settings[name] = value(name);
     }
+    if (first?.use === ANEW) settings.strength = value("strength");
     return settings;
   }
 
@@ -185,13 +244,14 @@ export class Composer {
     if (byId("submit").disabled || !this.#check()) return;
     this.#showSending(true);
     const settings = this.#settings();
-    const fields = JSON.stringify([settings, byId("seed").value]);
+    const { first, last } = this.#inputs;
+    const fields = JSON.stringify([settings, byId("seed").value, first?.use, first?.id, first?.url, last?.url]);
     if (this.#attempt?.fields !== fields) {
-      const body = requestBody({ ...settings, seed: byId("seed").value.trim() || drawSeed() });
-      this.#attempt = { fields, body, key: drawKey() };
+      const seed = byId("seed").value.trim() || drawSeed();
+      this.#attempt = { fields, request: requestOf({ ...settings, seed }, { first, last }), key: drawKey() };
     }
     try {
-      await this.#create(this.#attempt.body, this.#attempt.key);
+      await this.#create(this.#attempt.request, this.#attempt.key);
       this.#attempt = null;
     } catch (error) {
       this.#refused(error);
@@ -206,12 +266,13 @@ export class Composer {
     const wrong = [...byId("form").elements].find((field) => field.validity?.badInput);
     if (wrong) this.#point(wrong.name, "This is not a number.");
     else if (!byId("prompt").value.trim()) this.#point("prompt", "Say what the video shall show.");
+    else if (served.needs("image") && !this.#inputs.first) this.#point("input_reference", "This model needs an image to begin with.");
     else return true;
     return false;
   }
 
   #refused(error) {
-    const names = { seconds: "num_frames", width: "size", height: "size" };
+    const names = { seconds: "num_frames", width: "size", height: "size", video: "input_reference", video_id: "input_reference" };
     let name = names[error.param] ?? error.param;
     if (name === "size" && byId("size").value === OTHER_SIZE) name = "custom_size";
     const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);

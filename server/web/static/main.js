@@ -6,11 +6,12 @@ import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { byId } from "./dom.js";
 import { Gallery } from "./gallery.js";
+import { ANEW, EXTEND, requestAgain } from "./inputs.js";
 import { watchKey } from "./key.js";
 import { download, videoFile } from "./media.js";
 import { announce, hideNotice, showNotice, toast } from "./notices.js";
 import { Queue } from "./queue.js";
-import { curlCommand, drawKey, fileName, isCancelled, requestBody, settingsOf } from "./video.js";
+import { curlCommand, drawKey, fileName, isCancelled } from "./video.js";
 import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
 import { advice, failure, plain, stage } from "./words.js";
@@ -33,13 +34,15 @@ const ACTIONS = {
   cancel: (id) => videos.cancel(id),
   retry: async (id) => {
     if (!retries.has(id)) retries.set(id, drawKey());
-    await submit(requestBody(settingsOf(videos.get(id))), retries.get(id));
+    await submit(await requestAgain(videos.get(id)), retries.get(id));
     retries.delete(id);
   },
-  reuse: (id) => {
-    const undo = composer.use(settingsOf(videos.get(id)));
+  reuse: async (id) => {
+    const undo = await composer.use(videos.get(id));
     toast("The settings are in the form.", { action: "Undo", onAction: undo });
   },
+  remix: (id) => makeFrom(id, ANEW),
+  extend: (id) => makeFrom(id, EXTEND),
   download: (id, event) => {
     if (!apiKey.get()) return undefined; // the link itself does it
     event.preventDefault();
@@ -51,6 +54,12 @@ const ACTIONS = {
   delete: (id) => deleteWithUndo(id),
 };
 
+async function makeFrom(id, use) {
+  const undo = await composer.makeFrom(videos.get(id), use);
+  const what = use === EXTEND ? "Say what happens next, and how long." : "Say what the video shall show instead.";
+  toast(what, { action: "Undo", onAction: undo });
+}
+
 async function act(action, id, event) {
   const owner = `${action} ${id}`;
   hideNotice(owner);
@@ -61,13 +70,13 @@ async function act(action, id, event) {
   }
 }
 
-function submitForm(body, key) {
+function submitForm(request, key) {
   hideNotice("submit"); // what was refused before is being done now
-  return submit(body, key);
+  return submit(request, key);
 }
 
-async function submit(body, key) {
-  const video = await videos.create(body, key);
+async function submit(request, key) {
+  const video = await videos.create(request, key);
   announce(`Queued: ${plain(video.prompt)}`);
   const place = queue.row(video.id) ?? gallery.card(video.id)?.element;
   place?.scrollIntoView({ block: "nearest" });
@@ -112,9 +121,11 @@ async function cancelAll() {
   hideNotice("cancel all");
   const waiting = videos.queue;
   const taken = [];
+  const requests = new Map(); // made first: what they were made from goes with them
   waiting.forEach(({ id }) => videos.hide(id));
   try {
     for (const video of waiting.toReversed()) {
+      requests.set(video, await requestAgain(video));
       await videos.remove(video.id);
       taken.unshift(video);
     }
@@ -124,7 +135,7 @@ async function cancelAll() {
   }
   if (!taken.length) return;
   const text = taken.length === 1 ? "One waiting video cancelled." : `${taken.length} waiting videos cancelled.`;
-  toast(text, { action: "Undo", onAction: () => askAgain(taken.map((video) => [requestBody(settingsOf(video)), drawKey()])) });
+  toast(text, { action: "Undo", onAction: () => askAgain(taken.map((video) => [requests.get(video), drawKey()])) });
 }
 
 /** Sends requests one after the other; those that are left are tried again together. */
@@ -153,7 +164,7 @@ async function share(video) {
 }
 
 function copyCurl(video) {
-  const command = curlCommand(settingsOf(video), urlOf("v1/videos"), Boolean(apiKey.get()));
+  const command = curlCommand(video, urlOf, Boolean(apiKey.get()));
   return copy(command, { title: "Copy as curl", said: "Copied: a curl command that makes this video." });
 }
 

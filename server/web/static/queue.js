@@ -1,7 +1,7 @@
 // What waits, as a short list: one line each, so that it stands in no result's way.
 
 import { byId, setText } from "./dom.js";
-import { settingsOf } from "./video.js";
+import { framesOf, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
 const SHOWN = 3; // lines, until all are asked for
@@ -57,8 +57,8 @@ export class Queue {
     if (rows.children[index] !== row) rows.insertBefore(row, rows.children[index]);
     setText(row.querySelector(".row-place"), String(index + 1));
     const left = this.#videos.reconnecting ? "Reconnecting…" : words.doneIn(video.seconds_left);
-    const { num_frames: frames, fps } = settingsOf(video);
-    const facts = [video.size.replace("x", "×"), words.duration(frames / fps), left];
+    const { fps } = settingsOf(video);
+    const facts = [video.size.replace("x", "×"), words.duration(framesOf(video) / fps), left];
     setText(row.querySelector(".row-facts"), facts.filter(Boolean).join(" · "));
   }
 

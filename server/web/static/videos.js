@@ -114,8 +114,8 @@ export class Videos extends EventTarget {
     this.#changed();
   }
 
-  async create(body, idempotencyKey) {
-    const video = await api.create(body, idempotencyKey);
+  async create(request, idempotencyKey) {
+    const video = await api.create(request, idempotencyKey);
     this.#edits += 1;
     if (!this.#videos.has(video.id)) this.#order.unshift(video.id);
     this.#put(video);

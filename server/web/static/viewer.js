@@ -4,7 +4,8 @@ import { apiKey } from "./api.js";
 import { isSmall } from "./card.js";
 import { byId } from "./dom.js";
 import { canShare, letGo, mediaUrl } from "./media.js";
-import { fileName, isPlayable, settingsOf } from "./video.js";
+import { served } from "./served.js";
+import { fileName, framesOf, isPlayable, settingsOf } from "./video.js";
 import * as words from "./words.js";
 
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
@@ -28,9 +29,9 @@ export class Viewer {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("keydown", (event) => this.#key(event));
     byId("viewer-share").hidden = !canShare;
-    for (const action of ["download", "share", "reuse", "curl", "id", "delete"]) {
+    for (const action of ["download", "share", "remix", "extend", "reuse", "curl", "id", "delete"]) {
       byId(`viewer-${action}`).addEventListener("click", (event) => {
-        if (action === "reuse" || action === "delete") dialog.close();
+        if (["remix", "extend", "reuse", "delete"].includes(action)) dialog.close();
         act(action, this.#id, event);
       });
     }
@@ -53,6 +54,8 @@ export class Viewer {
       ...factsOf(video).flatMap(([name, value]) => [make("dt", name), make("dd", value)]),
     );
     byId("viewer-download").download = fileName(video);
+    byId("viewer-remix").hidden = !served.canRemix;
+    byId("viewer-extend").hidden = !served.canExtend;
     byId("viewer-error").hidden = true;
     this.#showSteps();
   }
@@ -127,14 +130,17 @@ export class Viewer {
 function factsOf(video) {
   const settings = settingsOf(video);
   const { seconds, layout, attention } = video.metadata ?? {};
-  const length = settings.fps && `${settings.num_frames} frames, ${words.duration(settings.num_frames / settings.fps)} at ${settings.fps} fps`;
+  const frames = framesOf(video);
+  const length = settings.fps && `${frames} frames, ${words.duration(frames / settings.fps)} at ${settings.fps} fps`;
   const took = seconds && Object.values(seconds).reduce((sum, each) => sum + each, 0);
   return [
     ["Size", video.size.replace("x", " × ")],
     ["Length", length],
+    ["Made from", sourceOf(video)],
+    ["Strength", settings.strength],
     ["Seed", settings.seed],
     ["Steps", settings.num_inference_steps],
-    ["Guidance", settings.guidance_scale],
+    ["Guidance", [settings.guidance_scale, settings.guidance_scale_2].filter((each) => each != null).join(", then ")],
     ["Flow shift", settings.flow_shift],
     ["Scheduler", settings.scheduler],
     ["Not shown", settings.negative_prompt && words.plain(settings.negative_prompt)],
@@ -146,6 +152,15 @@ function factsOf(video) {
     ["Attention", attention],
     ["Id", video.id],
   ].filter(([, value]) => value != null && value !== "" && value !== 0);
+}
+
+/** What a video was made from, besides words. */
+function sourceOf(video) {
+  const { request = {}, extended } = video.metadata ?? {};
+  const last = request.last_image ? " and a last image" : "";
+  if (extended) return `a video of ${extended.num_frames} frames, continued${last}`;
+  if (request.video) return "a video";
+  return request.image ? `an image${last}` : last.replace(" and ", "");
 }
 
 function stagesOf(seconds) {

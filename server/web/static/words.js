@@ -12,6 +12,11 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
+/** 640 kB, 20 MB */
+export function fileSize(bytes) {
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1).replace(/\.0$/, "")} MB`;
+}
+
 /** "3m ago", "yesterday" for a time in seconds since 1970. */
 export function relativeTime(unixSeconds) {
   const seconds = unixSeconds - Date.now() / 1000;

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from server.http.schemas import EXPECTED, EXPECTED_PARAMETERS, VideoCreate
+from server.http.bodies import EXPECTED, VideoCreate, VideoEdit, VideoExtend, VideoRemix
+from server.http.schemas import EXPECTED_PARAMETERS
 
 PROMPT = "a red circle moving right on a black background"
 NO_VIDEO = "/v1/videos/video_" + "0" * 32
@@ -31,17 +32,21 @@ def check_shape(response, status, code=None, param=None):
         ("GET", "/nothing", 404, "not_found", None),
         ("GET", "/v1/nothing", 404, "not_found", None),
         ("POST", "/v1/videos/remix", 405, "method_not_allowed", None),
-        ("POST", "/v1/videos/edits", 501, "not_supported", None),
-        ("POST", "/v1/videos/extensions", 501, "not_supported", None),
+        ("POST", "/v1/videos/edits", 415, "unsupported_media_type", None),
+        ("POST", "/v1/videos/extensions", 415, "unsupported_media_type", None),
         ("POST", "/v1/videos/characters", 501, "not_supported", None),
         ("GET", "/v1/videos/characters/one", 501, "not_supported", None),
-        ("POST", NO_VIDEO + "/remix", 501, "not_supported", None),
+        ("POST", NO_VIDEO + "/remix", 415, "unsupported_media_type", None),
+        ("GET", NO_VIDEO + "/inputs/image", 404, "not_found", "video_id"),
         ("GET", "/v1/models/wan-huge", 404, "model_not_found", "model_id"),
         ("GET", "/v1/models/owner/wan-huge", 404, "model_not_found", "model_id"),
         ("GET", "/videos", 404, "not_found", None),
         ("GET", "/web/nothing.js", 404, "not_found", None),
         ("GET", "/web/../settings.py", 404, "not_found", None),
         ("GET", "/web/%2e%2e/settings.py", 404, "not_found", None),
+        ("GET", "/v1/videos/edits", 405, "method_not_allowed", None),
+        ("DELETE", "/v1/videos/extensions", 405, "method_not_allowed", None),
+        ("GET", NO_VIDEO + "/remix", 405, "method_not_allowed", None),
         ("PUT", "/v1/videos", 405, "method_not_allowed", None),
         ("DELETE", "/v1/videos", 405, "method_not_allowed", None),
         ("OPTIONS", "/v1/videos", 405, "method_not_allowed", None),
@@ -131,6 +136,15 @@ BAD_FIELDS = [
     ({"steps": 5}, "steps"),
     ({"": 5}, ""),
     ({"input_reference": "a.png"}, "input_reference"),
+    ({"last_image": "a.png"}, "last_image"),
+    ({"last_image": {"image_url": "https://example.com/a.png"}}, "last_image"),
+    ({"strength": 0}, "strength"),
+    ({"strength": 1.01}, "strength"),
+    ({"strength": "nan"}, "strength"),
+    ({"strength": 0.5}, "strength"),
+    ({"guidance_scale_2": 3}, "guidance_scale_2"),
+    ({"guidance_scale_2": -1}, "guidance_scale_2"),
+    ({"video": {"id": "x"}}, "video"),
 ]
 
 
@@ -144,8 +158,9 @@ def test_fields(quick, fields, param):
 
 
 def test_messages_are_for_people(quick):
-    """Red when a field of `VideoCreate` has no words, or pydantic's own come through."""
-    assert EXPECTED.keys() == VideoCreate.model_fields.keys()
+    """Red when a field of a body has no words, or pydantic's own come through."""
+    bodies = (VideoCreate, VideoRemix, VideoEdit, VideoExtend)
+    assert EXPECTED.keys() == set().union(*(body.model_fields for body in bodies))
     for fields, words in (
         ({"seed": "a lot"}, "seed must be a whole number between 0 and 9223372036854775807"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number between 1 and"),

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.http.schemas import ErrorBody, Video, VideoCreate
+from server.http.bodies import VideoCreate
+from server.http.schemas import ErrorBody, Video
 from tests.server.running import SCRIPTED, RunningServer
 from wan_tpu.request import MAX_SEED
 
@@ -75,7 +76,7 @@ def check_taken(response, field, value):
     Video.model_validate(video)
     if value is None or field == "seconds":  # the default, or the nearest number of frames
         return
-    if field == "input_reference" or (field == "seed" and float(value) == -1):  # as if left out
+    if field in VideoCreate.FILES or (field == "seed" and float(value) == -1):  # as if left out
         return
     taken = video["metadata"]["request"].get(field, video.get(field))
     if isinstance(taken, str):

@@ -8,7 +8,6 @@ import pytest
 
 from server.http import guard
 from tests.server.http.test_errors import check_shape
-from tests.server.picture_server import MODULE
 from tests.server.pictures import (
     accepted,
     clip,
@@ -19,6 +18,7 @@ from tests.server.pictures import (
     uploads,
 )
 from tests.server.running import SCRIPTED, RunningServer
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 from wan_tpu.media import digest_of
 
 PNG = picture()
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     found = RunningServer(
         folder / "data",
-        module=MODULE,
+        model=WAN_TINY_TI2V,
         engine=SCRIPTED,
         max_upload_bytes=LIMIT,
         max_queued_jobs=100_000,
@@ -100,7 +100,7 @@ def test_a_request_of_text_alone_names_no_picture(server):
         ("data:image/png,abc", "invalid_value", "such as data:image/png;base64,"),
         ("data:image/png;base64,%%%", "invalid_value", "a data URL that cannot be decoded"),
         ("data:image/png;base64,aGVsbG8=", "unsupported_file", "it begins with b'hello'"),
-        ("data:image/png;base64,", "unsupported_file", "neither PNG, JPEG, WebP nor MP4"),
+        ("data:image/png;base64,", "unsupported_file", "MOV, WebM nor Matroska: it is empty"),
         (5, "invalid_value", "got 5"),
         (True, "invalid_value", "got True"),
         ([PNG.hex()], "invalid_value", "got a list"),
@@ -136,14 +136,41 @@ def test_an_empty_file_is_no_picture(server):
 
 def test_two_files(server):
     reference = ("fox.png", PNG, "image/png")
-    files = [
-        ("prompt", (None, "x")),
-        ("input_reference", reference),
-        ("input_reference", reference),
-    ]
-    check_shape(server.client.post("/v1/videos", files=files), 400, "invalid_form")
-    files = [("prompt", (None, "x")), ("last_image", reference)]
-    check_shape(server.client.post("/v1/videos", files=files), 400, "unknown_field", "last_image")
+    twice = [("prompt", (None, "x")), *[("input_reference", reference)] * 2]
+    response = server.client.post("/v1/videos", files=twice)
+    check_shape(response, 400, "invalid_value", "input_reference")
+    many = [("prompt", (None, "x")), *[("input_reference", reference)] * 3]
+    check_shape(server.client.post("/v1/videos", files=many), 400, "invalid_form")
+    elsewhere = {"prompt": (None, "x"), "seed": reference}
+    error = check_shape(
+        server.client.post("/v1/videos", files=elsewhere), 400, "unknown_field", "seed"
+    )
+    assert "the fields that take one are: input_reference and last_image" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["input_reference[image_url]", "input_reference"])
+def test_a_data_url_in_a_form(server, name):
+    """As OpenAI's clients send what is in `extra_body`; larger than fields of forms usually are."""
+    data = large_picture(LIMIT)
+    form = {"prompt": (None, "x"), "size": (None, "64x64"), name: (None, data_url(data))}
+    video = accepted(server.client.post("/v1/videos", files=form))
+    assert video["metadata"]["request"]["image"] == digest_of(data)
+    form = {"prompt": (None, "x"), f"{name}[]": (None, "a.png")}
+    response = server.client.post("/v1/videos", files=form)
+    assert check_shape(response, 400, None, response.json()["error"]["param"])
+
+
+def test_a_form_may_not_say_it_twice(server):
+    url = data_url(PNG)
+    for names in (
+        ("input_reference[image_url]", "input_reference[image_url]"),
+        ("input_reference", "input_reference[image_url]"),
+        ("input_reference[image_url]", "input_reference"),
+    ):
+        form = [("prompt", (None, "x")), *((name, (None, url)) for name in names)]
+        response = server.client.post("/v1/videos", files=form)
+        error = check_shape(response, 400, "invalid_value", "input_reference")
+        assert error["message"] == "input_reference is there more than once"
 
 
 def test_text_beside_a_file_is_still_utf_8(server):
@@ -161,7 +188,7 @@ def test_a_picture_that_is_too_large(server, way):
 
 
 def test_a_body_that_is_too_large_for_any_picture(server):
-    check_shape(create_with(server, large_picture(2 * LIMIT)), 413, "body_too_large")
+    check_shape(create_with(server, large_picture(4 * LIMIT)), 413, "body_too_large")
 
 
 def test_other_routes_have_their_old_limit(server):
@@ -211,17 +238,70 @@ def test_many_at_once_are_all_taken_or_told_to_come_again(server):
     accepted(create_with(server, large_picture(LIMIT)))
 
 
-def test_a_model_of_text_takes_none(quick):
-    """Whatever it is, in every form; and nothing of it is stored."""
-    words = "wan-tiny is a text-to-video model and takes no image"
+def test_a_model_of_text_takes_no_picture(quick):
+    """In every form; and nothing of it is stored."""
+    words = "wan-tiny is a text-to-video model and takes text alone, or a video, not an image"
     for response in (
         create_with(quick, PNG),
-        create_with(quick, b"png"),
         post_json(quick, data_url(PNG)),
         post_json(quick, {"image_url": data_url(PNG)}),
-        post_json(quick, "fox.png"),
     ):
-        error = check_shape(response, 400, "unknown_field", "input_reference")
+        error = check_shape(response, 400, "invalid_value", "input_reference")
         assert error["message"] == words
+    both = {"prompt": "x", "last_image": data_url(PNG), "input_reference": data_url(clip())}
+    error = check_shape(
+        quick.client.post("/v1/videos", json=both), 400, "invalid_value", "last_image"
+    )
+    assert error["message"].endswith("not a last image and a video")
     assert uploads(quick) == set()
-    check_shape(create_with(quick, large_picture(200_000)), 413, "body_too_large")
+
+
+def test_what_cannot_be_decoded_leaves_nothing(server):
+    before = uploads(server)
+    for name, data in (
+        ("cut short", PNG[: len(PNG) // 2]),
+        ("cut short", clip()[:600]),
+        ("a strip", picture(size=(3, 2000))),
+    ):
+        error = check_shape(create_with(server, data), 400, "invalid_value", "input_reference")
+        assert error["message"], name
+        assert "\n" not in error["message"]
+    assert uploads(server) == before
+
+
+def test_strength_belongs_to_a_video(server):
+    error = check_shape(create_with(server, PNG, strength=0.5), 400, "invalid_value", "strength")
+    assert error["message"].endswith("no video is given")
+    video = accepted(create_with(server, clip(), strength=0.5))
+    assert video["metadata"]["request"]["strength"] == 0.5
+    response = create_with(server, clip(), strength=0.1)  # of two steps, none
+    assert check_shape(response, 400, "invalid_value", "strength")["message"].count("\n") == 0
+
+
+def test_a_clip_says_size_and_length(server):
+    video = accepted(create_with(server, clip(num_frames=9, size=(96, 64))))
+    assert (video["size"], video["seconds"]) == ("160x96", "1")
+    video = accepted(create_with(server, clip(num_frames=9), num_frames=5, size="96x64"))
+    assert (video["size"], video["seconds"]) == ("96x64", "0.5")
+    error = check_shape(
+        create_with(server, clip(num_frames=9), num_frames=13), 400, None, "num_frames"
+    )
+    assert "9" in error["message"]
+
+
+def test_inputs_are_sent_back_as_they_came(server):
+    video = accepted(create_with(server, PNG))
+    response = server.client.get(f"/v1/videos/{video['id']}/inputs/image")
+    assert response.content == PNG
+    assert response.headers["content-type"] == "image/png"
+    part = server.client.get(
+        f"/v1/videos/{video['id']}/inputs/image", headers={"Range": "bytes=0-7"}
+    )
+    assert (part.status_code, part.content) == (206, PNG[:8])
+    response = server.client.get(f"/v1/videos/{video['id']}/inputs/video")
+    error = check_shape(response, 404, "not_found", "role")
+    assert error["message"].endswith("is made from image, and no 'video'")
+    (server.data_dir / "uploads" / digest_of(PNG)[7:]).rename(server.data_dir / "elsewhere")
+    response = server.client.get(f"/v1/videos/{video['id']}/inputs/image")
+    check_shape(response, 410, "files_lost")
+    (server.data_dir / "elsewhere").rename(server.data_dir / "uploads" / digest_of(PNG)[7:])

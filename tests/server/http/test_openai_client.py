@@ -1,7 +1,10 @@
 """The official client, unmodified, against the real engine."""
 
+import numpy as np
 import openai
 import pytest
+
+from wan_tpu.image.video import read_video
 
 # The client says of every call that the service it was first made for is going to end; ours is not.
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
@@ -85,3 +88,41 @@ def test_models(client):
     (model,) = client.models.list().data
     assert (model.id, model.owned_by) == ("wan-tiny", "wan-tpu")
     assert model.defaults["size"] == "64x64"
+
+
+def test_remix_and_edit_make_a_video_anew(client, tmp_path):
+    """The square of the first video stays where it was and takes the new prompt's colour."""
+    first = client.videos.create_and_poll(prompt=PROMPT, extra_body={"seed": 3})
+    content = client.videos.download_content(first.id).read()
+    (tmp_path / "first.mp4").write_bytes(content)
+    new = PROMPT.replace("red", "blue")
+    strength = {"strength": 0.9}
+    made = [
+        client.videos.remix(first.id, prompt=new, extra_body=strength),
+        client.videos.edit(prompt=new, video=tmp_path / "first.mp4", extra_body=strength),
+        client.videos.edit(prompt=new, video=content, extra_body=strength),
+    ]
+    assert [each.remixed_from_video_id for each in made] == [first.id, None, None]
+    for each in made:
+        done = client.videos.poll(each.id)
+        assert done.status == "completed", done.error
+        assert (done.size, done.seconds) == (first.size, first.seconds)
+        frames = read_video(client.videos.download_content(done.id).read(), 8, 100).astype(int)
+        assert colour_of(frames[8]) == "blue"
+    assert colour_of(read_video(content, 8, 100).astype(int)[8]) == "red"
+
+
+def colour_of(frame):
+    """Of most pixels that have one: of the three at which brightness is the most above others."""
+    strongest = frame.argmax(axis=-1)[frame.max(axis=-1) - frame.min(axis=-1) > 80]
+    assert len(strongest) > 30, "there is nothing to be seen"
+    return ("red", "green", "blue")[np.bincount(strongest, minlength=3).argmax()]
+
+
+def test_a_video_of_words_alone_cannot_be_extended(client):
+    video = client.videos.create_and_poll(prompt=PROMPT, extra_body={"num_inference_steps": 2})
+    content = client.videos.download_content(video.id).read()
+    with pytest.raises(openai.BadRequestError) as error:
+        client.videos.extend(prompt=PROMPT, seconds="2", video=content)
+    assert error.value.param == "video"
+    assert "wan-tiny is a text-to-video model and takes text alone, or a video" in str(error.value)

@@ -3,7 +3,8 @@
 import pytest
 
 from server.errors import ApiError
-from server.http.schemas import VideoCreate
+from server.http.bodies import VideoCreate
+from server.http.model_object import model_object
 from server.http.served_model import serve_model
 from server.settings import Settings
 
@@ -18,7 +19,7 @@ def test_the_models_defaults_fill_in(large):
     assert (request.width, request.height, request.num_frames, request.fps) == (1280, 720, 81, 16)
     assert request.flow_shift == 5.0
     assert large.request(VideoCreate(prompt="a fox", size="832x480")).flow_shift == 5.0
-    assert large.as_object(0).defaults.seconds == "5"
+    assert model_object(large, 0).defaults.seconds == "5"
 
 
 def test_work_is_bounded_by_the_default_video(large):

@@ -1,6 +1,7 @@
 """A job's picture through kills, deletions and expiry, with either database; scripted engine."""
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 import subprocess
@@ -10,13 +11,23 @@ import time
 
 import pytest
 
-from server.jobs.job import Job, State, make_id
-from server.jobs.rows import from_row, to_row
+from server.jobs.job import Extended, Job, State, make_id
+from server.jobs.rows import NEW_FIELDS, from_row, to_row
 from server.keys import add_key
 from tests.server.http.test_errors import check_shape
-from tests.server.picture_server import MODULE
-from tests.server.pictures import accepted, create_with, has, large_picture, picture, uploads
+from tests.server.pictures import (
+    accepted,
+    clip,
+    create_with,
+    data_url,
+    has,
+    large_picture,
+    picture,
+    uploads,
+)
 from tests.server.running import ROOT, wait_for
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
+from wan_tpu.image.video import read_video
 from wan_tpu.media import digest_of
 from wan_tpu.request import make_request
 
@@ -26,7 +37,7 @@ LONG = {"prompt": "slow", "num_inference_steps": 90}
 
 @pytest.fixture
 def start(start_server):
-    return lambda **settings: start_server(module=MODULE, **settings)
+    return lambda **settings: start_server(model=WAN_TINY_TI2V, **settings)
 
 
 def got_by_the_engine(server):
@@ -96,6 +107,47 @@ def test_the_picture_expires_with_its_job(start):
     wait_for(lambda: not uploads(server))
 
 
+def extended(server, data, **fields):
+    """The job that continues a clip."""
+    body = {"prompt": "x", "num_inference_steps": 2, "num_frames": 5, "video": data_url(data)}
+    return accepted(server.client.post("/v1/videos/extensions", json={**body, **fields}))
+
+
+def test_an_extension_survives_kills_whole_or_not_at_all(start):
+    """Red when the clip is not in its row, or a video is shown whose old frames are missing."""
+    data = clip(num_frames=9)
+    server = start()
+    video = extended(server, data, prompt="slow", num_inference_steps=90)
+    for step in (1, 2):
+        server.wait_step(video, step)
+        server.kill()
+        server.start()
+    assert server.retrieve(video)["metadata"]["extended"]["num_frames"] == 9
+    assert len(uploads(server)) == 2, "the clip, and its last frame"
+    again = extended(server, data, prompt="crashonce")  # made again within one life of the server
+    server.client.post(f"/v1/videos/{video['id']}/cancel")
+    done = server.finish(again)
+    assert (done["status"], done["seconds"]) == ("completed", "1.5")
+    content = server.client.get(f"/v1/videos/{done['id']}/content").content
+    assert len(read_video(content, 8, 100)) == 13
+    for each in (video, again):
+        assert has(server, data)
+        server.client.delete(f"/v1/videos/{each['id']}")
+    assert uploads(server) == set()
+
+
+def test_an_extension_whose_clip_is_lost_fails_alone(start):
+    server = start().wait_ready()
+    running = extended(server, clip(5), prompt="slow", num_inference_steps=90)
+    gone = extended(server, clip(9))
+    (server.data_dir / "uploads" / digest_of(clip(9))[7:]).unlink()
+    server.client.post(f"/v1/videos/{running['id']}/cancel")
+    error = server.finish(gone)["error"]
+    assert error["code"] == "upload_lost"
+    assert error["message"] == "the beginning of this video is gone from the server's disk"
+    assert server.finish(server.create(num_inference_steps=2))["status"] == "completed"
+
+
 def test_a_running_job_that_is_deleted_leaves_nothing(start):
     server = start().wait_ready()
     video = accepted(create_with(server, RED, **LONG))
@@ -153,15 +205,30 @@ def test_rows_of_text_jobs_are_as_they_were():
     """A release that knows no pictures reads them, finished or not."""
     row = to_row(job_with())
     assert row["version"] == 1
-    assert not {"image", "last_image", "video"} & json.loads(row["request"]).keys()
+    assert not set(NEW_FIELDS) & json.loads(row["request"]).keys()
 
 
 def test_rows_with_a_picture_are_read_back_and_are_not_for_older_releases():
     job = job_with(image=digest_of(RED))
     row = to_row(job)
-    assert row["version"] == 2
+    assert row["version"] == 3
     assert from_row(row) == job
     assert job.media == {digest_of(RED)}
+
+
+def test_rows_of_videos_made_from_others_are_read_back():
+    extended = Extended(video=digest_of(BLUE), num_frames=9)
+    job = dataclasses.replace(
+        job_with(image=digest_of(RED), guidance_scale_2=2.5), source_id=make_id(), extended=extended
+    )
+    row = to_row(job)
+    assert row["version"] == 3
+    assert from_row(row) == job
+    assert job.media == {digest_of(RED), digest_of(BLUE)}
+    assert job.num_frames == 9
+    for wrong in ({"video": "x", "num_frames": 9}, {"video": digest_of(BLUE)}, 5, {"other": 1}):
+        fields = json.loads(row["request"]) | {"extended": wrong}
+        assert from_row({**row, "request": json.dumps(fields)}).is_unreadable
 
 
 def test_what_an_unreadable_row_names_is_kept():

@@ -1,0 +1,36 @@
+"""What a client is told when the database or the disk takes nothing."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from server.errors import ApiError, retry_after
+from server.files.disk import is_disk_full
+from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+DATABASE_RETRY_SECONDS = 5.0
+"""When to come again to a server whose database is away: it is looked for every two seconds."""
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Has a client told that the database is away, and when to come again."""
+    later = retry_after(DATABASE_RETRY_SECONDS)
+    try:
+        yield
+    except StoreFull as error:
+        logger.error("%s", error)
+        words = "the disk of the server's database is full; deleting videos makes room"
+        raise ApiError(503, "disk_full", words, headers=later) from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        logger.error("an upload cannot be written: %s", error)
+        words = "the server's disk is full; deleting videos makes room"
+        raise ApiError(503, "disk_full", words, headers=later) from error
+    except (StoreUnavailable, OwnershipLost) as error:
+        logger.warning("a request is turned away: %s", error)
+        words = "the server's database takes nothing now; come again"
+        raise ApiError(503, "database_unavailable", words, headers=later) from error

@@ -1,0 +1,64 @@
+"""A model as `GET /v1/models` shows it."""
+
+from server.http.schemas import Model, ModelDefaults, ModelLimits
+from server.http.served_model import ServedModel
+from server.jobs.video_object import format_seconds
+from wan_tpu.checkpoints.known import EMBEDDED
+from wan_tpu.media import ROLES
+from wan_tpu.request import SCHEDULERS
+
+OWNER = "wan-tpu"
+MAX_STEPS = 1000
+
+TINY_PROMPTS = (
+    "a red circle moving right on a black background",
+    "a yellow square moving down on a navy background",
+    "a green triangle moving left on a gray background",
+    "a white circle moving up on a navy background",
+)
+WAN_PROMPTS = (
+    "a fox runs through snow at dusk, cinematic",
+    "waves break on a rocky shore, seen from above",
+)
+
+
+def model_object(model: ServedModel, created: int) -> Model:
+    """The model, its defaults and limits, and what it takes.
+
+    Args:
+        model: that is served.
+        created: unix seconds.
+    """
+    defaults, kind = model.description.defaults, model.description.kind
+    compression = model.compression
+    return Model(
+        id=model.id,
+        object="model",
+        created=created,
+        owned_by=OWNER,
+        defaults=ModelDefaults(
+            size=f"{defaults.width}x{defaults.height}",
+            seconds=format_seconds(defaults.num_frames, defaults.fps),
+            num_frames=defaults.num_frames,
+            fps=defaults.fps,
+            num_inference_steps=defaults.num_inference_steps,
+            guidance_scale=defaults.guidance_scale,
+            flow_shift=defaults.flow_shift(defaults.width, defaults.height),
+            negative_prompt=defaults.negative_prompt,
+            scheduler=defaults.scheduler,
+            guidance_scale_2=defaults.guidance_scale_2 if len(kind.experts) > 1 else None,
+            strength=defaults.strength if "video" in kind.takes else None,
+        ),
+        limits=ModelLimits(
+            size_multiple=[compression.width_multiple, compression.height_multiple],
+            frame_multiple=compression.temporal,
+            max_prompt_characters=model.max_prompt_characters,
+            max_num_inference_steps=MAX_STEPS,
+            max_work=model.max_work,
+            max_upload_bytes=model.max_upload_bytes,
+        ),
+        inputs=[[role for role in ROLES if role in roles] for roles in kind.inputs],  # pyright: ignore[reportArgumentType] - the model checks it
+        sizes=list(model.warm_sizes),
+        schedulers=list(SCHEDULERS),
+        example_prompts=list(TINY_PROMPTS if model.description.name in EMBEDDED else WAN_PROMPTS),
+    )

@@ -1,0 +1,124 @@
+"""What the routes that take jobs have in common: room for one, its request, and the answer."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from starlette.responses import Response
+
+from server.http.bodies import Making
+from server.http.dependencies import ModelDependency, Owner, ServiceDependency
+from server.http.intake import Sent, digest
+from server.http.reference import Reference
+from server.http.schemas import Video
+from server.http.served_model import ServedModel
+from server.jobs.job import Extended, Job
+from server.service import Service
+from wan_tpu.media import Media
+from wan_tpu.request import VideoRequest
+
+logger = logging.getLogger(__name__)
+
+DECODED_AT_ONCE = 2
+"""Pictures and clips; decoded they are many times as large as they came."""
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="the same key and body gives the same job, with another body 409",
+    ),
+]
+
+
+async def room_in_queue(service: ServiceDependency, owner: Owner, request: Request) -> None:
+    """Refuses a job that cannot be taken before its body is read; repetitions are let through."""
+    key = request.headers.get("idempotency-key")
+    if key is None or service.board.find_idempotent(owner, key) is None:
+        service.check_open(owner)
+
+
+class Taking:
+    """Takes the job of one request that came in."""
+
+    def __init__(
+        self,
+        request: Request,
+        service: ServiceDependency,
+        model: ModelDependency,
+        owner: Owner,
+        idempotency_key: IdempotencyKey = None,
+    ):
+        self.service: Service = service
+        self.model: ServedModel = model
+        self.owner: str = owner
+        self._idempotency_key = idempotency_key
+        self._decoding: asyncio.Semaphore = request.app.state.decoding
+
+    def repeated(self, sent: Sent, *context: str) -> Job | None:
+        """The job that the same request was given before, by its idempotency key.
+
+        Args:
+            sent: by the client.
+            context: see `server.http.intake.digest`.
+
+        Raises:
+            ApiError: the key came with another request.
+        """
+        return self.service.repeated(self.owner, self._idempotency_key, digest(sent, *context))
+
+    async def decoded(self, function: Any, *arguments: Any) -> Any:
+        """What a function returns that decodes pictures and clips, beside other requests."""
+        async with self._decoding:
+            return await asyncio.to_thread(function, *arguments)
+
+    async def complete(self, body: Making, references: Mapping[str, Reference]) -> VideoRequest:
+        """The complete request of a body; see `ServedModel.request`."""
+        if not references:
+            return self.model.request(body)
+        return await self.decoded(self.model.request, body, references.values())
+
+    async def accept(
+        self,
+        sent: Sent,
+        request: VideoRequest,
+        media: Media,
+        *context: str,
+        source_id: str | None = None,
+        extended: Extended | None = None,
+    ) -> Video:
+        """Takes the job; arguments as of `Service.accept` and `repeated`."""
+        job = await self.service.accept(
+            self.owner,
+            request,
+            media=media,
+            source_id=source_id,
+            extended=extended,
+            model=self.model.id,
+            request_digest=digest(sent, *context),
+            idempotency_key=self._idempotency_key,
+        )
+        logger.info("job accepted", extra={"job": job.id, "owner": self.owner})
+        return self.answer(job)
+
+    def answer(self, job: Job) -> Video:
+        """The job's object."""
+        return video_answer(self.service, job.id)
+
+
+TakingDependency = Annotated[Taking, Depends()]
+
+
+def video_answer(service: Service, job_id: str) -> Video:
+    """A job's object."""
+    headers = {"openai-poll-after-ms": str(service.settings.poll_after_ms)}
+    return ready_json(service.board.body(job_id), headers)
+
+
+def ready_json(body: bytes, headers: dict[str, str] | None = None) -> Any:
+    """JSON that is kept encoded: many clients poll, and a model would be encoded for each."""
+    return Response(body, headers=headers, media_type="application/json")

@@ -1,0 +1,127 @@
+"""What is planned: a model, a video, a slice, and the stages that the video runs on it.
+
+Says it from configurations alone, so that a plan that is kept is found again without making a
+model. The stages themselves are those of `wan_tpu.pipeline.run.Run`.
+"""
+
+import dataclasses
+
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.family import IMAGE_ENCODER, Conditioning
+from wan_tpu.geometry import Geometry
+from wan_tpu.image.encoder import ImageEncoderConfig
+from wan_tpu.media import placeholders
+from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
+from wan_tpu.pipeline.run import Run
+from wan_tpu.pipeline.step_plan import PlannedStep
+from wan_tpu.planner.hardware import Slice
+from wan_tpu.request import VideoRequest
+from wan_tpu.schedulers.base import Schedule
+from wan_tpu.stage import Stage
+from wan_tpu.vae.config import FRAMES_PER_CHUNK
+
+UNGUIDED = "-unguided"
+"""After a stage's name: its second program, for steps without guidance in a run that has both."""
+
+STAGES = (
+    "text", "image", "context-unguided", "context", "encode-first", "encode-next", "condition",
+    "start", "step-unguided", "step", "latents", "decode-first", "decode-next",
+)  # fmt: skip
+"""What a video may run, in the order in which it does."""
+
+STAGE_GROUPS = {
+    "text": ("text", "context-unguided", "context"),
+    "pictures": ("image", "encode-first", "encode-next", "condition"),
+    "step": ("start", "step-unguided", "step"),
+    "decode": ("latents", "decode-first", "decode-next"),
+    "all": STAGES,
+}
+"""What `--stages` may name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is planned: a model, a video, a slice.
+
+    Attributes:
+        description: the model.
+        request: the video, complete; its pictures are roles without bytes.
+        geometry: its sizes.
+        schedule: its noise levels.
+        steps: what each denoising step takes.
+        where: the slice.
+        dtype: of weights and activations.
+        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        stages: those of `STAGES` to look at, of those that the video runs.
+    """
+
+    description: ModelDescription
+    request: VideoRequest
+    geometry: Geometry
+    schedule: Schedule
+    steps: tuple[PlannedStep, ...]
+    where: Slice
+    dtype: str = "bfloat16"
+    attention: str = "auto"
+    stages: tuple[str, ...] = STAGES
+
+    @property
+    def way(self) -> NoPictures:
+        """What is made of its pictures."""
+        return way_of_pictures(self.description.kind, frozenset(self.request.media))
+
+    @property
+    def batches(self) -> list[int]:
+        """Of the steps, each once: 2 with guidance, 1 without."""
+        return sorted({step.batch for step in self.steps})
+
+    @property
+    def image_tokens(self) -> int:
+        """Keys of cross-attention that come from pictures; 0 without."""
+        if IMAGE_ENCODER not in self.description.kind.components:
+            return 0
+        config = ImageEncoderConfig.from_json(self.description.configs[IMAGE_ENCODER])
+        return len(self.way.roles) * config.num_tokens
+
+    def runs(self) -> dict[str, int]:
+        """How often the video runs each stage; those that it does not run are not there."""
+        steps, way, latent_frames = self.steps, self.way, self.geometry.latent_frames
+        contexts = {(step.component, step.batch) for step in steps}
+        encoded = way.num_frames(self.geometry)
+        told = way.in_steps is not Conditioning.NONE
+        counts = {
+            "text": 1,
+            "image": int(self.image_tokens > 0),
+            "encode-first": int(encoded > 0),
+            "encode-next": max(encoded - 1, 0) // FRAMES_PER_CHUNK,
+            "condition": len({step.component for step in steps}) if told else 0,
+            "start": 1,
+            "latents": 1,
+            "decode-first": 1,
+            "decode-next": latent_frames - 1,
+        }
+        for batch in self.batches:
+            suffix = self._suffix(batch)
+            counts[f"context{suffix}"] = sum(of == batch for _, of in contexts)
+            counts[f"step{suffix}"] = sum(step.batch == batch for step in steps)
+        return {name: counts[name] for name in STAGES if counts.get(name)}
+
+    def stages_of(self, run: Run) -> dict[str, Stage]:
+        """The stages of a run of this request, by their names in `STAGES`."""
+        found = {}
+        batches = {name: iter(self.batches) for name in ("context", "step")}
+        for stage in run.stages():
+            suffix = self._suffix(next(batches[stage.name])) if stage.name in batches else ""
+            found[stage.name + suffix] = stage
+        return found
+
+    def _suffix(self, batch: int) -> str:
+        return UNGUIDED if batch < max(self.batches) else ""
+
+
+def with_inputs(description: ModelDescription, request: VideoRequest) -> VideoRequest:
+    """A request that names pictures where the model does not do without: the first set it takes."""
+    kind = description.kind
+    if request.media or frozenset() in kind.inputs:
+        return request
+    return dataclasses.replace(request, **placeholders(kind.inputs[0]))
