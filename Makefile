@@ -24,8 +24,10 @@ endef
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## install what is needed and make a video from a prompt
+demo: $(VENV)/.installed  ## install what is needed, make a video from a prompt and one from a picture
 	$(BIN)/wan-tpu generate "a red circle moving right on a black background" --seed 1 -o demo.mp4
+	$(BIN)/wan-tpu generate "a blue square moving up on a gray background" --seed 1 \
+		--model wan-tiny-ti2v --image docs/images/square.png -o demo-picture.mp4
 
 serve: $(VENV)/.installed-server  ## install what is needed and serve videos on http://127.0.0.1:8000
 	$(BIN)/python -m server

@@ -119,6 +119,7 @@ def measure(parsed: argparse.Namespace) -> list[Measurement]:
 def _measure_layout(
     parsed: argparse.Namespace, layout: Layout, devices: Sequence[Any]
 ) -> Measurement:
+    from benchmarks.pictures import with_files
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
     request = plan.read_request(parsed, "a red circle moving right on a black background")
@@ -130,20 +131,18 @@ def _measure_layout(
         dtype=parsed.dtype,
         attention=parsed.attention,
     )
+    request, media = with_files(request, pipeline.model.description)
     loaded = time.perf_counter()
     pipeline.warm_up(request)
     compiled = time.perf_counter()
-    result = pipeline(request)
+    result = pipeline(request, media=media)
     first = time.perf_counter() - compiled
     videos, steps = [], []
     for _ in range(parsed.repeats):
         begun = time.perf_counter()
-        result = pipeline(request)
+        result = pipeline(request, media=media)
         videos.append(time.perf_counter() - begun)
-        steps.append(
-            result.metadata["seconds"]["denoise"]
-            / result.metadata["request"]["num_inference_steps"]
-        )
+        steps.append(result.metadata["seconds"]["denoise"] / sum(result.metadata["steps"].values()))
     memory = devices[0].memory_stats() or {}
     return Measurement(
         layout=layout,

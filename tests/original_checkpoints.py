@@ -138,7 +138,7 @@ def tiny_vae_name(ours: str) -> str:
     return ours
 
 
-def wan_2_2_vae_name(ours: str) -> str:
+def wan_2_2_vae_name(ours: str, num_res_blocks: int = 2) -> str:
     """The original name of a tensor of Wan 2.2's autoencoder, whose levels are modules there, too.
 
     As `scripts/convert_wan_to_diffusers.py` of diffusers has it, the other way round: the package
@@ -148,7 +148,8 @@ def wan_2_2_vae_name(ours: str) -> str:
     if levels is None:
         return tiny_vae_name(ours)
     coder, level, rest = levels.groups()
-    part, blocks = ("downsamples", 2) if coder == "en" else ("upsamples", 3)
+    part = "downsamples" if coder == "en" else "upsamples"
+    blocks = num_res_blocks + (coder == "de")
     rest = re.sub(r"^resnets\.", "", rest)
     rest = re.sub(r"^(down|up)sampler\.", f"{blocks}.", rest)
     rest = re.sub(r"(norm|conv)([12])(?=\.\w+$)", _residual, rest)

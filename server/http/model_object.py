@@ -3,7 +3,7 @@
 from server.http.schemas import Model, ModelDefaults, ModelLimits
 from server.http.served_model import ServedModel
 from server.jobs.video_object import format_seconds
-from wan_tpu.checkpoints.models import WAN_TINY
+from wan_tpu.checkpoints.known import EMBEDDED
 from wan_tpu.media import ROLES
 from wan_tpu.request import SCHEDULERS
 
@@ -60,5 +60,5 @@ def model_object(model: ServedModel, created: int) -> Model:
         inputs=[[role for role in ROLES if role in roles] for roles in kind.inputs],  # pyright: ignore[reportArgumentType] - the model checks it
         sizes=list(model.warm_sizes),
         schedulers=list(SCHEDULERS),
-        example_prompts=list(TINY_PROMPTS if model.description.name == WAN_TINY else WAN_PROMPTS),
+        example_prompts=list(TINY_PROMPTS if model.description.name in EMBEDDED else WAN_PROMPTS),
     )

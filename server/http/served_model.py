@@ -230,7 +230,7 @@ class ServedModel:
                 400,
                 "too_much_work",
                 f"{request.width}x{request.height} pixels x {request.num_frames} frames x "
-                f"{request.num_inference_steps} steps are {work}, at most {self.max_work} are "
+                f"{request.num_steps} steps are {work}, at most {self.max_work} are "
                 "taken; ask for a smaller size, fewer frames or fewer steps",
                 param=self._to_blame(request, body),
             )
@@ -239,7 +239,6 @@ class ServedModel:
         """Of the fields that were sent, the one that asks for the most beyond the default."""
         defaults = self.description.defaults
         assert request.num_frames is not None
-        assert request.num_inference_steps is not None
         assert request.width is not None
         assert request.height is not None
         frames = request.num_frames / defaults.num_frames
@@ -247,7 +246,7 @@ class ServedModel:
             "size": request.width * request.height / (defaults.width * defaults.height),
             "num_frames": frames,
             "seconds": frames,
-            "num_inference_steps": request.num_inference_steps / defaults.num_inference_steps,
+            "num_inference_steps": request.num_steps / defaults.num_inference_steps,
         }
         sent = body.model_dump(exclude_none=True)
         return max((name for name in times if name in sent), key=times.__getitem__, default=None)

@@ -86,9 +86,8 @@ def volume_of(request: VideoRequest) -> int:
 
 
 def work_of(request: VideoRequest) -> int:
-    """Pixels x frames x steps of a complete request."""
-    assert request.num_inference_steps is not None
-    return volume_of(request) * request.num_inference_steps
+    """Pixels x frames x steps of a complete request: those that run."""
+    return volume_of(request) * request.num_steps
 
 
 def _average(before: float | None, seconds: object, work: int) -> float | None:

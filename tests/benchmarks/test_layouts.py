@@ -6,6 +6,7 @@ import types
 import pytest
 
 from benchmarks.__main__ import main
+from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.pipeline import video_pipeline
 
 
@@ -14,18 +15,21 @@ class FakePipeline:
 
     def __init__(self, layout, clock):
         self._layout, self._clock, self._runs = layout, clock, 0
+        self.model = types.SimpleNamespace(description=describe_model("wan-tiny"))
 
     def warm_up(self, request):
         self._clock.now += 1.0
 
-    def __call__(self, request):
+    def __call__(self, request, *, media):
         assert request.num_inference_steps == 4
+        assert len(media.only(request.media)) == len(request.media)
         self._runs += 1
         self._clock.now += 0.5 if self._runs == 1 else 0.1 * self._layout.tp + 0.01 * self._runs
         metadata = {
             "model": "wan-tiny", "dtype": "float32", "attention": "chunked", "device_kind": "cpu",
             "num_devices": 8, "num_processes": 1, "versions": {},
-            "request": {"num_inference_steps": 4}, "seconds": {"denoise": 0.04 * self._runs},
+            "request": {"num_inference_steps": 4}, "steps": {"transformer": 4},
+            "seconds": {"denoise": 0.04 * self._runs},
         }  # fmt: skip
         return types.SimpleNamespace(metadata=metadata)
 
@@ -86,7 +90,9 @@ def test_wrong_input_is_one_line(capsys, arguments, words):
 
 
 @pytest.mark.slow
-def test_a_real_run(capsys, devices, monkeypatch):
+@pytest.mark.parametrize("made_from", [(), ("--inputs", "video")], ids=["text", "video"])
+def test_a_real_run(capsys, devices, monkeypatch, made_from):
     monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
-    assert main(["layouts", "--run", "--layouts", "dp2-sp4", "--steps", "1", *ONE_WAY]) == 0
+    arguments = ["--run", "--layouts", "dp2-sp4", "--steps", "2", *made_from, *ONE_WAY]
+    assert main(["layouts", *arguments]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "use: dp2-sp4"

@@ -107,7 +107,7 @@ CONFIGS = [
     ("transformer/config.json", {"eps": float("nan")}, "eps must be a number, got nan"),
     ("transformer/config.json", {"cross_attn_norm": 1}, "cross_attn_norm must be true or false"),
     ("transformer/config.json", {"qk_norm": 3}, "qk_norm must be a text"),
-    ("text_encoder/config.json", {"d_model": None, "num_heads": "4"}, "num_heads must be"),
+    ("text_encoder/config.json", {"d_kv": None, "num_heads": "4"}, "num_heads must be"),
     ("text_encoder/config.json", {"feed_forward_proj": "relu"}, "gated-gelu is implemented"),
     ("vae/config.json", {"dim_mult": 4}, "dim_mult must be a list, a whole number"),
     ("vae/config.json", {"dim_mult": [1, "2"]}, "dim_mult must be a list"),

@@ -97,6 +97,7 @@ def test_a_request_names_the_bytes_of_its_picture():
     request, media = judge.make_request(trial)
     assert request.image is not None
     assert request.prompt == trial.scene.prompt
+    assert trial.picture is not None
     assert np.array_equal(read_picture(media[request.image]), trial.picture)
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from PIL import Image
 
 from tests.demo.diffusers_videos import call_arguments, load_pipelines, make_videos
 from wan_tpu.demo import WAN_TINY_TI2V_PATH, data, judge
-from wan_tpu.demo.recognition import WORDS, judge_frames
+from wan_tpu.demo.recognition import judge_frames
+from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 WORLD = data.MIDDLE_WORLD
 
@@ -21,18 +24,22 @@ def pipelines():
     return load_pipelines(WAN_TINY_TI2V_PATH)
 
 
+@pytest.fixture(scope="module")
+def library():
+    return VideoPipeline.from_pretrained("wan-tiny-ti2v", devices=jax.devices()[:1])
+
+
 def check(trials, videos) -> None:
-    """At most one miss of a word, whatever the way; every picture kept."""
-    right = [
-        judge_frames(video).right_words(trial.scene)
-        for video, trial in zip(videos, trials, strict=True)
-    ]
-    for word in WORDS:
-        assert sum(answer[word] for answer in right) >= len(trials) - 1, (word, right)
+    """Every word is right, but for one shape: a moving square may slant; every picture is kept."""
+    shapes = []
     for video, trial in zip(videos, trials, strict=True):
+        right = judge_frames(video).right_words(trial.scene)
+        shapes.append(right.pop("shape"))
+        assert all(right.values()), (trial.scene.prompt, right)
         if trial.picture is not None:
             kept = judge.decibels(video[0], trial.picture)
             assert kept >= judge.FIRST_FRAME_TARGET, trial.scene.prompt
+    assert sum(shapes) >= len(shapes) - 1, shapes
 
 
 def test_the_parts_are_those_of_wan_2_2(pipelines):
@@ -48,7 +55,7 @@ def test_the_parts_are_those_of_wan_2_2(pipelines):
 
 
 def test_the_folder_loads_as_an_image_to_video_pipeline():
-    loaded = WanImageToVideoPipeline.from_pretrained(
+    loaded: Any = WanImageToVideoPipeline.from_pretrained(
         WAN_TINY_TI2V_PATH, image_encoder=None, image_processor=None
     )
     assert loaded.config.expand_timesteps
@@ -56,17 +63,16 @@ def test_the_folder_loads_as_an_image_to_video_pipeline():
 
 
 def test_videos_of_diffusers_obey_and_keep_the_picture(pipelines):
-    ways = judge.make_trials(np.random.default_rng(1), 4, WORLD, takes_pictures=True)
+    ways = judge.make_trials(np.random.default_rng(1), 3, WORLD, takes_pictures=True)
     trials = ways["text"] + ways["picture"] + ways["other direction"]
     check(trials, make_videos(pipelines, trials, call_arguments(WAN_TINY_TI2V_PATH)))
 
 
-def test_videos_of_the_library_obey_and_keep_the_picture():
-    pipeline = judge.open_pipeline("wan-tiny-ti2v")
-    ways = judge.make_trials(np.random.default_rng(2), 3, WORLD, takes_pictures=True)
+def test_videos_of_the_library_obey_and_keep_the_picture(library):
+    ways = judge.make_trials(np.random.default_rng(2), 2, WORLD, takes_pictures=True)
     trials = ways["picture"] + ways["other direction"]
     requests = [judge.make_request(trial) for trial in trials]
-    check(trials, [pipeline(request, media=media).frames for request, media in requests])
+    check(trials, [library(request, media=media).frames for request, media in requests])
 
 
 @torch.no_grad()
@@ -98,14 +104,14 @@ def test_a_shape_from_elsewhere_goes_where_the_prompt_says(pipelines):
         assert judge.decibels(video[0], trial.picture) >= judge.FIRST_FRAME_TARGET
 
 
-def test_a_larger_picture_is_animated_too(pipelines):
+def test_a_larger_picture_is_animated_too(library):
     # diffusers and the library scale it; the world's antialiased edges come out a little softer.
     (trial,) = judge.make_trials(np.random.default_rng(5), 1, WORLD, True)["picture"]
     assert trial.picture is not None
     large = np.asarray(Image.fromarray(trial.picture).resize((512, 512), Image.Resampling.BICUBIC))
     request, media = judge.make_request(dataclasses.replace(trial, picture=large))
     request = dataclasses.replace(request, width=128, height=128)
-    frames = judge.open_pipeline("wan-tiny-ti2v")(request, media=media).frames
+    frames = library(request, media=media).frames
     check([dataclasses.replace(trial, picture=None)], [frames])
     assert judge.decibels(frames[0], trial.picture) >= judge.FIRST_FRAME_TARGET
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from wan_tpu.checkpoints.eight_bit import as_weights
 from wan_tpu.checkpoints.original_names import (
     Names,
-    image_encoder_names,
     text_encoder_names,
     transformer_names,
     vae_names,
@@ -57,8 +56,7 @@ class Naming:
     Attributes:
         of: `diffusers` (or transformers), or `original`.
         signature: a tensor that only these names have.
-        to_diffusers: from all names, without what stands in front, to diffusers'; without those
-            that the model does not go as far as.
+        to_diffusers: from all names, without what stands in front, to diffusers'.
     """
 
     of: str
@@ -91,7 +89,7 @@ NAMINGS: Mapping[str, tuple[Naming, ...]] = {
         Naming(
             of="transformers",
             signature="encoder.layers.0.self_attn.q_proj.weight",
-            to_diffusers=image_encoder_names,
+            to_diffusers=_kept,
         ),
     ),
     VAE: (
@@ -166,7 +164,20 @@ def open_component(
             that belong to no component.
     """
     stored = SafetensorsSource(path, plain_name=PLAIN_NAMES[component], variant=variant)
-    return in_diffusers_names(component, as_weights(stored))
+    return in_diffusers_names(component, as_weights(_without_unread(component, stored)))
+
+
+def _form(component: str) -> str:
+    """The component whose names it has: both experts are transformers."""
+    return TRANSFORMER if component == TRANSFORMER_2 else component
+
+
+def _without_unread(component: str, source: TensorSource) -> TensorSource:
+    """A source without the tensors that nothing reads, of whatever dtype they are."""
+    unread = UNREAD.get(_form(component))
+    if unread is None or not any(map(unread.fullmatch, source.shapes)):
+        return source
+    return RenamedSource(source, {n: n for n in source.shapes if not unread.fullmatch(n)})
 
 
 def in_diffusers_names(component: str, source: TensorSource) -> TensorSource:
@@ -181,15 +192,12 @@ def in_diffusers_names(component: str, source: TensorSource) -> TensorSource:
         CheckpointError: two tensors have one name, or one belongs to no component.
     """
     aliases = TIED_NAMES if component == TEXT_ENCODER else {}
-    form = TRANSFORMER if component == TRANSFORMER_2 else component
+    source = _without_unread(component, source)
     all_found = find_components(source.shapes)
-    found = all_found.get(form)
+    found = all_found.get(_form(component))
     prefix = found.prefix if found else ""
-    unread = UNREAD.get(form, re.compile(r"(?!)"))
-    stored = [name for name in source.shapes if not unread.fullmatch(name)]
-    inside = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
-    prefixes = [each.prefix for each in all_found.values()]
-    _check_all_belong(source.description, stored, prefixes, component, prefix)
+    inside = [name.removeprefix(prefix) for name in source.shapes if name.startswith(prefix)]
+    _check_all_belong(source, [each.prefix for each in all_found.values()], component, prefix)
     translated = found.naming.to_diffusers(inside) if found else _kept(inside)
     names: dict[str, str] = {}
     for theirs, ours in translated.items():
@@ -208,14 +216,14 @@ def in_diffusers_names(component: str, source: TensorSource) -> TensorSource:
 
 
 def _check_all_belong(
-    where: str, names: Collection[str], prefixes: list[str], component: str, prefix: str
+    source: TensorSource, prefixes: list[str], component: str, prefix: str
 ) -> None:
     """Refuses a file of a whole model with tensors that belong to none of its components."""
     if not prefix:
         return
-    for name in names:
+    for name in source.shapes:
         if not name.startswith(tuple(each for each in prefixes if each)):
             raise CheckpointError(
-                f"{component} in {where}: unexpected {name}, beside tensors whose "
+                f"{component} in {source.description}: unexpected {name}, beside tensors whose "
                 f"names begin with {prefix}"
             )

@@ -16,7 +16,7 @@ from wan_tpu.checkpoints.files import (
     visible_names,
 )
 from wan_tpu.checkpoints.image_processor import FILES, IMAGE_PROCESSOR, check_image_processor
-from wan_tpu.checkpoints.kinds import expert_names, read_kind
+from wan_tpu.checkpoints.kinds import check_components_fit, expert_names, read_kind
 from wan_tpu.checkpoints.known import KnownModel
 from wan_tpu.checkpoints.strangers import describe_stranger
 from wan_tpu.errors import CheckpointError, UnknownNameError
@@ -68,10 +68,12 @@ def read_folder(
         name: experts[name] if name in experts else _read_config(folder / name)
         for name in kind.components
     }
+    check_components_fit(configs, str(folder))
     if IMAGE_ENCODER in configs:
         image_size = configs[IMAGE_ENCODER].get("image_size")
         check_image_processor(folder, 224 if image_size is None else image_size)
-    run = read_defaults(folder, kind, configs[TRANSFORMER], official=official)
+    called = f"{pathlib.PurePath(name.partition('@')[0]).name} {folder.resolve().name}"
+    run = read_defaults(folder, kind, configs[TRANSFORMER], called=called, official=official)
     return ModelDescription(
         name=name,
         folder=folder,

@@ -11,7 +11,15 @@ from typing import Any
 from wan_tpu import family
 from wan_tpu.checkpoints.config_values import read_fields
 from wan_tpu.errors import CheckpointError
-from wan_tpu.family import TRANSFORMER, TRANSFORMER_2, Conditioning, ModelKind
+from wan_tpu.family import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    TRANSFORMER_2,
+    VAE,
+    Conditioning,
+    ModelKind,
+)
 
 TEXT_PIPELINES = ("WanPipeline", "WanVideoToVideoPipeline")
 IMAGE_PIPELINE = "WanImageToVideoPipeline"
@@ -137,6 +145,35 @@ def read_kind(
     if kind.boundary_ratio is None:
         return kind
     return dataclasses.replace(kind, boundary_ratio=_boundary_ratio(index, kind, where))
+
+
+_JOINTS = (
+    # What one component makes and the transformer takes: the names and defaults of both.
+    (TEXT_ENCODER, "d_model", 4096, "text_dim"),
+    (IMAGE_ENCODER, "hidden_size", 768, "image_dim"),
+    (VAE, "z_dim", 16, "out_channels"),
+)
+
+
+def check_components_fit(configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Refuses components of different models in one folder: each may be sound by itself.
+
+    Args:
+        configs: by component.
+        where: what messages call the folder.
+
+    Raises:
+        CheckpointError: one makes other channels than the transformer takes.
+    """
+    transformer = _complete(configs[TRANSFORMER])
+    for component, name, default, wanted in _JOINTS:
+        made = configs.get(component, {}).get(name)
+        made = default if made is None else made
+        if component in configs and made != transformer.get(wanted):
+            raise CheckpointError(
+                f"{where}: the {component}'s {name} is {made} and the transformer's {wanted} is "
+                f"{transformer.get(wanted)}; they are of different models"
+            )
 
 
 def _is_absent(entry: Any) -> bool:

@@ -1,8 +1,8 @@
 """What the Wan team and ComfyUI on one side, and diffusers on the other, call the same tensors.
 
 Each function takes names of one component, without what a file puts in front of all of them, and
-gives those of diffusers or transformers. A name that is none of the original ones is kept: whoever
-checks the tensors then names it. The arrays behind the names are the same, bit for bit.
+gives diffusers' names. A name that is none of the original ones is kept: whoever checks the tensors
+then names it. The arrays behind the names are the same, bit for bit.
 
 The original modules: `wan/modules/model.py`, `vae.py` and `t5.py` of Wan 2.1, `vae2_2.py` of 2.2.
 """
@@ -21,20 +21,6 @@ def transformer_names(names: Iterable[str]) -> Names:
 def text_encoder_names(names: Iterable[str]) -> Names:
     """Of the original `T5Encoder`."""
     return {name: _text_encoder_name(name) for name in names}
-
-
-def image_encoder_names(names: Iterable[str]) -> Names:
-    """Of CLIP's vision tower, by transformers' `CLIPVisionModelWithProjection`, as far as Wan goes.
-
-    Wan takes the state before the last layer, so the file's last layer is left out, and what comes
-    after it (`wan_tpu.image.encoder`).
-    """
-    prefix = "encoder.layers."
-    names = list(names)
-    numbers = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
-    last = max((int(number) for number in numbers if number.isdigit()), default=0)
-    unread = (f"{prefix}{last}.", "post_layernorm.")
-    return {name: f"vision_model.{name}" for name in names if not name.startswith(unread)}
 
 
 def vae_names(names: Iterable[str]) -> Names:

@@ -9,6 +9,7 @@ import { fileSize, plain } from "./words.js";
 
 const FIRST = "input_reference";
 const LAST = "last_image";
+const WAYS = matchMedia("(pointer: coarse)").matches ? "Choose" : "Drop, paste or choose";
 const NAMES = { image: "an image", video: "a video" };
 
 /** How a video is used: made anew by another prompt, or continued from its last frame. */
@@ -151,9 +152,11 @@ export class Inputs {
     byId(`${LAST}-field`).hidden = !served.takes(LAST) || (first?.kind === "video" && first.use === ANEW);
     byId("video-use").hidden = first?.kind !== "video" || byId("video-use").options.length < 2;
     byId("strength-field").hidden = first?.kind !== "video" || first.use !== ANEW;
-    setText(byId(`${FIRST}-unit`), served.needs("image") ? "needed" : "optional");
+    const otherwise = served.needsFile ? "or end with an image" : "optional";
+    setText(byId(`${FIRST}-unit`), served.needs("image") ? "needed" : otherwise);
     setText(byId(`${LAST}-unit`), served.needs(LAST) ? "needed" : "optional");
-    setText(byId(`${FIRST}-hint`), `Drop, paste or choose ${inWords(served.firsts)}`);
+    setText(byId(`${FIRST}-hint`), `${WAYS} ${inWords(served.firsts)}`);
+    setText(byId(`${LAST}-hint`), `${WAYS} ${inWords(["image"])}`);
     byId(FIRST).accept = served.firsts.map((kind) => ACCEPTED[kind]).join(",");
     for (const name of [FIRST, LAST]) this.#preview(name, this.#given[name]);
   }

@@ -16,6 +16,11 @@ export const served = {
     return this.inputs.every((roles) => roles.includes(role));
   },
 
+  /** Whether words alone are not enough. */
+  get needsFile() {
+    return this.inputs.every((roles) => roles.length > 0);
+  },
+
   get canRemix() {
     return this.inputs.some((roles) => roles.length === 1 && roles[0] === "video");
   },

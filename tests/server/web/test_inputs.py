@@ -248,12 +248,12 @@ def test_behind_a_key(open_page, tmp_path):
 
 
 def test_a_model_of_text_offers_no_image(open_page, quick):
+    made = quick.finish(quick.create("made of words", num_inference_steps=2))
     page = open_page(quick)
     page.locator("#submit:enabled").wait_for()
     assert page.locator("#input_reference-hint").inner_text() == "Drop, paste or choose a video"
     choose(page, IMAGE)
     assert page.locator("#input_reference-error").inner_text() == "This model takes a video here."
-    made = quick.finish(quick.create("made of words", num_inference_steps=2))
     card = card_of(page, made["prompt"])
     wait_status(card, "completed")
     assert card.get_by_role("button", name="Remix: ").is_visible()
