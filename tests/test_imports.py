@@ -80,6 +80,7 @@ SERVER_FLOORS = [
     {"files"},
     {"engine"},
     {"jobs"},
+    {"answered"},
     {"service", "web"},
     {"http"},
     {"__main__"},

@@ -55,7 +55,9 @@ class Shelf:
     def replace(self, entry: Entry, job: Job) -> None:
         """Shows a job as it is now."""
         self._count(entry.job, -1)
-        entry.job, entry.running = job, None
+        entry.job = job
+        if job.state != State.IN_PROGRESS:  # else it is where it was: its files are complete
+            entry.running = None
         self._count(job, 1)
 
     def drop(self, job: Job) -> None:

@@ -71,6 +71,21 @@ def test_a_kinds_defaults_are_wans(folders, kind):
     assert defaults == known.defaults
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Wan2.1-I2V-14B-720P-Diffusers", (1280, 720)),
+        ("Wan2.1-I2V-14B-480P-Diffusers", (832, 480)),
+        ("720p/tune", (832, 480)),
+    ],
+)
+def test_a_copy_of_two_models_that_are_alike_is_told_by_its_name(folders, tmp_path, name, size):
+    folder = shutil.copytree(folders["i2v"], tmp_path / name)
+    defaults = describe_model(str(folder)).defaults
+    assert (defaults.width, defaults.height) == size
+    assert defaults.flow_shift(1280, 720) == 5.0
+
+
 def test_a_folder_of_2_1_with_a_boundary_ratio_has_one_transformer(editable):
     """As today's converter writes them."""
     index = {"boundary_ratio": 0.875, "transformer_2": [None, None]}

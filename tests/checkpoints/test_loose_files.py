@@ -53,6 +53,21 @@ def test_a_file_is_recognised_by_its_shapes(tmp_path, model):
     assert found.files == {"transformer": path}
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("wan2.1_i2v_720p_14B_bf16", "wan2.1-i2v-14b-720p"),
+        ("Wan2_1-I2V-14B-720P_fp8_e4m3fn", "wan2.1-i2v-14b-720p"),
+        ("wan2.1_i2v_480p_14B_fp16", "wan2.1-i2v-14b-480p"),
+        ("my-i2v-tune", "wan2.1-i2v-14b-480p"),
+        ("i2v-1720px", "wan2.1-i2v-14b-480p"),
+    ],
+)
+def test_two_models_of_equal_shapes_are_told_by_the_files_name(tmp_path, name, model):
+    path = save(tensors_of("wan2.1-i2v-14b-480p"), tmp_path / f"{name}.safetensors")
+    assert read_file(path).known == model
+
+
 def test_one_expert_without_a_name_is_what_its_shapes_are(tmp_path):
     """An expert of T2V A14B has those of Wan 2.1's transformer; one of I2V, of nothing else."""
     path = save(tensors_of("wan2.2-t2v-a14b"), tmp_path / "a.safetensors")

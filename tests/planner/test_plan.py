@@ -245,6 +245,12 @@ class TestCommand:
             (("--stages", "all,encode"), "decode"),
             (("--attention", "flash9"), "splash"),
             (("--dtype", "int8"), "bfloat16"),
+            (("--inputs", "photo"), "last_image"),
+            (("--inputs", "image"), "text alone, or a video"),
+            (("--inputs", "video", "--strength", "2"), "strength"),
+            (("--strength", "0.5"), "video"),
+            (("--guidance-scale-2", "3"), "guidance_scale_2"),
+            (("--stages", "pictures"), "runs none of image"),
         ],
     )
     def test_wrong_input_is_one_line(self, capsys, arguments, words):

@@ -60,6 +60,7 @@ def read_defaults(
     kind: ModelKind,
     transformer: Mapping[str, Any],
     *,
+    called: str = "",
     official: KnownModel | None = None,
 ) -> FolderDefaults:
     """The defaults of a folder in diffusers format.
@@ -68,12 +69,13 @@ def read_defaults(
         folder: of the model.
         kind: of the model.
         transformer: its configuration; by its size Wan's defaults differ.
+        called: names that the model has, where they differ by nothing else.
         official: which of Wan's own it is, whose scheduler's file is not what Wan runs.
 
     Raises:
         CheckpointError: a file is missing, or has a value that cannot be.
     """
-    defaults, origins = wan_defaults(kind, transformer), wan_origins()
+    defaults, origins = wan_defaults(kind, transformer, called), wan_origins()
     config: Mapping[str, Any] = read_json(folder / SCHEDULER_FILE)
     if official is not None:
         defaults = official.defaults

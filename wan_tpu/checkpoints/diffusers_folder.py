@@ -72,7 +72,8 @@ def read_folder(
     if IMAGE_ENCODER in configs:
         image_size = configs[IMAGE_ENCODER].get("image_size")
         check_image_processor(folder, 224 if image_size is None else image_size)
-    run = read_defaults(folder, kind, configs[TRANSFORMER], official=official)
+    called = f"{pathlib.PurePath(name.partition('@')[0]).name} {folder.resolve().name}"
+    run = read_defaults(folder, kind, configs[TRANSFORMER], called=called, official=official)
     return ModelDescription(
         name=name,
         folder=folder,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -226,17 +227,36 @@ def embedded_folders() -> dict[str, pathlib.Path]:
     return {name: demo / name for name in EMBEDDED if (demo / name).is_dir()}
 
 
-def wan_defaults(kind: ModelKind, transformer: Mapping[str, Any]) -> GenerationDefaults:
-    """Wan's own defaults for a model of this kind and size: those of the largest public one that is
-    no larger, of equals the first."""
+def wan_defaults(
+    kind: ModelKind, transformer: Mapping[str, Any], called: str = ""
+) -> GenerationDefaults:
+    """Wan's own defaults: those of the largest public model of the kind that is no larger.
+
+    Args:
+        kind: of the model.
+        transformer: its configuration.
+        called: names that the model has; they decide between public ones that are alike.
+    """
     heads = transformer.get("num_attention_heads", 40)
-    alike = [
+    of_kind = [
         known
         for known in KNOWN_MODELS.values()
         if dataclasses.replace(known.kind, boundary_ratio=kind.boundary_ratio) == kind
     ]
-    fitting = [known for known in alike if isinstance(heads, int) and _heads(known) <= heads]
-    return max(fitting or alike[:1], key=_heads).defaults
+    fitting = [known for known in of_kind if isinstance(heads, int) and _heads(known) <= heads]
+    largest = max(map(_heads, fitting or of_kind[:1]))
+    return choose_by_name([k for k in of_kind if _heads(k) == largest], called).defaults
+
+
+def choose_by_name(alike: Sequence[KnownModel], called: str) -> KnownModel:
+    """Of models that only their names tell apart the one whose resolution is in a name, as 720p;
+    else the first."""
+    named = [
+        known
+        for known in alike
+        if re.search(rf"(?<!\d){min(known.defaults.width, known.defaults.height)}p", called, re.I)
+    ]
+    return (named or alike)[0]
 
 
 def _heads(known: KnownModel) -> int:

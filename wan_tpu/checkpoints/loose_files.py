@@ -212,7 +212,9 @@ def _known(paths: list[pathlib.Path]) -> str:
         # The dtypes do not matter here; whoever reads the weights looks at them.
         weights = RenamedSource(source, {name: name for name in weight_names(source)})
         in_our_names = in_diffusers_names(TRANSFORMER, weights)
-        names.append(recognise_transformer(in_our_names, num_experts=2 if is_expert else 1))
+        names.append(
+            recognise_transformer(in_our_names, num_experts=2 if is_expert else 1, called=path.name)
+        )
     if len(set(names)) > 1:
         raise CheckpointError(
             f"{paths[0]} is of {names[0]} and {paths[1]} of {names[1]}; expected two experts of one"

@@ -6,7 +6,7 @@ from typing import Any
 
 from wan_tpu.checkpoints.files import read_json
 from wan_tpu.checkpoints.kinds import TRANSFORMER_DEFAULTS
-from wan_tpu.checkpoints.known import KNOWN_MODELS, embedded_folders
+from wan_tpu.checkpoints.known import KNOWN_MODELS, choose_by_name, embedded_folders
 from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.errors import CheckpointError
 
@@ -65,16 +65,17 @@ class _Sizes:
         )
 
 
-def recognise_transformer(source: TensorSource, *, num_experts: int = 1) -> str:
+def recognise_transformer(source: TensorSource, *, num_experts: int = 1, called: str = "") -> str:
     """Which known model a transformer is of, by its tensors' shapes.
 
     Args:
         source: by diffusers' names.
         num_experts: of the model, 2 where it is known to be one of two. The experts of a model of
             two have the shapes of others' only transformer.
+        called: the file's name, which decides between models of equal shapes.
 
     Returns:
-        A name of `KNOWN_MODELS` or of an embedded model; of several with these shapes the first.
+        A name of `KNOWN_MODELS` or of an embedded model.
 
     Raises:
         CheckpointError: it is of another model; says of which, as far as that can be seen.
@@ -84,9 +85,13 @@ def recognise_transformer(source: TensorSource, *, num_experts: int = 1) -> str:
         raise CheckpointError(f"{what} is a transformer of VACE, which is not implemented")
     sizes = _Sizes.of_shapes(shapes)
     alike = [name for name, expected in _known_sizes().items() if sizes == expected]
-    for name in alike:
-        if _num_experts(name) == num_experts:
-            return name
+    fitting = [name for name in alike if _num_experts(name) == num_experts]
+    public = {name: KNOWN_MODELS[name] for name in fitting if name in KNOWN_MODELS}
+    if public:
+        chosen = choose_by_name(list(public.values()), called)
+        return next(name for name, known in public.items() if known is chosen)
+    if fitting:
+        return fitting[0]
     if not alike:
         raise CheckpointError(
             f"{what} is a transformer of {sizes}, which is none of {', '.join(KNOWN_MODELS)}; give "

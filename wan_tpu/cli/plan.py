@@ -54,7 +54,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     )
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     parser.add_argument(
-        "--inputs", type=_roles, metavar="NAMES", default=frozenset(),
+        "--inputs", metavar="NAMES",
         help=f"what the video is made from besides the prompt: of {', '.join(ROLES)}, joined by "
         "','; default: nothing, or what the model cannot do without",
     )  # fmt: skip
@@ -181,16 +181,6 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
     )
 
 
-def _roles(text: str) -> frozenset[str]:
-    roles = frozenset(name.strip() for name in text.split(","))
-    unknown = sorted(roles - set(ROLES))
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(unknown)}; known: {', '.join(ROLES)}, joined by ','"
-        )
-    return roles
-
-
 def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRequest:
     """The video that the options name; its pictures are roles without bytes."""
     request = make_request(
@@ -203,4 +193,8 @@ def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRe
         scheduler=parsed.scheduler,
         strength=parsed.strength,
     )
-    return dataclasses.replace(request, **placeholders(parsed.inputs))
+    roles = [name.strip() for name in parsed.inputs.split(",")] if parsed.inputs else []
+    for name in roles:
+        if name not in ROLES:
+            raise UnknownNameError("input", name, ROLES)
+    return dataclasses.replace(request, **placeholders(roles))

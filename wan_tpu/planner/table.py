@@ -226,8 +226,8 @@ def _fits(row: LayoutPlan) -> str:
 def _legend(job: Job) -> list[str]:
     chip = job.where.chip
     return [
-        "per device: peak GiB of any stage with everything resident that then is; step GiB of",
-        "the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
+        "per device: peak GiB, of the stage that needs most beside what is resident while it runs;",
+        "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
         "HBM bytes (whole operands), bytes sent over links, cycles of attention; peak % is of all",
         "that is computed, padding and repeated branches too",
         "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",

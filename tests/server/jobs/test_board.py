@@ -15,6 +15,7 @@ import tracemalloc
 import pytest
 
 from server.engine.failure import Failure
+from server.engine.messages import Progress
 from server.jobs.board import Board
 from server.jobs.database import OwnershipLost, StoreUnavailable
 from server.jobs.job import Job, State, make_id
@@ -80,6 +81,26 @@ def test_a_waiting_row_that_vanished_costs_its_job_alone(open_board, run_sql):
         assert board.find(gone.id) is None
         assert board.queue.order() == [kept.id]
         assert (await board.claim(kept.id)).state == State.IN_PROGRESS
+        await board.close()
+
+    asyncio.run(scenario())
+
+
+def test_progress_stays_while_complete_files_get_their_place(open_board):
+    """Red when a client sees 99 %, then 0 %, then the end."""
+
+    async def scenario():
+        board = open_board()
+        job = await board.accept(make_job())
+        await board.claim(job.id)
+        board.report(job.id, Progress(job=job.id, stage="decode", done=1, total=1, seconds=1.0))
+        before = json.loads(board.body(job.id))
+        assert before["progress"] > 90
+        assert await board.note_made(job.id, {})
+        after = json.loads(board.body(job.id))
+        assert [after[name] for name in ("progress", "stage")] == [before["progress"], "decode"]
+        assert await board.requeue(job.id)
+        assert json.loads(board.body(job.id))["progress"] == 0
         await board.close()
 
     asyncio.run(scenario())

@@ -17,7 +17,7 @@ from server.engine.failure import Failure
 from server.jobs.database import OwnershipLost, StoreError, StoreRefused, StoreUnavailable
 from server.jobs.job import Job, State, make_id
 from server.jobs.store import AT_ONCE, Store
-from server.jobs.tables import metadata
+from server.jobs.tables import JOB_VERSION, metadata
 from server.jobs.video_object import encode_video, video_object
 from tests.server.postgres import new_database
 from tests.server.running import wait_for
@@ -217,7 +217,7 @@ def test_jobs_that_never_expire_come_back_so(open_store, database):
 STRANGE = {
     "a new field of requests": 'request = replace(request, \'"seed"\', \'"mask": null, "seed"\')',
     "a new state": "state = 'paused'",
-    "a newer version": "version = 3",
+    "a newer version": f"version = {JOB_VERSION + 1}",
     "no JSON": "request = 'nothing'",
     "JSON of another kind": "request = '[1]'",
     "a scheduler of later": "request = replace(request, 'scheduler\": null', 'scheduler\": 5')",
