@@ -3,7 +3,7 @@
 The command line and the service read the same names into `LoadOptions`, and then
 
     model = options.open_model()                  # its files are here
-    request, _ = check_request(model, request)    # complete, and the model can make it
+    request, _ = check_request(model, request, media)  # complete, and the model can make it
     runtime.start(host_devices=options.host_devices, ...)
     pipeline = options.load(model, compile_for=request)
 
