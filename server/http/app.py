@@ -20,7 +20,7 @@ from server.http.limits import RequestRate
 from server.http.observed import Observed
 from server.http.routers import health, inputs, models, profiles, unsupported, variations, videos
 from server.http.served_model import serve_model
-from server.http.taking import DECODED_AT_ONCE
+from server.http.taking import DECODED_AT_ONCE, SOURCES_AT_ONCE
 from server.service import Service
 from server.web import page
 from wan_tpu import __version__
@@ -59,6 +59,7 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.model = serve_model(settings)
     app.state.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+    app.state.sources = asyncio.Semaphore(SOURCES_AT_ONCE)
     app.state.streams = Streams(
         service.board,
         service.keys,

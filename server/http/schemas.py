@@ -72,7 +72,7 @@ class Video(BaseModel):
     )
     queue_position: int | None = Field(description="1 is next; null unless queued")
     stage: str | None = Field(
-        description="text, denoise, decode or compile ...; null unless it runs"
+        description="encode, image, text, denoise, decode or compile ...; null unless it runs"
     )
     step: int | None
     steps: int | None

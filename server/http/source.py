@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from typing import Any
 
 from server.errors import DO_NOT_RETRY, ApiError
 from server.files.media import FilesLost
@@ -89,7 +90,7 @@ def inherit(body: Making, job: Job, model: ServedModel, *, length: bool) -> Maki
         length: whether the new one is as long.
     """
     before = job.request
-    filled = {"size": f"{before.width}x{before.height}", "fps": before.fps}
+    filled: dict[str, Any] = {"size": f"{before.width}x{before.height}", "fps": before.fps}
     if job.model == model.id:
         filled |= {name: getattr(before, name) for name in _FROM_REQUEST}
         if body.size in (None, filled["size"]):
@@ -99,5 +100,7 @@ def inherit(body: Making, job: Job, model: ServedModel, *, length: bool) -> Maki
         step = model.compression.temporal
         # At its own rate all of it; at another one as long, and no frame more than there is.
         filled["num_frames"] = (job.num_frames - 1) * fps // before.fps // step * step + 1
+    if "seed" in body.model_fields_set:
+        filled.pop("seed", None)  # null and -1 are another one
     unset = {name: value for name, value in filled.items() if getattr(body, name) is None}
     return body.model_copy(update=unset)

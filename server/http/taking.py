@@ -21,8 +21,8 @@ from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger(__name__)
 
-DECODED_AT_ONCE = 2
-"""Pictures and clips; decoded they are many times as large as they came."""
+DECODED_AT_ONCE, SOURCES_AT_ONCE = 2, 4
+"""Pictures and clips that are decoded, to many times what they came as; stored videos in memory."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -58,6 +58,8 @@ class Taking:
         self.owner: str = owner
         self._idempotency_key = idempotency_key
         self._decoding: asyncio.Semaphore = request.app.state.decoding
+        self.sources: asyncio.Semaphore = request.app.state.sources
+        """For who reads a stored video: it is in memory until its job is accepted."""
 
     def repeated(self, sent: Sent, *context: str) -> Job | None:
         """The job that the same request was given before, by its idempotency key.

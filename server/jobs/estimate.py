@@ -20,7 +20,8 @@ class Running:
     """Where a running job is.
 
     Attributes:
-        stage: `text`, `denoise`, `decode`, or `compile` followed by a program's name.
+        stage: `encode`, `image`, `text`, `denoise`, `decode`, or `compile` followed by a program's
+            name.
         step: units of the stage that are done, of `steps`.
         percent: of the whole job; never falls.
         seconds_left: None where nothing is known yet.

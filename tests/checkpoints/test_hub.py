@@ -9,7 +9,7 @@ from tests.checkpoint_factory import make_random_model
 from tests.checkpoints.fake_hub import COMMIT, FakeHub, ask, files_of, serving
 from tests.damaged_models import copy_wan_tiny
 from tests.original_checkpoints import original, save
-from wan_tpu.checkpoints.known import KNOWN_MODELS, WAN_VAE
+from wan_tpu.checkpoints.known import KNOWN_MODELS
 
 REPOSITORY = "someone/some-wan"
 PLAIN = "diffusion_pytorch_model"
@@ -185,8 +185,8 @@ def known_hub(tmp_path):
     """The 1.3B's repository, with wan-tiny's files in place of the large ones."""
     known = KNOWN_MODELS["wan2.1-t2v-1.3b"]
     files = files_of(copy_wan_tiny(tmp_path / "known"))
-    files["transformer/config.json"] = json.dumps(dict(known.transformer)).encode()
-    files["vae/config.json"] = json.dumps(WAN_VAE).encode()
+    for component in known.kind.components:
+        files[f"{component}/config.json"] = json.dumps(dict(known.configs[component])).encode()
     del files["generation_defaults.json"]
     return FakeHub(known.hub_id, files)
 

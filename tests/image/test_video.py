@@ -204,7 +204,9 @@ def test_colours_by_the_matrix_that_the_file_names(folder, matrix, height):
     assert np.abs(found.astype(int) - (200, 60, 40)).max() <= 3
 
 
-@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+@pytest.mark.parametrize(
+    "transfer", ["arib-std-b67", pytest.param("smpte2084", marks=pytest.mark.slow)]
+)
 def test_hdr_becomes_what_a_screen_shows(folder, transfer):
     """As phones record it. Red when it is shown as it is stored: grey 180 would be 153 or 125."""
     frames = np.full((2, HEIGHT, WIDTH, 3), 180, np.uint8)
@@ -337,7 +339,7 @@ def test_damage_inside_is_refused_or_passed_over(clip):
     ],
 )
 def test_sizes_are_refused_before_frames_are_converted(folder, size, message, monkeypatch):
-    monkeypatch.setattr("wan_tpu.image.video._pixels", None)
+    monkeypatch.setattr("wan_tpu.image.video.ToRgb", None)
     frames = np.zeros((1, size[1], size[0], 3), np.uint8)
     data = make_clip(folder / "size.mp4", frames, "-preset", "ultrafast")
     assert message in refusal(data)

@@ -13,6 +13,7 @@ from server.engine.lockstep import EXIT_LOST
 from tests.server.pictures import accepted, clip, create_with, large_picture, picture
 from tests.server.running import wait_for
 from wan_tpu.checkpoints.models import WAN_TINY_TI2V
+from wan_tpu.image.video import read_video
 from wan_tpu.media import digest_of
 
 LARGE = 20_000_000
@@ -60,6 +61,19 @@ def test_every_engine_gets_the_same_bytes(start, role, data):
     assert [got(found, number) for number in (0, 1, 2)] == [expected] * 3
     assert found.finish(found.create(num_inference_steps=2))["status"] == "completed"
     assert found.statuses(0) == found.statuses(1) == found.statuses(2) == []
+
+
+def test_an_extension_is_made_by_all_and_written_by_one(start):
+    found = start(2)
+    data = clip(num_frames=9)
+    files = {"prompt": (None, "x"), "num_frames": (None, "5"), "video": ("a.mp4", data)}
+    video = accepted(found.client.post("/v1/videos/extensions", files=files))
+    done = found.finish(video)
+    assert (done["status"], done["seconds"]) == ("completed", "1.5"), done
+    content = found.client.get(f"/v1/videos/{video['id']}/content").content
+    assert len(read_video(content, 8, 100)) == 13
+    image = done["metadata"]["request"]["image"]
+    assert got(found, 0)["digests"] == got(found, 1)["digests"] == [image]
 
 
 def test_a_cancelled_job_with_a_picture_leaves_the_next_one_whole(start):

@@ -71,6 +71,7 @@ WAN_TINY = Recipe(
     ),
 )
 
+# Seven minutes on an H200; on CPUs about a day (benchmarks/results/2026-11-26-wan-tiny-ti2v.md).
 WAN_TINY_TI2V = Recipe(
     path=WAN_TINY_TI2V_PATH,
     world=data.MIDDLE_WORLD,

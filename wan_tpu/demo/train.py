@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="the model folder to write; default: the package's"
     )
     parser.add_argument("--work", type=Path, help="checkpoints; a second run resumes")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--threads",

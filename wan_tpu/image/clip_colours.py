@@ -1,6 +1,6 @@
 """The colours of a clip's frame as RGB, by what the frame says of them or by what players guess."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -24,37 +24,60 @@ _WIDE_PRIMARIES = (_BT2020, 11, 12)
 """BT.2020 and the two P3."""
 
 
-def to_rgb(frame: "av.video.frame.VideoFrame", width: int) -> np.ndarray:
-    """A frame's colours on a screen of BT.709.
+class ToRgb:
+    """Frames of one clip as RGB.
 
-    Args:
-        frame: decoded; what it does not say of its colours is filled in.
-        width: pixels, in which they are square.
+    FFmpeg's scaler is kept from frame to frame: for HDR it makes a table of all colours first,
+    which takes a second or more.
+    """
+
+    def __init__(self) -> None:
+        from av.video.reformatter import Interpolation, VideoReformatter
+
+        self._scaler = VideoReformatter()
+        exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        self._how = Interpolation.BICUBIC | exact | Interpolation.FULL_CHR_H_INP
+
+    def __call__(self, frame: "av.video.frame.VideoFrame", width: int) -> np.ndarray:
+        """A frame's colours on a screen of BT.709.
+
+        Args:
+            frame: decoded; what it does not say of its colours is filled in.
+            width: pixels, in which they are square.
+
+        Returns:
+            `[height, width, 3]`, uint8, RGB.
+        """
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        target = _fill_in(frame)
+        pixels = self._scaler.reformat(
+            frame,
+            width=width,
+            format="rgba" if has_alpha else "rgb24",
+            interpolation=self._how,
+            threads=1,
+            dst_color_trc=target,
+            dst_color_primaries=target,
+        ).to_ndarray()
+        if not has_alpha:
+            return pixels
+        colours, alpha = (
+            Image.fromarray(part.copy()) for part in (pixels[..., :3], pixels[..., 3])
+        )
+        return np.asarray(over_background(colours, alpha))
+
+
+def _fill_in(frame: "av.video.frame.VideoFrame") -> int | None:
+    """Fills in what a frame does not say of its colours.
 
     Returns:
-        `[height, width, 3]`, uint8, RGB.
+        The transfer and primaries that it is to be converted to; None for its own.
     """
-    from av.video.reformatter import Interpolation
-
     is_hdr = frame.color_trc in _HDR
     if not frame.format.is_rgb and frame.colorspace not in _MATRICES:
         # As players guess: HD is BT.709, all below BT.601.
         frame.colorspace = _BT2020 if is_hdr else _BT709 if frame.height > 576 else _BT601
     if is_hdr and frame.color_primaries not in _WIDE_PRIMARIES:
         frame.color_primaries = _BT2020
-    target: dict[str, Any] = {}
-    if frame.color_primaries in _WIDE_PRIMARIES and frame.color_trc in _TRANSFERS:
-        target = {"dst_color_trc": _BT709, "dst_color_primaries": _BT709}
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    pixels = frame.reformat(
-        width=width,
-        format="rgba" if has_alpha else "rgb24",
-        interpolation=Interpolation.BICUBIC | exact | Interpolation.FULL_CHR_H_INP,
-        threads=1,
-        **target,
-    ).to_ndarray()
-    if not has_alpha:
-        return pixels
-    colours, alpha = Image.fromarray(pixels[..., :3].copy()), Image.fromarray(pixels[..., 3].copy())
-    return np.asarray(over_background(colours, alpha))
+    is_wide = frame.color_primaries in _WIDE_PRIMARIES and frame.color_trc in _TRANSFERS
+    return _BT709 if is_wide else None

@@ -17,7 +17,7 @@ import numpy as np
 
 from wan_tpu.errors import MediaError
 from wan_tpu.image.bounds import MAX_VIDEO_PIXELS, check_pixels
-from wan_tpu.image.clip_colours import to_rgb
+from wan_tpu.image.clip_colours import ToRgb
 from wan_tpu.image.clip_file import check_clip_file
 from wan_tpu.image.fit import cover
 from wan_tpu.image.orientation import orientation_of, swaps_sides, turn
@@ -117,12 +117,16 @@ def read_video(
     found = np.empty((num_frames, height, width, 3), np.uint8)
     taken = 0
     with _opened(data) as (container, stream):
+        to_rgb = ToRgb()
         for frame, until in _with_ends(_timed(container, stream)):
             # A moment belongs to this frame until halfway to the next.
             end = num_frames if until is None else math.floor(until * Fraction(fps)) + 1
             end = min(end, num_frames)
             if end > taken:
-                found[taken:end] = cover(_pixels(frame, stream), width, height)
+                _seen_size(frame, stream)
+                stored = to_rgb(frame, _square(frame, stream))
+                pixels = np.ascontiguousarray(turn(stored, _orientation(frame)))
+                found[taken:end] = cover(pixels, width, height)
                 taken = end
             if taken == num_frames:
                 return found
@@ -271,15 +275,3 @@ def _seen_size(
 def _orientation(frame: "av.video.frame.VideoFrame") -> int:
     data = frame.side_data.get("DISPLAYMATRIX")
     return 1 if data is None else orientation_of(np.frombuffer(data, np.int32).reshape(3, 3))
-
-
-def _pixels(
-    frame: "av.video.frame.VideoFrame", stream: "av.video.stream.VideoStream"
-) -> np.ndarray:
-    """A frame as RGB, turned, with square pixels.
-
-    Returns:
-        `[height, width, 3]`, uint8.
-    """
-    _seen_size(frame, stream)
-    return np.ascontiguousarray(turn(to_rgb(frame, _square(frame, stream)), _orientation(frame)))

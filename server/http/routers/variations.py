@@ -32,7 +32,8 @@ async def edit_video(taking: TakingDependency, sent: SentEdit) -> Video:
 
     The model must take a video; `strength` says how much of it is replaced.
     """
-    return await _make_anew(taking, sent, "edits", video_id=sent.video_id, field="video")
+    async with taking.sources:
+        return await _make_anew(taking, sent, "edits", video_id=sent.video_id, field="video")
 
 
 @router.post(
@@ -47,7 +48,8 @@ async def remix_video(video_id: str, taking: TakingDependency, sent: SentRemix) 
 
     The model must take a video; `strength` says how much of it is replaced.
     """
-    return await _make_anew(taking, sent, "remix", video_id=video_id, field="video_id")
+    async with taking.sources:
+        return await _make_anew(taking, sent, "remix", video_id=video_id, field="video_id")
 
 
 @router.post(
@@ -62,6 +64,25 @@ async def extend_video(taking: TakingDependency, sent: SentExtend) -> Video:
 
     The model must take an image: it continues from the last frame, for `seconds` more.
     """
+    async with taking.sources:
+        return await _extend(taking, sent)
+
+
+@router.api_route("/edits", methods=_OTHER_METHODS, include_in_schema=False)
+@router.api_route("/extensions", methods=_OTHER_METHODS, include_in_schema=False)
+async def refuse_method(request: Request) -> None:
+    """Neither is the id of a video, which these methods would look for."""
+    method, path = request.method, request.scope["path"]
+    message = f"{path!r} takes POST, not {method}"
+    raise ApiError(405, "method_not_allowed", message, headers={"Allow": "POST"})
+
+
+def _without_video(sent: Sent) -> list[Reference]:
+    return [each for each in sent.references.values() if each.role != "video"]
+
+
+async def _extend(taking: Taking, sent: Sent) -> Video:
+    """The clip that was sent, or a completed video, and what comes after it."""
     before = taking.repeated(sent, "extensions")
     if before is not None:
         return taking.answer(before)
@@ -86,19 +107,6 @@ async def extend_video(taking: TakingDependency, sent: SentExtend) -> Video:
         source_id=sent.video_id,
         extended=extension.extended,
     )
-
-
-@router.api_route("/edits", methods=_OTHER_METHODS, include_in_schema=False)
-@router.api_route("/extensions", methods=_OTHER_METHODS, include_in_schema=False)
-async def refuse_method(request: Request) -> None:
-    """Neither is the id of a video, which these methods would look for."""
-    method, path = request.method, request.scope["path"]
-    message = f"{path!r} takes POST, not {method}"
-    raise ApiError(405, "method_not_allowed", message, headers={"Allow": "POST"})
-
-
-def _without_video(sent: Sent) -> list[Reference]:
-    return [each for each in sent.references.values() if each.role != "video"]
 
 
 async def _make_anew(

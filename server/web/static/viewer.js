@@ -10,7 +10,7 @@ import * as words from "./words.js";
 
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-const STAGES = { text: "text", denoise: "denoising", decode: "decoding" };
+const STAGES = { image: "image", encode: "encoding", text: "text", denoise: "denoising", decode: "decoding" };
 
 export class Viewer {
   #videos;

@@ -48,6 +48,7 @@ export function sentence(message) {
 export function stage({ status, stage }) {
   if (status === "queued") return "Queued";
   if (stage === "text") return "Reading the prompt";
+  if (stage === "image" || stage === "encode") return "Looking at what it begins with";
   if (stage === "denoise") return "Denoising";
   if (stage === "decode") return "Decoding the frames";
   if (stage?.startsWith("compile")) return "Compiling";

@@ -1,10 +1,16 @@
 """Pictures and clips over HTTP, as clients send them; real server, scripted engine."""
 
+import io
 import json
+import struct
 import threading
+import zlib
 
+import av
+import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from server.http import guard
 from tests.server.http.test_errors import check_shape
@@ -35,6 +41,15 @@ def server(tmp_path_factory):
         max_upload_bytes=LIMIT,
         max_queued_jobs=100_000,
     )
+    yield found.wait_ready()
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """With a model that takes a first picture, a last one, or both, and needs one."""
+    folder = tmp_path_factory.mktemp("both") / "data"
+    found = RunningServer(folder, model="wan2.2-i2v-a14b", engine=SCRIPTED)
     yield found.wait_ready()
     found.stop()
 
@@ -256,17 +271,92 @@ def test_a_model_of_text_takes_no_picture(quick):
     assert uploads(quick) == set()
 
 
-def test_what_cannot_be_decoded_leaves_nothing(server):
+def animated(kind):
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def huge():
+    """A PNG of a few bytes that says that it has 100,000 x 100,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return (
+        PNG[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + PNG[33:]
+    )
+
+
+def sound():
+    """An MP4 without a video."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44_100, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        samples.sample_rate, samples.pts = 44_100, 0
+        for packet in (*stream.encode(samples), *stream.encode(None)):
+            container.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (PNG[: len(PNG) // 2], "damaged"),
+        (PNG[:60], "damaged"),
+        (clip()[:600], "damaged"),
+        (animated("PNG"), "animated"),
+        (animated("WEBP"), "animated"),
+        (huge(), "100000x100000"),
+        (picture(size=(3, 2000)), "2000x3"),
+        (sound(), "no video"),
+    ],
+    ids=["cut", "head alone", "clip cut", "APNG", "animated WebP", "huge", "strip", "sound"],
+)
+def test_what_cannot_be_decoded_leaves_nothing(server, data, words):
     before = uploads(server)
-    for name, data in (
-        ("cut short", PNG[: len(PNG) // 2]),
-        ("cut short", clip()[:600]),
-        ("a strip", picture(size=(3, 2000))),
-    ):
-        error = check_shape(create_with(server, data), 400, "invalid_value", "input_reference")
-        assert error["message"], name
-        assert "\n" not in error["message"]
+    error = check_shape(create_with(server, data), 400, "invalid_value", "input_reference")
+    assert words in error["message"]
+    assert "\n" not in error["message"]
     assert uploads(server) == before
+
+
+def test_of_two_pictures_the_one_to_blame_is_named(both):
+    cut = PNG[: len(PNG) // 2]
+    for first, last, code, field in (
+        (PNG, cut, "invalid_value", "last_image"),
+        (cut, PNG, "invalid_value", "input_reference"),
+        (PNG, clip(), "unsupported_file", "last_image"),
+        (PNG, b"", "unsupported_file", "last_image"),
+    ):
+        response = post_json(both, data_url(first), last_image=data_url(last))
+        check_shape(response, 400, code, field)
+    assert uploads(both) == set()
+
+
+def test_a_first_and_a_last_picture(both):
+    """The last one as a file, and as the text that OpenAI's client can send."""
+    size = {"prompt": "x", "size": "64x64", "num_frames": "5", "num_inference_steps": "2"}
+    other = picture(1)
+    text = {name: (None, value) for name, value in size.items()}
+    for last in (("b.png", other, "image/png"), (None, data_url(other))):
+        files = {**text, "input_reference": ("a.png", PNG, "image/png"), "last_image": last}
+        video = accepted(both.client.post("/v1/videos", files=files))
+        request = video["metadata"]["request"]
+        assert (request["image"], request["last_image"]) == (digest_of(PNG), digest_of(other))
+        assert both.finish(video)["status"] == "completed"
+        assert sorted(seen_by_the_engine(both)["got"]) == ["image", "last_image"]
+    files = {**text, "last_image": ("b.png", other, "image/png")}
+    video = accepted(both.client.post("/v1/videos", files=files))
+    assert {"image", "last_image"} & video["metadata"]["request"].keys() == {"last_image"}
+    error = check_shape(
+        both.client.post("/v1/videos", json=size), 400, "missing_field", "input_reference"
+    )
+    assert "takes an image, or an image and a last image" in error["message"]
+    assert "and none was given" in error["message"]
+    error = check_shape(post_json(both, data_url(clip())), 400, "invalid_value", "input_reference")
+    assert "not a video" in error["message"]
+    remix = both.client.post(f"/v1/videos/{video['id']}/remix", json={"prompt": "x"})
+    check_shape(remix, 400, "invalid_value", "video_id")
 
 
 def test_strength_belongs_to_a_video(server):

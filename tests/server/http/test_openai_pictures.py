@@ -62,6 +62,9 @@ def first(tiny_ti2v):
             extra_body={"seed": 1},
         )
         assert made.status == "completed", made.error
+        stages = made.metadata["seconds"]
+        assert {"encode", "denoise"} <= stages.keys()
+        assert not [s for s in stages if s.startswith("compile")], "each way is warmed up"
         yield made
 
 

@@ -5,8 +5,11 @@ import pytest
 from server.errors import ApiError
 from server.http.bodies import VideoCreate
 from server.http.model_object import model_object
+from server.http.reference import Reference
 from server.http.served_model import serve_model
 from server.settings import Settings
+from tests.server.pictures import clip, picture
+from wan_tpu.media import digest_of
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,72 @@ def test_too_much_work_names_a_field_that_was_sent(fields, param):
     with pytest.raises(ApiError) as error:
         tiny.request(VideoCreate(prompt="x", **fields))
     assert (error.value.code, error.value.param) == ("too_much_work", param)
+
+
+def sent(field, role):
+    data = picture() if role != "video" else clip()
+    return Reference(field=field, role=role, data=data, digest=digest_of(data))
+
+
+IMAGE, LAST, CLIP = (
+    sent("input_reference", "image"),
+    sent("last_image", "last_image"),
+    sent("input_reference", "video"),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "references", "code", "param"),
+    [
+        ("wan2.1-t2v-14b", [IMAGE], "invalid_value", "input_reference"),
+        ("wan2.1-t2v-14b", [LAST], "invalid_value", "last_image"),
+        ("wan2.2-t2v-a14b", [CLIP, LAST], "invalid_value", "last_image"),
+        ("wan2.1-i2v-14b-480p", [], "missing_field", "input_reference"),
+        ("wan2.1-i2v-14b-480p", [IMAGE, LAST], "invalid_value", "last_image"),
+        ("wan2.1-i2v-14b-480p", [CLIP], "invalid_value", "input_reference"),
+        ("wan2.1-flf2v-14b-720p", [IMAGE], "missing_field", "last_image"),
+        ("wan2.1-flf2v-14b-720p", [LAST], "missing_field", "input_reference"),
+        ("wan2.1-flf2v-14b-720p", [], "missing_field", "input_reference"),
+        ("wan2.2-ti2v-5b", [IMAGE, LAST], "invalid_value", "last_image"),
+    ],
+)
+def test_what_a_model_does_not_take_names_the_field(model, references, code, param):
+    served = serve_model(Settings(model=model))
+    with pytest.raises(ApiError) as error:
+        served.request(VideoCreate(prompt="x"), references)
+    assert (error.value.status, error.value.code, error.value.param) == (400, code, param)
+    assert f"{model} is " in error.value.message
+    assert " and takes " in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("model", "references", "size", "num_frames", "fps"),
+    [
+        ("wan2.2-t2v-a14b", [], (1280, 720), 81, 16),
+        ("wan2.1-i2v-14b-480p", [IMAGE], (624, 624), 81, 16),
+        ("wan2.1-flf2v-14b-720p", [IMAGE, LAST], (960, 960), 81, 16),
+        ("wan2.2-i2v-a14b", [LAST], (960, 960), 81, 16),
+        ("wan2.2-ti2v-5b", [IMAGE], (960, 928), 121, 24),
+        ("wan2.2-ti2v-5b", [], (1280, 704), 121, 24),
+    ],
+)
+def test_every_kind_of_model_fills_in_its_own(model, references, size, num_frames, fps):
+    served = serve_model(Settings(model=model))
+    request = served.request(VideoCreate(prompt="x"), references)
+    assert (request.width, request.height) == size
+    assert (request.num_frames, request.fps) == (num_frames, fps)
+    assert (request.guidance_scale_2 is not None) == ("a14b" in model)
+    assert model_object(served, 0).defaults.guidance_scale_2 == (
+        served.description.defaults.guidance_scale_2 if "a14b" in model else None
+    )
+
+
+def test_sizes_that_a_model_does_not_make_name_the_nearest():
+    served = serve_model(Settings(model="wan2.2-ti2v-5b"))
+    with pytest.raises(ApiError) as error:
+        served.request(VideoCreate(prompt="x", size="1280x720"), [IMAGE])
+    assert (error.value.param, error.value.code) == ("size", "invalid_value")
+    assert "704 or 736" in error.value.message
+    two = serve_model(Settings(model="wan2.2-t2v-a14b"))
+    request = two.request(VideoCreate(prompt="x", guidance_scale=5, guidance_scale_2=2))
+    assert (request.guidance_scale, request.guidance_scale_2) == (5, 2)

@@ -80,6 +80,13 @@ def test_a_remix_takes_other_settings(server, client, first):
     assert video["metadata"]["request"]["strength"] == 0.5
 
 
+def test_a_seed_of_any_kind_is_another_one(server, first):
+    for seed in (-1, None):
+        body = {"prompt": NEW, "seed": seed}
+        made = accepted(server.client.post(f"/v1/videos/{first['id']}/remix", json=body))
+        assert made["metadata"]["request"]["seed"] != 7
+
+
 def test_edit_of_a_file(server, client, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(clip(num_frames=9))
