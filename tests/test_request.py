@@ -99,8 +99,10 @@ def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
         "image": "sha256:" + "0" * 64,
         "last_image": "sha256:" + "1" * 64,
         "video": "sha256:" + "2" * 64,
+        "guidance_scale_2": 0,
+        "strength": 0.25,
     }
-    defaults = GenerationDefaults(negative_prompt="blurred")
+    defaults = GenerationDefaults(negative_prompt="blurred", guidance_scale_2=3.0)
     assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said
 
 

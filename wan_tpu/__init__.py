@@ -5,6 +5,12 @@
     pipeline = VideoPipeline.from_pretrained("wan-tiny")
     result = pipeline(VideoRequest(prompt="a red circle moving right on a black background"))
 
+A picture or a clip is named by its digest, and its bytes come beside the request:
+
+    data = pathlib.Path("cat.png").read_bytes()
+    request = VideoRequest(prompt="a cat that yawns", image=digest_of(data))
+    result = pipeline(request, media=Media.of(data))
+
 What this package exports is its public surface; a name's module is loaded when the name is first
 used. So `import wan_tpu` is free, and a server validates requests without JAX.
 """
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         WanTpuError,
     )
+    from wan_tpu.media import Media, digest_of
     from wan_tpu.pipeline.check import check_request
     from wan_tpu.pipeline.options import LoadOptions
     from wan_tpu.pipeline.progress import Progress
@@ -51,6 +58,7 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LoadOptions",
+    "Media",
     "MediaError",
     "MismatchError",
     "MissingPackageError",
@@ -69,6 +77,7 @@ __all__ = [
     "check_request",
     "default_layout",
     "describe_model",
+    "digest_of",
     "make_request",
     "open_model",
     "parse_layout",
@@ -77,6 +86,7 @@ __all__ = [
 
 _MODULES = {
     "checkpoints.models": ("ModelDescription", "describe_model", "open_model"),
+    "media": ("Media", "digest_of"),
     "pipeline.check": ("check_request",),
     "pipeline.options": ("LoadOptions",),
     "pipeline.progress": ("Progress",),

@@ -92,6 +92,10 @@ USAGE = {
     "standard output as the file": (["-o", "-"], ".mp4"),
     "unknown suffix": (["-o", "out.avi"], ".mp4"),
     "guidance that is no number": (["--guidance-scale", "nan"], "guidance_scale"),
+    "no picture for a model that is not here yet": (
+        ["--model", "wan2.1-i2v-14b-480p"],
+        "takes an image, and none was given",
+    ),
 }
 
 

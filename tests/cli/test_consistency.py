@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from wan_tpu.cli.consistency import ALL, _verdict, read_layouts
-from wan_tpu.errors import LayoutError
+from wan_tpu import family
+from wan_tpu.cli.consistency import ALL, _verdict, read_inputs, read_layouts
+from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.pipeline.consistency import Comparison, Difference
 from wan_tpu.sharding.layout import Layout
 
@@ -65,6 +66,7 @@ def test_consistent_layouts(run):
 
     report = json.loads((run.folder / "figures.json").read_text())
     assert (report["model"], report["dtype"], report["consistent"]) == ("wan-tiny", "float32", True)
+    assert report["inputs"] == []
     assert [row["name"] for row in report["layouts"]] == names
     ring = report["layouts"][2]
     assert ring["layout"] == {
@@ -162,3 +164,36 @@ def test_the_verdict_counts(count, said):
 def test_more_devices_than_are_here():
     with pytest.raises(LayoutError, match="sp8 needs 8 devices, 4 are here"):
         read_layouts(parse(layouts="sp8", devices=8), 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "roles"),
+    [
+        (family.TEXT_TO_VIDEO, None, ""),
+        (family.TEXT_TO_VIDEO, "video", "video"),
+        (family.IMAGE_TO_VIDEO, None, "image"),
+        (family.FIRST_LAST_FRAME_TO_VIDEO, None, "image last_image"),
+        (family.IMAGE_TO_VIDEO_A14B, "image,last_image", "image last_image"),
+        (family.TEXT_IMAGE_TO_VIDEO, None, "image"),
+        (family.TEXT_IMAGE_TO_VIDEO, "text", ""),
+    ],
+)
+def test_what_a_video_is_compared_of(kind, text, roles):
+    """By itself what runs most of the model."""
+    assert read_inputs(text, kind) == frozenset(roles.split())
+
+
+def test_an_input_that_is_none():
+    with pytest.raises(UnknownNameError, match="text, image, last_image, video"):
+        read_inputs("image,sound", family.IMAGE_TO_VIDEO)
+
+
+def test_a_picture_through_the_command(run):
+    """A size that the model takes, and a picture that is drawn."""
+    done = run(
+        "--model", "wan-tiny-ti2v", "--layouts", "sp2 ring", "--weights", "sharded", "--devices",
+        "2", "--frames", "5", "--steps", "1", "--json", "picture.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("consistent: 1 layout gives the one device's video\n")
+    assert json.loads((run.folder / "picture.json").read_text())["inputs"] == ["image"]

@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
 from tests.checkpoint_factory import VAE
-from tests.pipeline.media import draw
 from tests.tolerances import PARITY, relative_error
 from wan_tpu import family
 from wan_tpu.geometry import Compression, Geometry
@@ -20,6 +19,7 @@ from wan_tpu.pipeline.conditions import (
     NoPictures,
     way_of_pictures,
 )
+from wan_tpu.pipeline.drawn import draw
 from wan_tpu.pipeline.latents import make_noise, to_tokens
 from wan_tpu.pipeline.pictures import Picture
 from wan_tpu.transformer.denoiser import unpatchify
@@ -35,7 +35,7 @@ def geometry_of(num_frames: int) -> Geometry:
 
 
 def picture(seed: int) -> Picture:
-    pixels = draw(WIDTH, HEIGHT, seed)
+    pixels = draw(WIDTH, HEIGHT, seed=seed)
     return Picture(given=(WIDTH, HEIGHT), whole=pixels, fitted=pixels[None])
 
 

@@ -16,6 +16,7 @@ from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import GIB, find_slice
 from wan_tpu.planner.plan import Planner, make_job
+from wan_tpu.planner.rows import served_bytes
 from wan_tpu.planner.table import format_table, to_json
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
@@ -138,9 +139,26 @@ def test_an_image_s_keys_are_resident(uncompiled):
 def test_what_is_being_made_is_not_there_yet(uncompiled):
     _, row = uncompiled("wan2.2-i2v-a14b")
     resident, each = row.resident, row.resident.context // 2
-    assert resident.during("encode-next", 5) == resident.during("image", 5) == resident.weights
+    assert resident.during("encode-first", 5) == resident.during("image", 5) == resident.weights
     assert resident.during("context", each) == resident.weights + each
     assert resident.during("step", 5) == sum(resident.parts.values())
+
+
+def test_the_autoencoder_s_cache_is_there_beside_the_weights(uncompiled):
+    """An argument of its next chunk, and no weight: red when all arguments count as resident."""
+    _, row = uncompiled("wan2.2-i2v-a14b", **SMALL)
+    resident = row.resident
+    assert resident.carried["decode-next"] > 0
+    assert resident.carried["encode-next"] > 0
+    before = resident.during("decode-first", 0)
+    assert resident.during("decode-next", 0) - before == resident.carried["decode-next"]
+    facts = StageFacts(
+        name="decode-next",
+        argument_bytes=resident.components["vae"] + resident.carried["decode-next"],
+        peak_bytes=resident.components["vae"] + resident.carried["decode-next"] + 7,
+    )
+    served = served_bytes(facts, resident.during("decode-next", 0))
+    assert served == before + resident.carried["decode-next"] + 7
 
 
 def test_an_image_s_keys_are_all_real():

@@ -6,6 +6,7 @@ when a layout differs by more than rounding explains.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,14 @@ from wan_tpu.cli.options import (
 )
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
-from wan_tpu.pipeline.check import check_request
+from wan_tpu.errors import UnknownNameError
+from wan_tpu.family import ModelKind
+from wan_tpu.media import ROLES, Media
+from wan_tpu.pipeline.check import check_request, compression_of
+from wan_tpu.pipeline.drawn import draw_media
 from wan_tpu.pipeline.names import DTYPES
 from wan_tpu.pipeline.options import LoadOptions, listed
+from wan_tpu.pipeline.pictures import VIDEO
 from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.sharding.layout import (
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
     from wan_tpu.pipeline.consistency import Comparison
 
 PROMPT = "a red circle moving right on a black background"
-ALL = "all"
+ALL, TEXT = "all", "text"
 HOST_DEVICES = 8
 
 
@@ -72,9 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video = parser.add_argument_group("the video")
     video.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
     video.add_argument(
-        "--size", metavar="WxH", default="80x48",
-        help="pixels; with 9 frames 45 tokens, which divide by nothing and so are padded on every "
-        "split (default: %(default)s)",
+        "--size", metavar="WxH",
+        help="pixels (default: 5x3 tokens, for most models 80x48; with 9 frames 45 tokens, which "
+        "divide by nothing and so are padded on every split)",
+    )  # fmt: skip
+    video.add_argument(
+        "--inputs", metavar="NAMES",
+        help="what the video is made from besides the prompt, drawn for the purpose: "
+        f"{', '.join(ROLES)}, two of them joined by ',', or {TEXT} for nothing (default: the "
+        "pictures that the model can take, else nothing)",
     )  # fmt: skip
     video.add_argument(
         "--frames", type=positive_int, default=9, help="4n + 1 (default: %(default)s)"
@@ -99,7 +111,8 @@ def run(parsed: argparse.Namespace) -> int:
     )
     output = None if parsed.json is None else check_file_path(parsed.json)
     model = options.open_model()
-    check_request(model, request)
+    request, media = _with_pictures(parsed, model, request)
+    check_request(model, request, media)
 
     from wan_tpu import runtime
 
@@ -109,12 +122,13 @@ def run(parsed: argparse.Namespace) -> int:
     import jax
 
     layouts = read_layouts(parsed, jax.device_count())
-    comparisons = _compare(model, options, layouts, request)
+    comparisons = _compare(model, options, layouts, request, media)
     consistent = all(comparison.consistent for comparison in comparisons)
     if output is not None:
         report = {
             "model": parsed.model,
             "dtype": parsed.dtype,
+            "inputs": list(request.media),
             "consistent": consistent,
             "layouts": [comparison.to_json() for comparison in comparisons],
         }
@@ -124,7 +138,11 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _compare(
-    model: ModelDescription, options: LoadOptions, layouts: list[Layout], request: VideoRequest
+    model: ModelDescription,
+    options: LoadOptions,
+    layouts: list[Layout],
+    request: VideoRequest,
+    media: Media,
 ) -> "list[Comparison]":
     """Runs them, and prints a line for each as it is done."""
     from wan_tpu.pipeline.consistency import compare_layouts
@@ -132,7 +150,8 @@ def _compare(
     write_data(_HEADER)
     comparisons = []
     progress = _Progress(len(layouts))
-    for comparison in compare_layouts(model, options, layouts, request, on_start=progress.show):
+    found = compare_layouts(model, options, layouts, request, media=media, on_start=progress.show)
+    for comparison in found:
         comparisons.append(comparison)
         write_data(_row(comparison))
     return comparisons
@@ -174,6 +193,37 @@ def _read_request(parsed: argparse.Namespace) -> VideoRequest:
         guidance_scale=parsed.guidance_scale,
         seed=parsed.seed,
     )
+
+
+def _with_pictures(
+    parsed: argparse.Namespace, model: ModelDescription, request: VideoRequest
+) -> tuple[VideoRequest, Media]:
+    """The request in a size of the model, with drawn pictures, and those."""
+    if request.width is None:
+        compression = compression_of(model)
+        request = dataclasses.replace(
+            request, width=5 * compression.width_multiple, height=3 * compression.height_multiple
+        )
+    roles = read_inputs(parsed.inputs, model.kind)
+    request = request.resolved(model.defaults)
+    assert request.fps is not None
+    digests, media = draw_media(roles, request.geometry(compression_of(model)), request.fps)
+    return dataclasses.replace(request, **digests), media
+
+
+def read_inputs(text: str | None, kind: ModelKind) -> frozenset[str]:
+    """The roles that `--inputs` names; without it those that most of the model runs for.
+
+    Raises:
+        UnknownNameError: there is no such role.
+    """
+    if text is None:
+        pictures = [roles for roles in kind.inputs if roles and VIDEO not in roles]
+        return pictures[0] if pictures else kind.inputs[0]
+    roles = frozenset() if text == TEXT else frozenset(text.split(","))
+    for role in roles - set(ROLES):
+        raise UnknownNameError("input", role, (TEXT, *ROLES))
+    return roles
 
 
 class _Progress:

@@ -181,9 +181,13 @@ def _generate(order: Order, running: Interruptible) -> None:
 
 
 def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
-    """The model, whose files are here, and the complete request, which it can make."""
+    """The model, whose files are here, and the complete request, which it can make.
+
+    What is wrong with the request or its pictures is said before gigabytes are downloaded.
+    """
+    request, _ = check_request(order.options.describe_model(), order.request, order.media)
     model = order.options.open_model()
-    request, _ = check_request(model, order.request, order.media)
+    check_request(model, request)
     return model, request
 
 

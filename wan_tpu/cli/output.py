@@ -78,7 +78,7 @@ def open_video(
 def write_metadata(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
     """How the video was made: the file beside it, and a line per stage on stderr."""
     write_side_file(output, metadata)
-    steps = metadata["request"]["num_inference_steps"]
+    steps = sum(metadata["steps"].values())
     for name, seconds in metadata["seconds"].items():
         each = f"  ({seconds / steps:.3f} s per step)" if name == "denoise" else ""
         sys.stderr.write(f"{name:<22}{seconds:>9.2f} s{each}\n")

@@ -95,6 +95,7 @@ def make_components(
         config=TextConfig.from_json(configs[TEXT_ENCODER]), mesh=mesh, dtype=denoiser.dtype
     )
     vae = VaeConfig.from_json(configs[VAE])
+    _check_channels(kind, denoiser.config, vae)
     parts = vae_parts(kind)
     encodes = ("encode-first", "encode-next") if ENCODER in parts else ()
     transformer = Component(
@@ -132,3 +133,20 @@ def make_components(
         ),
     }
     return {name: found[name] for name in kind.components}
+
+
+def _check_channels(kind: ModelKind, transformer: TransformerConfig, vae: VaeConfig) -> None:
+    """Refuses a transformer whose latents are not those of the autoencoder.
+
+    Raises:
+        CheckpointError: says how many channels each has.
+    """
+    expected = {"out_channels": vae.z_dim, "in_channels": vae.z_dim}
+    if kind.conditioning is Conditioning.CHANNELS:
+        expected["in_channels"] += vae.temporal_compression + vae.z_dim  # a mask, and pictures
+    for name, channels in expected.items():
+        if getattr(transformer, name) != channels:
+            raise CheckpointError(
+                f"the transformer's {name} is {getattr(transformer, name)}; {channels} are "
+                f"expected of {kind.words} whose autoencoder has {vae.z_dim} latent channels"
+            )

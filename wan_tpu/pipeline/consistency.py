@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
@@ -115,6 +116,7 @@ def compare_layouts(
     layouts: Sequence[Layout],
     request: VideoRequest,
     *,
+    media: Media = NO_MEDIA,
     on_start: Callable[[Layout], None] = lambda layout: None,
 ) -> Iterator[Comparison]:
     """Runs a request on one device and on every layout, and yields how each differs.
@@ -125,19 +127,25 @@ def compare_layouts(
             looked at, and their dtype is a key of `TOLERANCES`.
         layouts: those to compare; each uses the first devices that are here.
         request: what to run.
+        media: the pictures and clips that it names.
         on_start: told the layout, the one device's first, when its turn comes.
     """
 
     def run(layout: Layout) -> Run:
         on_start(layout)
-        return run_layout(model, dataclasses.replace(options, layout=layout), request)
+        return run_layout(model, dataclasses.replace(options, layout=layout), request, media)
 
     expected = run(Layout())
     for layout in layouts:
         yield compare(run(layout), expected)
 
 
-def run_layout(model: ModelDescription, options: LoadOptions, request: VideoRequest) -> Run:
+def run_layout(
+    model: ModelDescription,
+    options: LoadOptions,
+    request: VideoRequest,
+    media: Media = NO_MEDIA,
+) -> Run:
     """Runs a request on the options' layout; arguments as of `compare_layouts`."""
     assert options.layout is not None
     assert options.dtype is not None
@@ -147,7 +155,7 @@ def run_layout(model: ModelDescription, options: LoadOptions, request: VideoRequ
         layout=options.layout,
         attention=pipeline.model.denoiser.setting.implementation,
         dtype=options.dtype,
-        **pipeline.intermediate(request),
+        **pipeline.intermediate(request, media=media),
     )
 
 

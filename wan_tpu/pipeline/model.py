@@ -279,11 +279,6 @@ class VideoModel(PlacedModel):
         both = self._own_vae.encode_stages(height, width, self._vae_weights(ENCODER))
         return both if num_frames > 1 else both[:1]
 
-    def decode_stages(self, geometry: Geometry) -> tuple[Stage, Stage]:
-        """Our own decoder's programs for the first and for every later latent frame."""
-        weights = self._vae_weights(DECODER)
-        return self._own_vae.decode_stages(geometry.latent_height, geometry.latent_width, weights)
-
     def _vae_weights(self, part: str) -> dict[str, jax.ShapeDtypeStruct]:
         weights = self.components[VAE].weights
         return {name: weight for name, weight in weights.items() if name.startswith(part)}

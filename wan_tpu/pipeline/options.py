@@ -3,7 +3,7 @@
 The command line and the service read the same names into `LoadOptions`, and then
 
     model = options.open_model()                  # its files are here
-    request, _ = check_request(model, request)    # complete, and the model can make it
+    request, _ = check_request(model, request, media)  # complete, and the model can make it
     runtime.start(host_devices=options.host_devices, ...)
     pipeline = options.load(model, compile_for=request)
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wan_tpu.attention.names import IMPLEMENTATIONS
-from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, open_model
+from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.pipeline.names import DTYPES, VAES
 from wan_tpu.request import VideoRequest
@@ -107,6 +107,15 @@ class LoadOptions:
                 "give one of them"
             )
         return cls(layout=parsed, **others)
+
+    def describe_model(self) -> ModelDescription:
+        """The model's configurations; weights are neither read nor downloaded.
+
+        Raises:
+            UnknownNameError: nothing is called so.
+            CheckpointError: its files are not those of a model of the family.
+        """
+        return describe_model(self.model, self.variant)
 
     def open_model(self) -> ModelDescription:
         """The model with all its files here, downloaded from the hub if they were not.

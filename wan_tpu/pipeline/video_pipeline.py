@@ -22,7 +22,6 @@ from wan_tpu.pipeline.load import checked_parts, load_vae_of, on_one_branch, pla
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
-from wan_tpu.pipeline.options import listed
 from wan_tpu.pipeline.programs import Program, Programs
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
@@ -256,7 +255,7 @@ class VideoPipeline:
         if run.way.num_frames(run.geometry) and not self._vae.encodes:
             raise InputError(
                 f"the VAE {self._vae.name} only decodes, and pictures have to be encoded; load the "
-                f"model with the VAE {listed(VAES_THAT_ENCODE)}"
+                f"model with the VAE {' or '.join(VAES_THAT_ENCODE)}"
             )
         return run
 

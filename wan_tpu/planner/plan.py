@@ -266,11 +266,17 @@ class Planner:
                 for _, batch in run.contexts
             ]
             parts = run.model.components.items()
+            stages = self._job.stages_of(run)
             return {
                 "components": {name: part.bytes_per_device for name, part in parts},
                 "context": sum(contexts),
                 "condition": tree_bytes(condition) * len(run.components),
                 "state": tree_bytes(run.model.abstract_state(run.geometry, run.schedule)),
+                "carried": {
+                    name: tree_bytes(stages[name].arguments[2])
+                    for name in ("encode-next", "decode-next")
+                    if name in stages
+                },
             }
 
         return Resident(**self._cache.get(key, make))

@@ -21,12 +21,15 @@ class Resident:
         context: keys and values of text and pictures, each expert's, while a video is made.
         condition: what its steps are told of pictures, each expert's, likewise.
         state: the scheduler's state, likewise.
+        carried: what a stage hands to its next run besides, by the stage's name: the
+            autoencoder's cache.
     """
 
     components: Mapping[str, int]
     context: int
     condition: int
     state: int
+    carried: Mapping[str, int]
 
     @property
     def weights(self) -> int:
@@ -48,12 +51,13 @@ class Resident:
         """
         name = stage.removesuffix(UNGUIDED)
         if name in ("text", "image") or name.startswith("encode"):
-            return self.weights
+            return self.weights + self.carried.get(name, 0)
         if name == "context":
             return self.weights + max(self.context - output_bytes, 0)
         if name == "condition":
             return self.weights + self.context + max(self.condition - output_bytes, 0)
-        return self.weights + self.context + self.condition + self.state
+        video = self.context + self.condition + self.state
+        return self.weights + video + self.carried.get(name, 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
