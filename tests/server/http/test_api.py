@@ -315,6 +315,8 @@ def test_models(quick):
         "flow_shift": 5.0,
         "negative_prompt": "",
         "scheduler": "unipc",
+        "guidance_scale_2": None,
+        "strength": 0.8,
     }
     assert model["limits"]["size_multiple"] == [16, 16]
     assert model["limits"]["max_work"] == 8 * 64 * 64 * 17 * 12

@@ -88,6 +88,7 @@ def test_models(client):
     (model,) = client.models.list().data
     assert (model.id, model.owned_by) == ("wan-tiny", "wan-tpu")
     assert model.defaults["size"] == "64x64"
+    assert model.inputs == client.models.retrieve("wan-tiny").inputs == [[], ["video"]]
 
 
 def test_remix_and_edit_make_a_video_anew(client, tmp_path):
