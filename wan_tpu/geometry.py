@@ -1,7 +1,7 @@
 """Pixels and frames <-> latent grid <-> tokens. Integers only, no JAX: the server uses it, too.
 
-Wan's autoencoder compresses space by 8 and time by 4, the first frame alone; the transformer then
-groups latents into patches. All ranges are those of `docs/glossary.md`.
+Wan's autoencoders compress space by 8 (Wan 2.1) or 16 (TI2V-5B) and time by 4, the first frame
+alone; the transformer then groups latents into patches. All ranges are those of `docs/glossary.md`.
 """
 
 import dataclasses
