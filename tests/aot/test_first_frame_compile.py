@@ -7,11 +7,11 @@ from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.family import Conditioning
 from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.model import make_video_model
+from wan_tpu.pipeline.run import schedule_steps
 from wan_tpu.planner.compile import slice_devices
 from wan_tpu.planner.hardware import find_slice
 from wan_tpu.planner.program import read_program
 from wan_tpu.request import VideoRequest
-from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import default_layout
 from wan_tpu.sharding.mesh import make_mesh
 
@@ -28,12 +28,7 @@ def compiled_steps():
     model = make_video_model(description, mesh, layout, dtype=jnp.dtype("bfloat16"))
     request, geometry = check_request(description, VideoRequest(prompt="a fox"))
     assert geometry.num_tokens == 27_280
-    schedule = make_schedule(
-        request.scheduler,
-        num_inference_steps=50,
-        flow_shift=5.0,
-        config=description.configs["scheduler"],
-    )
+    schedule, _ = schedule_steps(description, request)
     return {
         mode: model.step_stage(geometry, schedule, batch=2, in_steps=mode).compile()
         for mode in (Conditioning.NONE, Conditioning.FIRST_FRAME)
