@@ -156,8 +156,7 @@ class Body:
         if large is not None:
             in_base64 = MOST_FILES * -(-settings.max_upload_bytes * 4 // 3)
             self._limit += in_base64
-            self._seconds += in_base64 / SLOWEST_UPLOAD_BYTES_PER_SECOND
-        self._deadline = time.monotonic() + self._seconds
+        self._started = time.monotonic()
         self._received = 0
         self._has_length = self._headers.get("content-length", "") not in ("", "0")
         self._is_chunked = "transfer-encoding" in self._headers
@@ -193,11 +192,13 @@ class Body:
         """
         if self.is_complete:
             return await self._receive()  # only whether the client is still there
+        # What has come buys time for what follows: a file may take minutes, its first byte may not.
+        seconds = self._seconds + self._received / SLOWEST_UPLOAD_BYTES_PER_SECOND
         try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
+            async with asyncio.timeout(self._started + seconds - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            words = f"the body did not arrive within {self._seconds:g} seconds"
+            words = f"of the body {self._received} bytes came within {seconds:.3g} seconds"
             raise ApiError(408, "body_too_slow", words) from None
         self._received += len(message.get("body", b""))
         if self._received > self._limit:

@@ -234,11 +234,13 @@ def test_a_page_of_another_site_cannot_act(quick):
 
 
 def test_large_bodies_are_refused(start_server):
-    server = start_server(max_body_bytes=1000)
-    body = json.dumps({"prompt": "x" * 1000})
+    server = start_server(max_body_bytes=1000, max_upload_bytes=300)
     headers = {"Content-Type": "application/json"}
-    response = server.client.post("/v1/videos", content=body, headers=headers)
-    check_shape(response, 413, "body_too_large")
+    # Two pictures in base64 may come with a prompt; with a remix none.
+    for path, characters in (("/v1/videos", 2000), (f"/v1/videos/{'x' * 38}/remix", 1000)):
+        body = json.dumps({"prompt": "x" * characters})
+        response = server.client.post(path, content=body, headers=headers)
+        check_shape(response, 413, "body_too_large")
 
     def chunks():
         yield b'{"prompt": "'
@@ -253,6 +255,8 @@ def test_slow_bodies_and_heads_are_cut_off(start_server):
     server = start_server(body_timeout_seconds=0.5)
     head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert raw_error(raw(server, head + b"Content-Length: 100\r\n\r\n{")) == (408, "body_too_slow")
+    stopped = head + b"Content-Length: 9000000\r\n\r\n" + b"x" * 300_000  # in the midst of a file
+    assert raw_error(raw(server, stopped)) == (408, "body_too_slow")
     assert raw_error(raw(server, head)) == (408, "head_too_slow")
     assert raw_error(raw(server, b"")) == (408, "head_too_slow")
 
