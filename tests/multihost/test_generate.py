@@ -12,11 +12,15 @@ import pytest
 
 from tests.multihost.running import clean_environment, free_port
 from tests.server.running import wait_for
+from wan_tpu.checkpoints.models import WAN_TINY_TI2V
+from wan_tpu.image.picture import read_picture
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
 PROMPT = "a blue square moving up on a gray background"
 LAYOUT = ("--layout", "dp2-sp2-tp2")
 """Of all these tests with the real engine: its programs are compiled once."""
+
+PICTURE = pathlib.Path(__file__).parents[2] / "docs" / "images" / "square.png"
 
 WAN_TPU = pathlib.Path(sys.executable).with_name("wan-tpu")
 
@@ -77,8 +81,10 @@ def make_secret(file, secret):
 
 
 def test_process_0_writes_the_video_of_both(command, tmp_path):
+    """Of a picture: both are given its file, and process 0's bytes are what both make it from."""
     secret = ("--group-secret-file", str(make_secret(tmp_path / "secret", "s" * 32)))
-    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy", *secret)
+    picture = ("--model", WAN_TINY_TI2V, "--image", str(PICTURE))
+    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy", *picture, *secret)
     assert both.ends() == {0: (0, "both.npy\n"), 1: (0, "")}, both.log(0) + both.log(1)
     names = {path.name for path in both.folder.iterdir()}
     assert names == {"both.npy", "both.json", "0.log", "1.log"}
@@ -86,7 +92,11 @@ def test_process_0_writes_the_video_of_both(command, tmp_path):
     assert metadata["num_processes"] == 2
     assert metadata["lockstep"]["processes"] == 2
     assert "process 1 of 2 follows 127.0.0.1:" in both.log(1)
-    assert np.load(both.folder / "both.npy").shape == (17, 64, 64, 3)
+    assert metadata["pictures"] == {"image": "128x128 as it is"}
+    frames = np.load(both.folder / "both.npy")
+    assert frames.shape == (17, 128, 128, 3)
+    given = read_picture(PICTURE.read_bytes()).astype(int)
+    assert np.abs(frames[0] - given).mean() < 5, "the first frame is not the picture"
 
 
 def test_ctrl_c_on_process_0_ends_both_and_leaves_no_file(command):
