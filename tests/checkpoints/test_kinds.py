@@ -1,19 +1,23 @@
 """The kind of a model, from its folder alone: as diffusers writes it, as Wan's converter does."""
 
+import inspect
 import json
 import shutil
 
 import numpy as np
 import pytest
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from tests.checkpoint_factory import RANDOM_KINDS, make_random_model
 from wan_tpu import family
+from wan_tpu.checkpoints.kinds import TRANSFORMER_DEFAULTS
 from wan_tpu.checkpoints.known import KNOWN_MODELS
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.errors import CheckpointError
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_schedule
+from wan_tpu.transformer.config import TransformerConfig
 
 KINDS = {
     "t2v": family.TEXT_TO_VIDEO,
@@ -372,3 +376,10 @@ def test_a_known_model_says_what_it_is(name):
     assert model.kind == KNOWN_MODELS[name].kind
     assert list(model.configs) == [*model.kind.components, "scheduler"]
     assert model.folder is None
+
+
+def test_what_a_file_leaves_out_is_diffusers_default_here_and_in_the_transformer():
+    arguments = inspect.signature(WanTransformer3DModel.__init__).parameters
+    for name, value in TRANSFORMER_DEFAULTS.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        assert arguments[name].default == plain == getattr(TransformerConfig(), name), name
