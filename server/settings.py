@@ -234,8 +234,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=131_072,
         ge=1,
-        description="size of a request's body without pictures and clips: two prompts of 4000 "
-        "characters, however escaped",
+        description="size of a body but for files: two prompts of 4000 characters, however escaped",
     )
     max_upload_bytes: int = Field(
         default=20 << 20,
@@ -246,8 +245,7 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=10,
         gt=0,
-        description="how long a request's head, and then its body, may take to arrive; each "
-        "quarter of a megabyte that came gives the rest a second more",
+        description="how long a head, then a body, may take; 250 kB of it give a second more",
     )
     max_prompt_characters: int = Field(default=4000, ge=1, description="length of a prompt")
     max_work: float = Field(

@@ -27,16 +27,13 @@ LOAD = """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     import jax.numpy as jnp
+    from tests.checkpoints.memory import memory
     from tests.checkpoints.test_two_experts import VALUES, like_a14b
     from wan_tpu.checkpoints.loading import Part
     from wan_tpu.checkpoints.weights import load_parts
     from wan_tpu.pipeline.model import make_video_model
     from wan_tpu.sharding.layout import parse_layout
     from wan_tpu.sharding.mesh import make_mesh
-
-    def memory(name):  # getrusage's peak begins with that of the process that started this one
-        (line,) = (x for x in open("/proc/self/status") if x.startswith(name))
-        return int(line.split()[1]) * 1024
 
     folder, layout, sizes = sys.argv[1:]
     layout = parse_layout(layout)

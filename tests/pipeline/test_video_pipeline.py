@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import WanPipeline
 
 from tests.checkpoint_factory import PROMPT, make_random_checkpoint
+from tests.pipeline.originals import run_original
 from tests.tolerances import psnr
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import Cancelled, GeometryError, LayoutError, UnknownNameError
@@ -31,21 +30,7 @@ def random_checkpoint(tmp_path_factory):
 @functools.cache
 def generate_original(folder, request: VideoRequest):
     """diffusers' frames, uint8, in float32 on the CPU."""
-    pipeline: Any = WanPipeline.from_pretrained(folder)
-    pipeline.scheduler.register_to_config(flow_shift=request.flow_shift)
-    pipeline.set_progress_bar_config(disable=True)
-    video = pipeline(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width,
-        height=request.height,
-        num_frames=request.num_frames,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="np",
-    ).frames[0]
-    return (np.asarray(video) * 255).round().astype(np.uint8)
+    return run_original(folder, request, {}).frames
 
 
 def make_request(name, **kwargs):

@@ -17,7 +17,13 @@ from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
-from wan_tpu.pipeline.step_plan import PlannedStep, plan_steps
+from wan_tpu.pipeline.step_plan import (
+    PlannedStep,
+    batches_of,
+    components_of,
+    contexts_of,
+    plan_steps,
+)
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.schedulers.base import Schedule
@@ -68,22 +74,22 @@ class Run:
     @property
     def batch(self) -> int:
         """Prompts that the steps need: with guidance the negative one, too."""
-        return max(step.batch for step in self.steps)
+        return max(self.batches)
 
     @property
     def batches(self) -> list[int]:
         """Of the steps, each once."""
-        return sorted({step.batch for step in self.steps})
+        return batches_of(self.steps)
 
     @property
     def components(self) -> list[str]:
         """The transformers whose turn comes."""
-        return sorted({step.component for step in self.steps})
+        return components_of(self.steps)
 
     @property
     def contexts(self) -> list[tuple[str, int]]:
         """What the steps attend to: each transformer makes it anew, for each of its batches."""
-        return sorted({(step.component, step.batch) for step in self.steps})
+        return contexts_of(self.steps)
 
     @property
     def num_encoder_pictures(self) -> int:

@@ -56,3 +56,18 @@ def plan_steps(
     return tuple(
         high if boundary is None or timestep >= boundary else low for timestep in schedule.timesteps
     )
+
+
+def batches_of(steps: Sequence[PlannedStep]) -> list[int]:
+    """Of the steps, each once: 1 without guidance, 2 with it."""
+    return sorted({step.batch for step in steps})
+
+
+def components_of(steps: Sequence[PlannedStep]) -> list[str]:
+    """The transformers whose turn comes."""
+    return sorted({step.component for step in steps})
+
+
+def contexts_of(steps: Sequence[PlannedStep]) -> list[tuple[str, int]]:
+    """What the steps attend to, as (component, batch): each transformer makes it anew for each."""
+    return sorted({(step.component, step.batch) for step in steps})

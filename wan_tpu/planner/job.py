@@ -13,7 +13,7 @@ from wan_tpu.image.encoder import ImageEncoderConfig
 from wan_tpu.media import placeholders
 from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
 from wan_tpu.pipeline.run import Run
-from wan_tpu.pipeline.step_plan import PlannedStep
+from wan_tpu.pipeline.step_plan import PlannedStep, batches_of, components_of, contexts_of
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
@@ -73,7 +73,7 @@ class Job:
     @property
     def batches(self) -> list[int]:
         """Of the steps, each once: 2 with guidance, 1 without."""
-        return sorted({step.batch for step in self.steps})
+        return batches_of(self.steps)
 
     @property
     def image_tokens(self) -> int:
@@ -86,7 +86,7 @@ class Job:
     def runs(self) -> dict[str, int]:
         """How often the video runs each stage; those that it does not run are not there."""
         steps, way, latent_frames = self.steps, self.way, self.geometry.latent_frames
-        contexts = {(step.component, step.batch) for step in steps}
+        contexts = contexts_of(steps)
         encoded = way.num_frames(self.geometry)
         told = way.in_steps is not Conditioning.NONE
         counts = {
@@ -94,7 +94,7 @@ class Job:
             "image": int(self.image_tokens > 0),
             "encode-first": int(encoded > 0),
             "encode-next": max(encoded - 1, 0) // FRAMES_PER_CHUNK,
-            "condition": len({step.component for step in steps}) if told else 0,
+            "condition": len(components_of(steps)) if told else 0,
             "start": 1,
             "latents": 1,
             "decode-first": 1,

@@ -22,6 +22,7 @@ from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
+from wan_tpu.pipeline.step_plan import contexts_of
 from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
     FactsCache,
@@ -254,7 +255,7 @@ class Planner:
             "what": "resident",
             "split": dataclasses.asdict(layout),
             "takes": sorted(self._job.description.kind.takes),
-            "contexts": sorted({(step.component, step.batch) for step in self._job.steps}),
+            "contexts": contexts_of(self._job.steps),
             **self._base_key(*STAGE_PACKAGES),
         }
 

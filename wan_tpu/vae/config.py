@@ -182,18 +182,8 @@ def encoder_plan(config: VaeConfig) -> Plan:
                     temporal=temporal,
                 )
             )
-        if config.is_residual:
-            in_level = [
-                ResidualLevel(
-                    layers=_joined(in_level),
-                    in_channels=before,
-                    channels=width,
-                    up=False,
-                    frames=2 if temporal else 1,
-                    size=1 if is_last else 2,
-                )
-            ]
-        layers += in_level
+        size = 1 if is_last else 2
+        layers += _level(config, in_level, before, width, up=False, temporal=temporal, size=size)
     layers += _middle("encoder", widths[-1])
     return Plan(
         name="encoder",
@@ -228,18 +218,7 @@ def decoder_plan(config: VaeConfig) -> Plan:
                 temporal=temporal,
             )
         )
-        if config.is_residual:
-            in_level = [
-                ResidualLevel(
-                    layers=_joined(in_level),
-                    in_channels=before,
-                    channels=after,
-                    up=True,
-                    frames=2 if temporal else 1,
-                    size=2,
-                )
-            ]
-        layers += in_level
+        layers += _level(config, in_level, before, after, up=True, temporal=temporal, size=2)
         before = after
     return Plan(
         name="decoder",
@@ -249,6 +228,40 @@ def decoder_plan(config: VaeConfig) -> Plan:
         last_channels=widths[-1],
         out_channels=config.patch_channels,
     )
+
+
+def _level(
+    config: VaeConfig,
+    layers: list[Layer],
+    in_channels: int,
+    channels: int,
+    *,
+    up: bool,
+    temporal: bool,
+    size: int,
+) -> list[Layer]:
+    """A level's layers, with a shortcut around them where the autoencoder is residual.
+
+    Args:
+        config: of the autoencoder.
+        layers: of the level.
+        in_channels: of the first one's input.
+        channels: of the last one's output.
+        up: whether the level makes pictures larger.
+        temporal: whether it changes the number of frames, too.
+        size: by how much it changes height and width.
+    """
+    if not config.is_residual:
+        return layers
+    level = ResidualLevel(
+        layers=_joined(layers),
+        in_channels=in_channels,
+        channels=channels,
+        up=up,
+        frames=2 if temporal else 1,
+        size=size,
+    )
+    return [level]
 
 
 def _down_names(config: VaeConfig, level: int) -> tuple[list[str], str]:
