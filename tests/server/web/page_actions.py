@@ -6,15 +6,26 @@ from tests.server.running import wait_for
 
 
 def submit(page, prompt, **fields):
-    """Fills the form and presses Generate; the card, or line in the queue, of the new video."""
+    """Fills the form and presses Generate; the card, or line in the queue, of the new video.
+
+    Found by its id: an older video may have the same prompt, and its card may come first.
+    """
     page.locator("#submit:enabled").wait_for()
     page.fill("#prompt", prompt)
     for name, value in fields.items():
         if not page.is_visible(f"#{name}"):
             page.click("#advanced summary")
         page.fill(f"#{name}", str(value))
-    page.click("#submit")
-    return card_of(page, prompt)
+    with page.expect_response(_is_a_new_video) as answer:
+        page.click("#submit")
+    made = answer.value.json()["id"]
+    card = page.locator(f'.row[data-id="{made}"], .card[data-id="{made}"]').first
+    card.wait_for()
+    return card
+
+
+def _is_a_new_video(response):
+    return response.request.method == "POST" and "/v1/videos" in response.url and response.ok
 
 
 def card_of(page, prompt):
