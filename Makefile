@@ -56,7 +56,8 @@ lock:  ## write requirements/*.txt anew from pyproject.toml; UPGRADE=--upgrade t
 	$(COMPILE_PROJECT) --extra dev --extra tpu --output-file requirements/dev.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --output-file requirements/library.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --output-file requirements/server.txt
-	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra postgres --extra tpu \
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra train --output-file requirements/train.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra postgres --extra train --extra tpu \
 		--output-file requirements/slice.txt
 	$(COMPILE) --group lock --output-file requirements/uv.txt
 
@@ -70,6 +71,9 @@ $(VENV)/.installed: requirements/library.txt pyproject.toml | $(BIN)/python
 	$(call install_list,$<)
 
 $(VENV)/.installed-server: requirements/server.txt pyproject.toml | $(BIN)/python
+	$(call install_list,$<)
+
+$(VENV)/.installed-train: requirements/train.txt pyproject.toml | $(BIN)/python
 	$(call install_list,$<)
 
 $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python

@@ -16,8 +16,10 @@ FLOORS = [
     {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
-    {"text", "image", "transformer", "vae", "schedulers"},
+    {"adapters", "text", "image", "transformer", "vae", "schedulers"},
     {"pipeline"},
+    {"dataset"},
+    {"training"},
     {"planner", "demo"},
     {"cli"},
 ]

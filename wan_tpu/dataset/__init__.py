@@ -1,0 +1,1 @@
+"""Clips and captions: listed, checked, encoded once, and read as batches in a repeatable order."""

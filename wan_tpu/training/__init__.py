@@ -1,0 +1,1 @@
+"""Training of Wan's transformers on a mesh: LoRA, all weights, or embeddings of new words."""
