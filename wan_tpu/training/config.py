@@ -32,7 +32,7 @@ ALL_LINEARS = (
     "ffn.net.0.proj",
     "ffn.net.2",
 )
-"""Linears of a block, as diffusers names them; those of image tokens only where a model has such."""
+"""Linears of a block by diffusers' names; those of image tokens only where a model has such."""
 
 
 def _require(holds: bool, what: str) -> None:
