@@ -135,9 +135,7 @@ def test_files_of_frames_that_are_damaged(tmp_path):
     changed[len(data) // 3] ^= 0xFF  # found by the checksum, when all of it has been read
     path.write_bytes(changed)
     last = window(Fraction(11, 16))
-    with pytest.raises(
-        MediaError, match=r"a.npz: the frames are damaged, or no .npz"
-    ):
+    with pytest.raises(MediaError, match=r"a.npz: the frames are damaged, or no .npz"):
         read_window(entry(path, Kind.FRAMES), last, SIZE, fps=16)
 
 

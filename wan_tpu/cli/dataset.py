@@ -161,10 +161,15 @@ def _table(report: "Report") -> str:
         lines += ["", report.placement.table().rstrip()]
     good, faults, notes = len(report.good), len(report.faults), len(report.notes)
     total = len(report.listing.entries)
-    lines += ["" if lines else None, f"{good} of {total} good, {faults} faults, {notes} notes"]
+    counts = [f"{good} of {total} good", _counted(faults, "fault"), _counted(notes, "note")]
+    lines += ["" if lines else None, ", ".join(counts)]
     if not total:
         lines.append(f"{report.listing.path} has no clip or picture that is read")
     return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _note_lines(notes: "list[Finding]") -> list[str]:
