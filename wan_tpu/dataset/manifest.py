@@ -45,10 +45,12 @@ class Refusal:
 
     Attributes:
         name: of it.
-        reason: in a sentence.
+        kind: of `wan_tpu.dataset.faults.FAULTS`.
+        reason: in words.
     """
 
     name: str
+    kind: str
     reason: str
 
 
@@ -65,7 +67,7 @@ class Manifest:
         settings: how clips were sampled, and the dtypes; for people.
         empty_text: key of the empty caption's embeddings.
         samples: in the order of the list.
-        refused: likewise.
+        refused: in the order of their names.
     """
 
     model: str
