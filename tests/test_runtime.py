@@ -1,8 +1,13 @@
 """How an entry point starts JAX, in processes of their own."""
 
 import os
+import pathlib
 import subprocess
 import sys
+
+import pytest
+
+from wan_tpu import runtime
 
 
 def run(code: str, **environment: str) -> str:
@@ -45,3 +50,24 @@ import jax
 jax.jit(lambda x: x + 1)(1.0)"""
     run(code)
     assert list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "is_one"),
+    [
+        ("dev/accel0", True),
+        ("dev/vfio/3", True),
+        ("dev/nvidia0", True),
+        ("dev/kfd", True),
+        ("dev/dxg", True),
+        ("dev/nvidiactl", False),
+        ("dev/vfio/vfio", False),
+        ("dev/tty0", False),
+    ],
+)
+def test_an_accelerator_is_seen_by_its_file(tmp_path, monkeypatch, file, is_one):
+    """Red when a kind of accelerator is left out: JAX would be held to the CPU beside it."""
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    monkeypatch.setattr(runtime.pathlib, "Path", lambda _: pathlib.PosixPath(tmp_path))
+    assert runtime.accelerator_present() == is_one

@@ -15,8 +15,8 @@ from wan_tpu.multihost.group import TPU_FILES, Joined
 
 logger = logging.getLogger(__name__)
 
-ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/kfd")
-"""Device files of TPUs, NVIDIA and AMD GPUs."""
+ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+"""Device files of TPUs, NVIDIA GPUs (the second: under Windows' Linux) and AMD GPUs."""
 
 ONE_DAY = 86_400
 
