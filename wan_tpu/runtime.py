@@ -99,7 +99,6 @@ def default_cache_base() -> pathlib.Path | None:
     return found / "wan-tpu"
 
 
-def accelerator_present() -> bool:
-    """Whether this machine has a TPU or a GPU, by its device files."""
-    root = pathlib.Path("/")
+def accelerator_present(root: pathlib.Path = pathlib.Path("/")) -> bool:
+    """Whether this machine has a TPU or a GPU, by the device files under its root folder."""
     return any(any(root.glob(pattern.lstrip("/"))) for pattern in ACCELERATOR_FILES)
