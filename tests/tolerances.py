@@ -13,6 +13,10 @@ PARITY = 1e-5
 LAYOUT = 1e-4
 """A layout against one device, or against the original, float32."""
 
+MERGED = 1e-6
+"""Weights with an adapter merged into them, float32: a sum of at most a few dozen products and
+three roundings more, in whichever order."""
+
 
 def relative_error(actual, expected) -> float:
     """Largest absolute difference over the largest absolute expected value; NaN never passes."""

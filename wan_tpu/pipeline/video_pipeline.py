@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import Weight, load_parts
@@ -45,11 +46,13 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
+        adapters: what was added to its weights, for the metadata.
     """
 
     def __init__(self, model: VideoModel, tokenizer: Tokenizer, vae: VaeBackend):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
+        self.adapters: Sequence[Mapping[str, Any]] = ()
         self._one_branch = on_one_branch(model)
         self._tokenizer = tokenizer
         self._vae = vae
@@ -101,6 +104,7 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        adapters: Sequence[ChosenAdapter] = (),
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -113,6 +117,7 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            adapters: of `open_adapters`; added to the transformers' weights, in this order.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
@@ -129,12 +134,14 @@ class VideoPipeline:
             vae_dtype=vae_dtype,
             attention=attention,
         )
-        parts = checked_parts(model)  # what is wrong with them is said before anything compiles
+        # What is wrong with them is said before anything compiles.
+        parts, added = checked_parts(model, adapters)
         tokenizer = load_tokenizer(
             description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
         )
         with reporting_memory("loading the model", model):
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
             pipeline._give_weights(load_parts(parts))
@@ -194,7 +201,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, self._vae.name),
+            metadata=metadata_of(run, self._vae.name, self.adapters),
         )
 
     def intermediate(
