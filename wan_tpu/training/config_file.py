@@ -20,7 +20,7 @@ from wan_tpu.errors import InputError
 from wan_tpu.training import config_check, presets
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_keys import KEYS, TABLES, Key, kind_of_table, nearest, tables_of
-from wan_tpu.training.config_values import ascii_if_broken, read_text, read_value
+from wan_tpu.training.config_values import read_text, read_value, shown_name
 
 LARGEST_BYTES = 2**20
 """Of a file: a thousand prompts are a tenth of it, and weights by mistake are more."""
@@ -80,7 +80,7 @@ def read_config(
     sources.append(_read_settings(settings))
     config = _merge(sources)
     _check_in_use(config, sources)
-    name = COMMAND_LINE if file is None else os.fspath(file)
+    name = COMMAND_LINE if file is None else shown_name(os.fspath(file))
     try:
         config_check.check_alone(config, needs_data=needs_data)
     except InputError as error:
@@ -118,7 +118,7 @@ def toml_value(value: Any) -> str:
 
 def _read_file(path: Path, preset: str | None) -> tuple[list[_Source], str | None]:
     """The file's keys, and the preset that it or the command line names."""
-    name = os.fspath(path)
+    name = shown_name(os.fspath(path))
     text = _text_of(path)
     tables = _parse(name, text)
     named = tables.pop("preset", None)
@@ -139,7 +139,7 @@ def _read_file(path: Path, preset: str | None) -> tuple[list[_Source], str | Non
 
 
 def _text_of(path: Path) -> str:
-    name = ascii_if_broken(os.fspath(path))
+    name = shown_name(os.fspath(path))
     if path.is_dir():
         raise InputError(f"{name} is a folder; give a TOML file, or a run folder to go on with it")
     try:
@@ -201,7 +201,7 @@ def _read_settings(settings: Sequence[str]) -> _Source:
         if not equals or not dot:
             raise InputError(
                 f"a setting is table.key=value, for example train.steps=200, got "
-                f"{ascii_if_broken(setting)}"
+                f"{shown_name(setting)}"
             )
         if table not in TABLES:
             raise InputError(f"{COMMAND_LINE}: {_unknown_table(table)}")

@@ -98,10 +98,10 @@ def _shown(value: Any) -> str:
     """What came, as TOML writes it, in a message's length."""
     if isinstance(value, dict):
         return "a table"
-    text = str(value).lower() if isinstance(value, bool) else ascii_if_broken(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def ascii_if_broken(value: Any) -> str:
-    """A value for a message; bytes that are no text become escapes."""
-    return repr(value) if not isinstance(value, str) or _has_utf8(value) else ascii(value)
+def shown_name(name: str) -> str:
+    """A file's name or an argument for a message; bytes that are no text become escapes."""
+    return name if _has_utf8(name) else ascii(name)
