@@ -30,7 +30,8 @@ from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import ChannelCondition, Condition, FirstFrameCondition
-from wan_tpu.transformer.denoiser import Denoiser, unpatchify
+from wan_tpu.transformer.denoiser import Denoiser
+from wan_tpu.transformer.patches import unpatchify
 from wan_tpu.transformer.processors import AttentionSetting, Context
 from wan_tpu.vae.streaming import StreamingVae
 from wan_tpu.vae.weights import DECODER, ENCODER
