@@ -214,7 +214,7 @@ def start(script, *arguments):
 
 
 def test_of_processes_that_race_for_a_new_folder_one_gets_it(tmp_path):
-    """Red when the folder is looked at before it is locked, and not again after."""
+    """Red when a process writes before it has the lock, or two have it."""
     racers = [start(RACE, str(tmp_path / "fox")) for _ in range(3)]
     for racer in racers:
         racer.stdin.write("go\n")
