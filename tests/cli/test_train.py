@@ -1,12 +1,17 @@
 """`wan-tpu train` up to where a device is needed: what is wrong, and what is told."""
 
 import json
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+import wan_tpu
 from tests.training.lines import step_line
+from wan_tpu.cli.main import _parse
 from wan_tpu.cli.train import ACTIONS, with_action
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_file import read_config
@@ -254,6 +259,14 @@ def test_help_names_the_other_actions(train):
     for action in ACTIONS:
         assert action == "run" or f"wan-tpu train {action} -h" in " ".join(out.split())
     assert train("export", "-h")[1].startswith("usage: wan-tpu train export ")
+
+
+def test_every_command_of_the_page_is_one():
+    page = (pathlib.Path(wan_tpu.__file__).parents[1] / "docs" / "training.md").read_text()
+    lines = re.findall(r"^    (wan-tpu train [^#\n]*)", page, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        _parse(shlex.split(line)[1:])
 
 
 EXPORTS = {

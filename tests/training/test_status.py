@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.training.lines import step_line
-from wan_tpu.errors import InputError
+from wan_tpu.errors import InputError, WanTpuError
 from wan_tpu.training.config import TrainConfig, TrainingConfig
 from wan_tpu.training.log import TrainingLog
 from wan_tpu.training.metrics import Ended, Sampled, Saved, Stage, Started
@@ -90,6 +90,15 @@ def test_a_run_without_a_line(run):
 def test_no_run(tmp_path):
     with pytest.raises(InputError, match="is no run folder"):
         read_status(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lock", "log.jsonl"])
+def test_what_cannot_be_read(run, tmp_path, name):
+    run(BEGUN)
+    (tmp_path / "fox" / name).unlink()
+    (tmp_path / "fox" / name).symlink_to(name)  # in a circle: not for root either
+    with pytest.raises(WanTpuError, match=f"{name} cannot be read"):
+        read_status(tmp_path / "fox")
 
 
 WRITES = """

@@ -188,6 +188,8 @@ def _run(order: Order, folder: RunFolder) -> int:
     """Trains, and says how it ended; the exit code."""
     if order.group.num_processes > 1:
         keep_stdout_for_data()
+    if order.group.leads:
+        say(f"trains in {folder.path}")
     running = Stoppable(leads=order.group.leads)
     outcomes: list[Outcome] = []
     running.run(lambda: outcomes.append(_train(order, folder, running)))

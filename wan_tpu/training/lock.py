@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from wan_tpu.errors import OutputError
+from wan_tpu.errors import OutputError, WanTpuError
 from wan_tpu.pipeline.whole_file import reporting
 
 TRIES, TRY_SECONDS = 10, 0.1
@@ -82,11 +82,17 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, this one or another, holds a folder's lock now."""
+    """Whether a process, this one or another, holds a folder's lock now.
+
+    Raises:
+        WanTpuError: the file cannot be read.
+    """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise WanTpuError(f"{path} cannot be read: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

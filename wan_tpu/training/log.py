@@ -25,12 +25,14 @@ def read_log(path: Path) -> list[Line]:
     """All whole lines of a log, also of one that is being written; none where there is no file.
 
     Raises:
-        WanTpuError: a line is none of a training's; names it.
+        WanTpuError: the file cannot be read, or a line is none of a training's; names it.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise WanTpuError(f"{path} cannot be read: {error.strerror}") from None
     found = []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):  # what follows the last end is half
         try:

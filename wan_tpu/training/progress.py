@@ -60,11 +60,10 @@ class TrainingProgress:
             return
         match line:
             case Started():
-                self._say(
-                    f"training, {line.steps} steps"
-                    if line.step == 0
-                    else f"training goes on after step {line.step} of {line.steps}"
-                )
+                begins = f"training, {line.steps} steps"
+                goes_on = f"training goes on after step {line.step} of {line.steps}"
+                chosen = "".join(f", {name} {value}" for name, value in line.settings.items())
+                self._say(f"{goes_on if line.step else begins}{chosen}")
             case Stage():
                 self._say(line.name)
             case Step():
