@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from wan_tpu.cli.in_step import in_step, make_once
 from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.media_files import add_media_arguments, read_media_files
 from wan_tpu.cli.options import (
+    add_embedding_argument,
     add_machine_arguments,
     add_model_arguments,
     add_seed_argument,
@@ -28,6 +29,7 @@ from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_p
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.recording import add_profile_argument, make_profile, recording
 from wan_tpu.cli.streams import keep_stdout_for_data
+from wan_tpu.errors import InputError
 from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
@@ -39,7 +41,9 @@ from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult, make_request
-from wan_tpu.text.prompt import check_prompt
+from wan_tpu.text.embedding_file import SUFFIX, Embedding
+from wan_tpu.text.new_words import NewWords
+from wan_tpu.text.prompt import check_prompt, clean_prompt
 
 if TYPE_CHECKING:
     from wan_tpu.pipeline.profiling import Profile
@@ -56,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {DEFAULT_OUTPUT}, or the first of video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     add_model_arguments(parser)
+    add_embedding_argument(parser)
     video = parser.add_argument_group("the video (defaults are the model's)")
     video.add_argument("--size", metavar="WxH", help="pixels, for example 1280x720")
     video.add_argument("--frames", type=positive_int, help="4n + 1, for example 81")
@@ -185,10 +190,27 @@ def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
 
     What is wrong with the request or its pictures is said before gigabytes are downloaded.
     """
-    request, _ = check_request(order.options.describe_model(), order.request, order.media)
+    described = order.options.describe_model()
+    request, _ = check_request(described, order.request, order.media)
+    _check_words(order.options.open_embeddings(described), request)
     model = order.options.open_model()
     check_request(model, request)
     return model, request
+
+
+def _check_words(embeddings: Sequence[Embedding], request: VideoRequest) -> None:
+    """Refuses a file of a word that neither prompt holds: it would change nothing.
+
+    Raises:
+        InputError: says which word.
+    """
+    used = NewWords(embeddings).used(map(clean_prompt, request.prompts))
+    for number, embedding in enumerate(embeddings):
+        if number not in used:
+            raise InputError(
+                f"the prompt does not hold the word {embedding.word!r} of {embedding.name}"
+                f"{SUFFIX}; write it where it belongs, or leave the file out"
+            )
 
 
 def _identify(order: Order, model: ModelDescription, request: VideoRequest) -> Identity:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import consistency, generate, inspect, plan, streams, train
+from wan_tpu.cli import consistency, dataset, generate, inspect, plan, streams, train
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": inspect,
     "consistency": consistency,
     "plan": plan,
+    "dataset": dataset,
     "train": train,
 }
 

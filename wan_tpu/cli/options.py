@@ -39,6 +39,15 @@ def add_model_arguments(parser: Any) -> None:
     )  # fmt: skip
 
 
+def add_embedding_argument(parser: Any) -> None:
+    """`--embedding`, any number of times."""
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE[:WORD]",
+        help="vectors for a word of the prompt (textual inversion), a .safetensors file; the word "
+        "is the file's own, else its name; may be given again",
+    )  # fmt: skip
+
+
 def add_attention_argument(parser: Any, *, help_end: str = "") -> None:
     """`--attention`, with every name that it takes."""
     parser.add_argument(
@@ -112,6 +121,7 @@ def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
         vae_dtype=parsed.vae_dtype,
         dtype=parsed.dtype,
         host_devices=parsed.host_devices,
+        embeddings=tuple(parsed.embedding),
     )
 
 

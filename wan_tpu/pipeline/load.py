@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ def on_one_branch(model: VideoModel) -> VideoModel:
     )
 
 
-def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
+def load_vae_of(model: VideoModel, name: str, parts: Sequence[str] | None = None) -> VaeBackend:
     """The autoencoder of a model, with its weights.
 
     The encoder is loaded for models that take pictures. A back end without one can still serve
@@ -100,6 +100,7 @@ def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
     Args:
         model: whose.
         name: one of `vae.backends.BACKENDS`.
+        parts: the halves to load; None for those that making videos needs.
 
     Raises:
         UnknownNameError: there is no such back end.
@@ -109,20 +110,26 @@ def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
     """
     kind = model.description.kind
     does_without = name not in VAES_THAT_ENCODE and frozenset() in kind.inputs
+    if parts is None:
+        parts = (DECODER,) if does_without else vae_parts(kind)
     return load_vae(
         name,
         model.vae,
         model.description.source(VAE),
         mesh=model.mesh,
         dtype=model.vae_dtype,
-        parts=(DECODER,) if does_without else vae_parts(kind),
+        parts=parts,
     )
 
 
-def checked_parts(model: VideoModel) -> dict[str, Part]:
+def checked_parts(model: VideoModel, components: Collection[str] | None = None) -> dict[str, Part]:
     """The components' weights and where they are read from; names and shapes fit, nothing is read.
 
     All but the autoencoder's, which its back end loads.
+
+    Args:
+        model: whose.
+        components: those of its `components` that are wanted; None for all.
 
     Raises:
         CheckpointError: files are missing, damaged or not those of the model.
@@ -134,7 +141,7 @@ def checked_parts(model: VideoModel) -> dict[str, Part]:
             mesh=model.mesh,
         )
         for name, component in model.components.items()
-        if name != VAE
+        if name != VAE and (components is None or name in components)
     }
     check_parts(parts)
     return parts

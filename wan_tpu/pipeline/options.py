@@ -25,6 +25,9 @@ from wan_tpu.sharding.layout import (
     Layout,
     parse_layout,
 )
+from wan_tpu.text.embedding_file import Embedding, read_embedding
+from wan_tpu.text.new_words import NewWords, check_widths
+from wan_tpu.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
@@ -48,6 +51,8 @@ class LoadOptions:
         dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
             float32.
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
+        embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
+            `wan_tpu.text.embedding_file.read_embedding`.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -63,6 +68,7 @@ class LoadOptions:
     vae_dtype: str | None = None
     dtype: str | None = None
     host_devices: int | None = None
+    embeddings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -161,8 +167,23 @@ class LoadOptions:
             attention=self.attention,
             vae=self.vae,
             vae_dtype=self.vae_dtype,
+            embeddings=self.open_embeddings(model),
             compile_for=compile_for,
         )
+
+    def open_embeddings(self, model: ModelDescription) -> tuple[Embedding, ...]:
+        """The files of `embeddings`, read and checked against a model.
+
+        Raises:
+            InputError: one is missing, of another model, or its numbers or word will not do; or
+                two are of one word.
+            CheckpointError: one is damaged.
+        """
+        found = tuple(read_embedding(argument) for argument in self.embeddings)
+        transformer = TransformerConfig.from_json(model.configs[model.kind.experts[0]])
+        check_widths(found, transformer.text_dim, model.name)
+        NewWords(found)  # says which two are of one word
+        return found
 
     def layout_for(self, num_devices: int, chosen: Layout) -> Layout:
         """The layout that is given, or the chosen one with the choices that are given.
@@ -183,7 +204,12 @@ class LoadOptions:
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes that share the model: everything, JSON-ready."""
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**shown, "layout": None if self.layout is None else str(self.layout)}
+        embeddings = [read_embedding(argument) for argument in self.embeddings]
+        return {
+            **shown,
+            "layout": None if self.layout is None else str(self.layout),
+            "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
+        }
 
 
 def _without_none(**names: str | None) -> dict[str, str]:
