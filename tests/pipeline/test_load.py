@@ -35,7 +35,9 @@ def test_each_expert_has_its_own_adapters_and_nothing_else_has_any(tmp_path, dev
     path = tmp_path / "fox.safetensors"
     write_adapter(path, factors, metadata=AdapterMetadata(base_model="random"))
     base, _ = checked_parts(model)
-    merged, added = checked_parts(model, open_adapters([f"{path}:3@high", f"{path}:0.25@low"]))
+    merged, added = checked_parts(
+        model, adapters=open_adapters([f"{path}:3@high", f"{path}:0.25@low"])
+    )
     assert [each["components"] for each in added] == [["transformer"], ["transformer_2"]]
     other = "blocks.1.attn1.to_q.weight"
     for part, expected in (("transformer", 6.0), ("transformer_2", 0.5)):
