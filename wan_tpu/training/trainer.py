@@ -80,18 +80,29 @@ class Trainer:
         Raises:
             CheckpointError: files are missing, damaged or not those of the model.
         """
-        description, trained, mesh = self.model.description, self.step.trained, self.model.mesh
-        states = {}
+        self.load_frozen()
+        trained, states = self.step.trained, {}
         for expert in self.experts:
-            frozen, weights = trained.frozen_weights(), trained.weights()
-            source = description.source(expert)
-            if frozen:
-                self._frozen[expert] = load_weights(expert, frozen, source, mesh)
+            weights = trained.weights()
+            source = self.model.description.source(expert)
+            if self._frozen[expert]:
                 source = FreshFactors(weights, self.config.train.seed)
-            else:
-                self._frozen[expert] = {}
-            states[expert] = self._started(load_weights(expert, weights, source, mesh))
+            arrays = load_weights(expert, weights, source, self.model.mesh)
+            states[expert] = self._started(arrays)
         return states
+
+    def load_frozen(self) -> None:
+        """Reads what is only used, for states that a checkpoint has.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        weights, description = self.step.trained.frozen_weights(), self.model.description
+        for expert in self.experts:
+            self._frozen[expert] = {}
+            if weights:
+                source = description.source(expert)
+                self._frozen[expert] = load_weights(expert, weights, source, self.model.mesh)
 
     def _started(self, trained: Params) -> TrainState:
         abstract = self.step.abstract_state()
