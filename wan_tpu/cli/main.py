@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import consistency, generate, inspect, plan, streams
+from wan_tpu.cli import consistency, dataset, generate, inspect, plan, streams
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": inspect,
     "consistency": consistency,
     "plan": plan,
+    "dataset": dataset,
 }
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

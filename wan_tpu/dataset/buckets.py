@@ -88,15 +88,33 @@ class Placement:
     placed: tuple[Placed, ...]
     left: tuple[Finding, ...]
 
-    def table(self) -> str:
-        """Lines: a bucket each, largest number of windows first, and what was left."""
+    def counts(self) -> list[tuple[Geometry, int, int]]:
+        """Of each bucket the windows and the files that they are of; most windows first."""
         windows = Counter(each.geometry for each in self.placed)
         files = Counter(
             geometry for _, geometry in {(p.entry.name, p.geometry) for p in self.placed}
         )
+        by_count = sorted(windows.items(), key=lambda item: (-item[1], describe(item[0])))
+        return [(geometry, count, files[geometry]) for geometry, count in by_count]
+
+    def to_json(self) -> list[dict[str, int]]:
+        """`counts` with names."""
+        return [
+            {
+                "width": geometry.width,
+                "height": geometry.height,
+                "num_frames": geometry.num_frames,
+                "windows": windows,
+                "files": files,
+            }
+            for geometry, windows, files in self.counts()
+        ]
+
+    def table(self) -> str:
+        """Lines: a bucket each, and what was left."""
         lines = [f"{'bucket':<24}{'windows':>8}{'files':>8}"]
-        for geometry, count in sorted(windows.items(), key=lambda item: (-item[1], str(item[0]))):
-            lines.append(f"{describe(geometry):<24}{count:>8}{files[geometry]:>8}")
+        for geometry, windows, files in self.counts():
+            lines.append(f"{describe(geometry):<24}{windows:>8}{files:>8}")
         if self.left:
             lines.append(f"{'left out':<24}{'':>8}{len(self.left):>8}")
             lines += [f"  {finding.name}: {finding.words}" for finding in self.left]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import errno
 import pathlib
 
 from wan_tpu.dataset.faults import Finding
@@ -106,6 +107,8 @@ def kind_of_file(path: pathlib.Path) -> Kind | None:
     Raises:
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():  # opening a pipe waits for somebody who writes
+        raise OSError(errno.EINVAL, "it is no file")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     kind = clip_type_of(head)
