@@ -25,24 +25,63 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 """The hub's cache calls a large file by its SHA-256, and a small one by 40 digits of git."""
 
 
+State = tuple[str, int, int]
+"""Of a file: where it is, its bytes, and when it was changed, in nanoseconds."""
+
+
+def state_of(path: pathlib.Path) -> State:
+    """The state of a file, links followed.
+
+    Raises:
+        OSError: it is not there.
+    """
+    path = path.resolve()
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+class Lines:
+    """JSON lines that are only ever added to; several processes may do so."""
+
+    def __init__(self, path: pathlib.Path | None):
+        """None remembers nothing."""
+        self._path = path
+
+    def read(self) -> list[Any]:
+        """All of them, but for those that a sudden end has cut."""
+        if self._path is None or not self._path.is_file():
+            return []
+        found = []
+        for line in self._path.read_text("utf-8", "replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def add(self, value: Any) -> None:
+        """One more; a folder that cannot be written forgets it, which costs time alone."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(value) + "\n")
+        except OSError:
+            self._path = None
+
+
 class Digests:
     """SHA-256 of files, as 64 hexadecimal digits, remembered in a folder."""
 
     def __init__(self, folder: pathlib.Path | None):
-        """Reads what was remembered; lines that a sudden end has cut are passed over.
+        """Reads what was remembered.
 
         Args:
             folder: where the index lies; None remembers nothing.
         """
-        self._index = None if folder is None else folder / INDEX
-        self._known: dict[tuple[str, int, int], str] = {}
-        if self._index is None or not self._index.is_file():
-            return
-        for line in self._index.read_text("utf-8", "replace").splitlines():
-            try:
-                path, size, changed, digest = json.loads(line)
-            except ValueError:
-                continue
+        self._index = Lines(None if folder is None else folder / INDEX)
+        self._known: dict[State, str] = {}
+        for path, size, changed, digest in self._index.read():
             self._known[path, size, changed] = digest
 
     def of(self, path: pathlib.Path) -> str:
@@ -51,32 +90,31 @@ class Digests:
         Raises:
             OSError: it cannot be read.
         """
-        path = path.resolve()
-        if path.parent.name == "blobs" and _BLOB.fullmatch(path.name):
-            return path.name
-        key = _state(path)
-        if key not in self._known:
+        state = state_of(path)
+        digest = self.known(state)
+        if digest is None:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if _state(path) != key:  # it is being written
-                return digest
-            self._known[key] = digest
-            self._remember(key, digest)
-        return self._known[key]
+            self.remember(path, state, digest)
+        return digest
 
-    def _remember(self, key: tuple[str, int, int], digest: str) -> None:
-        if self._index is None:
+    def known(self, state: State) -> str | None:
+        """The digest of a file in this state, where it needs no reading."""
+        path = pathlib.PurePath(state[0])
+        if path.parent.name == "blobs" and _BLOB.fullmatch(path.name):
+            return path.name
+        return self._known.get(state)
+
+    def remember(self, path: pathlib.Path, state: State, digest: str) -> None:
+        """What was read of a file, whose state was this before; not if it has changed meanwhile.
+
+        Raises:
+            OSError: the file has gone.
+        """
+        if state_of(path) != state:
             return
-        try:
-            with self._index.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([*key, digest]) + "\n")
-        except OSError:
-            self._index = None  # a folder that is only read from: it costs reading the file again
-
-
-def _state(path: pathlib.Path) -> tuple[str, int, int]:
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
+        self._known[state] = digest
+        self._index.add([*state, digest])
 
 
 def encoder_digests(description: ModelDescription, digests: Digests) -> dict[str, str]:
