@@ -208,7 +208,7 @@ def load_encoders(
         dtype=dtype,
         vae_dtype=vae_dtype,
     )
-    parts = checked_parts(model, wanted)
+    parts, _ = checked_parts(model, wanted)
     tokenizer = load_tokenizer(
         description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
     )
