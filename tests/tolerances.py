@@ -17,6 +17,10 @@ pass is about twice as deep as the forward one, and the tokens of all samples ar
 LAYOUT = 1e-4
 """A layout against one device, or against the original, float32."""
 
+MERGED = 1e-6
+"""Weights with an adapter merged into them, float32: a sum of at most a few dozen products and
+three roundings more, in whichever order."""
+
 
 def relative_error(actual, expected) -> float:
     """Largest absolute difference over the largest absolute expected value; NaN never passes."""

@@ -15,8 +15,8 @@ from wan_tpu.multihost.group import TPU_FILES, Joined
 
 logger = logging.getLogger(__name__)
 
-ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/kfd")
-"""Device files of TPUs, NVIDIA and AMD GPUs."""
+ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+"""Device files of TPUs, NVIDIA GPUs (the second: under Windows' Linux) and AMD GPUs."""
 
 ONE_DAY = 86_400
 
@@ -116,7 +116,6 @@ def default_cache_base() -> pathlib.Path | None:
     return found / "wan-tpu"
 
 
-def accelerator_present() -> bool:
-    """Whether this machine has a TPU or a GPU, by its device files."""
-    root = pathlib.Path("/")
+def accelerator_present(root: pathlib.Path = pathlib.Path("/")) -> bool:
+    """Whether this machine has a TPU or a GPU, by the device files under its root folder."""
     return any(any(root.glob(pattern.lstrip("/"))) for pattern in ACCELERATOR_FILES)

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
@@ -30,6 +31,7 @@ from wan_tpu.text.new_words import NewWords, check_widths
 from wan_tpu.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
+    from wan_tpu.adapters.chosen import ChosenAdapter
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 
@@ -53,6 +55,7 @@ class LoadOptions:
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
         embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
             `wan_tpu.text.embedding_file.read_embedding`.
+        adapters: added to the transformers' weights, in this order.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -69,6 +72,7 @@ class LoadOptions:
     dtype: str | None = None
     host_devices: int | None = None
     embeddings: tuple[str, ...] = ()
+    adapters: tuple[AdapterChoice, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -132,10 +136,24 @@ class LoadOptions:
         """
         return open_model(self.model, self.variant)
 
+    def open_adapters(self) -> "tuple[ChosenAdapter, ...]":
+        """The files of the adapters, read; downloaded from the hub if they were not here.
+
+        Raises:
+            InputError: nothing is called so.
+            CheckpointError: a file is damaged, or no adapter of a Wan transformer.
+        """
+        if not self.adapters:
+            return ()
+        from wan_tpu.adapters.chosen import open_adapters
+
+        return open_adapters(self.adapters)
+
     def load(
         self,
         model: ModelDescription,
         *,
+        adapters: "Sequence[ChosenAdapter] | None" = None,
         devices: Sequence[Any] | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
@@ -143,11 +161,13 @@ class LoadOptions:
 
         Args:
             model: what `open_model` gave.
+            adapters: what `open_adapters` gave; opened here when not given.
             devices: those to use; all of all processes when not given.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
             LayoutError: the layout does not fit the devices.
+            InputError: an adapter is for an expert that the model does not have.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
             OutOfMemoryError: the weights do not fit.
@@ -168,6 +188,7 @@ class LoadOptions:
             vae=self.vae,
             vae_dtype=self.vae_dtype,
             embeddings=self.open_embeddings(model),
+            adapters=self.open_adapters() if adapters is None else adapters,
             compile_for=compile_for,
         )
 
@@ -209,6 +230,7 @@ class LoadOptions:
             **shown,
             "layout": None if self.layout is None else str(self.layout),
             "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
+            "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
         }
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -226,12 +227,13 @@ def compile_order(stage: Stage) -> int:
     return order.index(stage.name)
 
 
-def metadata_of(run: Run, vae: str) -> dict[str, Any]:
+def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything needed to make the same video again, and how long each stage took.
 
     Args:
         run: that has ended.
         vae: name of the decoder that made the frames.
+        adapters: that were added to the model's weights, each with its file's digest.
     """
     model, description = run.model, run.model.description
     devices = model.mesh.devices
@@ -239,6 +241,7 @@ def metadata_of(run: Run, vae: str) -> dict[str, Any]:
         "model": description.name,
         "model_revision": description.revision,
         "model_variant": description.variant,
+        "adapters": list(adapters),
         "defaults_from": dict(description.defaults_from),
         "request": dataclasses.asdict(run.request),
         "seed": run.request.seed,

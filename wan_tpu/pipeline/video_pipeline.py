@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import Weight, load_parts
@@ -47,11 +48,13 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
+        adapters: what was added to its weights, for the metadata.
     """
 
     def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
+        self.adapters: Sequence[Mapping[str, Any]] = ()
         self._one_branch = on_one_branch(model)
         self._tokenizer = tokenizer
         self._vae = vae
@@ -104,6 +107,7 @@ class VideoPipeline:
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
         embeddings: Sequence[Embedding] = (),
+        adapters: Sequence[ChosenAdapter] = (),
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -117,6 +121,7 @@ class VideoPipeline:
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
             embeddings: words that prompts may hold besides the tokenizer's.
+            adapters: of `open_adapters`; added to the transformers' weights, in this order.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
@@ -133,13 +138,15 @@ class VideoPipeline:
             vae_dtype=vae_dtype,
             attention=attention,
         )
-        parts = checked_parts(model)  # what is wrong with them is said before anything compiles
+        # What is wrong with them is said before anything compiles.
+        parts, added = checked_parts(model, adapters=adapters)
         text, folder = model.text_encoder.config, description.component_folder("tokenizer")
         check_widths(embeddings, text.d_model, description.name)
         words = NewWords(embeddings, text.vocab_size)
         tokenizer = WordTokenizer(load_tokenizer(folder, text.vocab_size), words)
         with reporting_memory("loading the model", model):
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
             pipeline._give_weights(load_parts(parts))
@@ -199,7 +206,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, self._vae.name),
+            metadata=metadata_of(run, self._vae.name, self.adapters),
         )
 
     def intermediate(
