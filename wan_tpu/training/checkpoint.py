@@ -95,18 +95,18 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unwritable(None, error) from error
 
-    def restore(self, step: int, training: TrainingStep, experts: tuple[str, ...]) -> Any:
+    def restore(self, step: int, training: TrainingStep, names: tuple[str, ...]) -> Any:
         """The states that a checkpoint holds, on the layout of `training`.
 
         Args:
             step: one of `steps`.
             training: whose states they are to be.
-            experts: names of the transformers.
+            names: of the states.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or of another training.
         """
-        like = dict.fromkeys(experts, training.abstract_state())
+        like = dict.fromkeys(names, training.abstract_state())
         shapes = padded_shapes(training.trained.weights())
         target = abstract_without_padding(like, shapes)
         try:

@@ -29,6 +29,7 @@ from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import MachineConfig, TrainingConfig
 from wan_tpu.training.config_check import load_options
 from wan_tpu.training.config_file import read_config
+from wan_tpu.training.embedding import VECTORS, write_embedding
 from wan_tpu.training.padding import mesh_of
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import read_run
@@ -74,7 +75,7 @@ def export(
             known = ", ".join(map(str, steps)) or "none"
             raise InputError(f"{folder} has no checkpoint of step {step}; it has {known}")
         step = steps[-1] if step is None else step
-        states = checkpoints.restore(step, trainer.step, trainer.experts)
+        states = checkpoints.restore(step, trainer.step, trainer.state_names)
     write_states(
         trainer,
         states,
@@ -103,11 +104,11 @@ def export_states(
     output = folder / (RESULT if is_folder else f"{RESULT}.safetensors")
     about = _about(config, step, data_digest)
     ema = config.optimiser.ema_decay is not None
-    if is_folder and output.exists():
-        shutil.rmtree(output)
+    if is_folder and output.exists() and not jax.process_index():
+        shutil.rmtree(output)  # an earlier end of the same run
     style = None if is_folder else "comfyui"
-    write_states(trainer, states, output, style=style, ema=ema, about=about)
-    return output
+    written = write_states(trainer, states, output, style=style, ema=ema, about=about)
+    return written[0] if len(written) == 1 else folder
 
 
 def write_states(
@@ -118,16 +119,28 @@ def write_states(
     style: str | None,
     ema: bool,
     about: Mapping[str, str],
-) -> None:
-    """Writes states as others read them; of several processes, process 0 writes."""
-    params = {name: _learnt(state, ema=ema) for name, state in states.items()}
-    if trainer.config.train.trains == "full":
-        _write_model(trainer, params, output, about)
-        return
-    for name, trained in params.items():
-        several = len(trainer.experts) > 1
-        path = _of_expert(output, trainer, name) if several else output
-        _write_lora(trainer, name, trained, path, style or "comfyui", about)
+) -> list[Path]:
+    """Writes states as others read them; of several processes, process 0 writes.
+
+    Returns:
+        The file or folder; a file for each of two experts.
+    """
+    learnt = {name: _learnt(state, ema=ema) for name, state in states.items()}
+    match trainer.config.train.trains:
+        case "full":
+            _write_model(trainer, learnt, output, about)
+            return [output]
+        case "embedding":
+            (trained,) = learnt.values()
+            vectors = _whole(trained[VECTORS], None)
+            if not jax.process_index():
+                write_embedding(output, trainer.config.embedding, vectors, about)
+            return [output]
+    paths = []
+    for name, trained in learnt.items():
+        paths.append(_of_expert(output, trainer, name) if len(learnt) > 1 else output)
+        _write_lora(trainer, name, trained, paths[-1], style or "comfyui", about)
+    return paths
 
 
 def _learnt(state: Any, *, ema: bool) -> Params:

@@ -237,7 +237,7 @@ class _Run:
         if not step:
             return self.trainer.load()
         self.trainer.load_frozen()
-        return self.checkpoints.restore(step, self.trainer.step, self.trainer.experts)
+        return self.checkpoints.restore(step, self.trainer.step, self.trainer.state_names)
 
     def _read(self, pending: _Pending, meter: Meter) -> None:
         """Waits for a step's numbers and writes its line.
