@@ -34,7 +34,6 @@ from wan_tpu.training.padding import mesh_of
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import read_run
 from wan_tpu.training.trainer import States, Trainer
-from wan_tpu.transformer.lora import DOWN_TENSOR, UP_TENSOR
 
 SHARD_BYTES = 5 << 30
 """Of a file of weights, as diffusers splits them (`10GB` there; half of it loads sooner)."""
@@ -161,15 +160,13 @@ def _write_lora(
     trainer: Trainer, expert: str, trained: Params, path: Path, style: str, about: Any
 ) -> None:
     config, kind = trainer.config, trainer.model.description.kind
-    downs, ups = {}, {}
-    for name, tensor in tensors_of(trainer.step.trained.weights(), trained):
-        halves = downs if name.endswith(DOWN_TENSOR) else ups
-        halves[name.replace(DOWN_TENSOR, "weight").replace(UP_TENSOR, "weight")] = tensor
+    # Every process takes part in bringing them together.
+    tensors = list(tensors_of(trainer.step.trained.weights(), trained))
     if jax.process_index():
         return
     write_adapter(
         path,
-        factors_of(downs, ups, alpha=config.lora.alpha),
+        factors_of(tensors, alpha=config.lora.alpha),
         style=style,
         metadata=AdapterMetadata(
             base_model=config.model.name,
