@@ -13,6 +13,10 @@ PARITY = 1e-5
 LAYOUT = 1e-4
 """A layout against one device, or against the original, float32."""
 
+BFLOAT16_GRADIENT = 2e-2
+"""Attention's gradients in bfloat16: queries, the result, weights and the scores' gradients are
+each rounded to 8 bits, 2^-8 = 4e-3, and so is what comes out."""
+
 
 def relative_error(actual, expected) -> float:
     """Largest absolute difference over the largest absolute expected value; NaN never passes."""
