@@ -100,7 +100,7 @@ class Optimiser:
                 exact,
                 trained,
             )
-        report = Update(optax.global_norm(gradients), jnp.asarray(self._rate(state.updates)))
+        report = Update(optax.tree.norm(gradients), jnp.asarray(self._rate(state.updates)))
         state = TrainState(
             updates=state.updates + 1,
             trained=trained,
