@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention import flash
-from wan_tpu.attention.flash import LANES, Blocks, choose_blocks, flash_attention
+from wan_tpu.attention import flash_forward
+from wan_tpu.attention.flash import flash_attention
+from wan_tpu.attention.flash_forward import LANES, Blocks, choose_blocks
 
 SMALL = Blocks(queries=128, keys=512, compute=256, last_compute=128)
 
@@ -115,8 +116,8 @@ def test_blocks_waste_little(length):
     assert blocks.queries % LANES == blocks.keys % blocks.last_compute == 0
     assert blocks.compute % blocks.last_compute == 0
     assert blocks.last_compute <= blocks.compute <= blocks.keys
-    assert blocks.queries <= flash.MAX_QUERIES
-    assert blocks.keys <= flash.MAX_KEYS + blocks.last_compute
+    assert blocks.queries <= flash_forward.MAX_QUERIES
+    assert blocks.keys <= flash_forward.MAX_KEYS + blocks.last_compute
     for block in (blocks.queries, blocks.keys):
         assert -(-length // block) * block <= max(1.03 * length, length + 255)
 

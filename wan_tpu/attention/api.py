@@ -13,7 +13,8 @@ from jaxtyping import Array
 
 from wan_tpu.attention.arrays import Device, KeyChunks, Keys, LogSumExp, Queries, QueryChunks
 from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
-from wan_tpu.attention.flash import LANES, flash_attention, flash_with_logsumexp
+from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
+from wan_tpu.attention.flash_forward import LANES
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
 from wan_tpu.attention.splash import (

@@ -34,7 +34,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float
 
 from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
-from wan_tpu.attention.flash import LANES
+from wan_tpu.attention.flash_forward import LANES
 from wan_tpu.geometry import ceil_to_multiple
 
 PADDING_SCORE = -1e30

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from wan_tpu.attention.flash import KERNEL_NAME
+from wan_tpu.attention.flash_forward import KERNEL_NAME
 from wan_tpu.planner.collectives import (
     CHAIN_DONE,
     CHAIN_START,

@@ -6,7 +6,7 @@ stalls (docs/calibration.md). A part's bundles (`schedule.py`) count as often as
 
 * splash: the region that holds most of a step is one tile of queries and keys; what is around it
   starts and ends a row of tiles, that is, the grid's last dimension. Its inner loops are unrolled.
-* flash: the branches and loops of `wan_tpu.attention.flash`.
+* flash: the branches and loops of `wan_tpu.attention.flash_forward`.
 
 For 75,600 tokens on v6e, one head (2026-11-21): splash 10,557 + 1,214 bundles, 37 x 37 steps, 14.5
 million cycles; flash, of eight chunks of 9,472, 9.5 million.

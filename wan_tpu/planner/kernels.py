@@ -1,14 +1,14 @@
 """What decides the cycles of an attention kernel, and the arithmetic from a part's cycles to all.
 
-Knows the tiles of `wan_tpu.attention.flash`, but neither compiles nor reads a schedule: that is
-`kernel_cycles.py`.
+Knows the tiles of `wan_tpu.attention.flash_forward`, but neither compiles nor reads a schedule:
+that is `kernel_cycles.py`.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
-from wan_tpu.attention.flash import Blocks, choose_blocks, valid_keys
+from wan_tpu.attention.flash_forward import Blocks, choose_blocks, valid_keys
 
 LEAST_BLOCKS = 2
 """Blocks, and chunks, from which on more of them are the same program with another loop count."""

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from wan_tpu.attention.flash import Blocks
+from wan_tpu.attention.flash_forward import Blocks
 from wan_tpu.errors import WanTpuError
 from wan_tpu.planner.kernels import tile_name, tile_sizes
 
@@ -108,8 +108,8 @@ def splash_parts(step: Region, grid: tuple[int, ...]) -> dict[str, tuple[int, in
 def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     """Bundles of each part of our own kernel (`kernels.flash_times`).
 
-    Its branches and loops stand in the order of its code, `wan_tpu.attention.flash`. A block that
-    is done again is not counted.
+    Its branches and loops stand in the order of its code, `wan_tpu.attention.flash_forward`. A
+    block that is done again is not counted.
 
     Args:
         step: of its grid.
