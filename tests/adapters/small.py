@@ -80,9 +80,11 @@ def make_factors(
     for number, module in enumerate(modules):
         rows, columns = shapes[f"{module}.weight"]
         rank, alpha = ranks[number % len(ranks)], alphas[number % len(alphas)]
-        down = {f"{module}.weight": rng.normal(0, 0.3, (rank, columns)).astype(np.float32)}
-        up = {f"{module}.weight": rng.normal(0, 0.3, (rows, rank)).astype(np.float32)}
-        made |= factors_of(down, up, alpha=alpha)
+        tensors = {
+            f"{module}.lora_A.weight": rng.normal(0, 0.3, (rank, columns)).astype(np.float32),
+            f"{module}.lora_B.weight": rng.normal(0, 0.3, (rows, rank)).astype(np.float32),
+        }
+        made |= factors_of(tensors.items(), alpha=alpha)
     return made
 
 
@@ -108,7 +110,12 @@ def exactly(adapter: Adapter, strength: float = 1.0) -> dict[str, np.ndarray]:
 def fused_by_diffusers(path: pathlib.Path, strength: float = 1.0) -> dict[str, np.ndarray]:
     """The transformer's tensors after diffusers has loaded a file and fused it."""
     transformer = make_transformer()
-    nothing = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": None}
+    nothing: dict[str, Any] = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "vae": None,
+        "scheduler": None,
+    }
     pipeline = WanPipeline(transformer=transformer, **nothing)
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     pipeline.fuse_lora(lora_scale=strength)

@@ -14,13 +14,14 @@ from tests.adapters.small import (
 )
 from tests.tolerances import MERGED, relative_error
 from wan_tpu.adapters import merge
-from wan_tpu.adapters.form import Adapter
+from wan_tpu.adapters.form import Adapter, factors_of
 from wan_tpu.adapters.merge import MergedSource, Strengthened
 from wan_tpu.checkpoints.source import ArraySource
 from wan_tpu.checkpoints.weights import checkpoint_tensors, place_weights
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.transformer.config import TransformerConfig
+from wan_tpu.transformer.lora import LoraShape, lora_weights
 from wan_tpu.transformer.weights import denoiser_weights
 
 LAYOUTS = ["dp2-sp2-tp2", "tp8", "sp4 replicated", "tp4"]
@@ -75,6 +76,33 @@ def test_padding_stays_zero(devices, adapters):
     rows = np.asarray(params["blocks.*.attn1.to_q.weight"])
     assert rows.shape[1] == 8 * 24
     assert not rows[:, 3 * 24 :].any()
+
+
+@pytest.mark.parametrize("layout", ["single", "dp2-sp2-tp2", "tp8"])
+def test_what_a_training_holds_is_what_is_merged(devices, layout):
+    """Red when a trained B's rows are put back in another order than the weight's.
+
+    The stored weights with the stored B A added, as a training computes with them, against those
+    of the adapter that is made of the stored A and B.
+    """
+    targets = ("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "ffn.net.0.proj", "ffn.net.2")
+    weights, base = parameters(layout, jnp.float32, [], devices)
+    shape = LoraShape(rank=3, targets=targets)
+    matrices = lora_weights(weights, shape, parse_layout(layout))
+    rng = np.random.default_rng(7)
+    drawn = ArraySource({
+        tensor: rng.normal(0, 0.3, weight.tensor_shape).astype(np.float32)
+        for weight in matrices for tensor in weight.tensors
+    })  # fmt: skip
+    trained = place_weights(matrices, drawn, base["blocks.*.attn1.to_q.weight"].sharding.mesh)
+    factors = factors_of(checkpoint_tensors(matrices, trained), alpha=1.5)
+    added = [Strengthened(adapter=Adapter(factors=factors), strength=1.0)]
+    _, params = parameters(layout, jnp.float32, added, devices)
+    for target in targets:
+        name = f"blocks.*.{target}.weight"
+        down, up = (np.asarray(trained[w.name]) for w in matrices if w.name.startswith(name[:-6]))
+        expected = np.asarray(base[name]) + 0.5 * up @ down
+        assert relative_error(np.asarray(params[name]), expected) <= MERGED, target
 
 
 def test_several_add_up_and_are_rounded_once(devices, adapters):

@@ -80,10 +80,14 @@ def test_bfloat16_is_what_is_written_unless_said(tmp_path):
 def test_torchs_and_numpys_factors_are_the_same(tmp_path):
     """Training gives them in the dtype that it has them in."""
     rng = np.random.default_rng(0)
-    name = f"{linears()[0]}.weight"
+    module, name = linears()[0], f"{linears()[0]}.weight"
     down = torch.from_numpy(rng.normal(size=(4, 72)).astype(np.float32)).bfloat16()
     up = torch.from_numpy(rng.normal(size=(72, 4)).astype(np.float32)).bfloat16()
-    (made,) = factors_of({name: down}, {name: up.requires_grad_()}, alpha=8).values()
+    tensors = {
+        f"{module}.lora_A.weight": down,
+        f"{module}.lora_B.weight": up.requires_grad_(),
+    }
+    (made,) = factors_of(tensors.items(), alpha=8).values()
     assert (made.scale, str(made.up.dtype)) == (2.0, "bfloat16")
     assert np.array_equal(made.down.astype(np.float32), down.float().numpy())
     path = write_adapter(tmp_path / "a.safetensors", {name: made}, metadata=METADATA)

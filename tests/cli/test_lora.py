@@ -22,12 +22,13 @@ def adapter(tmp_path):
     """Of wan-tiny, in a folder of its own."""
     rng = np.random.default_rng(0)
     shapes = open_model("wan-tiny").source("transformer").shapes
-    names = [name for name in shapes if name.endswith((".to_q.weight", ".net.2.weight"))]
-    factors = factors_of(
-        {n: rng.normal(0, 0.4, (4, shapes[n][1])).astype(np.float32) for n in names},
-        {n: rng.normal(0, 0.4, (shapes[n][0], 4)).astype(np.float32) for n in names},
-        alpha=2,
-    )
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith((".to_q.weight", ".net.2.weight")):
+            module = name.removesuffix(".weight")
+            tensors[f"{module}.lora_A.weight"] = rng.normal(0, 0.4, (4, shape[1]))
+            tensors[f"{module}.lora_B.weight"] = rng.normal(0, 0.4, (shape[0], 4))
+    factors = factors_of(tensors.items(), alpha=2)
     (tmp_path / "adapters").mkdir()
     path = tmp_path / "adapters" / "fox.safetensors"
     return write_adapter(path, factors, metadata=AdapterMetadata(base_model="wan-tiny"))

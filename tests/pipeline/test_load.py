@@ -5,7 +5,7 @@ import numpy as np
 
 from tests.checkpoint_factory import make_random_model
 from wan_tpu.adapters.chosen import open_adapters
-from wan_tpu.adapters.form import factors_of
+from wan_tpu.adapters.form import Factors
 from wan_tpu.adapters.write import AdapterMetadata, write_adapter
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.pipeline.load import checked_parts, on_one_branch, place_model
@@ -31,13 +31,12 @@ def test_each_expert_has_its_own_adapters_and_nothing_else_has_any(tmp_path, dev
     folder = make_random_model(tmp_path / "model", "t2v-a14b")
     model = place_model(open_model(str(folder)), devices=devices[:1])
     name = "blocks.0.attn1.to_q.weight"
-    factors = factors_of({name: np.ones((2, 72), np.float32)}, {name: np.ones((72, 2), np.float32)})
+    factors = {name: Factors(down=np.ones((2, 72), "f4"), up=np.ones((72, 2), "f4"))}
     path = tmp_path / "fox.safetensors"
     write_adapter(path, factors, metadata=AdapterMetadata(base_model="random"))
     base, _ = checked_parts(model)
-    merged, added = checked_parts(
-        model, adapters=open_adapters([f"{path}:3@high", f"{path}:0.25@low"])
-    )
+    chosen = open_adapters([f"{path}:3@high", f"{path}:0.25@low"])
+    merged, added = checked_parts(model, adapters=chosen)
     assert [each["components"] for each in added] == [["transformer"], ["transformer_2"]]
     other = "blocks.1.attn1.to_q.weight"
     for part, expected in (("transformer", 6.0), ("transformer_2", 0.5)):

@@ -4,7 +4,7 @@ Tensors have diffusers' names (`blocks.0.attn1.to_q.weight`) and their rows the 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -76,18 +76,29 @@ Array = np.ndarray | torch.Tensor
 """Of any float dtype."""
 
 
+DOWN_TENSOR, UP_TENSOR = ".lora_A.weight", ".lora_B.weight"
+"""What the names of a training's tensors end in, after the module's."""
+
+
 def factors_of(
-    downs: Mapping[str, Array], ups: Mapping[str, Array], *, alpha: float | None = None
+    tensors: Iterable[tuple[str, Array]], *, alpha: float | None = None
 ) -> dict[str, Factors]:
-    """Factors from the two halves that a training holds.
+    """Factors from the tensors of a training, as `checkpoint_tensors` gives them.
 
     Args:
-        downs: `[rank, columns]` by the name of the weight, columns in the checkpoint's order.
-        ups: `[rows, rank]` by the same names, rows in the checkpoint's order.
+        tensors: names and arrays, `blocks.0.attn1.to_q.lora_A.weight` `[rank, columns]` and
+            `blocks.0.attn1.to_q.lora_B.weight` `[rows, rank]`, in the checkpoint's order.
         alpha: of all of them; None for the rank of each.
+
+    Returns:
+        By the name of the weight that they change.
     """
-    assert downs.keys() == ups.keys(), downs.keys() ^ ups.keys()
+    arrays = {name: as_numpy(array) for name, array in tensors}
+    modules = [name.removesuffix(DOWN_TENSOR) for name in arrays if name.endswith(DOWN_TENSOR)]
+    assert len(arrays) == 2 * len(modules), sorted(arrays)
     return {
-        name: Factors(down=as_numpy(downs[name]), up=as_numpy(ups[name]), alpha=alpha)
-        for name in downs
+        f"{module}.weight": Factors(
+            down=arrays[module + DOWN_TENSOR], up=arrays[module + UP_TENSOR], alpha=alpha
+        )
+        for module in modules
     }
