@@ -14,6 +14,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each worker is a process: torch's threads of all of them together wait for each other, spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PJRT_NPROC", "32")  # as `wan_tpu.runtime.give_threads` says why
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask on an ordinary machine
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compile-only processes may share libtpu
 os.environ["XLA_FLAGS"] = (

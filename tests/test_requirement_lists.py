@@ -15,7 +15,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
     "library": (),
     "server": ("server",),
-    "slice": ("server", "postgres", "tpu"),
+    "train": ("train",),
+    "slice": ("server", "postgres", "train", "tpu"),
+    "cuda": ("server", "train", "cuda"),
     "dev": ("dev", "tpu"),
 }
 """The extras that `make lock` puts into each list."""
@@ -78,11 +80,21 @@ def test_no_list_says_where_packages_come_from(name):
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_torch_and_cuda_stand_apart(name):
+def test_torch_stands_apart(name):
     entries = read_list(name)
     assert "torchax" in entries
-    assert not [key for key in entries if key == "torch" or key.startswith(("nvidia", "cuda"))]
-    assert "triton" not in entries
+    assert not {"torch", "triton"} & entries.keys()
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_cuda_comes_where_it_is_asked_for(name):
+    """JAX's, of one version: torch stays on the CPU, whatever its build."""
+    found = {key for key in read_list(name) if key.startswith(("nvidia", "cuda", "jax-"))}
+    if name == "cuda":
+        assert {"jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cublas"} <= found
+        assert not [key for key in found if "12" in key]
+    else:
+        assert not found
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -118,11 +130,13 @@ def test_uv_is_the_one_of_pyproject():
     assert version(found) in requirement.specifier
 
 
-@pytest.mark.parametrize("name", ["library", "server", "slice"])
+@pytest.mark.parametrize("name", EXTRAS)
 def test_what_runs_is_what_is_checked(name):
+    """CUDA's own packages apart: no test has them."""
     checked = read_list("dev")
     for key, (requirement, _) in read_list(name).items():
-        assert version(requirement) == version(checked[key][0])
+        if key in checked or name != "cuda":
+            assert version(requirement) == version(checked[key][0])
 
 
 def test_what_is_installed_here_is_what_the_list_says():

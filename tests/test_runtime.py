@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from wan_tpu import runtime
+
 
 def run(code: str, **environment: str) -> str:
     keep = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
@@ -45,3 +49,23 @@ import jax
 jax.jit(lambda x: x + 1)(1.0)"""
     run(code)
     assert list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "is_one"),
+    [
+        ("dev/accel0", True),
+        ("dev/vfio/3", True),
+        ("dev/nvidia0", True),
+        ("dev/kfd", True),
+        ("dev/dxg", True),
+        ("dev/nvidiactl", False),
+        ("dev/vfio/vfio", False),
+        ("dev/tty0", False),
+    ],
+)
+def test_an_accelerator_is_seen_by_its_file(tmp_path, file, is_one):
+    """Red when a kind of accelerator is left out: JAX would be held to the CPU beside it."""
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert runtime.accelerator_present(tmp_path) == is_one

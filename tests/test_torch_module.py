@@ -21,7 +21,7 @@ from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.sharding.rules import WHOLE, split_over_all
 from wan_tpu.torch_bridge import call_module
-from wan_tpu.torch_module import LayeredModule, Linear, Placement, replace_linears
+from wan_tpu.torch_module import LayeredModule, Linear, Placement, Split, replace_linears
 
 SIZES = {
     "hidden_size": 128,
@@ -133,7 +133,7 @@ def test_what_a_linear_takes_and_gives_is_split_as_its_place_says():
         return constrain
 
     replace_linears(block)
-    replace_linears(block, lambda name: (note(name, "input"), note(name, "output")))
+    replace_linears(block, lambda name: Split(note(name, "input"), note(name, "output")))
     x = jnp.linspace(-1, 1, 8).reshape(2, 4)
     call_module(block, params, x)
     assert seen == [

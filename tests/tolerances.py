@@ -10,8 +10,20 @@ import numpy as np
 PARITY = 1e-5
 """Ours against the original, float32, one device."""
 
+GRADIENT = 5e-5
+"""Of a gradient, float32, on any layout against torch autograd: relative to its norm. The backward
+pass is about twice as deep as the forward one, and the tokens of all samples are added up in it."""
+
 LAYOUT = 1e-4
 """A layout against one device, or against the original, float32."""
+
+BFLOAT16_GRADIENT = 2e-2
+"""Attention's gradients in bfloat16: queries, the result, weights and the scores' gradients are
+each rounded to 8 bits, 2^-8 = 4e-3, and so is what comes out."""
+
+MERGED = 1e-6
+"""Weights with an adapter merged into them, float32: a sum of at most a few dozen products and
+three roundings more, in whichever order."""
 
 
 def relative_error(actual, expected) -> float:

@@ -131,6 +131,11 @@ class VideoRequest:
         given = ((role, getattr(self, role)) for role in ROLES)
         return {role: digest for role, digest in given if digest is not None}
 
+    @property
+    def prompts(self) -> list[str]:
+        """What it shows, and what it shall not; the latter empty where that is open."""
+        return [self.prompt, self.negative_prompt or ""]
+
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
         """This request with every open field filled from the model's defaults."""
         names = ("negative_prompt", "width", "height", "num_frames", "fps")

@@ -15,8 +15,8 @@ from wan_tpu.multihost.group import TPU_FILES, Joined
 
 logger = logging.getLogger(__name__)
 
-ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/kfd")
-"""Device files of TPUs, NVIDIA and AMD GPUs."""
+ACCELERATOR_FILES = (*TPU_FILES, "/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+"""Device files of TPUs, NVIDIA GPUs (the second: under Windows' Linux) and AMD GPUs."""
 
 ONE_DAY = 86_400
 
@@ -40,6 +40,7 @@ def start(
         MismatchError: it numbers them otherwise.
     """
     if host_devices is not None:
+        give_threads(host_devices)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", host_devices)
     elif not os.environ.get("JAX_PLATFORMS") and not accelerator_present():
@@ -49,6 +50,22 @@ def start(
         compile_cache.use_folder(cache_folder)
     if joined is not None:
         _connect(joined)
+
+
+def give_threads(host_devices: int) -> None:
+    """Threads enough for virtual devices that wait for each other; to be called before they start.
+
+    XLA has as many threads as devices where cores are few. A device that waits in an exchange holds
+    one, and it may wait in several at once that do not depend on each other: then none is left to
+    come to the others' (jax 0.10.2: the gradients of a small model on dp2-sp2-tp2 hang every time
+    with 8 threads, and end with more).
+    """
+    if host_devices > 1:
+        os.environ.setdefault("PJRT_NPROC", str(THREADS_A_DEVICE * host_devices))
+
+
+THREADS_A_DEVICE = 4
+"""Exchanges that a virtual device may wait in at once, and one thread that computes."""
 
 
 def _connect(joined: Joined) -> None:
@@ -99,7 +116,6 @@ def default_cache_base() -> pathlib.Path | None:
     return found / "wan-tpu"
 
 
-def accelerator_present() -> bool:
-    """Whether this machine has a TPU or a GPU, by its device files."""
-    root = pathlib.Path("/")
+def accelerator_present(root: pathlib.Path = pathlib.Path("/")) -> bool:
+    """Whether this machine has a TPU or a GPU, by the device files under its root folder."""
     return any(any(root.glob(pattern.lstrip("/"))) for pattern in ACCELERATOR_FILES)

@@ -10,7 +10,8 @@ Knows nothing of a particular model, of meshes or of attention.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,9 @@ from wan_tpu.torch_bridge import Params, call_module, to_jax, to_torch, with_pre
 Carry = TypeVar("Carry")
 Inputs = TypeVar("Inputs")
 Output = TypeVar("Output")
+
+Remat = Callable[..., Any]
+"""A policy of `jax.checkpoint`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +121,7 @@ class LayeredModule:
         carry: Carry,
         params: Params,
         inputs: Inputs = None,
+        remat: Remat | None = None,
     ) -> tuple[Carry, Output]:
         """Runs `function` once per layer in one compiled loop.
 
@@ -126,6 +131,8 @@ class LayeredModule:
             carry: of the first layer.
             params: by the names of `weights`, at least the stacked ones that are used.
             inputs: a pytree of arrays with the layer first; None for none.
+            remat: which of a layer's values a backward pass finds kept; it computes the others
+                again. All are kept when not given.
 
         Returns:
             the carry of the last layer, and all outputs with the layer first.
@@ -135,6 +142,9 @@ class LayeredModule:
             weights, layer_inputs = entry
             return function(carry, weights, layer_inputs)
 
+        if remat is not None:
+            # A loop cannot share what it computes twice, so nothing needs to be kept apart.
+            step = jax.checkpoint(step, policy=remat, prevent_cse=False)
         return jax.lax.scan(step, carry, (with_prefix(params, self.stacked_prefix), inputs))
 
 
@@ -160,8 +170,35 @@ def linear(
 def named_linear(
     x: Float[Array, "*batch in_features"], params: Params, name: str
 ) -> Float[Array, "*batch out_features"]:
-    """The `torch.nn.Linear` of this name, with its bias: `[..., in]` -> `[..., out]`."""
-    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    """The `torch.nn.Linear` of this name, with its bias and what is trained beside it.
+
+    `[..., in]` -> `[..., out]`.
+    """
+    out = linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    down, up = (params.get(f"{name}.{part}") for part in (LORA_DOWN, LORA_UP))
+    return out if down is None or up is None else out + low_rank(x, down, up)
+
+
+LORA_DOWN, LORA_UP = "lora_down", "lora_up"
+"""The two matrices of what is trained beside a linear, by their names within it."""
+
+
+def low_rank(
+    x: Float[Array, "*batch in_features"],
+    down: Float[Array, "rank in_features"],
+    up: Float[Array, "out_features rank"],
+) -> Float[Array, "*batch out_features"]:
+    """Two thin products, up down x (Hu et al. 2021, arXiv:2106.09685): what a LoRA adds.
+
+    Args:
+        x: `[..., in_features]`.
+        down: `[rank, in_features]`.
+        up: `[out_features, rank]`, the scale in it.
+
+    Returns:
+        `[..., out_features]`.
+    """
+    return (x @ down.T) @ up.T
 
 
 Constrain = Callable[[jax.Array], jax.Array]
@@ -177,31 +214,56 @@ class Linear(torch.nn.Linear):
     Takes the place of the original and has its parameters, by their names.
     """
 
-    def __init__(self, original: torch.nn.Linear, before: Constrain, after: Constrain):
-        """`before` and `after` say how input and output are split."""
+    def __init__(self, original: torch.nn.Linear, split: "Split", rank: int):
+        """`split` says how its arrays are split; a `rank` above 0 gives it a LoRA's parameters."""
         torch.nn.Module.__init__(self)  # torch.nn.Linear's would make parameters of its own
         self.in_features, self.out_features = original.in_features, original.out_features
         self.weight, self.bias = original.weight, original.bias
-        self._before, self._after = before, after
+        self._split, self._rank = split, rank
+        if rank:
+            with torch.device("meta"):
+                shapes = {LORA_DOWN: (rank, self.in_features), LORA_UP: (self.out_features, rank)}
+                for name, shape in shapes.items():
+                    self.register_parameter(name, torch.nn.Parameter(torch.empty(shape)))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         bias = None if self.bias is None else to_jax(self.bias)
-        out = linear(self._before(to_jax(input)), to_jax(self.weight), bias)
-        return to_torch(self._after(out))
+        x = self._split.before(to_jax(input))
+        out = linear(x, to_jax(self.weight), bias)
+        if self._rank:
+            thin = self._split.between(x @ to_jax(self.lora_down).T)
+            out = out + thin @ to_jax(self.lora_up).T
+        return to_torch(self._split.after(out))
+
+
+class Split(NamedTuple):
+    """How the arrays of a linear are split.
+
+    Attributes:
+        before: its input.
+        after: its output.
+        between: what the two matrices of a LoRA hand over, `[..., rank]`.
+    """
+
+    before: Constrain = _as_it_is
+    after: Constrain = _as_it_is
+    between: Constrain = _as_it_is
 
 
 def replace_linears(
-    module: torch.nn.Module, splits: Callable[[str], tuple[Constrain, Constrain]] | None = None
+    module: torch.nn.Module,
+    splits: Callable[[str], Split] = lambda name: Split(),
+    ranks: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Puts a `Linear` in the place of every `torch.nn.Linear` of a module, in place.
 
     Args:
         module: a template, or a copy of its layer.
-        splits: of the name within the module: how input and output of this one are split; left to
-            the compiler when not given.
+        splits: of the name within the module: how arrays of this one are split; left to the
+            compiler when not given.
+        ranks: by such a name: of the LoRA beside it; none beside the others.
     """
     found = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]
     for name, original in found:
-        before, after = splits(name) if splits else (_as_it_is, _as_it_is)
-        module.set_submodule(name, Linear(original, before, after))
+        module.set_submodule(name, Linear(original, splits(name), ranks.get(name, 0)))

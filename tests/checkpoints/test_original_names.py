@@ -17,6 +17,7 @@ from tests import original_checkpoints as originals
 from wan_tpu.checkpoints.component import find_components, in_diffusers_names, open_component
 from wan_tpu.checkpoints.known import WAN_2_2_VAE
 from wan_tpu.checkpoints.original_names import (
+    original_module_name,
     text_encoder_names,
     transformer_names,
     vae_names,
@@ -54,6 +55,17 @@ def test_transformer_names_of_an_image_to_video_model_are_diffusers():
             pos_embed_seq_len=514,
         )
     )
+
+
+def test_the_way_back_of_a_module():
+    """Of every module that has a weight; red when two layers are exchanged on either way."""
+    names = originals.transformer_names(2, takes_image=True)
+    modules = {
+        ours.removesuffix(".weight"): original.removesuffix(".weight")
+        for original, ours in transformer_names(names).items()
+        if ours.endswith(".weight")
+    }
+    assert {module: original_module_name(module) for module in modules} == modules
 
 
 @pytest.mark.parametrize(

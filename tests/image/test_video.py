@@ -1,6 +1,7 @@
 """Clips from bytes: frames by their time, turned, in their colours; what is no clip is refused."""
 
 import concurrent.futures
+import dataclasses
 import io
 import math
 import re
@@ -20,7 +21,8 @@ from PIL import Image
 from tests.image.clips import HEIGHT, WIDTH, ffmpeg, make_clip, moving, numbers
 from tests.image.pictures import corner_names, encode
 from wan_tpu.errors import MediaError
-from wan_tpu.image import video
+from wan_tpu.image import clip_reader, video
+from wan_tpu.image.clip_reader import UPLOADS
 from wan_tpu.image.fit import cover
 from wan_tpu.image.video import VideoInfo, read_video, video_info
 from wan_tpu.pipeline.video_file import VideoWriter
@@ -347,7 +349,7 @@ def test_sizes_are_refused_before_frames_are_converted(folder, size, message, mo
 
 def test_a_size_that_the_header_hides_is_refused_by_the_decoder(folder, monkeypatch):
     """The file says 64x64 and its pictures are larger: the decoder is bound, too."""
-    monkeypatch.setattr(video, "MAX_VIDEO_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(clip_reader, "MAX_VIDEO_PIXELS", 96 * 64 - 1)
     data = make_clip(folder / "hidden.mp4", moving(2), "-c:v", "mpeg4", "-q:v", "2")
     small = struct.pack(">HH", 32, 32)
     data = data.replace(struct.pack(">HH", WIDTH, HEIGHT), small)
@@ -364,14 +366,16 @@ def test_long_clips_are_refused(folder):
 
 def test_frames_are_bounded_in_number_work_and_memory(clip, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(video, "MAX_FRAMES", 49)
+        patch.setattr(video, "UPLOADS", dataclasses.replace(UPLOADS, max_frames=49))
         assert "more than 49 frames" in refusal(clip)
     with monkeypatch.context() as patch:
-        patch.setattr(video, "MAX_DECODED_PIXELS", 20 * WIDTH * HEIGHT)
+        bounds = dataclasses.replace(UPLOADS, max_decoded_pixels=20 * WIDTH * HEIGHT)
+        patch.setattr(video, "UPLOADS", bounds)
         assert len(read_video(clip, 25, 19)) == 19
         with pytest.raises(MediaError, match=f"too many frames of {WIDTH}x{HEIGHT} pixels"):
             read_video(clip, 25, 30)
-    monkeypatch.setattr(video, "MAX_RESULT_BYTES", 20 * WIDTH * HEIGHT * 3)
+    bounds = dataclasses.replace(UPLOADS, max_result_bytes=20 * WIDTH * HEIGHT * 3)
+    monkeypatch.setattr(video, "UPLOADS", bounds)
     assert len(read_video(clip, 25, 20)) == 20
     assert len(read_video(clip, 25, 40, size=(64, 48))) == 40
     with pytest.raises(MediaError, match=re.escape("21 frames of 96x64 pixels need more than")):

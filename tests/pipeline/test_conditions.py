@@ -22,7 +22,7 @@ from wan_tpu.pipeline.conditions import (
 from wan_tpu.pipeline.drawn import draw
 from wan_tpu.pipeline.latents import make_noise, to_tokens
 from wan_tpu.pipeline.pictures import Picture
-from wan_tpu.transformer.denoiser import unpatchify
+from wan_tpu.transformer.patches import unpatchify
 from wan_tpu.vae.config import VaeConfig
 
 WIDTH, HEIGHT = 32, 16

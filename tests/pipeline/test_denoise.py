@@ -19,7 +19,7 @@ from wan_tpu.request import SCHEDULERS, VideoRequest
 from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
-from wan_tpu.transformer.denoiser import unpatchify
+from wan_tpu.transformer.patches import unpatchify
 
 
 @pytest.fixture(scope="module")

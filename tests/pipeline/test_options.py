@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.errors import LayoutError, UnknownNameError
@@ -83,8 +84,12 @@ def test_choices_without_a_layout_are_honoured(mode):
 
 def test_identity_is_every_option_and_ready_for_json():
     """Red when a new option could differ between the processes of a slice."""
-    options = LoadOptions.from_text(layout="sp2", sequence_parallel="ring", vae_dtype="float32")
+    adapter = AdapterChoice(path="fox.safetensors", strength=0.5)
+    options = LoadOptions.from_text(
+        layout="sp2", sequence_parallel="ring", vae_dtype="float32", adapters=(adapter,)
+    )
     identity = json.loads(json.dumps(options.identity()))
     assert identity.keys() == {field.name for field in dataclasses.fields(LoadOptions)}
     assert (identity["layout"], identity["vae_dtype"]) == ("sp2 ring", "float32")
+    assert identity["adapters"] == [{"path": "fox.safetensors", "strength": 0.5, "expert": None}]
     assert identity != LoadOptions.from_text(layout="sp2").identity()

@@ -12,7 +12,8 @@ from wan_tpu.geometry import Geometry
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import make_mesh
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import Denoiser, patchify
+from wan_tpu.transformer.denoiser import Denoiser
+from wan_tpu.transformer.patches import patchify
 from wan_tpu.transformer.processors import AttentionSetting
 
 GARBAGE = 100.0

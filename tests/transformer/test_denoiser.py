@@ -13,7 +13,7 @@ from tests.transformer.originals import make_original, make_ours, padded
 from wan_tpu.geometry import Compression, Geometry
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import patchify, unpatchify
+from wan_tpu.transformer.patches import patchify, unpatchify
 
 SMALL = TransformerConfig(
     num_attention_heads=8,

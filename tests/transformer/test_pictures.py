@@ -17,7 +17,7 @@ from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.rules import WHOLE
 from wan_tpu.transformer.conditions import ChannelCondition, FirstFrameCondition
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.denoiser import unpatchify
+from wan_tpu.transformer.patches import unpatchify
 
 PICTURE_TOKENS = 257
 TIMESTEP = 537.0

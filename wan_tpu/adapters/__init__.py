@@ -1,1 +1,1 @@
-"""Adapters of Wan's transformers: every style of file read, merged into weights, and written."""
+"""Adapters: small files that change a transformer, of any tool: read, merged and written."""

@@ -4,6 +4,7 @@ numpy has bfloat16 and fp8 from ml_dtypes, whose casts run in one thread at a ti
 """
 
 import jax
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -35,17 +36,29 @@ _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3f
 def copy_cast(part: np.ndarray, out: np.ndarray) -> None:
     """Copies into `out`, rounded to its dtype; several threads may do so at once."""
     if part.flags.writeable:  # torch warns of others, though it only reads
-        _as_torch(out).copy_(_as_torch(np.asarray(part)))
+        as_torch(out).copy_(as_torch(np.asarray(part)))
     else:
         out[...] = part
 
 
-def _as_torch(array: np.ndarray) -> torch.Tensor:
+def as_torch(array: np.ndarray) -> torch.Tensor:
     """The same memory as a torch tensor."""
     dtype = _TORCH_DTYPES.get(str(array.dtype))
     if dtype is None:
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(f"i{array.dtype.itemsize}")).view(dtype)
+
+
+def as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The same memory as numpy's; of a tensor on a device its copy on the host."""
+    if isinstance(array, np.ndarray):
+        return array
+    tensor = array.detach().cpu().contiguous()
+    for name, dtype in _TORCH_DTYPES.items():
+        if tensor.dtype == dtype:
+            whole_numbers = tensor.view(torch.int8 if dtype.itemsize == 1 else torch.int16)
+            return whole_numbers.numpy().view(getattr(ml_dtypes, name))
+    return tensor.numpy()
 
 
 def fetch(array: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:

@@ -86,13 +86,17 @@ def describe_model(name: str, variant: str | None = None) -> ModelDescription:
     return _find(name, variant, with_weights=False)
 
 
-def open_model(name: str, variant: str | None = None) -> ModelDescription:
+def open_model(
+    name: str, variant: str | None = None, parts: Collection[str] | None = None
+) -> ModelDescription:
     """A model with all its files here, downloaded from the hub if they were not.
 
     Args:
         name: see above.
         variant: of the weights, for example `fp16`: the files that diffusers would take for it. A
             component without it has its plain files taken.
+        parts: of a model of the hub, the components whose weights are needed, and `tokenizer` where
+            it is; None for all of them.
 
     Raises:
         UnknownNameError: nothing is called so, or no component has the variant.
@@ -101,9 +105,9 @@ def open_model(name: str, variant: str | None = None) -> ModelDescription:
     known, at, revision = name.partition("@")
     if known in KNOWN_MODELS:
         source = f"{KNOWN_MODELS[known].hub_id}{at}{revision}"
-        model = _from_hub(name, source, variant, with_weights=True)
+        model = _from_hub(name, source, variant, with_weights=True, parts=parts)
     else:
-        model = _find(name, variant, with_weights=True)
+        model = _find(name, variant, with_weights=True, parts=parts)
     if model.revision is not None:
         hint = "" if revision == model.revision else f"; {known}@{model.revision} keeps it there"
         logger.info("model %s is at the hub's commit %s%s", known, model.revision, hint)
@@ -111,7 +115,13 @@ def open_model(name: str, variant: str | None = None) -> ModelDescription:
     return model
 
 
-def _find(name: str, variant: str | None, *, with_weights: bool) -> ModelDescription:
+def _find(
+    name: str,
+    variant: str | None,
+    *,
+    with_weights: bool,
+    parts: Collection[str] | None = None,
+) -> ModelDescription:
     """A model that is not called by a known one's name."""
     embedded = embedded_folders()
     if name in embedded:
@@ -130,7 +140,7 @@ def _find(name: str, variant: str | None, *, with_weights: bool) -> ModelDescrip
         if error.errno != errno.ENAMETOOLONG:
             raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and len(name) <= LONGEST_NAME:
-        return _from_hub(name, name, variant, with_weights=with_weights)
+        return _from_hub(name, name, variant, with_weights=with_weights, parts=parts)
     known = [*embedded, *KNOWN_MODELS, "a folder in diffusers format", "a hub id like owner/name"]
     shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     raise UnknownNameError("model", shown, known)

@@ -61,6 +61,37 @@ def _transformer_name(name: str) -> str:
     return name
 
 
+_ORIGINAL_MODULES = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+    "proj_out": "head.head",
+}
+_ORIGINAL_LAYERS = {
+    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "add_k_proj": "k_img",
+    "add_v_proj": "v_img", "norm_added_k": "norm_k_img", "norm_q": "norm_q", "norm_k": "norm_k",
+}  # fmt: skip
+
+
+def original_module_name(module: str) -> str:
+    """The way back, of a module of the transformer: `blocks.0.attn1.to_q` to `....self_attn.q`."""
+    match module.split("."):
+        case ["blocks", number, "attn1" | "attn2" as attention, *layer]:
+            original = "self_attn" if attention == "attn1" else "cross_attn"
+            return f"blocks.{number}.{original}.{_ORIGINAL_LAYERS['.'.join(layer)]}"
+        case ["blocks", number, "ffn", "net", "0" | "2" as layer, *_]:
+            return f"blocks.{number}.ffn.{layer}"
+        case ["blocks", number, "norm2"]:
+            return f"blocks.{number}.norm3"
+    return _ORIGINAL_MODULES.get(module, module)
+
+
 def _text_encoder_name(name: str) -> str:
     match name.split("."):
         case ["token_embedding", "weight"]:

@@ -6,9 +6,10 @@ slice, in lock-step, on a thread of its own.
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from wan_tpu.cli.in_step import in_step, make_once
 from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.media_files import add_media_arguments, read_media_files
 from wan_tpu.cli.options import (
+    add_embedding_argument,
+    add_lora_argument,
     add_machine_arguments,
     add_model_arguments,
     add_seed_argument,
@@ -28,6 +31,7 @@ from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_p
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.recording import add_profile_argument, make_profile, recording
 from wan_tpu.cli.streams import keep_stdout_for_data
+from wan_tpu.errors import InputError
 from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined, ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
@@ -39,9 +43,12 @@ from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.pipeline.progress import Progress
 from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult, make_request
-from wan_tpu.text.prompt import check_prompt
+from wan_tpu.text.embedding_file import SUFFIX, Embedding
+from wan_tpu.text.new_words import NewWords
+from wan_tpu.text.prompt import check_prompt, clean_prompt
 
 if TYPE_CHECKING:
+    from wan_tpu.adapters.chosen import ChosenAdapter
     from wan_tpu.pipeline.profiling import Profile
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
@@ -56,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {DEFAULT_OUTPUT}, or the first of video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     add_model_arguments(parser)
+    add_embedding_argument(parser)
+    add_lora_argument(parser)
     video = parser.add_argument_group("the video (defaults are the model's)")
     video.add_argument("--size", metavar="WxH", help="pixels, for example 1280x720")
     video.add_argument("--frames", type=positive_int, help="4n + 1, for example 81")
@@ -164,9 +173,10 @@ def _generate(order: Order, running: Interruptible) -> None:
     """Check, load, make, write; with the other processes of the slice in step around it."""
     with ProgressBars(shown=order.group.leads) as bars, in_step(order.group, running) as process:
         with bars.stage("load"):
-            model, request = _check(order)
-            joined = agree(process, order.group, lambda: _identify(order, model, request))
-            pipeline = _load(order, model, request, joined)
+            model, adapters, request = _check(order)
+            identify = functools.partial(_identify, order, model, adapters, request)
+            joined = agree(process, order.group, identify)
+            pipeline = _load(order, model, adapters, request, joined)
             process.loaded()
         with (
             open_video(order.output, request, running) as on_frames,
@@ -180,29 +190,59 @@ def _generate(order: Order, running: Interruptible) -> None:
         write_metadata(order.output, result.metadata)
 
 
-def _check(order: Order) -> tuple[ModelDescription, VideoRequest]:
-    """The model, whose files are here, and the complete request, which it can make.
+def _check(order: Order) -> "tuple[ModelDescription, tuple[ChosenAdapter, ...], VideoRequest]":
+    """The model and adapters, whose files are here, and the complete request, which it can make.
 
-    What is wrong with the request or its pictures is said before gigabytes are downloaded.
+    What is wrong with the request, its pictures or an adapter's file is said before gigabytes are
+    downloaded.
     """
-    request, _ = check_request(order.options.describe_model(), order.request, order.media)
+    described = order.options.describe_model()
+    request, _ = check_request(described, order.request, order.media)
+    _check_words(order.options.open_embeddings(described), request)
+    adapters = order.options.open_adapters()
     model = order.options.open_model()
     check_request(model, request)
-    return model, request
+    return model, adapters, request
 
 
-def _identify(order: Order, model: ModelDescription, request: VideoRequest) -> Identity:
-    """What has to be the same in all processes."""
+def _check_words(embeddings: Sequence[Embedding], request: VideoRequest) -> None:
+    """Refuses a file of a word that neither prompt holds: it would change nothing.
+
+    Raises:
+        InputError: says which word.
+    """
+    used = NewWords(embeddings).used(map(clean_prompt, request.prompts))
+    for number, embedding in enumerate(embeddings):
+        if number not in used:
+            raise InputError(
+                f"the prompt does not hold the word {embedding.word!r} of {embedding.name}"
+                f"{SUFFIX}; write it where it belongs, or leave the file out"
+            )
+
+
+def _identify(
+    order: Order,
+    model: ModelDescription,
+    adapters: "tuple[ChosenAdapter, ...]",
+    request: VideoRequest,
+) -> Identity:
+    """What has to be the same in all processes; of adapters what they hold and not where."""
     importlib.import_module("wan_tpu.runtime")  # JAX changes variables that are compared
     return make_identity(
         model_paths=model.paths,
-        settings=order.options.identity() | dataclasses.asdict(request) | {"seed": order.seed},
+        settings=order.options.identity()
+        | dataclasses.asdict(request)
+        | {"seed": order.seed, "adapters": [adapter.to_json() for adapter in adapters]},
         packages=("wan_tpu",),
     )
 
 
 def _load(
-    order: Order, model: ModelDescription, request: VideoRequest, joined: Joined | None
+    order: Order,
+    model: ModelDescription,
+    adapters: "tuple[ChosenAdapter, ...]",
+    request: VideoRequest,
+    joined: Joined | None,
 ) -> "VideoPipeline":
     """The pipeline, with what the request runs."""
     from wan_tpu import runtime
@@ -212,7 +252,7 @@ def _load(
         cache_folder=runtime.default_cache_folder() if order.keeps_programs else None,
         joined=joined,
     )
-    return order.options.load(model, compile_for=request)
+    return order.options.load(model, adapters=adapters, compile_for=request)
 
 
 def _make(

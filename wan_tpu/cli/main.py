@@ -1,8 +1,9 @@
 """Reads the command line, runs a command, turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the request is wrong, 75 another process of the
-slice was lost (the same commands again may well succeed), 130 Ctrl-C, SIGTERM or SIGHUP. Commands
-import what they need themselves, so that `--help` and wrong usage answer at once.
+slice was lost or a training had SIGTERM (the same commands again may well succeed), 130 Ctrl-C,
+SIGTERM or SIGHUP. Commands import what they need themselves, so that `--help` and wrong usage
+answer at once.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import consistency, generate, inspect, plan, streams
+from wan_tpu.cli import consistency, dataset, generate, inspect, plan, streams, train
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
@@ -22,6 +23,8 @@ COMMANDS = {
     "inspect": inspect,
     "consistency": consistency,
     "plan": plan,
+    "dataset": dataset,
+    "train": train,
 }
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -78,7 +81,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; help and version end here, once they are written."""
     try:
-        return _make_parser().parse_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        return _make_parser().parse_args(train.with_action(words))
     except SystemExit:
         streams.write_data("")
         raise

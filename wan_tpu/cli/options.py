@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY
 from wan_tpu.errors import InputError
@@ -36,6 +37,24 @@ def add_model_arguments(parser: Any) -> None:
     parser.add_argument(
         "--variant", metavar="NAME",
         help="of the weights' files, as diffusers names them: fp16 takes model.fp16.safetensors",
+    )  # fmt: skip
+
+
+def add_embedding_argument(parser: Any) -> None:
+    """`--embedding`, any number of times."""
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE[:WORD]",
+        help="vectors for a word of the prompt (textual inversion), a .safetensors file; the word "
+        "is the file's own, else its name; may be given again",
+    )  # fmt: skip
+
+
+def add_lora_argument(parser: Any) -> None:
+    """`--lora`, repeatable."""
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH][@high|@low]",
+        help="an adapter of the transformer: a file of any tool, a folder or a hub id; how much of "
+        "it (default: 1); of two experts the one it is for; may be repeated",
     )  # fmt: skip
 
 
@@ -112,6 +131,8 @@ def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
         vae_dtype=parsed.vae_dtype,
         dtype=parsed.dtype,
         host_devices=parsed.host_devices,
+        embeddings=tuple(parsed.embedding),
+        adapters=tuple(AdapterChoice.parse(text) for text in getattr(parsed, "lora", ())),
     )
 
 

@@ -40,6 +40,8 @@ class Batch:
     Attributes:
         geometry: sizes of the clips.
         names: of the samples.
+        captions: of the samples, as each was tokenised; for what is learnt through the text
+            encoder, which sees words instead of embeddings.
         latents: `[batch, frames, height, width, channels]`.
         text: `[batch, 512, text_dim]`, zero past each caption's end.
         condition: `[batch, frames, height, width, condition channels]`, the mask before the
@@ -51,6 +53,7 @@ class Batch:
     names: tuple[str, ...]
     latents: Float[np.ndarray, "batch frames height width channels"]
     text: Float[np.ndarray, "batch 512 text_dim"]
+    captions: tuple[str, ...] = ()
     condition: Float[np.ndarray, "batch frames height width condition_channels"] | None = None
     image: Float[np.ndarray, "batch image_tokens image_dim"] | None = None
 

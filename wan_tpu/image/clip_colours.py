@@ -67,17 +67,22 @@ class ToRgb:
         return np.asarray(over_background(colours, alpha))
 
 
+def is_hdr(frame: "av.video.frame.VideoFrame") -> bool:
+    """Whether a frame is HDR10 or HLG."""
+    return frame.color_trc in _HDR
+
+
 def _fill_in(frame: "av.video.frame.VideoFrame") -> int | None:
     """Fills in what a frame does not say of its colours.
 
     Returns:
         The transfer and primaries that it is to be converted to; None for its own.
     """
-    is_hdr = frame.color_trc in _HDR
+    wide_range = is_hdr(frame)
     if not frame.format.is_rgb and frame.colorspace not in _MATRICES:
         # As players guess: HD is BT.709, all below BT.601.
-        frame.colorspace = _BT2020 if is_hdr else _BT709 if frame.height > 576 else _BT601
-    if is_hdr and frame.color_primaries not in _WIDE_PRIMARIES:
+        frame.colorspace = _BT2020 if wide_range else _BT709 if frame.height > 576 else _BT601
+    if wide_range and frame.color_primaries not in _WIDE_PRIMARIES:
         frame.color_primaries = _BT2020
     is_wide = frame.color_primaries in _WIDE_PRIMARIES and frame.color_trc in _TRANSFERS
     return _BT709 if is_wide else None

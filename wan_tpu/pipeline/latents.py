@@ -7,7 +7,7 @@ from jaxtyping import Float32
 
 from wan_tpu.geometry import Geometry
 from wan_tpu.sharding.mesh import place
-from wan_tpu.transformer.denoiser import patchify
+from wan_tpu.transformer.patches import patchify
 
 Latents = Float32[np.ndarray, "1 latent_frames latent_height latent_width channels"]
 Tokens = Float32[np.ndarray, "1 tokens token_channels"]

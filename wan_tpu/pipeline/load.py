@@ -2,18 +2,20 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from wan_tpu.adapters.chosen import ChosenAdapter, assign
+from wan_tpu.adapters.merge import MergedSource
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
 from wan_tpu.checkpoints.renamed import RenamedSource
 from wan_tpu.checkpoints.source import TensorSource
-from wan_tpu.checkpoints.weights import check_parts
+from wan_tpu.checkpoints.weights import check_parts, expected_tensors
 from wan_tpu.family import VAE
 from wan_tpu.pipeline.components import transformer_config, vae_parts
 from wan_tpu.pipeline.model import VideoModel, make_video_model
@@ -91,7 +93,7 @@ def on_one_branch(model: VideoModel) -> VideoModel:
     )
 
 
-def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
+def load_vae_of(model: VideoModel, name: str, parts: Sequence[str] | None = None) -> VaeBackend:
     """The autoencoder of a model, with its weights.
 
     The encoder is loaded for models that take pictures. A back end without one can still serve
@@ -100,6 +102,7 @@ def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
     Args:
         model: whose.
         name: one of `vae.backends.BACKENDS`.
+        parts: the halves to load; None for those that making videos needs.
 
     Raises:
         UnknownNameError: there is no such back end.
@@ -109,35 +112,56 @@ def load_vae_of(model: VideoModel, name: str) -> VaeBackend:
     """
     kind = model.description.kind
     does_without = name not in VAES_THAT_ENCODE and frozenset() in kind.inputs
+    if parts is None:
+        parts = (DECODER,) if does_without else vae_parts(kind)
     return load_vae(
         name,
         model.vae,
         model.description.source(VAE),
         mesh=model.mesh,
         dtype=model.vae_dtype,
-        parts=(DECODER,) if does_without else vae_parts(kind),
+        parts=parts,
     )
 
 
-def checked_parts(model: VideoModel) -> dict[str, Part]:
+def checked_parts(
+    model: VideoModel,
+    components: Collection[str] | None = None,
+    adapters: Sequence[ChosenAdapter] = (),
+) -> tuple[dict[str, Part], Sequence[Mapping[str, Any]]]:
     """The components' weights and where they are read from; names and shapes fit, nothing is read.
 
     All but the autoencoder's, which its back end loads.
 
+    Args:
+        model: whose.
+        components: those of its `components` that are wanted; None for all.
+        adapters: added to what is read of the transformers.
+
+    Returns:
+        The parts by component, and for the metadata what was added to which.
+
     Raises:
+        InputError: an adapter is for an expert that the model does not have.
         CheckpointError: files are missing, damaged or not those of the model.
     """
+    kind, name = model.description.kind, model.description.name
+    shapes = dict.fromkeys(kind.experts, expected_tensors(model.denoiser.weights()))
+    assigned = assign(adapters, shapes, model=name)
     parts = {
         name: Part(
             weights=component.module.weights(),
-            source=_without(model.description.source(name), component.unread),
+            source=MergedSource(
+                _without(model.description.source(name), component.unread),
+                assigned.by_component.get(name, ()),
+            ),
             mesh=model.mesh,
         )
         for name, component in model.components.items()
-        if name != VAE
+        if name != VAE and (components is None or name in components)
     }
     check_parts(parts)
-    return parts
+    return parts, assigned.described
 
 
 def _without(source: TensorSource, unread: tuple[str, ...]) -> TensorSource:

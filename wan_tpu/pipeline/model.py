@@ -30,7 +30,8 @@ from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import ChannelCondition, Condition, FirstFrameCondition
-from wan_tpu.transformer.denoiser import Denoiser, unpatchify
+from wan_tpu.transformer.denoiser import Denoiser
+from wan_tpu.transformer.patches import unpatchify
 from wan_tpu.transformer.processors import AttentionSetting, Context
 from wan_tpu.vae.streaming import StreamingVae
 from wan_tpu.vae.weights import DECODER, ENCODER
@@ -40,19 +41,30 @@ from wan_tpu.vae.weights import DECODER, ENCODER
 class VideoModel(PlacedModel):
     """A model for one mesh, layout, dtype and attention; see `PlacedModel` for what it has."""
 
-    def text_stage(self, num_prompts: int) -> Stage:
-        """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`, whether all finite."""
+    def text_stage(self, num_prompts: int, num_vectors: int = 0) -> Stage:
+        """(parameters, ids, mask) -> embeddings `[prompts, 512, text_dim]`, whether all finite.
 
-        def encode(params: Params, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-            embeddings = self.text_encoder.encode(params, ids, mask)
+        Args:
+            num_prompts: different ones.
+            num_vectors: of new words; with any there are two arguments more, the vectors and the
+                slots, as `TextEncoder.encode` has them.
+        """
+
+        def encode(
+            params: Params, ids: jax.Array, mask: jax.Array, *new_words: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            embeddings = self.text_encoder.encode(params, ids, mask, *new_words)
             return embeddings, _all_finite(embeddings)
 
-        tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, named(self.mesh))
+        whole = named(self.mesh)
+        tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, whole)
+        shape = (num_vectors, self.text_encoder.config.d_model)
+        new_words = (abstract(shape, jnp.float32, whole), tokens) if num_vectors else ()
         return self._stage(
             "text",
             encode,
-            (dict(self.components[TEXT_ENCODER].weights), tokens, tokens),
-            out_shardings=named(self.mesh),  # every process asks, every device reads
+            (dict(self.components[TEXT_ENCODER].weights), tokens, tokens, *new_words),
+            out_shardings=whole,  # every process asks, every device reads
         )
 
     def image_stage(self, num_pictures: int) -> Stage:

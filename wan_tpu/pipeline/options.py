@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
@@ -25,8 +26,12 @@ from wan_tpu.sharding.layout import (
     Layout,
     parse_layout,
 )
+from wan_tpu.text.embedding_file import Embedding, read_embedding
+from wan_tpu.text.new_words import NewWords, check_widths
+from wan_tpu.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
+    from wan_tpu.adapters.chosen import ChosenAdapter
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
 
@@ -48,6 +53,9 @@ class LoadOptions:
         dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
             float32.
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
+        embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
+            `wan_tpu.text.embedding_file.read_embedding`.
+        adapters: added to the transformers' weights, in this order.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -63,6 +71,8 @@ class LoadOptions:
     vae_dtype: str | None = None
     dtype: str | None = None
     host_devices: int | None = None
+    embeddings: tuple[str, ...] = ()
+    adapters: tuple[AdapterChoice, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -126,10 +136,24 @@ class LoadOptions:
         """
         return open_model(self.model, self.variant)
 
+    def open_adapters(self) -> "tuple[ChosenAdapter, ...]":
+        """The files of the adapters, read; downloaded from the hub if they were not here.
+
+        Raises:
+            InputError: nothing is called so.
+            CheckpointError: a file is damaged, or no adapter of a Wan transformer.
+        """
+        if not self.adapters:
+            return ()
+        from wan_tpu.adapters.chosen import open_adapters
+
+        return open_adapters(self.adapters)
+
     def load(
         self,
         model: ModelDescription,
         *,
+        adapters: "Sequence[ChosenAdapter] | None" = None,
         devices: Sequence[Any] | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
@@ -137,11 +161,13 @@ class LoadOptions:
 
         Args:
             model: what `open_model` gave.
+            adapters: what `open_adapters` gave; opened here when not given.
             devices: those to use; all of all processes when not given.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
             LayoutError: the layout does not fit the devices.
+            InputError: an adapter is for an expert that the model does not have.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
             OutOfMemoryError: the weights do not fit.
@@ -161,8 +187,24 @@ class LoadOptions:
             attention=self.attention,
             vae=self.vae,
             vae_dtype=self.vae_dtype,
+            embeddings=self.open_embeddings(model),
+            adapters=self.open_adapters() if adapters is None else adapters,
             compile_for=compile_for,
         )
+
+    def open_embeddings(self, model: ModelDescription) -> tuple[Embedding, ...]:
+        """The files of `embeddings`, read and checked against a model.
+
+        Raises:
+            InputError: one is missing, of another model, or its numbers or word will not do; or
+                two are of one word.
+            CheckpointError: one is damaged.
+        """
+        found = tuple(read_embedding(argument) for argument in self.embeddings)
+        transformer = TransformerConfig.from_json(model.configs[model.kind.experts[0]])
+        check_widths(found, transformer.text_dim, model.name)
+        NewWords(found)  # says which two are of one word
+        return found
 
     def layout_for(self, num_devices: int, chosen: Layout) -> Layout:
         """The layout that is given, or the chosen one with the choices that are given.
@@ -183,7 +225,13 @@ class LoadOptions:
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes that share the model: everything, JSON-ready."""
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**shown, "layout": None if self.layout is None else str(self.layout)}
+        embeddings = [read_embedding(argument) for argument in self.embeddings]
+        return {
+            **shown,
+            "layout": None if self.layout is None else str(self.layout),
+            "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
+            "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
+        }
 
 
 def _without_none(**names: str | None) -> dict[str, str]:

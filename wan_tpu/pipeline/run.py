@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -29,6 +30,8 @@ from wan_tpu.schedulers.api import make_schedule
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.schedulers.sigmas import read_num_train_timesteps
 from wan_tpu.stage import Stage
+from wan_tpu.text.new_words import NO_WORDS, NewWords
+from wan_tpu.text.prompt import clean_prompt
 
 PACKAGES = ("wan_tpu", "torch", "torchax", "jax", "jaxlib", "flax", "diffusers", "transformers")
 
@@ -59,6 +62,7 @@ class Run:
         model: the model on the mesh that suits the batch.
         whole_model: on the mesh of both branches, where everything but the steps runs.
         watch: reports, measures, stops.
+        words: that its prompts may hold besides the tokenizer's.
     """
 
     request: VideoRequest
@@ -70,6 +74,7 @@ class Run:
     model: VideoModel
     whole_model: VideoModel
     watch: Watch
+    words: NewWords = NO_WORDS
 
     @property
     def batch(self) -> int:
@@ -95,6 +100,10 @@ class Run:
     def num_encoder_pictures(self) -> int:
         """Pictures for the image encoder; none where the model has no such encoder."""
         return len(self.way.roles) if IMAGE_ENCODER in self.whole_model.components else 0
+
+    def text_stage(self, num_prompts: int) -> Stage:
+        """The stage of its prompts."""
+        return self.whole_model.text_stage(num_prompts, self.words.num_vectors)
 
     def context_stage(self, num_prompts: int, batch: int) -> Stage:
         """The stage of what the steps of a batch attend to."""
@@ -134,7 +143,7 @@ class Run:
         vae = vae or whole
         pictures, in_steps = self.num_encoder_pictures, self.way.in_steps
         return [
-            whole.text_stage(self.batch),
+            self.text_stage(self.batch),
             *([whole.image_stage(pictures)] if pictures else []),
             *(self.context_stage(self.batch, batch) for batch in self.batches),
             *self.encode_stages(vae),
@@ -152,6 +161,7 @@ def plan_run(
     one_branch: VideoModel,
     watch: Watch,
     media: Media = NO_MEDIA,
+    words: NewWords = NO_WORDS,
 ) -> Run:
     """Decides everything about a request.
 
@@ -161,6 +171,7 @@ def plan_run(
         one_branch: the same on the mesh for runs without.
         watch: of the run.
         media: the bytes of its pictures; none to plan a run that is not made.
+        words: that its prompts may hold.
 
     Raises:
         InputError: the request cannot be carried out.
@@ -168,6 +179,7 @@ def plan_run(
     description = model.description
     checked = check(description, request, media)
     request, kind = checked.request, description.kind
+    words.used(map(clean_prompt, request.prompts))  # says which it names and are not there
     schedule, steps = schedule_steps(description, request)
     has_guidance = any(step.batch == 2 for step in steps)
     return Run(
@@ -180,6 +192,7 @@ def plan_run(
         model=model if has_guidance else one_branch,
         whole_model=model,
         watch=watch,
+        words=words,
     )
 
 
@@ -214,12 +227,13 @@ def compile_order(stage: Stage) -> int:
     return order.index(stage.name)
 
 
-def metadata_of(run: Run, vae: str) -> dict[str, Any]:
+def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything needed to make the same video again, and how long each stage took.
 
     Args:
         run: that has ended.
         vae: name of the decoder that made the frames.
+        adapters: that were added to the model's weights, each with its file's digest.
     """
     model, description = run.model, run.model.description
     devices = model.mesh.devices
@@ -227,9 +241,11 @@ def metadata_of(run: Run, vae: str) -> dict[str, Any]:
         "model": description.name,
         "model_revision": description.revision,
         "model_variant": description.variant,
+        "adapters": list(adapters),
         "defaults_from": dict(description.defaults_from),
         "request": dataclasses.asdict(run.request),
         "seed": run.request.seed,
+        "embeddings": [embedding.told() for embedding in run.words.embeddings],
         "pictures": {role: picture.fit for role, picture in run.pictures.items()},
         "steps": dict(collections.Counter(step.component for step in run.steps)),
         "tokens": run.geometry.num_tokens,

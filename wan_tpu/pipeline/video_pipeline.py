@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import Weight, load_parts
@@ -30,8 +31,10 @@ from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
+from wan_tpu.text.embedding_file import Embedding
+from wan_tpu.text.new_words import NewWords, WordTokenizer, check_widths
 from wan_tpu.text.prompt import check_prompt, tokenize
-from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
+from wan_tpu.text.tokenizer import load_tokenizer
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import Condition
 from wan_tpu.transformer.processors import Context
@@ -45,11 +48,13 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
+        adapters: what was added to its weights, for the metadata.
     """
 
-    def __init__(self, model: VideoModel, tokenizer: Tokenizer, vae: VaeBackend):
+    def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
+        self.adapters: Sequence[Mapping[str, Any]] = ()
         self._one_branch = on_one_branch(model)
         self._tokenizer = tokenizer
         self._vae = vae
@@ -101,6 +106,8 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        embeddings: Sequence[Embedding] = (),
+        adapters: Sequence[ChosenAdapter] = (),
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -113,6 +120,8 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            embeddings: words that prompts may hold besides the tokenizer's.
+            adapters: of `open_adapters`; added to the transformers' weights, in this order.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
@@ -129,12 +138,15 @@ class VideoPipeline:
             vae_dtype=vae_dtype,
             attention=attention,
         )
-        parts = checked_parts(model)  # what is wrong with them is said before anything compiles
-        tokenizer = load_tokenizer(
-            description.component_folder("tokenizer"), model.text_encoder.config.vocab_size
-        )
+        # What is wrong with them is said before anything compiles.
+        parts, added = checked_parts(model, adapters=adapters)
+        text, folder = model.text_encoder.config, description.component_folder("tokenizer")
+        check_widths(embeddings, text.d_model, description.name)
+        words = NewWords(embeddings, text.vocab_size)
+        tokenizer = WordTokenizer(load_tokenizer(folder, text.vocab_size), words)
         with reporting_memory("loading the model", model):
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
             pipeline._give_weights(load_parts(parts))
@@ -194,7 +206,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, self._vae.name),
+            metadata=metadata_of(run, self._vae.name, self.adapters),
         )
 
     def intermediate(
@@ -249,7 +261,8 @@ class VideoPipeline:
         Raises:
             InputError: the request cannot be carried out.
         """
-        run = plan_run(request, self.model, self._one_branch, watch, media or NO_MEDIA)
+        words = self._tokenizer.words
+        run = plan_run(request, self.model, self._one_branch, watch, media or NO_MEDIA, words)
         if media is not None:
             media.only(run.request.media)  # says which did not come
         if run.way.num_frames(run.geometry) and not self._vae.encodes:
@@ -290,18 +303,18 @@ class VideoPipeline:
     def _encode_text(self, run: Run, image: jax.Array | None) -> dict[tuple[str, int], Context]:
         """Cross-attention's keys and values of the prompts and the image tokens, by component and
         batch of the steps."""
-        prompts = [run.request.prompt, run.request.negative_prompt or ""][: run.batch]
+        prompts = run.request.prompts[: run.batch]
         ids, mask = tokenize(self._tokenizer, prompts)
         if len(prompts) == 2 and np.array_equal(ids[0], ids[1]):
             ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
-        encode = self._program(run, self.model.text_stage(len(ids)))
+        encode = self._program(run, run.text_stage(len(ids)))
         weights = run.model.denoiser.context_weights()
         programs = {
             batch: self._program(run, run.context_stage(len(ids), batch)) for batch in run.batches
         }
         with run.watch.stage("text", len(ids)) as report:
             whole = named(self.model.mesh)
-            tokens = (place(x, whole) for x in (ids, mask))
+            tokens = (place(x, whole) for x in self._tokenizer.inputs(ids, mask))
             embeddings, is_finite = encode(self._params[TEXT_ENCODER], *tokens)
             embeddings = seen_on(embeddings, named(run.model.mesh))
             contexts = {

@@ -102,10 +102,11 @@ def split_over_all(shape: tuple[int, ...], num_devices: int, *, dim: int) -> Par
     return PartitionSpec(*axes)
 
 
+def is_over_tp(axes: str | tuple[str, ...] | None) -> bool:
+    """Whether tp is among the axes that split a dimension."""
+    return axes == TP or (isinstance(axes, tuple) and TP in axes)
+
+
 def gathered(spec: PartitionSpec) -> PartitionSpec:
     """The split of one layer's weight while it is used: over tp alone, layer dimension dropped."""
-
-    def tp_only(axes: str | tuple[str, ...] | None) -> str | None:
-        return TP if axes == TP or (isinstance(axes, tuple) and TP in axes) else None
-
-    return PartitionSpec(*(tp_only(axes) for axes in spec[1:]))
+    return PartitionSpec(*(TP if is_over_tp(axes) else None for axes in spec[1:]))

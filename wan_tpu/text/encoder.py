@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from wan_tpu.checkpoints.component import TIED_NAMES
 from wan_tpu.checkpoints.config_values import read_fields
@@ -109,6 +109,10 @@ class TextEncoder:
         params: Params,
         ids: Int32[Array, "batch text"],
         mask: Int32[Array, "batch text"],
+        vectors: Float32[Array, "vectors d_model"] | None = None,
+        slots: Int32[Array, "batch text"] | None = None,
+        *,
+        remat: bool = False,
     ) -> Float[Array, "batch text d_model"]:
         """Text embeddings as diffusers' Wan pipeline makes them.
 
@@ -116,12 +120,17 @@ class TextEncoder:
             params: the parameters named in `weights`.
             ids: `[batch, 512]`, int32 token ids.
             mask: `[batch, 512]`, int32, 1 for real tokens.
+            vectors: `[vectors, d_model]`, float32, of words that were learnt: id `vocab_size + n`
+                is row n of them.
+            slots: `[batch, 512]`, int32: the vector that comes out in a place whatever the text
+                encoder says, or -1.
+            remat: compute each layer again in a backward pass, from its input.
 
         Returns:
             `[batch, 512, d_model]`, zero past each prompt's end.
         """
         module = text_module(self.config)
-        hidden = params[EMBEDDING][ids]  # [batch, 512, d_model]
+        hidden = self._rows(params[EMBEDDING], ids, vectors)  # [batch, 512, d_model]
         lowest = jnp.finfo(self.dtype).min
         additive = jnp.where(mask[:, None, None, :] > 0, 0, lowest).astype(self.dtype)
 
@@ -130,9 +139,41 @@ class TextEncoder:
             out = out[0] if isinstance(out, tuple) else out
             return self._whole(out), None
 
+        layer = jax.checkpoint(layer) if remat else layer
         hidden, _ = module.scan(layer, self._whole(hidden), params)
         hidden = module.call("encoder.final_layer_norm", params, hidden)
-        return hidden * mask[:, :, None].astype(hidden.dtype)
+        hidden = hidden * mask[:, :, None].astype(hidden.dtype)
+        return hidden if vectors is None or slots is None else put_vectors(hidden, vectors, slots)
+
+    def _rows(
+        self,
+        table: Float[Array, "vocab d_model"],
+        ids: Int32[Array, "batch text"],
+        vectors: Float32[Array, "vectors d_model"] | None,
+    ) -> Hidden:
+        """Rows of the table and, above it, of the vectors; the two are never one array."""
+        if vectors is None:
+            return table[ids]
+        number = ids - self.config.vocab_size
+        known = table[jnp.minimum(ids, self.config.vocab_size - 1)]
+        new = vectors[jnp.maximum(number, 0)].astype(table.dtype)
+        return jnp.where((number >= 0)[:, :, None], new, known)
 
     def _whole(self, x: Hidden) -> Hidden:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, WHOLE))
+
+
+def put_vectors(
+    hidden: Hidden,
+    vectors: Float32[Array, "vectors d_model"],
+    slots: Int32[Array, "batch text"],
+) -> Hidden:
+    """Text embeddings with vectors in the place of some.
+
+    Args:
+        hidden: `[batch, 512, d_model]`.
+        vectors: `[vectors, d_model]`, float32.
+        slots: `[batch, 512]`, int32: the vector of each place, or -1.
+    """
+    put = vectors[jnp.maximum(slots, 0)].astype(hidden.dtype)
+    return jnp.where((slots >= 0)[:, :, None], put, hidden)

@@ -92,7 +92,7 @@ class TrainConfig:
     """`[train]`: how long, in what batches.
 
     Attributes:
-        trains: one of `TRAINS`.
+        trains: `lora`; `full`, all weights of the transformer; or `embedding`.
         steps: of the optimiser.
         batch: samples of one step, over all devices and all of `accumulate`.
         accumulate: in so many parts a step's batch is computed, one after the other.
@@ -214,8 +214,8 @@ class LoraConfig:
     Attributes:
         rank: of A and B.
         alpha: of the scale; None for the rank, a scale of 1.
-        targets: linears of a block, of `ALL_LINEARS`; those that a model lacks are passed over
-            when none is named, and refused when they are.
+        targets: linears of a block by diffusers' names, for example `attn1.to_q`; all when none
+            is named. One that the model lacks is refused.
         dropout: share of A's inputs that are left out in a step.
     """
 
@@ -269,7 +269,7 @@ class MachineConfig:
         layout: for example `dp2-sp4`; None chooses one.
         sequence_parallel: of the layout; None for its own.
         weights: likewise.
-        attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS`.
+        attention: as `--attention` takes it.
         dtype: that is computed in; None for bfloat16, on a CPU float32.
         vae_dtype: of the autoencoder, where clips are encoded.
         remat: what the backward pass computes again: `none`; `full`, each block from its input;

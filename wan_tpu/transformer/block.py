@@ -16,8 +16,8 @@ from wan_tpu.torch_bridge import to_jax, to_torch
 from wan_tpu.transformer.conditions import row_of_each_token
 from wan_tpu.transformer.processors import Context, Positions, TorchTokens
 
-TorchVectors = Float[torch.Tensor, "1 ..."]
-"""`[1, dim]` for all tokens, or `[1, tokens, dim]`."""
+TorchVectors = Float[torch.Tensor, "samples tokens_or_1 dim"]
+"""`[samples, 1, dim]` for all tokens, or `[samples, tokens, dim]`; one sample stands for all."""
 
 
 class TransformerBlock(torch.nn.Module):
@@ -36,7 +36,7 @@ class TransformerBlock(torch.nn.Module):
         self,
         hidden: TorchTokens,
         context: Context,
-        modulation: Float[torch.Tensor, "timesteps 6 dim"],
+        modulation: Float[torch.Tensor, "samples timesteps 6 dim"],
         positions: Positions,
     ) -> TorchTokens:
         """`[batch, tokens, dim]` to the same; norms and sums in float32, as diffusers has them.
@@ -44,13 +44,14 @@ class TransformerBlock(torch.nn.Module):
         Args:
             hidden: the residual stream.
             context: of this layer.
-            modulation: one row for all tokens, or one for the first frame's and one for the others.
+            modulation: of one sample for the whole batch, or of each; one timestep for all tokens,
+                or one for the first frame's and one for the others.
             positions: what self-attention is told.
         """
         dtype, tokens = hidden.dtype, hidden.shape[1]
-        rows = self.scale_shift_table + modulation.float()  # [timesteps, 6, dim]
+        rows = self.scale_shift_table + modulation.float()  # [samples, timesteps, 6, dim]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
-            self._of_each_token(rows[:, i], tokens) for i in range(6)
+            self._of_each_token(rows[:, :, i], tokens) for i in range(6)
         )
         normed = self.norm1(hidden.float()) * (1 + scale) + shift
         attended = self.attn1(normed.to(dtype), None, None, positions)
@@ -64,7 +65,7 @@ class TransformerBlock(torch.nn.Module):
         return (hidden.float() + fed_forward.float() * ffn_gate).to(dtype)
 
     def _of_each_token(
-        self, rows: Float[torch.Tensor, "timesteps dim"], tokens: int
+        self, rows: Float[torch.Tensor, "samples timesteps dim"], tokens: int
     ) -> TorchVectors:
         """One of the six vectors."""
         return to_torch(row_of_each_token(to_jax(rows), tokens, self._geometry))

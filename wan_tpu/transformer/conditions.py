@@ -16,21 +16,23 @@ class ChannelCondition(NamedTuple):
     """Further input channels of every token, already multiplied by their weights.
 
     Attributes:
-        embedded: `[1, padded tokens, dim]`, from `Denoiser.embed_condition`.
+        embedded: `[samples, padded tokens, dim]`, from `Denoiser.embed_condition`.
     """
 
-    embedded: Float[Array, "1 tokens dim"]
+    embedded: Float[Array, "samples tokens dim"]
 
 
 class FirstFrameCondition(NamedTuple):
     """A picture in the place of the first latent frame, clean: its tokens are at timestep 0.
 
     Attributes:
-        tokens: `[1, padded tokens, token channels]`; those of the first frame are the picture's,
-            the others are not looked at.
+        tokens: `[samples, padded tokens, token channels]`; those of the first frame are the
+            picture's, the others are not looked at.
+        given: which of the samples have a picture; None for all of them.
     """
 
-    tokens: Float32[Array, "1 tokens token_channels"]
+    tokens: Float32[Array, "samples tokens token_channels"]
+    given: Bool[Array, " samples"] | None = None
 
 
 Condition = ChannelCondition | FirstFrameCondition
@@ -44,24 +46,23 @@ def is_first_frame(tokens: int, geometry: Geometry) -> Bool[Array, " {tokens}"]:
 
 
 def row_of_each_token(
-    rows: Float[Array, "timesteps ..."], tokens: int, geometry: Geometry
-) -> Float[Array, "1 ..."]:
+    rows: Float[Array, "samples timesteps dim"], tokens: int, geometry: Geometry
+) -> Float[Array, "samples tokens_or_1 dim"]:
     """What each token is told of its timestep.
 
     To be called where it is used: for all tokens it is some ten thousand times as large as the
     rows, and choosing costs nothing beside reading that.
 
     Args:
-        rows: `[1, ...]`, the same for all tokens; or `[2, ...]`, of the first latent frame's tokens
-            and of the others.
+        rows: `[samples, 1, dim]`, the same for all tokens of a sample; or `[samples, 2, dim]`, of
+            the first latent frame's tokens and of the others.
         tokens: of the sequence, padding included.
         geometry: sizes of the video.
 
     Returns:
-        `[1, ...]` of one row; `[1, tokens, ...]` of two.
+        `[samples, 1, dim]` of one row; `[samples, tokens, dim]` of two.
     """
-    if rows.shape[0] == 1:
+    if rows.shape[1] == 1:
         return rows
-    first, other = rows
-    is_first = is_first_frame(tokens, geometry).reshape(1, tokens, *[1] * first.ndim)
-    return jnp.where(is_first, first, other)
+    is_first = is_first_frame(tokens, geometry)[:, None]
+    return jnp.where(is_first, rows[:, :1], rows[:, 1:])

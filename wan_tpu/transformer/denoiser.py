@@ -7,20 +7,22 @@ whole run, so no step folds or unfolds patches, and patch embedding is one produ
 
 import copy
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
+from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
 from wan_tpu.torch_bridge import Params, call_module
-from wan_tpu.torch_module import LayeredModule, named_linear, replace_linears
+from wan_tpu.torch_module import LayeredModule, Remat, named_linear, replace_linears
 from wan_tpu.transformer.block import TransformerBlock
 from wan_tpu.transformer.conditions import (
     ChannelCondition,
@@ -38,6 +40,8 @@ from wan_tpu.transformer.context import (
     embed_image,
     keys_values,
 )
+from wan_tpu.transformer.lora import LoraShape, lora_weights
+from wan_tpu.transformer.patches import rows_of_tokens
 from wan_tpu.transformer.processors import (
     AttentionSetting,
     Context,
@@ -49,12 +53,13 @@ from wan_tpu.transformer.processors import (
 from wan_tpu.transformer.rotary import rotary_tables
 from wan_tpu.transformer.weights import denoiser_module, denoiser_weights
 
+BLOCK_INPUT = "block_input"
+"""What a block's input is called by policies of `jax.checkpoint`."""
+
 PATCH_KERNEL, PATCH_BIAS = "patch_embedding.weight", "patch_embedding.bias"
 
 Hidden = Float[Array, "batch tokens dim"]
 """The residual stream."""
-
-AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +70,15 @@ class Denoiser:
         config: sizes of the model.
         setting: mesh, layout and attention.
         dtype: of weights and activations; float32 stays where diffusers keeps it.
+        lora: what is trained beside the blocks' linears; None for nothing.
+        remat: what a backward pass finds kept of each block; everything when not given.
     """
 
     config: TransformerConfig
     setting: AttentionSetting
     dtype: DTypeLike
+    lora: LoraShape | None = None
+    remat: Remat | None = None
 
     @property
     def module(self) -> LayeredModule:
@@ -79,6 +88,15 @@ class Denoiser:
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
         return denoiser_weights(self.config, self.setting.layout, self.dtype)
+
+    def lora_weights(self) -> list[Weight]:
+        """The two matrices of every target of `lora`, in float32."""
+        return [] if self.lora is None else lora_weights(self.weights(), self.lora, self.layout)
+
+    @property
+    def layout(self) -> Layout:
+        """How it is split over the devices."""
+        return self.setting.layout
 
     def context_weights(self) -> list[Weight]:
         """Those of `weights` that `text_context` needs."""
@@ -151,7 +169,7 @@ class Denoiser:
             of_image = keys_values(embedded_image, weights, OF_IMAGE, *how)
             return None, context._replace(image=of_image)
 
-        _, context = self.module.scan(layer, None, params)
+        _, context = self.module.scan(layer, None, params, remat=self.remat)
         batch = text.shape[0]
 
         def on_mesh(x: jax.Array) -> jax.Array:
@@ -162,24 +180,24 @@ class Denoiser:
         return jax.tree.map(on_mesh, context)
 
     def embed_condition(
-        self, params: Params, tokens: Float[Array, "1 tokens condition_channels"]
-    ) -> Float[Array, "1 tokens dim"]:
+        self, params: Params, tokens: Float[Array, "samples tokens condition_channels"]
+    ) -> Float[Array, "samples tokens dim"]:
         """What the condition's channels add to the patch embedding, once per request.
 
         Args:
             params: the parameters named in `condition_weights`.
-            tokens: `[1, padded tokens, condition channels]`: mask and encoded pictures, in the form
-                that `patchify` gives.
+            tokens: `[samples, padded tokens, condition channels]`: mask and encoded pictures, in
+                the form that `patchify` gives.
         """
         kernel = self._patch_kernel(params)[:, self.config.out_channels :]
-        embedded = tokens.astype(self.dtype) @ _rows_of_tokens(kernel).T
-        return self.setting.constrain(embedded, LATENT_TOKENS)
+        embedded = tokens.astype(self.dtype) @ rows_of_tokens(kernel).T
+        return self.setting.constrain(embedded, RESIDUAL if len(tokens) > 1 else LATENT_TOKENS)
 
     def predict(
         self,
         params: Params,
-        latents: Float32[Array, "1 tokens channels"],
-        timestep: Float32[Array, ""],
+        latents: Float32[Array, "samples tokens channels"],
+        timestep: Float32[Array, "*samples"],
         context: Context,
         geometry: Geometry,
         condition: Condition | None = None,
@@ -188,8 +206,9 @@ class Denoiser:
 
         Args:
             params: the parameters named in `step_weights`.
-            latents: `[1, padded tokens, token channels]`, float32, the same for the whole batch.
-            timestep: scalar, float32.
+            latents: `[samples, padded tokens, token channels]`, float32; one for each entry of the
+                batch, or one for all of them.
+            timestep: `[samples]`, float32, or a scalar for one sample.
             context: from `text_context`.
             geometry: sizes of the video.
             condition: what pictures add; of channels where the model has channels for it.
@@ -199,14 +218,14 @@ class Denoiser:
         """
         with_channels = isinstance(condition, ChannelCondition)
         assert with_channels == (self.config.condition_channels > 0), self.config
-        batch, tokens = context.key.shape[1], latents.shape[1]
-        timesteps = timestep[None]
+        samples, tokens, _ = latents.shape
+        batch = context.key.shape[1]
+        assert samples in (1, batch), (latents.shape, context.key.shape)
+        timesteps = timestep.reshape(samples, 1)
         if isinstance(condition, FirstFrameCondition):
-            is_first = is_first_frame(tokens, geometry)
-            latents = jnp.where(is_first[:, None], condition.tokens, latents)
-            timesteps = jnp.stack([jnp.zeros_like(timestep), timestep])
+            latents, timesteps = _with_first_frame(latents, timesteps, condition, geometry)
         time_embedding, modulation = self._time(params, timesteps)
-        hidden = self._embed_patches(params, latents.astype(self.dtype))  # [1, tokens, dim]
+        hidden = self._embed_patches(params, latents.astype(self.dtype))  # [samples, tokens, dim]
         if isinstance(condition, ChannelCondition):
             hidden += condition.embedded
         hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
@@ -218,7 +237,7 @@ class Denoiser:
         params: Params,
         hidden: Hidden,
         context: Context,
-        modulation: Float[Array, "timesteps 6 dim"],
+        modulation: Float[Array, "samples timesteps 6 dim"],
         geometry: Geometry,
     ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
@@ -229,12 +248,13 @@ class Denoiser:
 
         def layer(hidden: jax.Array, weights: Params, context: Context) -> tuple[jax.Array, None]:
             hidden = self.setting.constrain(hidden, RESIDUAL)
+            hidden = checkpoint_name(hidden, BLOCK_INPUT)
             hidden = call_module(
                 block, self._gather(weights), hidden, context, modulation, positions
             )
             return self.setting.constrain(hidden, RESIDUAL), None
 
-        hidden, _ = self.module.scan(layer, hidden, params, context)
+        hidden, _ = self.module.scan(layer, hidden, params, context, remat=self.remat)
         return hidden
 
     def _block(self, geometry: Geometry) -> TransformerBlock:
@@ -242,23 +262,30 @@ class Denoiser:
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
         block.attn2.set_processor(CrossAttention(self.config, self.setting))
-        replace_linears(block, lambda name: linear_split(name, self.setting))
+        ranks = {} if self.lora is None else self.lora.ranks()
+        replace_linears(block, lambda name: linear_split(name, self.setting), ranks)
         return TransformerBlock(block, geometry)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
         prefix = self.module.stacked_prefix
-        specs = {w.name.removeprefix(prefix): w.spec for w in self.weights() if w.stacked}
-        return {
-            name: self.setting.constrain(w, gathered(specs[name])) for name, w in weights.items()
-        }
+        stacked = [w for w in (*self.weights(), *self.lora_weights()) if w.stacked]
+        specs = {w.name.removeprefix(prefix): w.spec for w in stacked}
+
+        def gather(weight: jax.Array, spec: PartitionSpec) -> jax.Array:
+            # As it lies, and then gathered: so that gradients, which come the other way, are
+            # scattered to where the weight lies before the layers' are put together.
+            weight = self.setting.constrain(weight, PartitionSpec(*spec[1:]))
+            return self.setting.constrain(weight, gathered(spec))
+
+        return {name: gather(weight, specs[name]) for name, weight in weights.items()}
 
     def _embed_patches(
-        self, params: Params, latents: Float[Array, "1 tokens channels"]
-    ) -> Float[Array, "1 tokens dim"]:
-        """Patch embedding as a product, `[1, tokens, token channels]` -> `[1, tokens, dim]`."""
+        self, params: Params, latents: Float[Array, "samples tokens channels"]
+    ) -> Float[Array, "samples tokens dim"]:
+        """Patch embedding as a product: `[samples, tokens, token channels]` to `[..., dim]`."""
         kernel = self._patch_kernel(params)[:, : self.config.out_channels]
-        return latents @ _rows_of_tokens(kernel).T + params[PATCH_BIAS]
+        return latents @ rows_of_tokens(kernel).T + params[PATCH_BIAS]
 
     def _patch_kernel(
         self, params: Params
@@ -270,82 +297,50 @@ class Denoiser:
         return params[PATCH_KERNEL]
 
     def _time(
-        self, params: Params, timesteps: Float32[Array, " timesteps"]
-    ) -> tuple[Float[Array, "timesteps dim"], Float[Array, "timesteps 6 dim"]]:
-        """Embeds timesteps: `[n, dim]`, and `[n, 6, dim]` for the blocks' modulation."""
+        self, params: Params, timesteps: Float32[Array, "samples timesteps"]
+    ) -> tuple[Float[Array, "samples timesteps dim"], Float[Array, "samples timesteps 6 dim"]]:
+        """Embeds timesteps, and makes of them what modulates the blocks."""
         call, embedder = self.module.call, "condition_embedder"
-        frequencies = call(f"{embedder}.timesteps_proj", params, timesteps)
+        frequencies = call(f"{embedder}.timesteps_proj", params, timesteps.reshape(-1))
         embedding = call(f"{embedder}.time_embedder", params, frequencies).astype(self.dtype)
         projected = call(f"{embedder}.time_proj", params, jax.nn.silu(embedding))
-        return embedding, projected.reshape(-1, 6, self.config.dim)
+        shape = (*timesteps.shape, self.config.dim)
+        return embedding.reshape(shape), projected.reshape(*timesteps.shape, 6, self.config.dim)
 
     def _project_out(
         self,
         params: Params,
         hidden: Hidden,
-        time_embedding: Float[Array, "timesteps dim"],
+        time_embedding: Float[Array, "samples timesteps dim"],
         geometry: Geometry,
     ) -> Float32[Array, "batch tokens channels"]:
         """Last norm, modulation and projection: `[batch, tokens, token channels]`, float32."""
-        rows = params["scale_shift_table"] + time_embedding[:, None]  # [timesteps, 2, dim]
-        shift, scale = (row_of_each_token(rows[:, i], hidden.shape[1], geometry) for i in (0, 1))
+        rows = params["scale_shift_table"] + time_embedding[:, :, None]
+        # [samples, timesteps, 2, dim]
+        tokens = hidden.shape[1]
+        shift, scale = (row_of_each_token(rows[:, :, i], tokens, geometry) for i in (0, 1))
         normed = self.module.call("norm_out", params, hidden.astype(jnp.float32))
         normed = normed * (1 + scale) + shift
         out = named_linear(normed.astype(self.dtype), params, "proj_out")
         return out.astype(jnp.float32)
 
 
-def patchify(
-    latents: Float[AnyArray, "batch channels frames height width"], patch: tuple[int, int, int]
-) -> Float[AnyArray, "batch tokens token_channels"]:
-    """Latents to tokens, of a NumPy or a JAX array alike.
-
-    Args:
-        latents: `[batch, channels, frames, height, width]`.
-        patch: latents per token along (frames, height, width).
-
-    Returns:
-        `[batch, tokens, patch frames * rows * columns * channels]`.
-    """
-    batch, channels, *sizes = latents.shape
-    frames, rows, columns = (size // p for size, p in zip(sizes, patch, strict=True))
-    x = latents.reshape(batch, channels, frames, patch[0], rows, patch[1], columns, patch[2])
-    x = x.transpose(0, 2, 4, 6, 3, 5, 7, 1)  # [batch, f, r, c, pf, pr, pc, channels]
-    return x.reshape(batch, frames * rows * columns, -1)
-
-
-def unpatchify(
-    tokens: Float[Array, "batch tokens token_channels"], geometry: Geometry
-) -> Float[Array, "batch frames height width channels"]:
-    """Tokens to latents, channels last, padding tokens dropped.
-
-    Args:
-        tokens: `[batch, padded tokens, token channels]`.
-        geometry: sizes of the video.
-
-    Returns:
-        `[batch, latent frames, latent height, latent width, channels]`.
-    """
-    frames, rows, columns = geometry.grid
-    patch = geometry.compression.patch
-    x = tokens[:, : geometry.num_tokens].reshape(tokens.shape[0], frames, rows, columns, *patch, -1)
-    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # [batch, f, pf, r, pr, c, pc, channels]
-    return x.reshape(
-        tokens.shape[0], geometry.latent_frames, geometry.latent_height, geometry.latent_width, -1
-    )
-
-
-def _rows_of_tokens(
-    kernel: Float[Array, "dim channels patch_frames patch_rows patch_columns"],
-) -> Float[Array, "dim token_channels"]:
-    """A part of the patch kernel as a product with tokens of its channels takes it.
-
-    A token's values are ordered (patch frames, rows, columns, channels), so channels are cut off
-    before this, never after.
-    """
-    return jnp.moveaxis(kernel, 1, -1).reshape(kernel.shape[0], -1)
-
-
 def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedSharding:
     """How latents in token form lie on the mesh."""
     return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)
+
+
+def _with_first_frame(
+    latents: Float32[Array, "samples tokens channels"],
+    timesteps: Float32[Array, "samples 1"],
+    condition: FirstFrameCondition,
+    geometry: Geometry,
+) -> tuple[Float32[Array, "samples tokens channels"], Float32[Array, "samples 2"]]:
+    """The pictures in the place of the first latent frame, which is at timestep 0 there."""
+    is_first = is_first_frame(latents.shape[1], geometry)[:, None]  # [tokens, 1]
+    first = jnp.zeros_like(timesteps)
+    if condition.given is not None:
+        is_first = is_first & condition.given[:, None, None]
+        first = jnp.where(condition.given[:, None], first, timesteps)
+    latents = jnp.where(is_first, condition.tokens, latents)
+    return latents, jnp.concatenate([first, timesteps], axis=1)

@@ -22,7 +22,7 @@ from wan_tpu.attention.sequence_parallel import (
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, WHOLE_FEATURES
 from wan_tpu.torch_bridge import to_jax, to_torch
-from wan_tpu.torch_module import Constrain
+from wan_tpu.torch_module import Constrain, Split
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.norm_rotate import norm_rotate
 from wan_tpu.transformer.rotary import rotate
@@ -67,19 +67,21 @@ class Positions:
     num_tokens: int
 
 
-def linear_split(name: str, setting: AttentionSetting) -> tuple[Constrain, Constrain]:
+def linear_split(name: str, setting: AttentionSetting) -> Split:
     """How input and output of a block's projection are split, by its name within the block.
 
     Megatron's pairs (Shoeybi et al. 2019, arXiv:1909.08053): the first product of a pair makes
-    features that tp splits, the second sums over them.
+    features that tp splits, the second sums over them. What a LoRA hands over between its matrices
+    is thin: tp holds all of it.
     """
 
     def split(spec: PartitionSpec) -> Constrain:
         return lambda x: setting.constrain(x, spec)
 
+    whole = split(WHOLE_FEATURES)
     if name.endswith(("to_out.0", "ffn.net.2")):
-        return split(SPLIT_FEATURES), split(RESIDUAL)
-    return split(WHOLE_FEATURES), split(SPLIT_FEATURES)
+        return Split(split(SPLIT_FEATURES), split(RESIDUAL), whole)
+    return Split(whole, split(SPLIT_FEATURES), whole)
 
 
 class KeysValues(NamedTuple):

@@ -1,0 +1,51 @@
+"""Work in several processes: all of it done, a crash told from the rest, none left behind."""
+
+import multiprocessing
+import time
+
+import pytest
+
+from tests.dataset import work
+from wan_tpu.dataset.processes import Crashed, in_processes
+
+NUMBERS = list(range(12))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_is_done_once(workers):
+    found = list(in_processes(work.double, NUMBERS, workers))
+    assert sorted(found) == [(n, 2 * n) for n in NUMBERS]
+
+
+def test_a_process_that_ends_takes_nothing_with_it():
+    """Red when a broken pool ends the run, or those that ran beside the culprit are lost."""
+    found = dict(in_processes(work.end_at_three, NUMBERS, 2))
+    assert isinstance(found.pop(3), Crashed)
+    assert found == {n: 2 * n for n in NUMBERS if n != 3}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_of_ours_is_not_hidden(workers):
+    with pytest.raises(ZeroDivisionError, match="three"):
+        list(in_processes(work.fail_at_three, NUMBERS, workers))
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_when_nobody_waits_any_more():
+    results = in_processes(work.wait, NUMBERS, 2)
+    assert next(results) == (0, 0)
+    assert multiprocessing.active_children()
+    begin = time.monotonic()
+    results.close()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - begin < 30  # the work takes 60
+
+
+def test_ctrl_c_is_heard_by_the_one_that_waits_alone():
+    """A terminal sends it to all of them, and each would write its own traceback."""
+    assert list(in_processes(work.hears_ctrl_c, [0], 1)) == [(0, False)]
+    assert work.hears_ctrl_c(0)
+
+
+def test_nothing_to_do():
+    assert list(in_processes(work.double, [], 2)) == []

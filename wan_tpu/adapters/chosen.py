@@ -1,0 +1,160 @@
+"""The adapters that a user chose, read, and which transformer of a model each is added to.
+
+Of two experts it is what the user says, else what the keys say, else what the file's header or name
+says (`high_noise`, `low_noise`); one that says nothing is added to both.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from wan_tpu.adapters.choice import EXPERTS, AdapterChoice
+from wan_tpu.adapters.files import find_files
+from wan_tpu.adapters.fit import Shapes, check_fits
+from wan_tpu.adapters.form import Adapter
+from wan_tpu.adapters.merge import Strengthened
+from wan_tpu.adapters.styles import AdapterFile, read_adapter
+from wan_tpu.checkpoints.loose_files import expert_by_name
+from wan_tpu.errors import InputError
+from wan_tpu.family import TRANSFORMER, TRANSFORMER_2
+
+logger = logging.getLogger(__name__)
+
+EXPERT_HEADER = "wan_tpu.component"
+"""Of a file's header, where we wrote it: the transformer that it was trained on."""
+
+_IN_WORDS = {TRANSFORMER: "the high-noise expert", TRANSFORMER_2: "the low-noise expert"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChosenAdapter:
+    """A choice and one of its files, read."""
+
+    choice: AdapterChoice
+    file: AdapterFile
+
+    def to_json(self) -> dict[str, Any]:
+        """What says which adapter it is, on whichever machine."""
+        return {
+            "file": self.file.path.name,
+            "digest": self.file.digest,
+            "strength": self.choice.strength,
+            "expert": self.choice.expert,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Assigned:
+    """The adapters of a model by transformer.
+
+    Attributes:
+        by_component: in the order in which they are added.
+        described: for a video's metadata.
+    """
+
+    by_component: Mapping[str, Sequence[Strengthened]]
+    described: Sequence[Mapping[str, Any]]
+
+
+def open_adapters(choices: Iterable[AdapterChoice | str]) -> tuple[ChosenAdapter, ...]:
+    """Reads the files of choices; of a pair for two experts, those that are meant.
+
+    Args:
+        choices: as a user gives them; a text is what `--lora` takes.
+
+    Raises:
+        InputError: nothing is called so, or a strength is no number.
+        CheckpointError: a file is damaged, or no adapter of a Wan transformer.
+    """
+    opened = []
+    for choice in choices:
+        choice = AdapterChoice.parse(choice) if isinstance(choice, str) else choice
+        files = find_files(choice.path)
+        if len(files) > 1 and choice.expert is not None:
+            files = [file for file in files if expert_by_name(file) == EXPERTS[choice.expert]]
+        opened += [ChosenAdapter(choice=choice, file=read_adapter(file)) for file in files]
+    return tuple(opened)
+
+
+def assign(
+    chosen: Sequence[ChosenAdapter], shapes: Mapping[str, Shapes], *, model: str
+) -> Assigned:
+    """Which adapters are added to each transformer; every one fits it.
+
+    Args:
+        chosen: from `open_adapters`.
+        shapes: of the tensors of each of the model's transformers, high noise first.
+        model: what messages call it.
+
+    Raises:
+        InputError: an expert is chosen that the model or the file does not have.
+        CheckpointError: an adapter is of another model.
+    """
+    by_component: dict[str, list[Strengthened]] = {name: [] for name in shapes}
+    described = []
+    for each in chosen:
+        adapters, why = _experts_of(each, tuple(shapes), model)
+        strength = each.choice.strength
+        for component, adapter in adapters.items():
+            check_fits(adapter, shapes[component], where=str(each.file.path), model=model)
+            by_component[component].append(Strengthened(adapter=adapter, strength=strength))
+            logger.info(
+                "adapter %s (%s, %s) on %s at strength %g%s",
+                each.file.path.name, each.file.style, adapter.described, component, strength, why,
+            )  # fmt: skip
+        described.append({**each.to_json(), "components": list(adapters)})
+    return Assigned(by_component=by_component, described=described)
+
+
+def _experts_of(
+    chosen: ChosenAdapter, experts: tuple[str, ...], model: str
+) -> tuple[Mapping[str, Adapter], str]:
+    """The parts of a file by the transformer that each is for, and why, for the log."""
+    choice, file = chosen.choice, chosen.file
+    named = {expert: part for expert, part in file.adapters.items() if expert is not None}
+    plain = file.adapters.get(None)
+    if plain is not None and named:
+        raise InputError(
+            f"{file.path} has keys that name {' and '.join(sorted(named))} and keys that name "
+            "no expert; expected one or the other"
+        )
+    if len(experts) == 1:
+        return _of_one(chosen, named, plain, model), ""
+    if choice.expert is not None:
+        wanted = EXPERTS[choice.expert]
+        part = plain if plain is not None else named.get(wanted)
+        if part is None:
+            raise InputError(
+                f"{choice}: its keys are those of {_IN_WORDS[next(iter(named))]}; leave "
+                f"@{choice.expert} away"
+            )
+        return {wanted: part}, ", as was said"
+    if plain is None:
+        return named, ", as its keys say"
+    expert = file.header.get(EXPERT_HEADER)
+    if expert in experts:
+        return {expert: plain}, ", as its header says"
+    expert = expert_by_name(file.path)
+    if expert is not None:
+        return {expert: plain}, ", as its name says"
+    return dict.fromkeys(experts, plain), (
+        ": it names no expert, so that both have it; @high or @low chooses"
+    )
+
+
+def _of_one(
+    chosen: ChosenAdapter, named: Mapping[str, Adapter], plain: Adapter | None, model: str
+) -> Mapping[str, Adapter]:
+    """The part of a file for a model of one transformer."""
+    if chosen.choice.expert is not None:
+        raise InputError(
+            f"{chosen.choice}: {model} has one transformer and no experts; leave "
+            f"@{chosen.choice.expert} away"
+        )
+    if plain is not None:
+        return {TRANSFORMER: plain}
+    raise InputError(
+        f"{chosen.file.path} is for {' and '.join(_IN_WORDS[expert] for expert in sorted(named))} "
+        f"of a model of two, and {model} has one transformer"
+    )

@@ -1,0 +1,163 @@
+"""What does not fit together in a training's configuration, alone and with its model. No JAX."""
+
+import dataclasses
+import os
+
+from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.errors import InputError
+from wan_tpu.family import TRANSFORMER, Conditioning
+from wan_tpu.geometry import parse_size
+from wan_tpu.media import placeholders
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.options import LoadOptions
+from wan_tpu.request import make_request
+from wan_tpu.training.config import ALL_LINEARS, TrainingConfig
+from wan_tpu.transformer.config import TransformerConfig
+
+IMAGE_LINEARS = tuple(name for name in ALL_LINEARS if name.startswith("attn2.add_"))
+"""Those of image tokens, which Wan 2.1's models of pictures alone have."""
+
+
+def check_alone(config: TrainingConfig, *, needs_data: bool = True) -> None:
+    """Refuses what does not fit together whatever the model is.
+
+    Args:
+        config: the whole.
+        needs_data: whether `data.path` must be there.
+
+    Raises:
+        InputError: names the keys, and a value that works where there is one.
+    """
+    load_options(config)
+    optimiser, train, samples = config.optimiser, config.train, config.samples
+    if optimiser.schedule != "constant" and optimiser.warmup_steps >= train.steps:
+        raise InputError(
+            f"optimiser.warmup_steps ({optimiser.warmup_steps}) leaves nothing of train.steps "
+            f"({train.steps}) for a {optimiser.schedule} schedule; take for example "
+            f"{train.steps // 10}"
+        )
+    if train.trains == "embedding" and not config.embedding.word.strip():
+        raise InputError(
+            'embedding.word is missing: the word that is learnt, for example word = "mossling"'
+        )
+    if samples.every_steps and not samples.prompts:
+        raise InputError(
+            f"samples.every_steps is {samples.every_steps} and there is no prompt; give "
+            "samples.prompts, or every_steps = 0"
+        )
+    if samples.size is not None:
+        parse_size(samples.size)
+    if needs_data:
+        _check_data(config.data.path)
+
+
+def check_with_model(config: TrainingConfig, model: ModelDescription) -> None:
+    """Refuses what does not fit the model, from its configuration alone.
+
+    Args:
+        config: what `check_alone` has passed.
+        model: that `config.model` names.
+
+    Raises:
+        InputError: names the keys, and a value that works where there is one.
+        CheckpointError: the model is none that is implemented.
+    """
+    _check_expert(config, model)
+    kind = model.kind
+    probability = config.data.image_probability
+    if probability and kind.conditioning is not Conditioning.FIRST_FRAME:
+        sees = kind.conditioning is Conditioning.CHANNELS
+        raise InputError(
+            f"data.image_probability is {probability}, of models whose first frame may be given, "
+            f"and {model.name} {'sees one in every sample' if sees else 'takes none'}; leave it out"
+        )
+    transformer = TransformerConfig.from_json(model.configs[TRANSFORMER])
+    lacking = [name for name in config.lora.targets if name in IMAGE_LINEARS]
+    if config.train.trains == "lora" and lacking and transformer.added_kv_proj_dim is None:
+        raise InputError(
+            f"lora.targets names {', '.join(lacking)}, of image tokens, which {model.name} has not"
+        )
+    _check_samples(config, model)
+
+
+def load_options(config: TrainingConfig) -> LoadOptions:
+    """What the model is loaded with.
+
+    Raises:
+        InputError: a layout or name of `[machine]` that is none; LayoutError: too few devices.
+    """
+    machine = config.machine
+    try:
+        options = LoadOptions.from_text(
+            model=config.model.name,
+            variant=config.model.variant,
+            layout=machine.layout,
+            sequence_parallel=machine.sequence_parallel,
+            weights=machine.weights,
+            attention=machine.attention,
+            vae_dtype=machine.vae_dtype,
+            dtype=machine.dtype,
+            host_devices=machine.host_devices,
+        )
+        if machine.host_devices is not None:
+            if machine.host_devices < 1:
+                raise InputError(f"host_devices must be at least 1, got {machine.host_devices}")
+            if options.layout is not None:
+                options.layout.require_devices(machine.host_devices)
+    except InputError as error:
+        raise InputError(f"[machine] {error}") from None
+    return options
+
+
+def _check_data(path: str) -> None:
+    if not path:
+        raise InputError(
+            "data.path is missing: a folder that wan-tpu dataset prepare made, or clips"
+        )
+    if not os.path.exists(path):
+        raise InputError(
+            f"data.path is {path}, and nothing is there; wan-tpu dataset prepare makes such a "
+            "folder from clips"
+        )
+
+
+def _check_expert(config: TrainingConfig, model: ModelDescription) -> None:
+    experts, expert = len(model.kind.experts), config.model.expert
+    if experts == 1 and expert is not None:
+        raise InputError(
+            f'model.expert is "{expert}" and {model.name} has one transformer; leave it out'
+        )
+    if experts == 1:
+        return
+    if expert is None:
+        raise InputError(
+            f"model.expert is missing: {model.name} has two transformers; high, low or both"
+        )
+    boundary = model.kind.boundary_ratio
+    assert boundary is not None
+    low, high = config.flow.min_sigma, config.flow.max_sigma
+    if (expert != "low" and high <= boundary) or (expert != "high" and low >= boundary):
+        raise InputError(
+            f"flow.min_sigma to flow.max_sigma is {low} to {high} and leaves nothing for "
+            f'model.expert = "{expert}": the experts of {model.name} meet at {boundary}'
+        )
+
+
+def _check_samples(config: TrainingConfig, model: ModelDescription) -> None:
+    """The samples are videos that the model can make; a picture that it needs comes later."""
+    samples = config.samples
+    if not samples.every_steps:
+        return
+    for prompt in samples.prompts:
+        try:
+            request = make_request(
+                prompt,
+                size=samples.size,
+                frames=samples.num_frames,
+                steps=samples.steps,
+                seed=samples.seed,
+            )
+            roles = placeholders(min(model.kind.inputs, key=len))
+            check_request(model, dataclasses.replace(request, **roles))
+        except InputError as error:
+            raise InputError(f"[samples] {error}") from None
