@@ -1,6 +1,7 @@
 """A folder of broken clips: each is named with its fault, the others can be learnt from."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -113,6 +114,8 @@ def test_the_report_as_json(report):
 
 def test_every_kind_of_finding_is_described():
     assert not set(FAULTS) & set(NOTES)
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "training-data.md").read_text()
+    assert [kind for kind in (*FAULTS, *NOTES) if f"`{kind}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", ["vp9.webm", "h264.mkv", "front.mp4", "h264.avi"])

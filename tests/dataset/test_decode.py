@@ -11,6 +11,7 @@ import pytest
 
 from tests.image.clips import make_clip, moving, numbers
 from tests.image.pictures import corner_names, corners, encode
+from wan_tpu.dataset import decode
 from wan_tpu.dataset.decode import measure, read_window
 from wan_tpu.dataset.entry import Entry, Kind
 from wan_tpu.dataset.listing import list_entries
@@ -64,6 +65,27 @@ def test_a_window_past_the_end_is_refused(clip):
         MediaError, match=r"clip.mp4: the clip has 2.000 seconds, and frames from 2"
     ):
         read_window(clip, window("2"), SIZE, fps=16)
+
+
+def test_a_clip_is_looked_at_once_for_all_of_its_windows(tmp_path, monkeypatch):
+    """That reads the whole file. Another file of the same name is another clip."""
+    looks = []
+
+    def counted(source, **options):
+        looks.append(source)
+        return open_clip(source, **options)
+
+    open_clip = decode.open_clip
+    monkeypatch.setattr(decode, "open_clip", counted)
+    path = tmp_path / "clip.mp4"
+    make_clip(path, moving(30))
+    found = entry(path, Kind.CLIP)
+    measure(found, fps=25)
+    for start in ("0", "0.4"):
+        read_window(found, window(start), SIZE, fps=25)
+    assert looks == [path]
+    make_clip(path, moving(20))
+    assert measure(found, fps=25).duration == Fraction(20, 25)
 
 
 def test_a_file_that_has_gone_is_one_error(tmp_path):

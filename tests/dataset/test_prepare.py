@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wan_tpu.checkpoints.models import open_model
+from wan_tpu.checkpoints.models import describe_model, open_model
+from wan_tpu.cli.main import main
 from wan_tpu.dataset.cache import SAMPLES, TEXTS, Cache
 from wan_tpu.dataset.decode import read_window
 from wan_tpu.dataset.encode import load_encoders
@@ -30,7 +32,7 @@ from wan_tpu.pipeline.video_file import VideoWriter
 
 FPS = 16
 OPTIONS = PrepareOptions(
-    sizes=((48, 32),), lengths=(5,), fps=FPS, sampling=Sampling(method="chunks")
+    sizes=((48, 32),), lengths=(5,), fps=FPS, sampling=Sampling(method="chunks"), workers=0
 )
 CAPTION = "a red circle moving right on a black background"
 
@@ -132,7 +134,7 @@ def test_what_was_made_and_what_was_refused(prepared):
     assert outcome.num_made == 4 + 3  # with the empty caption
     assert not outcome.unused
     assert [stage for stage in stages if not stage.startswith("compile")] == [
-        "measure", "load", "captions", "clips",
+        "check", "load", "captions", "clips",
     ]  # fmt: skip
 
 
@@ -152,16 +154,20 @@ def test_samples_are_what_the_encoders_make(prepared, originals, encoders):
         np.testing.assert_array_equal(got, expected.astype("bfloat16").astype(np.float32))
 
 
-def test_a_second_run_encodes_nothing(clips, data, monkeypatch, device):
+def test_a_second_run_decodes_and_encodes_nothing(originals, data, monkeypatch, device):
+    def never(*_args, **_choices):
+        raise AssertionError("it was known")
+
     before = contents(data)
-    monkeypatch.delattr("wan_tpu.dataset.prepare.load_encoders")
-    outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device)
+    monkeypatch.setattr("wan_tpu.dataset.prepare.load_encoders", never)
+    monkeypatch.setattr("wan_tpu.dataset.check.examine", never)
+    outcome = prepare(originals, data, open_model("wan-tiny"), OPTIONS, devices=device)
     assert (outcome.num_made, outcome.num_found) == (0, 7)
     assert contents(data) == before
 
 
 def test_what_changed_is_made_anew_and_the_rest_is_kept(clips, data, device):
-    """A caption, a clip and a size; what nothing needs any more is named, and removed if asked."""
+    """A caption and a clip; what nothing needs any more is named, and removed if asked."""
     before = contents(data)
     old = {sample.name: sample for sample in read_manifest(data).samples}
     (clips / "a.txt").write_text("a blue triangle")
@@ -176,7 +182,6 @@ def test_what_changed_is_made_anew_and_the_rest_is_kept(clips, data, device):
     samples = {sample.name: sample for sample in outcome.manifest.samples}
     assert samples["a.mp4@0"].caption == "a blue triangle"
     assert samples["a.mp4@0"].text != samples["b.mp4@0"].text
-    assert "again.mp4@0" in samples  # another caption: no duplicate any more
     assert [path.stem for path in outcome.unused] == [old["b.mp4@0"].sample]
     outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device, prune=True)
     assert outcome.is_pruned
@@ -202,10 +207,14 @@ def test_a_damaged_file_is_made_again_and_a_half_written_one_goes(clips, data, d
     path.write_bytes(path.read_bytes()[:-3])
     half = data / TEXTS / ".wan-tpu-1-00000000.part"
     half.write_bytes(b"half")
+    os.utime(half, (0, 0))
+    young = data / TEXTS / ".wan-tpu-2-00000000.part"
+    young.write_bytes(b"being written")
     outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device)
     assert outcome.num_made == 1
     assert contents(data) == before
     assert not half.exists()
+    assert young.exists()
 
 
 def test_a_clip_that_cannot_be_decoded_is_refused_and_the_rest_goes_on(clips, tmp_path, device):
@@ -219,12 +228,29 @@ def test_a_clip_that_cannot_be_decoded_is_refused_and_the_rest_goes_on(clips, tm
     assert any(refusal.name.startswith("b.mp4") for refusal in outcome.manifest.refused)
 
 
+def test_a_clip_that_changes_while_it_is_read_is_refused(clips, data, device, monkeypatch):
+    """Its latents would bear the name of what it was before."""
+
+    def changing(entry, *args, **choices):
+        frames = read_window(entry, *args, **choices)
+        entry.path.write_bytes(entry.path.read_bytes() + b"more")
+        return frames
+
+    write_clip(clips / "b.mp4", CAPTION, seed=9)
+    monkeypatch.setattr("wan_tpu.dataset.work.read_window", changing)
+    outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device)
+    assert "b.mp4@0" not in {sample.name for sample in outcome.manifest.samples}
+    (refusal,) = (each for each in outcome.manifest.refused if each.name == "b.mp4@0")
+    assert "changed while it was read" in refusal.reason
+
+
 SCRIPT = """
 import pathlib, sys, time
 import jax
 from tests.dataset.test_prepare import OPTIONS
 from wan_tpu import runtime
-from wan_tpu.checkpoints.models import open_model
+from wan_tpu.checkpoints.models import describe_model, open_model
+from wan_tpu.cli.main import main
 from wan_tpu.dataset.prepare import prepare
 
 def say(progress):
@@ -275,7 +301,7 @@ def test_a_killed_run_goes_on_and_two_at_once_double_and_lose_nothing(
     with start(clips, folder) as other:
         until(other, "captions 1")
         outcome = prepare(clips, folder, open_model("wan-tiny"), OPTIONS, devices=device)
-        said = other.communicate(timeout=120)[0].splitlines()
+        said = other.communicate(timeout=400)[0].splitlines()
     assert other.returncode == 0
     num_made = int(said[-1].removeprefix("made "))
     assert num_made > 0
@@ -304,3 +330,62 @@ def test_pictures_and_stored_frames_go_the_same_way(tmp_path, encoders, device):
     again = open_or_prepare(dataset.folder, tmp_path / "unused", model)
     assert again.digest == dataset.digest
     assert not (tmp_path / "unused").exists()
+
+
+COMMAND = ("dataset", "prepare", "clips", "-o", "data", "--model", "wan-tiny")
+SETTINGS = ("--size", "48x32", "--frames", "5", "--fps", "16", "--sampling", "chunks")
+
+
+def test_the_command_says_what_became_of_the_clips(clips, prepared, device, monkeypatch, capsys):
+    monkeypatch.chdir(clips.parent)
+    monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
+    monkeypatch.setattr("jax.local_devices", lambda: device)
+    assert main([*COMMAND, *SETTINGS]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        "size                     samples", "48x32, 5 frames                4",
+        "refused                        4",
+    ]  # fmt: skip
+    assert "  zero.mp4: empty: it has 0 bytes" in said
+    assert said[-1] == "4 samples in data for wan-tiny: 7 files made, 0 were there"
+    assert contents(clips.parent / "data") == contents(prepared[0])
+
+    (clips / "c.mp4").unlink()
+    assert main([*COMMAND, *SETTINGS, "--prune", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], told["made"], told["found"], told["pruned"]) == (2, 0, 4, True)
+    assert len(told["unused"]) == 3
+    assert len(contents(clips.parent / "data")) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--inputs", "image"), "wan-tiny is a text-to-video model, whose samples need none"),
+        (("--size", "50x32"), "multiple of 16, got 50; nearest: 48 or 64"),
+        (("--frames", "6"), "must be 4n + 1, got 6; nearest: 5 or 9"),
+        (("--dtype", "float8"), "unknown dtype 'float8'; known: bfloat16, float32"),
+        (("--sampling", "head", "--windows", "3"), "sampling head takes one window"),
+        (("--size", "640x480", "--fps", "16", "--frames", "5"), "nothing in clips can be learnt"),
+    ],
+)
+def test_a_wrong_command_is_one_line(clips, monkeypatch, capsys, options, line):
+    monkeypatch.chdir(clips.parent)
+    monkeypatch.setattr("wan_tpu.runtime.start", lambda **_: None)
+    assert main([*COMMAND, "--workers", "1", *options]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("wan-tpu: ")
+    assert line in said
+
+
+def test_inputs_are_those_of_the_model():
+    """An image-to-video model of two kinds of inputs has its first unless others are named."""
+    model = describe_model("wan2.2-i2v-a14b")
+    assert PrepareOptions().inputs_for(model) == ("image",)
+    both = PrepareOptions(inputs=("last_image", "image"))
+    assert both.inputs_for(model) == ("image", "last_image")
+    assert PrepareOptions().inputs_for(describe_model("wan2.1-flf2v-14b-720p")) == (
+        "image", "last_image",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"expected image or image\+last_image or last_image"):
+        PrepareOptions(inputs=("video",)).inputs_for(model)

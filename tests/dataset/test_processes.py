@@ -1,6 +1,7 @@
 """Work in several processes: all of it done, a crash told from the rest, none left behind."""
 
 import multiprocessing
+import time
 
 import pytest
 
@@ -34,8 +35,16 @@ def test_processes_end_when_nobody_waits_any_more():
     results = in_processes(work.wait, NUMBERS, 2)
     assert next(results) == (0, 0)
     assert multiprocessing.active_children()
+    begin = time.monotonic()
     results.close()
     assert not multiprocessing.active_children()
+    assert time.monotonic() - begin < 30  # the work takes 60
+
+
+def test_ctrl_c_is_heard_by_the_one_that_waits_alone():
+    """A terminal sends it to all of them, and each would write its own traceback."""
+    assert list(in_processes(work.hears_ctrl_c, [0], 1)) == [(0, False)]
+    assert work.hears_ctrl_c(0)
 
 
 def test_nothing_to_do():

@@ -66,6 +66,19 @@ def test_what_lies_before_is_not_decoded(clips, monkeypatch):
     assert len(decoded) < 40  # a second before, five frames, and one to know how large they are
 
 
+def test_an_index_that_leads_too_far(clips, monkeypatch):
+    """Then all is decoded from the beginning. Red when frames are taken from where it led."""
+
+    def too_far(container, stream, time):
+        return seek(container, stream, time + Fraction(7, 5))
+
+    seek = video.seek
+    path = clips / "short.mp4"
+    expected = read_video(path, 25, 5, start=Fraction(30, 25))
+    monkeypatch.setattr(video, "seek", too_far)
+    np.testing.assert_array_equal(read_video(path, 25, 5, start=Fraction(30, 25)), expected)
+
+
 def test_a_file_is_as_its_bytes(clips):
     for name in ("short.mp4", "vp9.webm"):
         path = clips / name

@@ -100,8 +100,13 @@ def make_case(folder, kind="t2v") -> Case:
     return Case(folder, original)
 
 
-def torch_loss(transformer, trainer: Trainer, batch: Batch, step: int, empty) -> torch.Tensor:
-    """The step's loss through diffusers' transformer, with the same draws."""
+def torch_loss(
+    transformer, trainer: Trainer, batch: Batch, step: int, empty, text: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The step's loss through diffusers' transformer, with the same draws.
+
+    `text` takes the place of the batch's embeddings, with what it was computed from.
+    """
     config, model = trainer.config, trainer.model
     geometry, latents = batch.geometry, np.moveaxis(batch.latents, -1, 1)
     patch = geometry.compression.patch
@@ -120,9 +125,9 @@ def torch_loss(transformer, trainer: Trainer, batch: Batch, step: int, empty) ->
     x = torch.from_numpy(latents)
     noise = torch.from_numpy(_from_tokens(np.asarray(draws.noise), geometry, patch))
     sigma = torch.tensor(np.asarray(draws.sigma))
-    text = torch.from_numpy(
-        np.where(np.asarray(draws.without_caption)[:, None, None], empty, batch.text)
-    )
+    text = torch.from_numpy(batch.text) if text is None else text
+    left_out = torch.tensor(np.asarray(draws.without_caption))[:, None, None]
+    text = torch.where(left_out, torch.from_numpy(empty), text)
     level = sigma[:, None, None, None, None]
     seen = (1 - level) * x + level * noise
     counted = torch.ones_like(x)

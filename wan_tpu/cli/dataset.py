@@ -1,26 +1,30 @@
-"""check what a model is to learn from
+"""check and prepare what a model is to learn from
 
-`wan-tpu dataset check` opens and decodes every file, without JAX and without a device.
+`wan-tpu dataset check` opens and decodes every file, without JAX and without a device;
+`wan-tpu dataset prepare` encodes those that are good, once.
 """
 
 import argparse
 import json
-import pathlib
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from wan_tpu.cli import dataset_prepare
+from wan_tpu.cli.dataset_options import (
+    add_bucket_arguments,
+    add_listing_arguments,
+    read_buckets,
+    read_listing,
+)
 from wan_tpu.cli.interruptible import ended_by_signals
 from wan_tpu.cli.options import positive_int
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.streams import write_data
-from wan_tpu.errors import InputError
-from wan_tpu.geometry import parse_size
 from wan_tpu.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from wan_tpu.dataset.buckets import Buckets
     from wan_tpu.dataset.check import Report
     from wan_tpu.dataset.faults import Finding
-    from wan_tpu.dataset.listing import Listing
 
 EXIT_FAULTY = 1
 SHOWN_NOTES = 3
@@ -32,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, add, run, summary in (
         ("check", _add_check_arguments, _run_check, "say what is wrong with each file"),
+        (
+            "prepare",
+            dataset_prepare.add_arguments,
+            dataset_prepare.run,
+            "encode clips and captions",
+        ),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         add(action)
@@ -41,80 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Runs one of them; returns the exit code."""
     return parsed.run_action(parsed)
-
-
-def add_listing_arguments(parser: Any) -> None:
-    """What is read: `PATH`, `--columns`."""
-    parser.add_argument(
-        "path", metavar="PATH",
-        help="a folder of clips and pictures with a .txt beside each, or a manifest: .jsonl, "
-        ".json, .csv, .tsv",
-    )  # fmt: skip
-    parser.add_argument(
-        "--columns", metavar="path=NAME,caption=NAME",
-        help="fields of the manifest, where they are not called as usual",
-    )  # fmt: skip
-
-
-def read_listing(parsed: argparse.Namespace) -> "Listing":
-    """What `add_listing_arguments` names.
-
-    Raises:
-        InputError: it cannot be read as a whole.
-    """
-    from wan_tpu.dataset.listing import Columns, list_entries
-
-    columns = None if parsed.columns is None else Columns.from_text(parsed.columns)
-    return list_entries(pathlib.Path(parsed.path), columns=columns)
-
-
-def add_bucket_arguments(parser: Any) -> None:
-    """What is wanted of the files: `--size`, `--frames`, `--fps`; needs `--model` beside them."""
-    parser.add_argument(
-        "--size", action="append", metavar="WxH",
-        help="pixels; several joined by ',' or given again: each file goes to the nearest ratio "
-        "that it covers; default: the model's",
-    )  # fmt: skip
-    parser.add_argument(
-        "--frames", action="append", metavar="N",
-        help="4n + 1; several likewise: each clip goes to the most that it has; default: the "
-        "model's",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fps", type=float, metavar="F", help="frames per second; default: the model's"
-    )
-
-
-def read_buckets(parsed: argparse.Namespace) -> "Buckets":
-    """What `add_bucket_arguments` says, filled in by the model, which is not downloaded.
-
-    Raises:
-        InputError: a size or a number of frames that the model cannot make, or no such model.
-    """
-    from wan_tpu.checkpoints.models import describe_model
-    from wan_tpu.dataset.buckets import Buckets
-    from wan_tpu.pipeline.check import compression_of
-
-    description = describe_model(parsed.model)
-    defaults = description.defaults
-    sizes = [parse_size(text) for text in _listed(parsed.size)]
-    lengths = [_frames(text) for text in _listed(parsed.frames)]
-    return Buckets(
-        sizes=tuple(dict.fromkeys(sizes)) or ((defaults.width, defaults.height),),
-        lengths=tuple(dict.fromkeys(lengths)) or (defaults.num_frames,),
-        fps=defaults.fps if parsed.fps is None else parsed.fps,
-        compression=compression_of(description),
-    )
-
-
-def _listed(given: list[str] | None) -> list[str]:
-    return [part.strip() for text in given or [] for part in text.split(",") if part.strip()]
-
-
-def _frames(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) == int(text)):
-        raise InputError(f"the number of frames must be 4n + 1, for example 81, got {text!r}")
-    return int(text)
 
 
 def _add_check_arguments(parser: Any) -> None:
@@ -134,9 +70,10 @@ def _add_check_arguments(parser: Any) -> None:
 
 def _run_check(parsed: argparse.Namespace) -> int:
     """Prints what is wrong; 1 if anything is."""
+    from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.dataset.check import check
 
-    buckets = read_buckets(parsed)
+    buckets = read_buckets(parsed, describe_model(parsed.model))
     listing = read_listing(parsed)
     with ended_by_signals(), ProgressBars() as bars:
 
@@ -158,14 +95,22 @@ def _table(report: "Report") -> str:
     lines = [f"fault  {each.name}: {each.kind}: {each.words}" for each in report.faults]
     lines += _note_lines(report.notes)
     if report.placement.placed:
-        lines += ["", report.placement.table().rstrip()]
+        lines += ["", *report.placement.table().splitlines()]
     good, faults, notes = len(report.good), len(report.faults), len(report.notes)
     total = len(report.listing.entries)
     counts = [f"{good} of {total} good", _counted(faults, "fault"), _counted(notes, "note")]
     lines += ["" if lines else None, ", ".join(counts)]
     if not total:
         lines.append(f"{report.listing.path} has no clip or picture that is read")
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    return "\n".join(_printable(line) for line in lines if line is not None) + "\n"
+
+
+def _printable(line: str) -> str:
+    """A line that stays one, and moves no cursor, whatever files are called."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
+        for letter in line
+    )
 
 
 def _counted(number: int, what: str) -> str:

@@ -79,6 +79,8 @@ def check(
     sampling: Sampling | None = None,
     workers: int | None = None,
     on_file: Callable[[int, int], None] = lambda done, total: None,
+    known: Callable[[Entry], Examined | None] = lambda entry: None,
+    on_examined: Callable[[Examined], None] = lambda examined: None,
 ) -> Report:
     """Decodes every file.
 
@@ -88,9 +90,15 @@ def check(
         sampling: of the windows that the report counts; the default one when not given.
         workers: processes; None for one a core, 0 for this one alone.
         on_file: is told how many files are done, of how many.
+        known: what was found of a file before, which is not decoded again; None where nothing is.
+        on_examined: is told what was found of each of the others.
     """
     workers = default_workers() if workers is None else workers
-    files = _examine_all(listing, buckets.fps, workers, on_file)
+    entries = list({entry.name: entry for entry in reversed(listing.entries)}.values())[::-1]
+    found = {number: known(entry) for number, entry in enumerate(entries)}
+    examined = {number: each for number, each in found.items() if each is not None}
+    _examine_all(entries, examined, buckets.fps, workers, on_file, on_examined)
+    files = tuple(examined[number] for number in range(len(entries)))
     further: dict[str, list[Finding]] = {file.entry.name: [] for file in files}
     for finding in [*_captions(listing.entries), *_duplicates(files), *_fits(files, buckets)]:
         further[finding.name].append(finding)
@@ -110,22 +118,26 @@ def check(
 
 
 def _examine_all(
-    listing: Listing,
+    entries: Sequence[Entry],
+    found: dict[int, Examined],
     fps: float | Fraction,
     workers: int,
     on_file: Callable[[int, int], None],
-) -> tuple[Examined, ...]:
-    entries = list({entry.name: entry for entry in reversed(listing.entries)}.values())[::-1]
-    found: dict[int, Examined] = {}
-    on_file(0, len(entries))
-    for index, result in in_processes(functools.partial(examine, fps=fps), entries, workers):
+    on_examined: Callable[[Examined], None],
+) -> None:
+    """Adds what is found of those entries that are not in `found`, by their numbers."""
+    numbers = [number for number in range(len(entries)) if number not in found]
+    on_file(len(found), len(entries))
+    work, wanted = functools.partial(examine, fps=fps), [entries[number] for number in numbers]
+    for index, result in in_processes(work, wanted, workers):
         if isinstance(result, Crashed):
             words = "the process that decoded it ended: too little memory, or a fault of FFmpeg's"
-            crash = Finding(name=entries[index].name, kind="crash", words=words)
-            result = Examined(entry=entries[index], findings=(crash,))
-        found[index] = result
+            crash = Finding(name=wanted[index].name, kind="crash", words=words)
+            result = Examined(entry=wanted[index], findings=(crash,))
+        else:
+            on_examined(result)
+        found[numbers[index]] = result
         on_file(len(found), len(entries))
-    return tuple(found[index] for index in range(len(entries)))
 
 
 def _captions(entries: Sequence[Entry]) -> list[Finding]:

@@ -6,7 +6,9 @@ their middle cut out (`wan_tpu.image.fit.cover`). Nothing is made larger: `bucke
 
 import contextlib
 import dataclasses
+import functools
 import math
+import pathlib
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -21,7 +23,7 @@ from wan_tpu.geometry import Geometry
 from wan_tpu.image.clip_reader import OWN_FILES
 from wan_tpu.image.fit import cover
 from wan_tpu.image.picture import picture_size, read_picture
-from wan_tpu.image.video import read_video, video_info
+from wan_tpu.image.video import Clip, open_clip
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 
@@ -72,7 +74,7 @@ def measure(entry: Entry, *, fps: float | Fraction) -> Measured:
                 height=stored.height,
                 duration=stored.num_frames / rate,
             )
-        info = video_info(entry.path, bounds=OWN_FILES)
+        info = _clip_of(entry.path).info
         return Measured(
             entry=entry,
             width=info.width,
@@ -103,14 +105,8 @@ def read_window(
     size = geometry.width, geometry.height
     with naming(entry):
         if entry.kind is Kind.CLIP:
-            frames = read_video(
-                entry.path,
-                fps,
-                window.num_frames,
-                size=size,
-                start=window.start,
-                bounds=OWN_FILES,
-            )
+            clip = _clip_of(entry.path)
+            frames = clip.read(fps, window.num_frames, size=size, start=window.start)
         elif entry.kind is Kind.PICTURE:
             frames = cover(read_picture(entry.path.read_bytes()), *size)[None]
         else:
@@ -138,6 +134,18 @@ def naming(entry: Entry) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise MediaError(f"{entry.name}: it cannot be read: {why}") from error
+
+
+def _clip_of(path: pathlib.Path) -> Clip:
+    """A clip, looked at once for all of its windows: that reads the whole file."""
+    state = path.stat()
+    return _looked_at(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(maxsize=1024)
+def _looked_at(path: pathlib.Path, *state: int) -> Clip:
+    """The clip that a file is in a state."""
+    return open_clip(path, bounds=OWN_FILES)
 
 
 def _stored_window(

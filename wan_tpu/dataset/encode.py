@@ -28,7 +28,6 @@ from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import FIRST, LAST, Picture, to_floats
 from wan_tpu.pipeline.programs import Programs
 from wan_tpu.pipeline.progress import Watch
-from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.text.prompt import tokenize
 from wan_tpu.text.tokenizer import Tokenizer, load_tokenizer
@@ -183,7 +182,6 @@ def load_encoders(
     description: ModelDescription,
     components: Collection[str] | None = None,
     *,
-    layout: Layout | None = None,
     devices: Sequence[Any] | None = None,
     dtype: DTypeLike | None = None,
     vae_dtype: DTypeLike | None = None,
@@ -193,20 +191,19 @@ def load_encoders(
     Args:
         description: from `open_model`.
         components: of `encoders_of`, those that are needed; None for all.
-        layout: how they are split; chosen for the number of devices when not given.
-        devices: those to use; all of this process when not given.
+        devices: those to use, all of this process when not given; pictures and weights are split
+            over all of them.
         dtype: of weights and activations; bfloat16, on a CPU float32, when not given.
         vae_dtype: of the autoencoder, where it differs.
 
     Raises:
-        InputError: a layout or name that does not fit.
+        UnknownNameError: there is no such dtype.
         CheckpointError: files are missing, damaged or not those of the model.
         OutOfMemoryError: the weights do not fit.
     """
     wanted = encoders_of(description) if components is None else tuple(components)
     model = place_model(
         description,
-        layout=layout,
         devices=jax.local_devices() if devices is None else devices,
         dtype=dtype,
         vae_dtype=vae_dtype,

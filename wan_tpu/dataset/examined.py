@@ -30,7 +30,7 @@ class Examinations:
             fps: the model's frame rate.
         """
         self._lines, self._digests, self._fps = Lines(folder / FILE), digests, Fraction(fps)
-        self._found = dict(self._lines.read())
+        self._found: dict[str, Any] = dict(self._lines.read())
         self._states: dict[str, State] = {}
 
     def known(self, entry: Entry) -> Examined | None:

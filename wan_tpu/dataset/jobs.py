@@ -1,10 +1,9 @@
-"""What is to be encoded: listed files measured, cut into windows, sized, and named by their keys.
+"""What is to be encoded: files checked, cut into windows, sized, and named by their keys.
 
 Nothing is encoded here, and nothing of JAX is needed. What no sample is made of is named with the
 reason.
 """
 
-import concurrent.futures
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,20 +11,20 @@ from fractions import Fraction
 from typing import Any
 
 from wan_tpu.checkpoints.description import ModelDescription
-from wan_tpu.dataset.buckets import Buckets, Placed, place
+from wan_tpu.dataset.buckets import Buckets, Placed
 from wan_tpu.dataset.cache import Made, key_of
-from wan_tpu.dataset.decode import Measured, measure
-from wan_tpu.dataset.digests import Digests
+from wan_tpu.dataset.check import check
 from wan_tpu.dataset.entry import Columns, Entry
-from wan_tpu.dataset.faults import Finding, kind_of_error
+from wan_tpu.dataset.examined import Examinations
+from wan_tpu.dataset.faults import Finding
 from wan_tpu.dataset.listing import list_entries
 from wan_tpu.dataset.sampling import Sampling
-from wan_tpu.errors import InputError, MediaError, PromptError
+from wan_tpu.errors import InputError, PromptError
 from wan_tpu.family import Conditioning
+from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import compression_of
 from wan_tpu.pipeline.pictures import LAST
 from wan_tpu.pipeline.progress import Watch
-from wan_tpu.sharding.layout import Layout
 from wan_tpu.text.prompt import check_prompt, clean_prompt
 
 
@@ -40,10 +39,10 @@ class PrepareOptions:
         sampling: which windows of a clip are taken.
         inputs: frames that the model is given as channels: `image`, `last_image`.
         columns: of a manifest.
-        layout: how the encoders are split over this process's devices.
         dtype: of the text encoder and the image encoder; None for bfloat16, on a CPU float32.
         vae_dtype: of the autoencoder; None for the same.
-        workers: clips that are decoded at a time.
+        workers: processes that check files, and clips that are decoded at a time; None for one a
+            core, 0 checks in this process.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -52,14 +51,13 @@ class PrepareOptions:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     inputs: tuple[str, ...] | None = None
     columns: Columns | None = None
-    layout: Layout | None = None
     dtype: str | None = None
     vae_dtype: str | None = None
-    workers: int = 2
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"the workers must be at least 1, got {self.workers}")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"the workers must be at least 0, got {self.workers}")
 
     def buckets(self, description: ModelDescription) -> Buckets:
         """Sizes, lengths and rate for a model.
@@ -127,7 +125,7 @@ class Plan:
 
     Attributes:
         jobs: in the order of the list, their windows in order.
-        refused: what is not, and why.
+        refused: what is not, each once, and why.
     """
 
     jobs: tuple[Job, ...]
@@ -139,66 +137,68 @@ def plan_jobs(
     options: PrepareOptions,
     buckets: Buckets,
     made: Made,
-    digests: Digests,
+    memory: Examinations,
     watch: Watch,
 ) -> Plan:
-    """Lists, measures and cuts; the same list gives the same plan.
+    """Lists, checks and cuts; the same files give the same plan.
+
+    Every file is decoded once, as `wan-tpu dataset check` does, and what was found remembered: a
+    clip that is damaged somewhere is named before anything is encoded.
 
     Args:
         source: a folder or a manifest.
         options: how it is prepared.
         buckets: sizes, lengths and the rate.
         made: what encodes.
-        digests: of files.
-        watch: told of files that were measured; asked whether to stop.
+        memory: of earlier checks.
+        watch: told of files that were checked; asked whether to stop.
 
     Raises:
         InputError: there is no such folder or manifest.
     """
     listing = list_entries(source, columns=options.columns)
-    findings = [finding for finding in listing.findings if finding.is_fault]
-    captions: dict[int, str] = {}
-    for number, entry in enumerate(listing.entries):
-        caption = _caption_of(entry)
-        if isinstance(caption, Finding):
-            findings.append(caption)
-        else:
-            captions[number] = caption
-    entries = [listing.entries[number] for number in captions]
-    measured, media = [], {}
-    for entry, found in _measure_all(entries, buckets.fps, digests, options.workers, watch):
-        if isinstance(found, Finding):
-            findings.append(found)
-        else:
-            measured.append(found[0])
-            media[id(entry)] = found[1]
-    placement = place(measured, buckets, options.sampling)
-    findings += placement.left
-    cleaned = {id(listing.entries[number]): caption for number, caption in captions.items()}
-    jobs, again = _jobs(placement.placed, cleaned, media, made, buckets)
-    findings += again
-    return Plan(jobs=jobs, refused=tuple(findings))
+    with watch.stage("check", len(listing.entries)) as report:
+        checked = check(
+            listing,
+            buckets,
+            sampling=options.sampling,
+            workers=options.workers,
+            on_file=lambda done, total: report(done + len(listing.entries) - total),
+            known=memory.known,
+            on_examined=memory.add,
+        )
+    media = {file.entry.name: file.digest for file in checked.files}
+    jobs, left = _jobs(checked.placement.placed, media, made, buckets)
+    refused: dict[str, Finding] = {}
+    for finding in (*checked.faults, *checked.placement.left, *left):
+        refused.setdefault(finding.name, finding)  # the first reason will do
+    return Plan(jobs=jobs, refused=tuple(refused.values()))
 
 
 def _jobs(
-    placed: Sequence[Placed],
-    captions: Mapping[int, str],
-    media: Mapping[int, str],
-    made: Made,
-    buckets: Buckets,
+    placed: Sequence[Placed], media: Mapping[str, str], made: Made, buckets: Buckets
 ) -> tuple[tuple[Job, ...], list[Finding]]:
-    """A job for each window, by the identity of its entry; and what is there twice."""
+    """A job for each window, and what no sample can be made of.
+
+    Args:
+        placed: the windows.
+        media: digests of files, by the name of the entry.
+        made: what encodes.
+        buckets: whose rate is theirs.
+    """
     jobs: dict[tuple[str, str], Job] = {}
     names: set[str] = set()
     left = []
     for each in placed:
         entry, window, geometry = each.entry, each.window, each.geometry
-        if LAST in made.inputs and geometry.num_frames == 1:
-            words = "it has one frame, and a first and a last one are wanted"
-            left.append(Finding(name=entry.name, kind="too-short", words=words))
+        fault = _unfit(entry, geometry, made.inputs)
+        if fault is not None:
+            left.append(fault)
             continue
+        assert entry.caption is not None
+        caption = clean_prompt(entry.caption)
         makes = made.sample(
-            media=media[id(entry)],
+            media=media[entry.name],
             clip={
                 "kind": entry.kind.value,
                 "start": str(window.start),
@@ -207,21 +207,30 @@ def _jobs(
                 "stored_fps": entry.fps,
             },
         )
-        job = Job(
-            name=_free_name(f"{entry.name}@{float(window.start):g}", names),
-            caption=captions[id(entry)],
-            placed=each,
-            fps=buckets.fps,
-            made=makes,
-            key=key_of(makes),
-        )
-        first = jobs.setdefault((job.key, job.caption), job)
-        if first is job:
-            names.add(job.name)
-        else:
-            words = f"its content and caption are those of {first.placed.entry.name}"
+        key = key_of(makes)
+        if (key, caption) in jobs:
+            words = "it is there twice with the same caption, but for spaces"
             left.append(Finding(name=entry.name, kind="duplicate", words=words))
+            continue
+        name = _free_name(f"{entry.name}@{float(window.start):g}", names)
+        names.add(name)
+        jobs[key, caption] = Job(
+            name=name, caption=caption, placed=each, fps=buckets.fps, made=makes, key=key
+        )
     return tuple(jobs.values()), left
+
+
+def _unfit(entry: Entry, geometry: Geometry, inputs: Sequence[str]) -> Finding | None:
+    """What a check without a model does not see."""
+    if LAST in inputs and geometry.num_frames == 1:
+        words = "it has one frame, and the model is given a first and a last one"
+        return Finding(name=entry.name, kind="too-short", words=words)
+    try:
+        check_prompt(entry.caption or "")
+    except PromptError:
+        words = "its caption has no visible characters"
+        return Finding(name=entry.name, kind="empty-caption", words=words)
+    return None
 
 
 def _free_name(name: str, taken: set[str]) -> str:
@@ -230,49 +239,4 @@ def _free_name(name: str, taken: set[str]) -> str:
     while found in taken:
         number += 1
         found = f"{name}#{number}"
-    return found
-
-
-def _caption_of(entry: Entry) -> str | Finding:
-    """The cleaned caption, or why there is none."""
-    if entry.caption is None:
-        words = f"no caption: {entry.path.stem}.txt beside it, or a manifest, would give one"
-        return Finding(name=entry.name, kind="no-caption", words=words)
-    try:
-        check_prompt(entry.caption)
-    except PromptError:
-        words = "its caption has no visible characters"
-        return Finding(name=entry.name, kind="empty-caption", words=words)
-    return clean_prompt(entry.caption)
-
-
-def _measure_all(
-    entries: Sequence[Entry], fps: float | Fraction, digests: Digests, workers: int, watch: Watch
-) -> list[tuple[Entry, tuple[Measured, str] | Finding]]:
-    """What each file has, with the digest of its bytes; or why it cannot be read."""
-
-    def look(entry: Entry) -> tuple[Measured, str] | Finding:
-        try:
-            return measure(entry, fps=fps), digests.of(entry.path)
-        except MediaError as error:
-            words = str(error).removeprefix(f"{entry.name}: ")
-            return Finding(name=entry.name, kind=kind_of_error(words), words=words)
-        except OSError as error:
-            words = f"it cannot be read: {error.strerror}"
-            return Finding(name=entry.name, kind="unreadable", words=words)
-
-    found: list[tuple[Entry, tuple[Measured, str] | Finding]] = []
-    if not entries:
-        return found
-    with (
-        concurrent.futures.ThreadPoolExecutor(workers, "measure") as pool,
-        watch.stage("measure", len(entries)) as report,
-    ):
-        try:
-            for entry, result in zip(entries, pool.map(look, entries), strict=True):
-                found.append((entry, result))
-                report(len(found))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
     return found

@@ -6,7 +6,7 @@ slice is given the whole batch; the step takes its part.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
@@ -50,11 +50,6 @@ class PreparedDataset:
         self.geometries = tuple(manifest.geometry(size) for size in manifest.counts())
         self.empty_text = _padded(Cache(folder).read(TEXTS, manifest.empty_text)[TEXT])
 
-    @property
-    def captions(self) -> Mapping[str, str]:
-        """The cleaned caption of each sample, by the sample's name."""
-        return {sample.name: sample.caption for sample in self.manifest.samples}
-
     def __len__(self) -> int:
         """Samples."""
         return len(self.manifest.samples)
@@ -89,6 +84,7 @@ class PreparedDataset:
             yield Batch(
                 geometry=geometry,
                 names=parts.names,
+                captions=parts.captions,
                 latents=parts.latents,
                 text=parts.text,
                 condition=condition,
@@ -162,6 +158,7 @@ class _Parts:
 
     size: tuple[int, int, int]
     names: tuple[str, ...]
+    captions: tuple[str, ...]
     latents: np.ndarray
     text: np.ndarray
     condition: np.ndarray | None
@@ -189,6 +186,7 @@ class _BatchSource:
         return _Parts(
             size=chosen[0].size,
             names=tuple(sample.name for sample in samples),
+            captions=tuple(sample.caption for sample in samples),
             latents=np.stack([sample.latents for sample in samples]),
             text=np.stack([_padded(sample.text) for sample in samples]),
             condition=_stacked([sample.condition for sample in samples]),

@@ -1,4 +1,4 @@
-"""From clips and captions to a folder that a training reads: list, measure, encode, write down.
+"""From clips and captions to a folder that a training reads: list, check, encode, write down.
 
 What is there already is kept, whatever has ended an earlier run, and several processes may work at
 one folder: each takes what no other is making, and ends when everything is made.
@@ -7,6 +7,7 @@ one folder: each takes what no other is making, and ends when everything is made
 import dataclasses
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from wan_tpu.dataset.cache import SAMPLES, TEXTS, Cache, Made, key_of
 from wan_tpu.dataset.claims import Claims
 from wan_tpu.dataset.digests import Digests, encoder_digests
 from wan_tpu.dataset.encode import Encoders, encoders_of, load_encoders
+from wan_tpu.dataset.examined import Examinations
 from wan_tpu.dataset.faults import Finding
 from wan_tpu.dataset.jobs import Job, Plan, PrepareOptions, plan_jobs
 from wan_tpu.dataset.loader import PreparedDataset, open_dataset
 from wan_tpu.dataset.manifest import Manifest, Prepared, Refusal, is_prepared, write_manifest
+from wan_tpu.dataset.processes import default_workers
 from wan_tpu.dataset.work import Work
 from wan_tpu.errors import InputError
 from wan_tpu.family import TEXT_ENCODER
@@ -30,6 +33,9 @@ from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.whole_file import reporting
 
 logger = logging.getLogger(__name__)
+
+LEFT_OVER_SECONDS = 600.0
+"""Since something was written to a file; writing one takes less than a second."""
 
 OnProgress = Callable[[Progress], None] | None
 ShouldCancel = Callable[[], bool] | None
@@ -78,7 +84,7 @@ def prepare(
         options: how clips are prepared.
         devices: of this process, those that encode; all of them when not given.
         prune: remove what an earlier run made there and nothing needs any more.
-        on_progress: told of the stages `measure`, `captions` and `clips`, and of what compiles.
+        on_progress: told of the stages `check`, `captions` and `clips`, and of what compiles.
         should_cancel: asked between samples.
 
     Raises:
@@ -105,7 +111,8 @@ def prepare(
             vae_dtype=options.vae_dtype or dtype,
             inputs=inputs,
         )
-        plan = plan_jobs(source, options, buckets, made, digests, watch)
+        memory = Examinations(folder, digests, buckets.fps)
+        plan = plan_jobs(source, options, buckets, made, memory, watch)
         _check_any(plan, source)
         captions = {key_of(made.text(c)): c for c in ["", *(job.caption for job in plan.jobs)]}
         jobs = {job.key: job for job in plan.jobs}
@@ -116,7 +123,6 @@ def prepare(
                 encoders = load_encoders(
                     description,
                     wanted,
-                    layout=options.layout,
                     devices=devices,
                     dtype=options.dtype,
                     vae_dtype=options.vae_dtype,
@@ -126,9 +132,8 @@ def prepare(
 
         work = Work(cache, claims, watch)
         work.captions(captions, made, lambda: load(text=True))
-        undecoded = work.clips(
-            jobs, inputs, digests, lambda: load(text=False), workers=options.workers
-        )
+        workers = default_workers() if options.workers is None else max(options.workers, 1)
+        undecoded = work.clips(jobs, inputs, digests, lambda: load(text=False), workers=workers)
         manifest = _manifest(source, description, options, buckets, made, plan, undecoded)
         _check_any(manifest, source)
         write_manifest(folder, manifest)
@@ -279,10 +284,15 @@ def _remove_unused(paths: tuple[pathlib.Path, ...], claims: Claims) -> bool:
 
 
 def _remove_leftovers(cache: Cache, claims: Claims) -> None:
-    """Removes what a sudden end has left half-written, where nobody can be writing it."""
+    """Removes what a sudden end has left half-written, where nobody can be writing it.
+
+    A file system whose locks do not reach other hosts lets two think that they are alone; what one
+    of them is writing is young.
+    """
     if not claims.is_alone():
         return
     for path in cache.leftovers():
         with reporting(path):
-            path.unlink(missing_ok=True)
+            if time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS:
+                path.unlink(missing_ok=True)
     claims.let_others_in()

@@ -39,6 +39,9 @@ SEEK_SECONDS = 1
 which runs ahead of the order in which frames are seen by some of them."""
 
 
+_Frames = Iterator[tuple["av.video.frame.VideoFrame", Fraction]]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
     """What a clip is, as it is seen.
@@ -73,8 +76,82 @@ class VideoInfo:
         return max(math.ceil((self.duration - start) * Fraction(fps)), 1)
 
 
-def video_info(source: ClipSource, *, bounds: ClipBounds | None = None) -> VideoInfo:
-    """What a clip is; decodes its first frame alone.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A clip that was looked at: of what is known, several parts can be read.
+
+    Attributes:
+        source: bytes or a file, which is opened anew for each part.
+        bounds: of what is taken.
+        info: what it is.
+        first: seconds that the file gives the first frame that is seen.
+    """
+
+    source: ClipSource
+    bounds: ClipBounds
+    info: VideoInfo
+    first: Fraction
+
+    def read(
+        self,
+        fps: float | Fraction,
+        max_frames: int,
+        *,
+        size: tuple[int, int] | None = None,
+        start: Fraction = Fraction(0),
+    ) -> np.ndarray:
+        """As `read_video`."""
+        assert max_frames >= 1, max_frames
+        assert start >= 0, start
+        info = self.info
+        if start >= info.duration:
+            raise MediaError(
+                f"the clip has {float(info.duration):.3f} seconds, and frames from "
+                f"{float(start):.3f} on are wanted"
+            )
+        num_frames = min(info.frames_at(fps, start), max_frames)
+        width, height = size or (info.width, info.height)
+        if num_frames * width * height * 3 > self.bounds.max_result_bytes:
+            raise MediaError(
+                f"{num_frames} frames of {width}x{height} pixels need more than "
+                f"{self.bounds.max_result_bytes} bytes: take fewer, or make the clip smaller"
+            )
+        found = np.empty((num_frames, height, width, 3), np.uint8)
+        begin, taken = self.first + start, 0
+        with self._frames_around(start) as (frames, stream):
+            to_rgb = ToRgb()
+            for frame, until in with_ends(frames):
+                # A moment belongs to this frame until halfway to the next.
+                end = num_frames
+                if until is not None:
+                    end = min(math.floor((until - begin) * Fraction(fps)) + 1, num_frames)
+                if end > taken:
+                    found[taken:end] = seen_pixels(frame, stream, to_rgb, (width, height))
+                    taken = end
+                if taken == num_frames:
+                    return found
+        raise MediaError("the clip has no frame that can be decoded")
+
+    @contextlib.contextmanager
+    def _frames_around(
+        self, start: Fraction
+    ) -> Iterator[tuple[_Frames, "av.video.stream.VideoStream"]]:
+        """Frames from one at or before a moment on: from a keyframe, or from the beginning."""
+        begin = self.first + start
+        if start > SEEK_SECONDS:
+            with opened(self.source, self.bounds) as (container, stream):
+                if seek(container, stream, begin - SEEK_SECONDS):
+                    frames = timed(container, stream, self.bounds)
+                    earliest = next(frames, None)
+                    if earliest is not None and earliest[1] <= begin:
+                        yield itertools.chain([earliest], frames), stream
+                        return
+        with opened(self.source, self.bounds) as (container, stream):
+            yield timed(container, stream, self.bounds), stream
+
+
+def open_clip(source: ClipSource, *, bounds: ClipBounds | None = None) -> Clip:
+    """Looks at a clip; reads all of its packets and decodes its first frame.
 
     Args:
         source: the clip.
@@ -84,24 +161,25 @@ def video_info(source: ClipSource, *, bounds: ClipBounds | None = None) -> Video
         MediaError: it is no clip, has no video, is damaged, or too large, narrow or long.
         OSError: a file cannot be read.
     """
-    return _look(source, bounds or UPLOADS)[0]
-
-
-def _look(source: ClipSource, bounds: ClipBounds) -> tuple[VideoInfo, Fraction]:
-    """What a clip is, and the time that its file gives the first frame that is seen."""
-    measured = measure(source, bounds)
+    bounds = bounds or UPLOADS
+    packets = measure(source, bounds)
     with opened(source, bounds) as (container, stream):
         for frame, time in timed(container, stream, bounds):
             width, height = seen_size(frame, stream)
             info = VideoInfo(
                 width=width,
                 height=height,
-                num_frames=measured.num_frames,
-                duration=measured.duration,
-                keyframes=measured.keyframes,
+                num_frames=packets.num_frames,
+                duration=packets.duration,
+                keyframes=packets.keyframes,
             )
-            return info, time
+            return Clip(source=source, bounds=bounds, info=info, first=time)
     raise MediaError("the clip has no frame that can be decoded")
+
+
+def video_info(source: ClipSource, *, bounds: ClipBounds | None = None) -> VideoInfo:
+    """What a clip is; arguments and errors as of `open_clip`."""
+    return open_clip(source, bounds=bounds).info
 
 
 def read_video(
@@ -133,57 +211,7 @@ def read_video(
         `max_frames` if that is less.
 
     Raises:
-        MediaError: as `video_info`, or a later frame is damaged, or it ends before `start`.
+        MediaError: as `open_clip`, or a later frame is damaged, or it ends before `start`.
         OSError: a file cannot be read.
     """
-    assert max_frames >= 1, max_frames
-    assert start >= 0, start
-    bounds = bounds or UPLOADS
-    info, first = _look(source, bounds)
-    if start >= info.duration:
-        raise MediaError(
-            f"the clip has {float(info.duration):.3f} seconds, and frames from {float(start):.3f} "
-            "on are wanted"
-        )
-    num_frames = min(info.frames_at(fps, start), max_frames)
-    width, height = size or (info.width, info.height)
-    if num_frames * width * height * 3 > bounds.max_result_bytes:
-        raise MediaError(
-            f"{num_frames} frames of {width}x{height} pixels need more than "
-            f"{bounds.max_result_bytes} bytes: take fewer, or make the clip smaller"
-        )
-    found = np.empty((num_frames, height, width, 3), np.uint8)
-    taken = 0
-    with _frames_around(source, first, start, bounds) as (frames, stream):
-        to_rgb = ToRgb()
-        for frame, until in with_ends(frames):
-            # A moment belongs to this frame until halfway to the next.
-            end = num_frames
-            if until is not None:
-                end = min(math.floor((until - first - start) * Fraction(fps)) + 1, num_frames)
-            if end > taken:
-                found[taken:end] = seen_pixels(frame, stream, to_rgb, (width, height))
-                taken = end
-            if taken == num_frames:
-                return found
-    raise MediaError("the clip has no frame that can be decoded")
-
-
-_Frames = Iterator[tuple["av.video.frame.VideoFrame", Fraction]]
-
-
-@contextlib.contextmanager
-def _frames_around(
-    source: ClipSource, first: Fraction, start: Fraction, bounds: ClipBounds
-) -> Iterator[tuple[_Frames, "av.video.stream.VideoStream"]]:
-    """Frames from one at or before a moment on: from a keyframe, or from the beginning."""
-    if start > SEEK_SECONDS:
-        with opened(source, bounds) as (container, stream):
-            if seek(container, stream, first + start - SEEK_SECONDS):
-                frames = timed(container, stream, bounds)
-                earliest = next(frames, None)
-                if earliest is not None and earliest[1] <= first + start:
-                    yield itertools.chain([earliest], frames), stream
-                    return
-    with opened(source, bounds) as (container, stream):
-        yield timed(container, stream, bounds), stream
+    return open_clip(source, bounds=bounds).read(fps, max_frames, size=size, start=start)

@@ -20,6 +20,7 @@ from wan_tpu.sharding.layout import DP
 from wan_tpu.sharding.mesh import place
 from wan_tpu.sharding.rules import RESIDUAL
 from wan_tpu.stage import abstract
+from wan_tpu.training.embedding import CaptionTokens, TextTokens
 from wan_tpu.transformer.denoiser import Denoiser
 from wan_tpu.transformer.patches import patchify
 
@@ -32,12 +33,14 @@ class PlacedBatch(NamedTuple):
         text: of the captions, zero past each one's end.
         condition: in token form, like the latents; None where a model sees no pictures so.
         image: tokens of the image encoder; None for a model without one.
+        tokens: of the captions, where the text encoder is part of the step; else None.
     """
 
     latents: Float32[Array, "*parts batch tokens channels"]
     text: Float[Array, "*parts batch 512 text_dim"]
     condition: Float32[Array, "*parts batch tokens condition_channels"] | None = None
     image: Float[Array, "*parts batch image_tokens image_dim"] | None = None
+    tokens: TextTokens | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class BatchShape:
         batch: samples of a step.
         parts: one after the other.
         num_pictures: that an image encoder's tokens are of; 0 for none.
+        has_tokens: whether the captions come as tokens, too.
 
     Raises:
         InputError: the samples of a part do not divide over dp; says which numbers do.
@@ -60,6 +64,7 @@ class BatchShape:
     batch: int
     parts: int
     num_pictures: int = 0
+    has_tokens: bool = False
 
     def __post_init__(self) -> None:
         dp = self.model.layout.dp
@@ -72,8 +77,13 @@ class BatchShape:
                 f"a time; nearest: {nearest}"
             )
 
-    def place(self, batch: Batch) -> PlacedBatch:
-        """A batch on the devices; every process gives the same one and keeps its part."""
+    def place(self, batch: Batch, tokens: CaptionTokens | None = None) -> PlacedBatch:
+        """A batch on the devices; every process gives the same one and keeps its part.
+
+        Args:
+            batch: its samples.
+            tokens: of their captions, where the text encoder is part of the step.
+        """
         target = self.abstract(batch.geometry)
 
         def put(array: np.ndarray | None, like: Any) -> Any:
@@ -81,7 +91,7 @@ class BatchShape:
                 return None
             array = np.asarray(array, like.dtype).reshape(self.parts, -1, *array.shape[1:])
             missing = like.shape[2] - array.shape[2]
-            array = np.pad(array, ((0, 0), (0, 0), (0, missing), (0, 0)))
+            array = np.pad(array, [(0, missing if dim == 2 else 0) for dim in range(array.ndim)])
             assert array.shape == like.shape, (array.shape, like.shape)
             return place(array, like.sharding)
 
@@ -91,6 +101,7 @@ class BatchShape:
             text=put(batch.text, target.text),
             condition=put(condition, target.condition),
             image=put(batch.image, target.image),
+            tokens=TextTokens(*map(put, tokens, target.tokens or ())) if tokens else None,
         )
 
     def abstract(self, geometry: Geometry) -> PlacedBatch:
@@ -99,6 +110,7 @@ class BatchShape:
         tokens = self.denoiser.padded_tokens(geometry)
         text_dim = model.text_encoder.config.d_model
         condition = image = None
+        ids = self._abstract((TEXT_TOKENS,), jnp.int32, PartitionSpec(DP, None))
         if config.condition_channels:
             shape = (tokens, config.condition_channels)
             condition = self._abstract(shape, jnp.float32, RESIDUAL)
@@ -110,9 +122,10 @@ class BatchShape:
             text=self._abstract((TEXT_TOKENS, text_dim), model.dtype, OF_SAMPLES),
             condition=condition,
             image=image,
+            tokens=TextTokens(ids, ids, ids) if self.has_tokens else None,
         )
 
-    def _abstract(self, shape: tuple[int, int], dtype: Any, spec: PartitionSpec) -> Any:
+    def _abstract(self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> Any:
         samples = self.batch // self.parts
         sharding = NamedSharding(self.model.mesh, PartitionSpec(None, *spec))
         return abstract((self.parts, samples, *shape), dtype, sharding)

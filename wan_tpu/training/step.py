@@ -159,6 +159,7 @@ class TrainingStep:
         """Loss and gradients over the parts of the batch, then one update."""
         loss, found, gradients = self.gradients(state.trained, inputs, geometry)
         state, report = self.optimiser.update(state, gradients, inputs.step)
+        state = state._replace(trained=self.trained.after_update(inputs.frozen, state.trained))
         return state, Metrics(
             loss=loss,
             losses=found.losses,

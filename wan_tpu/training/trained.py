@@ -5,19 +5,22 @@ transformer: a run over two experts has two sets of arrays and one of these.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from wan_tpu.checkpoints.arrays import ZERO
+from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.source import Index
-from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.checkpoints.weights import Weight, load_weights
 from wan_tpu.torch_bridge import Params
 from wan_tpu.torch_module import LORA_DOWN, LORA_UP
+from wan_tpu.training.embedding import CaptionTokens
 from wan_tpu.training.placed_batch import PlacedBatch
 from wan_tpu.transformer.denoiser import Denoiser
 
@@ -49,9 +52,85 @@ class Trained(Protocol):
         """The embeddings of the samples' captions."""
         ...
 
+    def tokens(self, captions: Sequence[str]) -> CaptionTokens | None:
+        """Captions as `text` takes them; None where it takes the data's embeddings.
+
+        Raises:
+            InputError: there are no captions.
+        """
+        ...
+
+    def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What is trained after an update, brought back to where it has to stay."""
+        ...
+
+    def state_name(self, expert: str) -> str:
+        """Of several transformers: which state is theirs."""
+        ...
+
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
+        """Reads what is only used, by the transformer's name.
+
+        Args:
+            description: of the model.
+            experts: names of the transformers that are trained.
+            mesh: the devices.
+
+        Raises:
+            InputError: what the configuration says does not fit the model.
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        ...
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """What is trained as it is before the first step, by the state's name.
+
+        Args:
+            description: of the model.
+            experts: names of the transformers that are trained.
+            mesh: the devices.
+            seed: of what begins at random.
+            frozen: of `load_frozen`.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        ...
+
+
+class OfTransformer:
+    """What the ways to train a transformer itself share: its text is the data's."""
+
+    __slots__ = ()
+
+    def text(self, frozen: Params, trained: Params, batch: PlacedBatch) -> Text:
+        """See `Trained`."""
+        return batch.text
+
+    def tokens(self, captions: Sequence[str]) -> None:
+        """See `Trained`."""
+        return
+
+    def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """See `Trained`: nothing has to stay anywhere."""
+        return trained
+
+    def state_name(self, expert: str) -> str:
+        """See `Trained`: each has its own."""
+        return expert
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AllWeights:
+class AllWeights(OfTransformer):
     """Every parameter of the transformer.
 
     Attributes:
@@ -78,13 +157,30 @@ class AllWeights:
         dtypes = {weight.name: weight.dtype for weight in self.denoiser.weights()}
         return {name: array.astype(dtypes[name]) for name, array in trained.items()}
 
-    def text(self, frozen: Params, trained: Params, batch: PlacedBatch) -> Text:
-        """See `Trained`: those that the data has."""
-        return batch.text
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
+        """See `Trained`."""
+        return {expert: {} for expert in experts}
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """See `Trained`: the model's own weights."""
+        weights = self.weights()
+        return {
+            expert: load_weights(expert, weights, description.source(expert), mesh)
+            for expert in experts
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LowRank:
+class LowRank(OfTransformer):
     """Matrices of low rank beside the transformer's linears, which stay as they are.
 
     Attributes:
@@ -129,9 +225,27 @@ class LowRank:
         rows = weight.rows[1]
         return jnp.where(rows == ZERO, 0, kept[..., np.where(rows == ZERO, 0, rows)])
 
-    def text(self, frozen: Params, trained: Params, batch: PlacedBatch) -> Text:
-        """See `Trained`: those that the data has."""
-        return batch.text
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
+        """See `Trained`."""
+        weights = self.frozen_weights()
+        return {
+            expert: load_weights(expert, weights, description.source(expert), mesh)
+            for expert in experts
+        }
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """See `Trained`: A at random, B zero."""
+        fresh = FreshFactors(self.weights(), seed)
+        return {expert: load_weights(expert, self.weights(), fresh, mesh) for expert in experts}
 
 
 class FreshFactors:

@@ -5,6 +5,7 @@ for a slice that is not there.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import numpy as np
 
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
 from wan_tpu.checkpoints.description import ModelDescription
-from wan_tpu.checkpoints.weights import load_weights
 from wan_tpu.dataset.sample import Batch
 from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.pipeline.model import VideoModel
@@ -21,17 +21,18 @@ from wan_tpu.pipeline.progress import Watch
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.torch_bridge import Params
 from wan_tpu.torch_module import Remat
-from wan_tpu.training.config import ALL_LINEARS, TrainingConfig
+from wan_tpu.training.config import ALL_LINEARS, OptimiserConfig, TrainingConfig
+from wan_tpu.training.new_vectors import NewVectors
 from wan_tpu.training.objective import SigmaRange, share_below
 from wan_tpu.training.optimiser import Optimiser, TrainState
 from wan_tpu.training.placed_batch import BatchShape
 from wan_tpu.training.step import Inputs, Metrics, TrainingStep
-from wan_tpu.training.trained import AllWeights, FreshFactors, LowRank, Trained
+from wan_tpu.training.trained import AllWeights, LowRank, Trained
 from wan_tpu.transformer.denoiser import BLOCK_INPUT, Denoiser
 from wan_tpu.transformer.lora import LoraShape
 
 States = dict[str, TrainState]
-"""By the transformer's name."""
+"""By the transformer's name; what both train has one of its own (`Trained.state_name`)."""
 
 
 class Trainer:
@@ -53,13 +54,13 @@ class Trainer:
         self.config, self.model = config, model
         self.experts = trained_experts(config, model.description)
         denoiser = trained_denoiser(config, model)
-        trained = make_trained(config, denoiser)
+        trained = make_trained(config, model, denoiser)
         kind = model.description.kind
         self.step = TrainingStep(
             config=config,
             denoiser=denoiser,
             trained=trained,
-            optimiser=Optimiser(config.optimiser, trained.weights(), config.train.steps),
+            optimiser=Optimiser(optimiser_config(config), trained.weights(), config.train.steps),
             shape=BatchShape(
                 model=model,
                 denoiser=denoiser,
@@ -68,11 +69,12 @@ class Trainer:
                 num_pictures=min(len(roles) for roles in kind.inputs)
                 if kind.has_image_encoder
                 else 0,
+                has_tokens=config.train.trains == "embedding",
             ),
             conditioning=kind.conditioning,
         )
         self._programs = Programs()
-        self._frozen: dict[str, Params] = {}
+        self._frozen: Mapping[str, Params] = {}
 
     def load(self) -> States:
         """Reads the model's transformers: what is only used is kept, what is trained begins.
@@ -80,18 +82,35 @@ class Trainer:
         Raises:
             CheckpointError: files are missing, damaged or not those of the model.
         """
-        description, trained, mesh = self.model.description, self.step.trained, self.model.mesh
-        states = {}
-        for expert in self.experts:
-            frozen, weights = trained.frozen_weights(), trained.weights()
-            source = description.source(expert)
-            if frozen:
-                self._frozen[expert] = load_weights(expert, frozen, source, mesh)
-                source = FreshFactors(weights, self.config.train.seed)
-            else:
-                self._frozen[expert] = {}
-            states[expert] = self._started(load_weights(expert, weights, source, mesh))
-        return states
+        self.load_frozen()
+        begun = self.step.trained.begin(
+            self.model.description,
+            self.experts,
+            self.model.mesh,
+            self.config.train.seed,
+            self._frozen,
+        )
+        return {name: self._started(trained) for name, trained in begun.items()}
+
+    def load_frozen(self) -> None:
+        """Reads what is only used, for states that a checkpoint has.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        self._frozen = self.step.trained.load_frozen(
+            self.model.description, self.experts, self.model.mesh
+        )
+
+    def frozen(self, expert: str) -> Params:
+        """What a transformer's steps only use; after `load`."""
+        return self._frozen[expert]
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of the states: a transformer's name, where each has its own."""
+        names = map(self.step.trained.state_name, self.experts)
+        return tuple(dict.fromkeys(names))
 
     def _started(self, trained: Params) -> TrainState:
         abstract = self.step.abstract_state()
@@ -156,10 +175,11 @@ class Trainer:
             the new states, and what the step says of itself, on the devices.
         """
         expert = self.expert_of(step)
+        name = self.step.trained.state_name(expert)
         program = self._programs.get(self.step.stage(batch.geometry), Watch(None, None))
         inputs = self.inputs(expert, batch, step, empty_text)
-        state, metrics = program(states[expert], inputs)
-        return {**states, expert: state}, metrics
+        state, metrics = program(states[name], inputs)
+        return {**states, name: state}, metrics
 
     def losses(
         self, states: States, expert: str, batch: Batch, step: int, empty_text: np.ndarray
@@ -167,20 +187,27 @@ class Trainer:
         """Each sample's loss and noise level, nothing being trained; arguments as of `run`."""
         program = self._programs.get(self.step.loss_stage(batch.geometry), Watch(None, None))
         inputs = self.inputs(expert, batch, step, empty_text)
-        losses, sigma = program(states[expert].trained, inputs)
+        state = states[self.step.trained.state_name(expert)]
+        losses, sigma = program(state.trained, inputs)
         return np.asarray(losses), np.asarray(sigma)
 
     def inputs(self, expert: str, batch: Batch, step: int, empty_text: np.ndarray) -> Inputs:
         """What a step takes, on the devices."""
-        whole = named(self.model.mesh)
+        whole, tokens = named(self.model.mesh), self.step.trained.tokens(batch.captions)
         low, high = (place(np.float32(x), whole) for x in self.sigmas_of(expert))
         return Inputs(
             frozen=dict(self._frozen[expert]),
             empty_text=place(np.asarray(empty_text, self.model.dtype), whole),
-            batch=self.step.shape.place(batch),
+            batch=self.step.shape.place(batch, tokens),
             step=place(np.int32(step), whole),
             sigmas=SigmaRange(low, high),
         )
+
+
+def optimiser_config(config: TrainingConfig) -> OptimiserConfig:
+    """The rule of a run: a word's vectors are not decayed, they have no zero to be near to."""
+    decay = 0.0 if config.train.trains == "embedding" else config.optimiser.weight_decay
+    return dataclasses.replace(config.optimiser, weight_decay=decay)
 
 
 def trained_experts(config: TrainingConfig, description: ModelDescription) -> tuple[str, ...]:
@@ -244,8 +271,19 @@ def policy_of(remat: str) -> Remat | None:
     }[remat]
 
 
-def make_trained(config: TrainingConfig, denoiser: Denoiser) -> Trained:
-    """What a run trains."""
+def make_trained(config: TrainingConfig, model: VideoModel, denoiser: Denoiser) -> Trained:
+    """What a run trains.
+
+    Args:
+        config: of the run.
+        model: on its mesh.
+        denoiser: of `trained_denoiser`.
+
+    Raises:
+        InputError: the new word of an embedding cannot be one.
+    """
+    if config.train.trains == "embedding":
+        return NewVectors(config.embedding, denoiser, model.text_encoder, model.description)
     if config.train.trains == "full":
         return AllWeights(denoiser=denoiser, master=config.optimiser.master)
     return LowRank(denoiser=denoiser, scale=config.lora.scale, dropout=config.lora.dropout)
