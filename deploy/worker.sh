@@ -20,6 +20,7 @@ ROOT=${WAN_TPU_ROOT:-}
 OPT=$ROOT/opt/wan-tpu
 ETC=$ROOT/etc/wan-tpu
 STATE=$ROOT/var/lib/wan-tpu
+UNIT_NAME=wan-tpu
 UNIT=$ROOT/etc/systemd/system/wan-tpu.service
 USER_NAME=wan-tpu
 KEEP_RELEASES=3
@@ -170,7 +171,7 @@ into_venv() { "$tools/bin/uv" pip install --quiet --python "$release/.venv" "$@"
 
 remove_old_releases() {
     local old keep
-    keep=$(readlink "$OPT/latest" "$OPT/current" "$OPT/previous" || true)
+    keep=$(readlink "$OPT/latest" "$OPT/current" "$OPT/previous" "$OPT/training" || true)
     # shellcheck disable=SC2012  # names are commits, sorted by age
     ls -1dt "$OPT"/releases/* | tail -n +$((KEEP_RELEASES + 1)) | while read -r old; do
         if ! grep -qxF "$old" <<< "$keep"; then
@@ -193,6 +194,7 @@ setting() {
 start_service() {
     local release
     release=$(find_release "$1")
+    ! UNIT_NAME=wan-tpu-train is_up || fail "a run is being trained here and has the chips: stop it first"
     [ "$2" = env-file ] || rm -f "$ETC/extra.env"
     shift 2
     write_environment "$@"
@@ -236,10 +238,10 @@ copy_model() {
         here=$(du --summarize --block-size=1 "$ROOT$folder" | cut -f 1)
         ((bytes <= here)) || need_space "$ROOT$folder" $(((bytes - here) / 1000)) "the rest of it"
     fi
-    say "model: $source -> $folder"
+    say "$source -> $folder"
     gcloud storage rsync --recursive --quiet "$source" "$ROOT$folder"
     own "$ROOT$folder"
-    say "model is here: $(du -sh "$ROOT$folder" | cut -f1)"
+    say "it is here: $(du -sh "$ROOT$folder" | cut -f1)"
 }
 
 # The first digits of a digest: whether the workers have the same secret, and nothing of it.
@@ -291,12 +293,25 @@ write_unit() {
         "$OPT/current/deploy/wan-tpu.service" > "$UNIT"
 }
 
+# Takes `service` where a run that is trained is to be left alone.
 stop_service() {
     if [ -e "$UNIT" ]; then
         systemctl disable --quiet wan-tpu
         systemctl stop wan-tpu
     fi
+    [ "${1:-}" = service ] || train running stop
     say stopped
+}
+
+# Takes a commit, or `running` for the one that trains, and what its training.sh is to do.
+train() {
+    local release=$OPT/training
+    [ "$1" = running ] || release=$(find_release "$1")
+    if [ -x "$release/deploy/training.sh" ]; then
+        "$release/deploy/training.sh" "${@:2}"
+    elif [[ $1 != running || $2 == re* ]]; then # stop and status have nothing to do
+        fail "$(basename "$release") cannot train, or nothing was trained here"
+    fi
 }
 
 # --- watch ---------------------------------------------------------------------------------------
@@ -310,7 +325,14 @@ ask() {
         "http://127.0.0.1:$(setting WAN_TPU_PORT)$path"
 }
 
-unit_property() { systemctl show wan-tpu --property "$1" --value 2> /dev/null || true; }
+unit_property() { systemctl show "$UNIT_NAME" --property "$1" --value 2> /dev/null || true; }
+is_up() { [[ $(unit_property ActiveState) =~ ^(active|(re|de|)activating|reloading)$ ]]; }
+
+say_last_words() {
+    say "$1; its last words:"
+    journalctl --unit "$UNIT_NAME" --lines 30 --no-pager --output cat || true
+    exit 1
+}
 
 # Waits for /readyz on this worker; says what is missing whenever that changes.
 wait_until_ready() {
@@ -323,17 +345,11 @@ wait_until_ready() {
             say "ready after $((SECONDS - start)) s"
             return
         fi
-        if [ "$(unit_property ActiveState)" = failed ]; then
-            say "the service ended and stays down; its last words:"
-            journalctl --unit wan-tpu --lines 30 --no-pager --output cat || true
-            exit 1
-        fi
+        [ "$(unit_property ActiveState)" != failed ] \
+            || say_last_words "the service ended and stays down"
         restarts=$(unit_property NRestarts)
-        if ((${restarts:-0} - ${restarts_at_start:-0} >= 3)); then
-            say "the service ended and was started again ${restarts} times; its last words:"
-            journalctl --unit wan-tpu --lines 30 --no-pager --output cat || true
-            exit 1
-        fi
+        ((${restarts:-0} - ${restarts_at_start:-0} < 3)) \
+            || say_last_words "the service ended and was started again ${restarts} times"
         if [ "$body" != "$before" ]; then
             say "$((SECONDS - start)) s: $(tr '\n' ' ' <<< "${body:0:300}")"
             before=$body
@@ -359,6 +375,7 @@ show_status() {
         say "readyz=$(ask /readyz --max-time 5 | tr -d '\n')"
         say "queue=$(ask /metrics --max-time 5 | sed -n 's/^wan_tpu_queue_length //p')"
     fi
+    train running status
 }
 
 # tpu-info's own look at this worker: chips by PCI, HBM from the running libtpu.
@@ -379,21 +396,26 @@ else:
         print(f"hbm={used:.1f}/{total:.0f} GiB")
 '
 
-
 # A file or folder as a tar archive, for `fetch` and for compiled programs.
 pack() { tar -C "$ROOT$(dirname "$1")" -cf - "$(basename "$1")"; }
 
-case ${1:-} in
-    install) shift; install_release "$@" < /dev/null ;;
-    copy-model) shift; copy_model "$@" < /dev/null ;;
-    start) shift; start_service "$@" < /dev/null ;;
-    stop) stop_service < /dev/null ;;
-    secret) show_secret < /dev/null ;;
-    ready) shift; wait_until_ready "$@" < /dev/null ;;
-    status) show_status < /dev/null ;;
-    pack) shift; pack "$@" < /dev/null ;;
-    *) fail "unknown verb '${1:-}'" ;;
-esac
-# Without this line the laptop takes 0 for a connection that broke: see Command.end_mark.
-say 'wan-tpu-worker: done' >&2
-exit
+# As a part of training.sh it is functions alone.
+if [ "${BASH_SOURCE[0]:-$0}" = "$0" ]; then
+    verb=${1:-}
+    shift || true
+    case $verb in
+        install) install_release "$@" ;;
+        copy-model) copy_model "$@" ;;
+        start) start_service "$@" ;;
+        stop) stop_service "$@" ;;
+        secret) show_secret ;;
+        ready) wait_until_ready "$@" ;;
+        status) show_status ;;
+        pack) pack "$@" ;;
+        train) train "$@" ;;
+        *) fail "unknown verb '$verb'" ;;
+    esac < /dev/null
+    # Without this line the laptop takes 0 for a connection that broke: see Command.end_mark.
+    say 'wan-tpu-worker: done' >&2
+    exit
+fi

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Optional
 
-from wan_tpu_deploy import reach, service, slices
+from wan_tpu_deploy import reach, service, slices, training
 from wan_tpu_deploy.deployment import Deployment
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.gcloud import check_installed
@@ -95,6 +95,8 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
             timeout=args.timeout_seconds,
             new_secret=args.new_group_secret,
         )
+    elif args.verb == "train":
+        _train(deployment, args)
     elif args.verb == "status":
         return 0 if service.status(deployment) else 1
     elif args.verb == "logs":
@@ -102,12 +104,21 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
     elif args.verb == "tunnel":
         return reach.tunnel(deployment, index=args.slice, local_port=args.local_port)
     elif args.verb == "fetch":
-        reach.fetch(deployment, what=args.what, index=args.slice, to=args.to)
+        fetch = reach.fetch_result if args.trained else reach.fetch
+        fetch(deployment, what=args.what, index=args.slice, to=args.to)
     elif args.verb == "stop":
         service.stop(deployment)
     else:
         slices.delete(deployment, yes=args.yes)
     return 0
+
+
+def _train(deployment: Deployment, args: argparse.Namespace) -> None:
+    run = training.make_run(args.file, name=args.run, data=args.data, output=args.output)
+    how = {"commit": args.commit, "timeout": args.timeout_seconds}
+    started = training.train(deployment, run, **how)
+    if args.keep_going and not deployment.dry_run:
+        training.keep_going(deployment, run, **{**how, "commit": started})
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -142,9 +153,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
 
-    _add_verb(verbs, "status", "slices, workers, service; exit code 0 if all is ready")
+    _add_train(verbs)
 
-    logs = _add_verb(verbs, "logs", "the service's journal of every worker")
+    _add_verb(verbs, "status", "slices, workers, service, training; exit code 0 if all is ready")
+
+    logs = _add_verb(verbs, "logs", "the journal of service and training of every worker")
     logs.add_argument("--worker", type=int, help="of this worker only")
     logs.add_argument("--lines", type=int, default=100, help="how far back (default 100)")
     logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
@@ -154,16 +167,53 @@ def make_parser() -> argparse.ArgumentParser:
     tunnel.add_argument("--local-port", type=int, help="port here; by default the same")
     tunnel.add_argument("--slice", type=int, default=0, help="which of several (default 0)")
 
-    fetch = _add_verb(verbs, "fetch", "copy a job's files, or any path of worker 0, to here")
-    fetch.add_argument("what", metavar="JOB_OR_PATH", help="a job's id, or a path on worker 0")
+    fetch = _add_verb(verbs, "fetch", "copy a job's files, a run's result, or any path to here")
+    fetch.add_argument(
+        "what", metavar="JOB_OR_PATH", help="a job's id, a path on worker 0, or a run's name"
+    )
+    fetch.add_argument(
+        "--trained", action="store_true", help="it is a run's: its adapter, or its model's folder"
+    )
     fetch.add_argument("--to", type=pathlib.Path, default=pathlib.Path(), help="local folder")
     fetch.add_argument("--slice", type=int, default=0, help="which of several (default 0)")
 
-    _add_verb(verbs, "stop", "drain and stop the service; the slices stay, and cost")
+    _add_verb(verbs, "stop", "drain the service, save the run; the slices stay, and cost")
 
     delete = _add_verb(verbs, "delete", "remove slices and queued resources, after asking")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     return parser
+
+
+def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = _add_verb(verbs, "train", "train on a slice; the same again goes on where it was")
+    train.add_argument(
+        "file", metavar="CONFIG.toml", type=pathlib.Path, help="as wan-tpu train takes it"
+    )
+    train.add_argument("--run", help="name of the run; by default the file's")
+    train.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="folder here (up to 4 GB) or gs://BUCKET/FOLDER, put on every worker; by default what "
+        "the file names is there already",
+    )
+    train.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="gs://BUCKET/FOLDER, or a folder that all workers have mounted, for checkpoints and "
+        "log; by default on the disk of a slice's only worker",
+    )
+    train.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="stay, and make the slice anew when it is taken away, until the run is done",
+    )
+    train.add_argument(
+        "--commit",
+        default="latest",
+        help="installed commit to run: its first digits, latest (default) or previous",
+    )
+    train.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
+    add_flags(train, (*training.SETTINGS, "repository", *CREATION))
 
 
 def _add_verb(

@@ -93,6 +93,12 @@ class Gcloud:
         """Every queued resource of the zone, as JSON: they carry no labels of their own."""
         return self.tpus("queued-resources", "list", flags=("--format=json",))
 
+    def describe_bucket(self, bucket: str) -> Command:
+        """`gcloud storage buckets describe`, as JSON; buckets have no zone."""
+        place = [flag for flag in self._place() if "zone" not in flag]
+        words = ("storage", "buckets", "describe", f"gs://{bucket}")
+        return Command(("gcloud", *words, *place, "--format=json", "--quiet"))
+
     def ssh(
         self,
         node: str,

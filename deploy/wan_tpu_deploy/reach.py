@@ -43,8 +43,34 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
         )
     path = pathlib.PurePosixPath(what if what.startswith("/") else f"{STATE}/data/videos/{what}")
     node = _pick(deployment.ready_nodes(), index)
-    part = to / f"{path.name}.tar.part"
-    pack = deployment.script("pack", str(path), stdout=part)
+    _fetch(deployment, node, path.name, ("pack", str(path)), to)
+    if not deployment.dry_run:
+        print(to / path.name)
+
+
+def fetch_result(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) -> None:
+    """Brings what a run has learnt into a local folder: an adapter, or a model's folder.
+
+    It is made of the last checkpoint, on worker 0's CPU, also while the run goes on.
+
+    Raises:
+        DeployError: a name that cannot be one, or there is no such run, or nothing of it is kept.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*", what):
+        raise DeployError(f"{what!r} is no run's name; expected one, such as fox")
+    node = _pick(deployment.ready_nodes(), index)
+    _fetch(deployment, node, what, ("train", "running", "result", what), to)
+    if not deployment.dry_run:
+        found = (to / what, to / f"{what}.safetensors")
+        print(*(path for path in found if path.exists()), sep="\n")
+
+
+def _fetch(
+    deployment: Deployment, node: Node, name: str, words: tuple[str, ...], to: pathlib.Path
+) -> None:
+    """Unpacks what worker.sh packs when told these words."""
+    part = to / f"{name}.tar.part"
+    pack = deployment.script(*words, stdout=part)
     copy = deployment.worker_tasks([node], pack, first_only=True)
     unpack = Command(("tar", "-xf", str(part), "-C", str(to)))
     if deployment.dry_run:
@@ -54,12 +80,11 @@ def fetch(deployment: Deployment, *, what: str, index: int, to: pathlib.Path) ->
     _make_folder(to, part)
     try:
         if not deployment.run("fetch", copy, quiet=True, table=False):
-            raise DeployError(f"{path} could not be copied from worker 0 of {node.name}")
+            raise DeployError(f"{name} could not be copied from worker 0 of {node.name}")
         if subprocess.call(unpack.argv) != 0:
             raise DeployError(f"what came from {node.name} could not be unpacked into {to}")
     finally:
         part.unlink(missing_ok=True)
-    print(to / path.name)
 
 
 def _make_folder(to: pathlib.Path, part: pathlib.Path) -> None:

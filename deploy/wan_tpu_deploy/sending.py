@@ -17,18 +17,26 @@ FILE_SENT = "wan-tpu: sent"
 
 def send_files(deployment: Deployment, nodes: list[Node]) -> None:
     """Secrets go over standard input: never in a command line, never in a log."""
-    for key, place, owner in (
-        ("env-file", "/etc/wan-tpu/extra.env", "root"),
-        ("api-keys-file", KEYS_ON_WORKER, "wan-tpu"),
-    ):
-        if not deployment.settings[key]:
-            continue
+    send_extra(deployment, nodes)
+    _send_setting(deployment, nodes, "api-keys-file", KEYS_ON_WORKER, "wan-tpu")
+
+
+def send_extra(deployment: Deployment, nodes: list[Node]) -> None:
+    """The user's own lines of the environment alone."""
+    _send_setting(deployment, nodes, "env-file", "/etc/wan-tpu/extra.env", "root")
+
+
+def _send_setting(
+    deployment: Deployment, nodes: list[Node], key: str, place: str, owner: str
+) -> None:
+    """The local file that a setting names, if it names one."""
+    if deployment.settings[key]:
         path = pathlib.Path(deployment.settings[key])
-        _check_local_file(key, path)
-        _send(deployment, nodes, path, place, owner)
+        check_local_file(key, path)
+        send(deployment, nodes, path, place, owner)
 
 
-def _send(
+def send(
     deployment: Deployment, nodes: list[Node], path: pathlib.Path, place: str, owner: str
 ) -> None:
     """Puts a local file on every worker, mode 600, at once or not at all."""
@@ -57,13 +65,13 @@ def give_secret(deployment: Deployment, node: Node, *, anew: bool) -> None:
     name = f"group-secret-{node.name}"
     if deployment.dry_run:
         print(f"\n# {name}: 64 random characters, gone from here once they are sent")
-        _send(deployment, [node], pathlib.Path(name), SECRET_ON_WORKER, "wan-tpu")
+        send(deployment, [node], pathlib.Path(name), SECRET_ON_WORKER, "wan-tpu")
         return
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / name
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(secrets.token_urlsafe(48) + "\n")
-        _send(deployment, [node], file, SECRET_ON_WORKER, "wan-tpu")
+        send(deployment, [node], file, SECRET_ON_WORKER, "wan-tpu")
     print(f"# the workers of {node.name} have a new secret between them")
 
 
@@ -78,7 +86,12 @@ def _has_secret(deployment: Deployment, node: Node) -> bool:
     return len(found) == 1 and "none" not in found
 
 
-def _check_local_file(key: str, path: pathlib.Path) -> None:
+def check_local_file(key: str, path: pathlib.Path) -> None:
+    """Refuses, under this name, a file that is not there, is empty or cannot be read.
+
+    Raises:
+        DeployError: says which.
+    """
     try:
         with path.open("rb") as file:
             is_empty = not file.read(1)

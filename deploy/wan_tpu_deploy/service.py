@@ -11,6 +11,7 @@ from wan_tpu_deploy.deployment import STATE, Deployment, Node
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import Task, print_table, read_facts
 from wan_tpu_deploy.gcloud import Command
+from wan_tpu_deploy.progress import read_progress, unit_of
 from wan_tpu_deploy.sending import KEYS_ON_WORKER, give_secret, send_files, share_compiled
 from wan_tpu_deploy.settings import Settings
 from wan_tpu_deploy.slices import describe_price, flags_again, show_nodes
@@ -129,7 +130,7 @@ def start(
         source = f"{settings['bucket'].rstrip('/')}/{settings['model']}"
         copy = deployment.script("copy-model", source, _model(settings))
         deployment.must("copying the model", deployment.worker_tasks(nodes, copy))
-    _drain(deployment, nodes)
+    _drain(deployment, nodes, "service")
     for node in nodes:
         give_secret(deployment, node, anew=new_secret)
     variables = _variables(settings, is_open=is_open)
@@ -138,7 +139,7 @@ def start(
     tasks = deployment.worker_tasks(nodes, script)
     deployment.must("start", tasks)
     if not deployment.dry_run:
-        _check_same_commit(tasks)
+        check_same_commit(tasks)
     ready = deployment.script("ready", str(timeout))
     if not deployment.run(
         "wait until ready", deployment.worker_tasks(nodes, ready, first_only=True)
@@ -169,18 +170,26 @@ def _variables(settings: Settings, *, is_open: bool) -> list[str]:
     return [f"WAN_TPU_{key}={value}" for key, value in values.items() if value]
 
 
-def _check_same_commit(tasks: list[Task]) -> None:
-    """Workers on different commits would run different programs and hang."""
+def check_same_commit(tasks: list[Task]) -> str:
+    """The commit that the workers started: on different ones they would hang.
+
+    Raises:
+        DeployError: they differ.
+    """
     commits: dict[str, list[str]] = {}
     for task in tasks:
         said = [line for line in task.lines if re.fullmatch("started [0-9a-f]{40}", line)]
-        commit = said[-1].partition(" ")[2][:12] if said else "an unknown commit"
+        commit = said[-1].partition(" ")[2] if said else "an unknown commit"
         commits.setdefault(commit, []).append(task.where)
     if len(commits) > 1:
-        text = "; ".join(f"{commit} on {', '.join(where)}" for commit, where in commits.items())
+        text = "; ".join(
+            f"{commit if ' ' in commit else commit[:12]} on {', '.join(where)}"
+            for commit, where in commits.items()
+        )
         raise DeployError(
             f"the workers run different commits: {text}. Run install, then start again"
         )
+    return next(iter(commits))
 
 
 def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: bool) -> None:
@@ -203,14 +212,14 @@ def _say_how_to_reach(deployment: Deployment, nodes: list[Node], *, is_open: boo
     print(f"  deploy/wan-tpu-deploy start {settings.name}{again} --commit previous")
 
 
-def _drain(deployment: Deployment, nodes: list[Node]) -> None:
+def _drain(deployment: Deployment, nodes: list[Node], *what: str) -> None:
     """Stops each leader first: its running job needs the followers until it has ended."""
-    tasks = deployment.worker_tasks(nodes, deployment.script("stop"), first_only=True)
+    tasks = deployment.worker_tasks(nodes, deployment.script("stop", *what), first_only=True)
     deployment.must(f"draining (the running job has {DRAIN_SECONDS} s to end)", tasks, quiet=True)
 
 
 def stop(deployment: Deployment) -> None:
-    """Stops the service everywhere; the slices stay, and cost.
+    """Stops service and training everywhere; the slices stay, and cost.
 
     Raises:
         DeployError: a worker failed.
@@ -220,7 +229,7 @@ def stop(deployment: Deployment) -> None:
     tasks = deployment.worker_tasks(nodes, deployment.script("stop"))
     deployment.must("stop", tasks)
     price = describe_price(deployment, nodes[0])
-    print(f"\nthe service is stopped; each slice goes on costing {price}")
+    print(f"\nit is stopped; each slice goes on costing {price}")
     print(f"  deploy/wan-tpu-deploy delete {deployment.settings.name}  ends that")
 
 
@@ -246,18 +255,27 @@ def status(deployment: Deployment) -> bool:
     facts = [read_facts(task) for task in tasks]
     rows: list[Sequence[str]] = [("where", "unit", "restarts", "commit", "chips", "HBM", "disk")]
     for task, fact in zip(tasks, facts):
-        unit = fact.get("unit", task.result)
+        unit = unit_of(fact, task.result)
         cells = [fact.get(key, "-") for key in ("restarts", "commit", "chips", "hbm", "disk")]
         cells[1] = cells[1][:12]
         rows.append((task.where, unit, *cells))
     print_table("workers", rows)
     leaders = [(task, fact) for task, fact in zip(tasks, facts) if task.where.endswith("/0")]
     ready = [_say_readiness(task.where, fact) for task, fact in leaders]
-    running = all(fact.get("unit") == "active/running" for fact in facts)
-    return reached and running and all(ready) and len(up) == len(nodes)
+    return reached and all(ready) and all(map(_is_up, facts)) and len(up) == len(nodes)
+
+
+def _is_up(fact: dict[str, str]) -> bool:
+    """Whether a worker's service runs, or its run trains, or has nothing left to do."""
+    run = read_progress(fact)
+    return unit_of(fact, "") == "active/running" or bool(run and run.is_finished)
 
 
 def _say_readiness(where: str, fact: dict[str, str]) -> bool:
+    run = read_progress(fact)
+    if run and fact.get("unit") != "active/running":
+        print(f"  {where}: {run.describe()}")
+        return run.is_well
     try:
         answer = json.loads(fact.get("readyz", ""))
     except ValueError:
@@ -271,12 +289,13 @@ def _say_readiness(where: str, fact: dict[str, str]) -> bool:
 
 
 def logs(deployment: Deployment, *, worker: Optional[int], lines: int, follow: bool) -> None:
-    """Shows the service's journal of every worker, or of one.
+    """Shows the journal of service and training of every worker, or of one.
 
     Raises:
         DeployError: a worker failed.
     """
-    words = ["sudo journalctl --unit=wan-tpu --no-pager --output=short-iso", f"--lines={lines}"]
+    units = "--unit=wan-tpu --unit=wan-tpu-train"
+    words = [f"sudo journalctl {units} --no-pager --output=short-iso", f"--lines={lines}"]
     command = " ".join(words + (["--follow"] if follow else []))
     tasks = deployment.worker_tasks(
         deployment.ready_nodes(),

@@ -28,6 +28,7 @@ VERBS = (
     "status wan",
     "logs wan --worker 2",
     "tunnel wan",
+    "train wan fox.toml --output gs://my-bucket/runs/fox --data gs://my-bucket/clips",
     "fetch wan video_1a2b3c",
     "start wan --commit previous",
     "stop wan",
@@ -55,6 +56,7 @@ under a scratch root.
 def make_page() -> str:
     """The whole page."""
     with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "fox.toml").write_text('preset = "lora-wan2.1-14b-480p"\n')
         file = pathlib.Path(folder) / "wan-tpu-deploy.ini"
         file.write_text(SETTINGS)
         parts = [transcript(verb, file) for verb in VERBS]
@@ -67,7 +69,7 @@ def transcript(words: str, file: pathlib.Path) -> str:
         (
             sys.executable,
             "deploy/wan-tpu-deploy",
-            *words.split(),
+            *words.replace("fox.toml", str(file.with_name("fox.toml"))).split(),
             "--config",
             str(file),
             "--dry-run",
@@ -77,7 +79,7 @@ def transcript(words: str, file: pathlib.Path) -> str:
         text=True,
         check=True,
     )
-    out = done.stdout.replace(str(file), file.name).strip()
+    out = done.stdout.replace(f"{file.parent}/", "").strip()
     return f"\n## {words}\n\n```console\n$ deploy/wan-tpu-deploy {words} --dry-run\n{out}\n```\n"
 
 

@@ -1,10 +1,11 @@
-"""Does with a unit file what systemd would, for one service, without systemd.
+"""Does with a unit file what systemd would, without systemd.
 
     systemctl daemon-reload | enable | disable | restart | stop | show UNIT --property P --value
 
 `restart` runs ExecStart in WorkingDirectory with EnvironmentFile, and again whenever it ends, but
-for the codes of RestartPreventExitStatus. A service that notifies systemd is heard, line by line,
-in $WAN_TPU_ROOT/run/notified; one that does not is waited for by nobody. What it prints
+for the codes of RestartPreventExitStatus and, where it says on-failure, 0. ExecCondition is asked
+before, ExecStopPost told after. A service that notifies systemd is heard, line by line,
+in $WAN_TPU_ROOT/run/UNIT/notified; one that does not is waited for by nobody. What it prints
 goes to $WAN_TPU_ROOT/journal. What a machine of a slice would find out by itself, asking Google's
 metadata server, is in $WAN_TPU_ROOT/machine.env.
 """
@@ -22,8 +23,9 @@ import threading
 import time
 
 ROOT = pathlib.Path(os.environ["WAN_TPU_ROOT"])
-UNIT = ROOT / "etc/systemd/system/wan-tpu.service"
-RUN = ROOT / "run"
+NAME = next((word for word in sys.argv[2:] if word.startswith("wan-tpu")), "wan-tpu")
+UNIT = ROOT / f"etc/systemd/system/{NAME}.service"
+RUN = ROOT / "run" / NAME
 SUPERVISOR, RESTARTS, ENABLED = RUN / "supervisor", RUN / "restarts", RUN / "enabled"
 FAILED, NOTIFIED = RUN / "failed", RUN / "notified"
 
@@ -52,11 +54,13 @@ def environment(unit):
 
 
 def supervise():
-    """What Restart=always does; SIGTERM ends the service and then this."""
+    """What Restart= does; SIGTERM ends the service and then this."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     unit = read_unit()
-    assert unit["Restart"] == ["always"]
-    assert unit["Type"] == ["notify"]
+    assert (*unit["Restart"], *unit["Type"]) in (("always", "notify"), ("on-failure", "exec"))
+    if unit["Type"] == ["exec"]:
+        repeat(unit, environment(unit), unit["RestartPreventExitStatus"][0].split())
+        return
     prevented = unit["RestartPreventExitStatus"][0].split()
     with tempfile.TemporaryDirectory(prefix="n") as folder:  # a socket's path is short
         listen(f"{folder}/s")
@@ -80,13 +84,35 @@ def listen(path):
     threading.Thread(target=write, daemon=True).start()
 
 
+def run_beside(unit, key, **variables):
+    """Runs the command of ExecCondition or ExecStopPost, if there is one; its exit code."""
+    for command in unit.get(key, []):
+        return subprocess.call(shlex.split(command.lstrip("+-")), env={**os.environ, **variables})
+    return 0
+
+
+def words_of(command, variables):
+    """A command's words: ${A} is one, $A as many as it has."""
+    for word in shlex.split(command):
+        if word.startswith("${"):
+            yield variables[word[2:-1]]
+        elif word.startswith("$"):
+            yield from variables[word[1:]].split()
+        else:
+            yield word
+
+
 def repeat(unit, variables, prevented):
     FAILED.unlink(missing_ok=True)
+    on_failure = unit["Restart"] == ["on-failure"]
     for count in itertools.count():
         RESTARTS.write_text(str(count))
+        if run_beside(unit, "ExecCondition"):
+            SUPERVISOR.unlink(missing_ok=True)
+            return
         with (ROOT / "journal").open("a") as journal:
             process = subprocess.Popen(
-                shlex.split(unit["ExecStart"][0]),
+                tuple(words_of(unit["ExecStart"][0], variables)),
                 cwd=unit["WorkingDirectory"][0],
                 env=variables,
                 umask=int(unit["UMask"][0], 8),
@@ -94,8 +120,13 @@ def repeat(unit, variables, prevented):
                 stderr=journal,
             )
         try:
-            if str(process.wait()) in prevented:
+            code = process.wait()
+            run_beside(unit, "ExecStopPost", EXIT_STATUS=str(code), SERVICE_RESULT="exit-code")
+            if str(code) in prevented:
                 FAILED.touch()
+                return
+            if on_failure and code == 0:
+                SUPERVISOR.unlink(missing_ok=True)
                 return
             time.sleep(0.1)
         finally:
@@ -124,7 +155,7 @@ def state_of(pid):
 
 
 def main(verb, *words):
-    RUN.mkdir(exist_ok=True)
+    RUN.mkdir(exist_ok=True, parents=True)
     if verb in ("enable", "disable"):
         ENABLED.touch() if verb == "enable" else ENABLED.unlink(missing_ok=True)
     elif verb == "stop":
@@ -132,7 +163,7 @@ def main(verb, *words):
     elif verb == "restart":
         stop()
         supervisor = subprocess.Popen(
-            (sys.executable, __file__, "supervise"),
+            (sys.executable, __file__, "supervise", NAME),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

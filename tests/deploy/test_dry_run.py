@@ -21,10 +21,14 @@ VERBS = [
     ("start", "wan", "--layout", "dp2-sp8"),
     ("start", "wan", "--bucket", "gs://b", "--model", "m", "--env-file", "wan.env"),
     ("start", "wan", "--open", "--api-keys-file", "keys"),
+    ("train", "wan", "fox.toml", "--type", "v6e-8"),
+    ("train", "wan", "fox.toml", "--output", "gs://b/fox", "--data", "gs://b/clips"),
+    ("train", "wan", "fox.toml", "--output", "/x/fox", "--data", "clips", "--env-file", "wan.env"),
     ("status", "wan"),
     ("logs", "wan", "--follow"),
     ("tunnel", "wan", "--local-port", "18767"),
     ("fetch", "wan", "video_1a2b"),
+    ("fetch", "wan", "fox", "--trained"),
     ("stop", "wan"),
     ("delete", "wan", "--yes"),
     ("delete", "wan", "--yes", "--queued", "--slices", "2"),
@@ -39,8 +43,9 @@ def typed(words):
 
 def dry_run(cloud, words):
     """The lines that a dry run prints; two slices, sixteen chips each, unless said otherwise."""
-    for name in ("wan.env", "keys"):
+    for name in ("wan.env", "keys", "fox.toml", "fox-data.tar"):
         (cloud.here / name).write_text("A=b\n")
+    (cloud.here / "clips").mkdir(exist_ok=True)
     done = cloud.run(*typed(words), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert cloud.calls == []
@@ -54,7 +59,8 @@ def test_it_prints_what_is_run(cloud, words):
     names = ["wan-0", "wan-1"] if "--slices" in words else ["wan"]
     gone = words[0] == "delete"
     disks = [{"sourceDisk": f"projects/p/zones/z/disks/{name}-data"} for name in names]
-    more = {"workers": 1, "dataDisks": disks} if "--data-disk" in words else {}
+    more = {"workers": 1} if "v6e-8" in words or "v5e-8" in words else {}
+    more |= {"dataDisks": disks} if "--data-disk" in words else {}
     nodes = [node(name, **more) for name in names]
     cloud.answer("tpu-vm list", out=json.dumps(nodes), times=1)
     cloud.answer("tpu-vm list", out=json.dumps([] if gone else nodes))
@@ -63,10 +69,11 @@ def test_it_prints_what_is_run(cloud, words):
     cloud.answer("queued-resources list", out=json.dumps(asked), times=1)
     cloud.answer("queued-resources list", out="[]")
     cloud.answer("queued-resources describe", out=json.dumps(request()))
-    cloud.answer("-- start ", out=f"started {COMMIT}\n")
+    cloud.answer("-- start |start fox", out=f"started {COMMIT}\n")
+    cloud.answer("buckets describe", out='{"hierarchical_namespace": {"enabled": true}}')
     cloud.answer("-- status", out='unit=active/running\nreadyz={"status":"ready"}\n')
     empty_archive = "\0" * 1024
-    cloud.answer("-- pack ", out=empty_archive)
+    cloud.answer("-- pack |result fox", out=empty_archive)
     cloud.answer("")
     done = cloud.run(*typed(words))
     assert done.returncode == 0, done.stderr

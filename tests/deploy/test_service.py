@@ -105,7 +105,8 @@ def test_start(slice_):
     done = slice_.run("start", "wan", *WHERE)
     assert done.returncode == 0, done.stderr
     lines, everyone = slice_.lines, range(4)
-    assert lines[:2] == [LIST, ssh_line(0, "sudo bash -s -- stop")]  # the leader drains first
+    # The leader drains first; a run that is trained is not stopped by that.
+    assert lines[:2] == [LIST, ssh_line(0, "sudo bash -s -- stop service")]
     look = "sudo bash -s -- secret"
     assert sorted(lines[2:6]) == [ssh_line(worker, look) for worker in everyone]
     assert sorted(lines[6:10]) == [ssh_line(worker, START_DEFAULTS) for worker in everyone]
@@ -283,16 +284,19 @@ def test_status_while_the_request_waits(cloud):
     assert "queued resource wan: WAITING_FOR_RESOURCES" in done.stdout
 
 
+JOURNAL = "sudo journalctl --unit=wan-tpu --unit=wan-tpu-train --no-pager --output=short-iso"
+
+
 def test_logs(slice_):
     assert slice_.run("logs", "wan", *WHERE).returncode == 0
-    journal = "sudo journalctl --unit=wan-tpu --no-pager --output=short-iso --lines=100"
+    journal = f"{JOURNAL} --lines=100"
     assert sorted(slice_.lines[1:]) == [ssh_line(worker, journal) for worker in range(4)]
 
 
 def test_logs_of_one_worker(slice_):
     words = ("logs", "wan", *WHERE, "--worker", "2", "--lines", "5", "--follow")
     assert slice_.run(*words).returncode == 0
-    journal = "sudo journalctl --unit=wan-tpu --no-pager --output=short-iso --lines=5 --follow"
+    journal = f"{JOURNAL} --lines=5 --follow"
     assert slice_.lines[1:] == [ssh_line(2, journal)]
     assert "no worker 9" in slice_.run("logs", "wan", *WHERE, "--worker", "9").stderr
 

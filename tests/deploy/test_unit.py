@@ -58,7 +58,7 @@ def test_what_the_service_writes_nobody_else_reads(worker, repository):  # noqa:
 def test_it_is_heard_when_it_says_that_it_listens(worker, repository):  # noqa: F811
     install(worker, repository, commit(repository, "one"))
     assert start(worker).returncode == 0
-    heard = (worker.root / "run/notified").read_text().splitlines()
+    heard = (worker.root / "run/wan-tpu/notified").read_text().splitlines()
     assert "READY=1" in heard
 
 

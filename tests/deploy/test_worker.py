@@ -83,7 +83,10 @@ def git(folder, *words):
 def make_repository(folder: pathlib.Path, *, with_server: bool) -> pathlib.Path:
     """A repository of this checkout's files as they are now, or of a stand-in for the service."""
     folder.mkdir()
-    names = ["deploy/wan-tpu.service"]
+    names = [
+        "deploy/wan-tpu.service", "deploy/wan-tpu-train.service", "deploy/worker.sh",
+        "deploy/training.sh",
+    ]  # fmt: skip
     if with_server:
         listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z")
         names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
@@ -218,7 +221,7 @@ def test_start_update_and_roll_back(worker, repository):
     done = worker.run("status", "wan", *WHERE)
     assert done.returncode == 1
     assert "inactive/dead" in done.stdout
-    assert not (worker.root / "run/enabled").exists()
+    assert not (worker.root / "run/wan-tpu/enabled").exists()
 
 
 def test_a_commit_that_is_not_installed(worker, repository):
@@ -415,10 +418,8 @@ esac
 def test_which_disk_is_the_data_disk(cloud, shown, found):
     """Of what lsblk shows: this machine has no disk to spare."""
     cloud.tool("lsblk", LSBLK)
-    text = (ROOT / "deploy" / "worker.sh").read_text()
-    functions = text.partition("case ${1:-} in")[0]
     done = subprocess.run(
-        ("bash", "-c", f"{functions}\nfind_data_disk"),
+        ("bash", "-c", f". {ROOT}/deploy/worker.sh; find_data_disk"),
         env={**cloud.environment, **shown},
         capture_output=True,
         text=True,
@@ -452,8 +453,14 @@ def test_a_boot_disk_that_is_full_is_said_before_a_release_is_put_there(worker, 
 
 def test_the_scripts_pass_shellcheck():
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
+    scripts = [path.relative_to(ROOT / "deploy") for path in (ROOT / "deploy").rglob("*.sh")]
+    assert len(scripts) >= 4
     done = subprocess.run(
-        (str(shellcheck), str(ROOT / "deploy" / "worker.sh")), capture_output=True, text=True
+        (str(shellcheck), "--external-sources", *map(str, scripts)),
+        cwd=ROOT / "deploy",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
