@@ -115,6 +115,16 @@ def test_wrong_usage_is_one_line(run_here, arguments, words):
     assert "Traceback" not in err
 
 
+def test_names_that_are_no_text(run, tmp_path, clips):
+    for name in (b"\xff.mp4", b"two\nlines\x1b[2J.mp4"):
+        (tmp_path / os.fsdecode(name)).write_bytes((clips / "good.mp4").read_bytes())
+    done = run("dataset", "check", ".", *WANTED, "--workers", "1")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "fault  two\\nlines\\x1b[2J.mp4: no-caption: no caption: write one into" in lines[0]
+    assert "\\udcff.mp4: duplicate: its bytes are those of two\\nlines" in done.stdout
+
+
 def test_an_empty_folder_is_not_good(run_here, tmp_path):
     code, out, err = run_here("dataset", "check", ".", *WANTED)
     assert (code, err) == (1, "")

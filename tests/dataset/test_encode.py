@@ -1,8 +1,11 @@
 """What is encoded for training, against diffusers' pipelines on the same weights."""
 
+import json
+import math
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,10 +16,16 @@ from tests.checkpoint_factory import make_random_model
 from tests.tolerances import LAYOUT, PARITY, relative_error
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.dataset.encode import encoders_of, load_encoders
+from wan_tpu.dataset.jobs import PrepareOptions
+from wan_tpu.dataset.loader import open_dataset
+from wan_tpu.dataset.prepare import open_or_prepare
+from wan_tpu.errors import InputError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.check import compression_of
+from wan_tpu.pipeline.conditions import FurtherChannels
 from wan_tpu.pipeline.drawn import draw
+from wan_tpu.transformer.config import TransformerConfig
 
 CAPTION = "a red circle moving right on a black background"
 NUM_FRAMES = 5
@@ -117,6 +126,7 @@ def test_captions_are_cleaned_and_have_their_real_tokens_alone(encoders, origina
     assert ours.text("").shape == (1, expected.shape[-1])  # the end token
 
 
+@pytest.mark.slow  # the same stages are compared between layouts in tests/consistency
 def test_several_devices_encode_as_one(models, encoders, frames):
     one, geometry = encoders["i2v"]
     two = load_encoders(open_model(str(models["i2v"])), devices=jax.devices()[:2])
@@ -124,6 +134,43 @@ def test_several_devices_encode_as_one(models, encoders, frames):
     got, expected = (each.clip(frames, geometry, frozenset({"image"})) for each in (two, one))
     for name in ("latents", "condition", "image"):
         assert relative_error(getattr(got, name), getattr(expected, name)) <= LAYOUT
+
+
+def test_prepared_batches_have_what_the_model_sees(models, encoders, frames, tmp_path, monkeypatch):
+    """From the list to the batch: mask, encoded pictures, their tokens; one frame is too few."""
+    ours, geometry = encoders["flf2v"]
+    monkeypatch.setattr("wan_tpu.dataset.prepare.load_encoders", lambda *_, **__: ours)
+    np.savez(tmp_path / "a.npz", frames=frames)
+    Image.fromarray(frames[0]).save(tmp_path / "b.png")
+    lines = ({"path": name, "caption": CAPTION} for name in ("a.npz", "b.png"))
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = PrepareOptions(sizes=((64, 32),), lengths=(NUM_FRAMES,), workers=0)
+    description = open_model(str(models["flf2v"]))
+    dataset = open_or_prepare(
+        tmp_path / "list.jsonl", tmp_path / "data", description, options, devices=jax.devices()[:1]
+    )
+    assert dataset.manifest.inputs == ("image", "last_image")
+    assert [(refusal.name, refusal.kind) for refusal in dataset.manifest.refused] == [
+        ("b.png", "too-short")
+    ]
+    batch = next(dataset.batches(2, seed=0))
+    inputs = frozenset(dataset.manifest.inputs)
+    encoded = ours.clip(frames, geometry, inputs)
+    mask = FurtherChannels(roles=inputs).mask(geometry)[0]
+    for got, expected in (
+        (batch.latents, encoded.latents),
+        (batch.condition, np.concatenate([mask, encoded.condition], axis=-1)),
+        (batch.image, encoded.image),
+    ):
+        rounded = expected.astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(got, np.stack([rounded] * 2))
+    config = TransformerConfig.from_json(description.configs["transformer"])
+    assert batch.condition is not None
+    per_token = batch.condition.shape[-1] * math.prod(config.patch_size)
+    assert per_token == config.condition_channels
+
+    with pytest.raises(InputError, match=r"with image and last_image as inputs; .* needs image;"):
+        open_dataset(dataset.folder, open_model(str(models["i2v"])))
 
 
 def test_only_what_is_asked_for_is_read(models):

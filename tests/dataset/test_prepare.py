@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -206,10 +207,14 @@ def test_a_damaged_file_is_made_again_and_a_half_written_one_goes(clips, data, d
     path.write_bytes(path.read_bytes()[:-3])
     half = data / TEXTS / ".wan-tpu-1-00000000.part"
     half.write_bytes(b"half")
+    os.utime(half, (0, 0))
+    young = data / TEXTS / ".wan-tpu-2-00000000.part"
+    young.write_bytes(b"being written")
     outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device)
     assert outcome.num_made == 1
     assert contents(data) == before
     assert not half.exists()
+    assert young.exists()
 
 
 def test_a_clip_that_cannot_be_decoded_is_refused_and_the_rest_goes_on(clips, tmp_path, device):
@@ -221,6 +226,22 @@ def test_a_clip_that_cannot_be_decoded_is_refused_and_the_rest_goes_on(clips, tm
     outcome = prepare(clips, tmp_path / "data", open_model("wan-tiny"), OPTIONS, devices=device)
     assert outcome.manifest.samples[0].name == "a.mp4@0"
     assert any(refusal.name.startswith("b.mp4") for refusal in outcome.manifest.refused)
+
+
+def test_a_clip_that_changes_while_it_is_read_is_refused(clips, data, device, monkeypatch):
+    """Its latents would bear the name of what it was before."""
+
+    def changing(entry, *args, **choices):
+        frames = read_window(entry, *args, **choices)
+        entry.path.write_bytes(entry.path.read_bytes() + b"more")
+        return frames
+
+    write_clip(clips / "b.mp4", CAPTION, seed=9)
+    monkeypatch.setattr("wan_tpu.dataset.work.read_window", changing)
+    outcome = prepare(clips, data, open_model("wan-tiny"), OPTIONS, devices=device)
+    assert "b.mp4@0" not in {sample.name for sample in outcome.manifest.samples}
+    (refusal,) = (each for each in outcome.manifest.refused if each.name == "b.mp4@0")
+    assert "changed while it was read" in refusal.reason
 
 
 SCRIPT = """

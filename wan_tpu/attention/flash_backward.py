@@ -30,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
-from wan_tpu.attention.flash_forward import LANES, Index
+from wan_tpu.attention.flash_forward import LANES
 from wan_tpu.geometry import ceil_to_multiple
 
 KERNEL_NAME = "flash_attention_backward"
@@ -39,8 +39,8 @@ KERNEL_NAME = "flash_attention_backward"
 VMEM_LIMIT_BYTES = 60 << 20
 """What the kernel may take of a core's memory: 128 MiB on a v6e, 64 MiB on a v7x."""
 
-STRIP = 1024
-"""Queries of one product."""
+STRIP, SHORT_TILE_STRIP = 512, 1024
+"""Queries of one product; the latter with `LAST_COMPUTE` keys."""
 
 MAX_QUERIES, MAX_KEYS, COMPUTE, LAST_COMPUTE = 4736, 5120, 1024, 256
 """Largest blocks, and keys of one product, of 16-bit numbers; half as many of 32-bit ones."""
@@ -50,9 +50,6 @@ _EXCLUDED = -1e30
 
 _FEATURES = 8
 """Rows of what a query brings beside its head: three digits, 1 for the mask, zeros."""
-
-_NN, _NT = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
-"""Dimensions of a product, and of one with its second factor transposed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +82,7 @@ def choose_backward_blocks(query_chunk: int, key_chunk: int, itemsize: int) -> B
     return BackwardBlocks(
         queries=ceil_to_multiple(-(-query_chunk // query_blocks), LANES),
         keys=keys,
-        compute=COMPUTE if keys >= COMPUTE else last_compute,
+        compute=min(COMPUTE, keys),
         last_compute=last_compute,
     )
 
@@ -162,6 +159,7 @@ def flash_backward(
         "d_out_t": pltpu.VMEM((head_dim, blocks.queries), query.dtype),
         "key_t": pltpu.VMEM((wide, blocks.keys), query.dtype),
         "value_t": pltpu.VMEM((wide, blocks.keys), query.dtype),
+        "d_scores_t": pltpu.VMEM((2, blocks.compute, SHORT_TILE_STRIP), query.dtype),
         "d_query_t": pltpu.VMEM((head_dim, blocks.queries), jnp.float32),
         "d_key_t": pltpu.VMEM((head_dim, blocks.keys), jnp.float32),
         "d_value_t": pltpu.VMEM((head_dim, blocks.keys), jnp.float32),
@@ -247,7 +245,7 @@ def _kernel(
     query_ref, key_ref, value_ref, d_out_ref, features_ref,
     d_query_ref, d_key_ref, d_value_ref, sums_ref, *,
     query_wide, d_out_wide, query_t, d_out_t, key_t, value_t,
-    d_query_t, d_key_t, d_value_t, kept, loaded, stored,
+    d_scores_t, d_query_t, d_key_t, d_value_t, kept, loaded, stored,
     blocks: BackwardBlocks, num_keys: int,
     chunks: tuple[int, int], blocks_of_chunk: tuple[int, int],
 ):  # fmt: skip
@@ -269,9 +267,7 @@ def _kernel(
     """
     head_dim = query_ref.shape[-1]
     precision = jax.lax.Precision.HIGHEST if query_ref.dtype == jnp.float32 else None
-    dot = functools.partial(
-        jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision
-    )
+    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32, precision=precision)
     j, i = pl.program_id(2), pl.program_id(3)
     key_steps, query_steps = pl.num_programs(2), pl.num_programs(3)
     first_key = j % blocks_of_chunk[1] * blocks.keys
@@ -291,15 +287,15 @@ def _kernel(
     def take_keys():
         """Keys and values as the products want them, nothing of the padding in them."""
         real = jax.lax.broadcasted_iota(jnp.int32, (1, blocks.keys), 1) < valid
-        ones = jax.lax.broadcasted_iota(jnp.int32, (LANES, blocks.keys), 0) < 3
-        ones = ones.astype(jnp.float32)
-        mask = jnp.where(real, 0.0, _EXCLUDED)
-        for wide, ref, extra in (
-            (key_t, key_ref, jnp.where(rows_of((LANES, blocks.keys), 3), mask, ones)),
-            (value_t, value_ref, ones),
+        row = jax.lax.broadcasted_iota(jnp.int32, (LANES, 1), 0)
+        mask = jnp.where((row == 3) & jnp.logical_not(real), _EXCLUDED, 0.0)
+        ones = jnp.broadcast_to((row >= _FEATURES) & (row < _FEATURES + 3), mask.shape)
+        for wide, ref, features in (
+            (key_t, key_ref, jnp.where(row < 3, 1.0, mask)),
+            (value_t, value_ref, ones.astype(jnp.float32)),
         ):
             wide[pl.ds(0, head_dim), :] = jnp.where(real, ref[...].T, 0).astype(wide.dtype)
-            wide[pl.ds(head_dim, LANES), :] = extra.astype(wide.dtype)
+            wide[pl.ds(head_dim, LANES), :] = features.astype(wide.dtype)
         d_key_t[...] = jnp.zeros_like(d_key_t)
         d_value_t[...] = jnp.zeros_like(d_value_t)
 
@@ -307,33 +303,37 @@ def _kernel(
         """Queries and d_out as the products want them, with features, nothing beyond the chunk."""
         left = chunks[0] - i % blocks_of_chunk[0] * blocks.queries
         inside = jax.lax.broadcasted_iota(jnp.int32, (1, blocks.queries), 1) < left
-        features = features_ref[...].astype(jnp.float32)
-        features = jnp.where(inside, features, 0)
-        excluded = jnp.where(inside, features[:1], _EXCLUDED)
-        of_scores = jnp.where(rows_of((_FEATURES, 1), 0), excluded, features[:_FEATURES])
-        takes_part = excluded > _EXCLUDED / 2
-        scale = head_dim**-0.5 * math.log2(math.e)
-        query = query_ref[...].astype(jnp.float32) * scale
-        for x, x_t, wide, x_features in (
-            (jnp.where(takes_part, query.T, 0), query_t, query_wide, of_scores),
-            (jnp.where(inside, d_out_ref[...].T, 0), d_out_t, d_out_wide, features[_FEATURES:]),
+        features = jnp.where(inside, features_ref[...].astype(jnp.float32), 0)
+        outside = jnp.where(inside, features, _EXCLUDED)
+        features = jnp.where(rows_of((2 * _FEATURES, 1), 0), outside, features)
+        nothing = jnp.zeros((LANES - 2 * _FEATURES, blocks.queries), jnp.float32)
+        features = jnp.concatenate([features, nothing], axis=0).T  # [queries, LANES]
+        takes_part = features[:, :1] > _EXCLUDED / 2
+        inside = jax.lax.broadcasted_iota(jnp.int32, (blocks.queries, 1), 0) < left
+        query = query_ref[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
+        for x, x_t, wide in (
+            (jnp.where(takes_part, query, 0), query_t, query_wide),
+            (jnp.where(inside, d_out_ref[...], 0), d_out_t, d_out_wide),
         ):
-            x_t[...] = x.astype(x_t.dtype)
-            nothing = jnp.zeros((LANES - _FEATURES, blocks.queries), jnp.float32)
-            both = jnp.concatenate([x.astype(jnp.float32), x_features, nothing], axis=0)
-            wide[...] = both.T.astype(wide.dtype)
+            x = x.astype(wide.dtype)
+            wide[:, pl.ds(0, head_dim)] = x
+            wide[:, pl.ds(head_dim, LANES)] = features.astype(wide.dtype)
+            x_t[...] = x.T
         d_query_t[...] = jnp.zeros_like(d_query_t)
 
-    def work(columns):
+    def work(first, size):
         """Some keys against all queries of the block."""
-        for start in range(0, blocks.queries, STRIP):
-            strip = pl.ds(start, min(STRIP, blocks.queries - start))
-            weights = jnp.exp2(dot(query_wide[strip, :], key_t[:, columns], _NN))
-            d_scores = weights * dot(d_out_wide[strip, :], value_t[:, columns], _NN)
+        columns = pl.ds(pl.multiple_of(first, LANES), size)
+        keys_t = key_t[pl.ds(0, head_dim), columns]
+        for index, strip in enumerate(_strips(blocks.queries, size)):
+            weights = jnp.exp2(dot(query_wide[strip, :], key_t[:, columns]))
+            d_scores = weights * dot(d_out_wide[strip, :], value_t[:, columns])
             weights, d_scores = (x.astype(key_t.dtype) for x in (weights, d_scores))
-            d_value_t[:, columns] += dot(d_out_t[:, strip], weights, _NN)
-            d_key_t[:, columns] += dot(query_t[:, strip], d_scores, _NN)
-            d_query_t[:, strip] += dot(key_t[pl.ds(0, head_dim), columns], d_scores, _NT)
+            d_value_t[:, columns] += dot(d_out_t[:, strip], weights)
+            d_key_t[:, columns] += dot(query_t[:, strip], d_scores)
+            turned = d_scores_t.at[index % 2, pl.ds(0, size), pl.ds(0, d_scores.shape[0])]
+            turned[...] = d_scores.T
+            d_query_t[:, strip] += dot(keys_t, turned[...])
 
     # The block that is about to come in takes the place of one that must be written by then.
     before = j * query_steps + i - kept.shape[0]
@@ -348,7 +348,7 @@ def _kernel(
         count = (
             (valid - done) // size if size > blocks.last_compute else pl.cdiv(valid - done, size)
         )
-        pl.loop(0, count)(lambda index, done=done, size=size: work(_tile(done, index, size)))
+        pl.loop(0, count)(lambda index, done=done, size=size: work(done + index * size, size))
         done += count * size
 
     @pl.when(j > 0)
@@ -372,6 +372,7 @@ def _kernel(
         d_value_ref[...] = d_value_t[...].T.astype(d_value_ref.dtype)
 
 
-def _tile(start: Index, index: Index, size: int) -> slice | pl.Slice:
-    """The `index`th `size` keys after `start`; all tiles start at multiples of `LANES`."""
-    return pl.ds(pl.multiple_of(start + index * size, LANES), size)  # type: ignore[arg-type]
+def _strips(queries: int, keys: int) -> list[slice | pl.Slice]:
+    """Queries that are multiplied with so many keys at once."""
+    strip = STRIP if keys > LAST_COMPUTE else SHORT_TILE_STRIP
+    return [pl.ds(start, min(strip, queries - start)) for start in range(0, queries, strip)]

@@ -120,15 +120,18 @@ class Weight:
             has come.
         """
         for number, tensor in enumerate(self.tensors):
-            layer = fetch(array, number if self.stacked else None)
-            for dim, rows in self.rows.items():
-                present = np.flatnonzero(rows != ZERO)
-                assert len(present) == self.tensor_shape[dim]
-                # Where each of the checkpoint's rows lies in the array.
-                places = np.empty(self.tensor_shape[dim], np.int64)
-                places[rows[present]] = present
-                layer = np.take(bits(layer), places, axis=dim).view(layer.dtype)
-            yield tensor, layer
+            yield tensor, self.tensor_of(fetch(array, number if self.stacked else None))
+
+    def tensor_of(self, layer: np.ndarray) -> np.ndarray:
+        """One layer as the checkpoint's tensor: `[layer_shape]` to `[tensor_shape]`."""
+        for dim, rows in self.rows.items():
+            present = np.flatnonzero(rows != ZERO)
+            assert len(present) == self.tensor_shape[dim]
+            # Where each of the checkpoint's rows lies in the array.
+            places = np.empty(self.tensor_shape[dim], np.int64)
+            places[rows[present]] = present
+            layer = np.take(bits(layer), places, axis=dim).view(layer.dtype)
+        return layer
 
 
 def expected_tensors(weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:

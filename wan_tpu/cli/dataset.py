@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from wan_tpu.cli import dataset_prepare
@@ -94,14 +95,22 @@ def _table(report: "Report") -> str:
     lines = [f"fault  {each.name}: {each.kind}: {each.words}" for each in report.faults]
     lines += _note_lines(report.notes)
     if report.placement.placed:
-        lines += ["", report.placement.table().rstrip()]
+        lines += ["", *report.placement.table().splitlines()]
     good, faults, notes = len(report.good), len(report.faults), len(report.notes)
     total = len(report.listing.entries)
     counts = [f"{good} of {total} good", _counted(faults, "fault"), _counted(notes, "note")]
     lines += ["" if lines else None, ", ".join(counts)]
     if not total:
         lines.append(f"{report.listing.path} has no clip or picture that is read")
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    return "\n".join(_printable(line) for line in lines if line is not None) + "\n"
+
+
+def _printable(line: str) -> str:
+    """A line that stays one, and moves no cursor, whatever files are called."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
+        for letter in line
+    )
 
 
 def _counted(number: int, what: str) -> str:

@@ -7,6 +7,7 @@ one folder: each takes what no other is making, and ends when everything is made
 import dataclasses
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.whole_file import reporting
 
 logger = logging.getLogger(__name__)
+
+LEFT_OVER_SECONDS = 600.0
+"""Since something was written to a file; writing one takes less than a second."""
 
 OnProgress = Callable[[Progress], None] | None
 ShouldCancel = Callable[[], bool] | None
@@ -280,10 +284,15 @@ def _remove_unused(paths: tuple[pathlib.Path, ...], claims: Claims) -> bool:
 
 
 def _remove_leftovers(cache: Cache, claims: Claims) -> None:
-    """Removes what a sudden end has left half-written, where nobody can be writing it."""
+    """Removes what a sudden end has left half-written, where nobody can be writing it.
+
+    A file system whose locks do not reach other hosts lets two think that they are alone; what one
+    of them is writing is young.
+    """
     if not claims.is_alone():
         return
     for path in cache.leftovers():
         with reporting(path):
-            path.unlink(missing_ok=True)
+            if time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS:
+                path.unlink(missing_ok=True)
     claims.let_others_in()

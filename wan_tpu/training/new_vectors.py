@@ -5,7 +5,7 @@ with two train the same vectors: a word has one meaning.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from wan_tpu.training.embedding import (
     vector_weight,
 )
 from wan_tpu.training.placed_batch import PlacedBatch
-from wan_tpu.training.trained import Loaded, Text
+from wan_tpu.training.trained import Text
 from wan_tpu.transformer.denoiser import Denoiser
 
 STATE = "embedding"
@@ -103,17 +103,30 @@ class NewVectors:
         """See `Trained`: there is one."""
         return STATE
 
-    def load(
-        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh, seed: int
-    ) -> Loaded:
-        """See `Trained`; nothing begins at random. The text encoder is loaded once for all."""
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
+        """See `Trained`; the text encoder is loaded once for all."""
         encoder, source = self._encoder, description.source(TEXT_ENCODER)
         text = load_weights(TEXT_ENCODER, encoder.weights(), source, mesh)
-        vectors, size = start_vectors(encoder, text, self.tokenizer, self.config, mesh)
+        _, size = start_vectors(encoder, text, self.tokenizer, self.config, mesh)
         size = place(size, named(mesh))
         frozen = {}
         for expert in experts:
             weights, source = self._denoiser.weights(), description.source(expert)
             frozen[expert] = {**load_weights(expert, weights, source, mesh), **text}
             frozen[expert][KEPT_SIZE] = size
-        return Loaded(frozen, {STATE: {VECTORS: place(vectors, named(mesh))}})
+        return frozen
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """See `Trained`: the start text's; nothing begins at random."""
+        text = frozen[experts[0]]
+        vectors, _ = start_vectors(self._encoder, text, self.tokenizer, self.config, mesh)
+        return {STATE: {VECTORS: place(vectors, named(mesh))}}

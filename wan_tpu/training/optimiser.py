@@ -112,10 +112,11 @@ class Optimiser:
 
     def _averaged(self, state: TrainState, exact: Any) -> Any:
         """Decays less at first, so that an average of few steps is not of the beginning."""
-        if state.average is None:
+        decay = self._config.ema_decay
+        if state.average is None or decay is None:
             return None
         count = state.updates + 1
-        decay = jnp.minimum(self._config.ema_decay, (1 + count) / (10 + count))
+        decay = jnp.minimum(decay, (1 + count) / (10 + count))
         return jax.tree.map(lambda a, x: a * decay + x * (1 - decay), state.average, exact)
 
 

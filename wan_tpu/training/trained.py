@@ -6,7 +6,7 @@ transformer: a run over two experts has two sets of arrays and one of these.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,16 +68,15 @@ class Trained(Protocol):
         """Of several transformers: which state is theirs."""
         ...
 
-    def load(
-        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh, seed: int
-    ) -> "Loaded":
-        """Reads what is only used, and begins or reads what is trained.
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
+        """Reads what is only used, by the transformer's name.
 
         Args:
             description: of the model.
             experts: names of the transformers that are trained.
             mesh: the devices.
-            seed: of what begins at random.
 
         Raises:
             InputError: what the configuration says does not fit the model.
@@ -85,17 +84,27 @@ class Trained(Protocol):
         """
         ...
 
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """What is trained as it is before the first step, by the state's name.
 
-class Loaded(NamedTuple):
-    """Arrays on the mesh.
+        Args:
+            description: of the model.
+            experts: names of the transformers that are trained.
+            mesh: the devices.
+            seed: of what begins at random.
+            frozen: of `load_frozen`.
 
-    Attributes:
-        frozen: of `Trained.frozen_weights`, by transformer.
-        trained: of `Trained.weights`, by the state's name.
-    """
-
-    frozen: Mapping[str, Params]
-    trained: Mapping[str, Params]
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        ...
 
 
 class OfTransformer:
@@ -148,15 +157,26 @@ class AllWeights(OfTransformer):
         dtypes = {weight.name: weight.dtype for weight in self.denoiser.weights()}
         return {name: array.astype(dtypes[name]) for name, array in trained.items()}
 
-    def load(
-        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh, seed: int
-    ) -> Loaded:
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
         """See `Trained`."""
-        trained = {
-            expert: load_weights(expert, self.weights(), description.source(expert), mesh)
+        return {expert: {} for expert in experts}
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """See `Trained`: the model's own weights."""
+        weights = self.weights()
+        return {
+            expert: load_weights(expert, weights, description.source(expert), mesh)
             for expert in experts
         }
-        return Loaded({expert: {} for expert in experts}, trained)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,19 +225,27 @@ class LowRank(OfTransformer):
         rows = weight.rows[1]
         return jnp.where(rows == ZERO, 0, kept[..., np.where(rows == ZERO, 0, rows)])
 
-    def load(
-        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh, seed: int
-    ) -> Loaded:
+    def load_frozen(
+        self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
+    ) -> Mapping[str, Params]:
         """See `Trained`."""
-        frozen = {
-            expert: load_weights(expert, self.frozen_weights(), description.source(expert), mesh)
+        weights = self.frozen_weights()
+        return {
+            expert: load_weights(expert, weights, description.source(expert), mesh)
             for expert in experts
         }
+
+    def begin(
+        self,
+        description: ModelDescription,
+        experts: Sequence[str],
+        mesh: Mesh,
+        seed: int,
+        frozen: Mapping[str, Params],
+    ) -> Mapping[str, Params]:
+        """See `Trained`: A at random, B zero."""
         fresh = FreshFactors(self.weights(), seed)
-        return Loaded(
-            frozen,
-            {expert: load_weights(expert, self.weights(), fresh, mesh) for expert in experts},
-        )
+        return {expert: load_weights(expert, self.weights(), fresh, mesh) for expert in experts}
 
 
 class FreshFactors:

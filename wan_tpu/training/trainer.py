@@ -82,15 +82,35 @@ class Trainer:
         Raises:
             CheckpointError: files are missing, damaged or not those of the model.
         """
-        loaded = self.step.trained.load(
-            self.model.description, self.experts, self.model.mesh, self.config.train.seed
+        self.load_frozen()
+        begun = self.step.trained.begin(
+            self.model.description,
+            self.experts,
+            self.model.mesh,
+            self.config.train.seed,
+            self._frozen,
         )
-        self._frozen = loaded.frozen
-        return {name: self._started(trained) for name, trained in loaded.trained.items()}
+        return {name: self._started(trained) for name, trained in begun.items()}
+
+    def load_frozen(self) -> None:
+        """Reads what is only used, for states that a checkpoint has.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        self._frozen = self.step.trained.load_frozen(
+            self.model.description, self.experts, self.model.mesh
+        )
 
     def frozen(self, expert: str) -> Params:
         """What a transformer's steps only use; after `load`."""
         return self._frozen[expert]
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of the states: a transformer's name, where each has its own."""
+        names = map(self.step.trained.state_name, self.experts)
+        return tuple(dict.fromkeys(names))
 
     def _started(self, trained: Params) -> TrainState:
         abstract = self.step.abstract_state()

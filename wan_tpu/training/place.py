@@ -1,0 +1,45 @@
+"""A model on the devices as training wants it: the layout follows the batch."""
+
+import dataclasses
+
+import jax
+
+from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.pipeline.components import transformer_config
+from wan_tpu.pipeline.load import choose_layout, dtype_for, place_model
+from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.sharding.layout import Layout, default_layout
+from wan_tpu.training.config import TrainingConfig
+from wan_tpu.training.config_check import load_options
+
+
+def place_for_training(config: TrainingConfig, description: ModelDescription) -> VideoModel:
+    """The model on all devices, without its weights.
+
+    Raises:
+        LayoutError: the layout that is named does not fit the devices.
+    """
+    options, devices = load_options(config), jax.devices()
+    chosen = layout_for_training(config, description, len(devices))
+    if config.train.trains != "full":
+        weights = choose_layout(description, devices, options.dtype).weights
+        chosen = dataclasses.replace(chosen, weights=weights)
+    return place_model(
+        description,
+        layout=options.layout_for(len(devices), options.layout or chosen),
+        devices=devices,
+        dtype=dtype_for(devices, options.dtype),
+        vae_dtype=options.vae_dtype,
+        attention=options.attention,
+    )
+
+
+def layout_for_training(
+    config: TrainingConfig, description: ModelDescription, num_devices: int
+) -> Layout:
+    """The layout where none is named: as many samples side by side as a part of the batch has.
+
+    Weights are sharded: with moments and gradients each is six times what it is in use.
+    """
+    heads = transformer_config(description).num_attention_heads
+    return default_layout(num_devices, heads, batch=config.train.batch // config.train.accumulate)
