@@ -222,6 +222,7 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             cache_folder=runtime.default_cache_folder() if order.keeps_programs else None,
             joined=joined,
         )
+        running.when_asked(lambda: process.tell_asked("it is asked to save and end"))
         process.loaded()
         from wan_tpu.training.run import train  # pyright: ignore[reportMissingImports]
 
@@ -235,7 +236,7 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             lambda _, should_stop: train(
                 order.config, folder, on_progress=report, should_stop=should_stop
             ),
-            asked=running.is_asked,
+            asked=lambda: running.is_asked() or process.others_asked(),
         )
 
 
