@@ -87,6 +87,7 @@ def test_memory_of_splash_on_v6e_8():
         ("v6e:2x4", "dp8", 12, 32_760, jnp.bfloat16),
         ("v6e:2x4", "sp8", 40, 32_760, jnp.float32),
         ("v5e:2x4", "sp8", 40, 32_760, jnp.bfloat16),
+        ("v5e:2x4", "dp2-tp4", 12, 32_760, jnp.float32),
         ("v5p:2x2x1", "sp4", 40, 75_600, jnp.bfloat16),
         ("v5p:2x2x1", "sp4", 12, 32_760, jnp.bfloat16),
         ("tpu7x:2x2x1", "sp8", 40, 32_760, jnp.bfloat16),
