@@ -1,6 +1,7 @@
 """Textual inversion in the step: torch's gradients, and nothing else moves by a bit."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -113,6 +114,18 @@ def test_steps_move_the_vectors_and_nothing_else(t2v):
     # Three steps of Adam move a number by 0.03 at most; the decay would have taken 27 % of it.
     direction = start * size / np.linalg.norm(start, axis=1, keepdims=True)
     assert np.abs(moved - direction).max() < 0.1
+
+
+def test_captions_without_the_word_are_told_of_once(t2v, caplog):
+    model = model_on(t2v.folder, "single")
+    trained = Trainer(config_of("embedding", embedding=embedding_of()), model).step.trained
+    with caplog.at_level(logging.WARNING):
+        for captions in (CAPTIONS, ("a red circle", "a zorky one"), ("nothing",)):
+            trained.tokens(captions)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no caption of a batch holds the word 'zork', so nothing is learnt from it; the first is "
+        "'a red circle'"
+    ]
 
 
 def test_data_without_captions_is_refused(t2v):

@@ -1,5 +1,8 @@
 """The one call that models make for attention, and the choice of what carries it out.
 
+All are differentiable, and name what a backward needs for rematerialisation policies
+(`wan_tpu.attention.names`).
+
 Works on what one device holds (or on unsharded arrays): `sequence_parallel` splits it over a mesh.
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
@@ -12,24 +15,23 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from wan_tpu.attention.arrays import Device, KeyChunks, Keys, LogSumExp, Queries, QueryChunks
-from wan_tpu.attention.chunked import chunked_attention, chunked_with_logsumexp
+from wan_tpu.attention.chunked import (
+    CPU_SCORES_LIMIT,
+    SCORES_LIMIT,
+    chunked_attention,
+    chunked_backward,
+    chunked_with_logsumexp,
+)
+from wan_tpu.attention.dot_product import GPU_PLATFORMS, cudnn_takes, dot_product_attention
 from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
+from wan_tpu.attention.flash_backward import flash_backward
 from wan_tpu.attention.flash_forward import LANES
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
-from wan_tpu.attention.splash import (
-    WIDE_CHIPS,
-    ChipTiles,
-    splash_attention,
-    splash_with_logsumexp,
-    tiles_for,
-)
+from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp
+from wan_tpu.attention.splash_backward import splash_backward
+from wan_tpu.attention.splash_tiles import WIDE_CHIPS, ChipTiles, tiles_for
 from wan_tpu.errors import UnknownNameError
-
-GPU_PLATFORMS = ("gpu", "cuda", "rocm")
-
-_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
-_CUDNN_MAX_HEAD_DIM = 128  # of every card; Hopper alone takes 256
 
 
 class _SplashSettings(TypedDict):
@@ -77,7 +79,7 @@ def resolve_implementation(
     if platform == "tpu":
         suits = device_kind in ("", *WIDE_CHIPS) and (head_dim or 128) % LANES == 0
         return "flash" if suits else "splash"
-    if platform in GPU_PLATFORMS and _cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
+    if platform in GPU_PLATFORMS and cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
         return "dot_product"
     return "chunked"
 
@@ -122,8 +124,10 @@ def attend(
         case "reference":
             return reference_attention(query, *choice.real(key, value))
         case "chunked":
-            return chunked_attention(query, *choice.real(key, value))
-    return _dot_product_attention(query, *choice.real(key, value), choice.device.platform)
+            return chunked_attention(
+                query, *choice.real(key, value), scores_limit=choice.scores_limit()
+            )
+    return dot_product_attention(query, *choice.real(key, value), choice.device.platform)
 
 
 def attend_with_logsumexp(
@@ -153,7 +157,9 @@ def attend_with_logsumexp(
             return splash_with_logsumexp(query, key, value, **choice.of_splash())
         case "reference":
             return reference_with_logsumexp(query, *choice.real(key, value))
-    return chunked_with_logsumexp(query, *choice.real(key, value))
+    return chunked_with_logsumexp(
+        query, *choice.real(key, value), scores_limit=choice.scores_limit()
+    )
 
 
 def attend_chunks(
@@ -215,6 +221,70 @@ def attend_chunks_with_logsumexp(
     return _in_chunks(out, query.shape), logsumexp
 
 
+def attend_chunks_backward(
+    query: QueryChunks,
+    key: KeyChunks,
+    value: KeyChunks,
+    out: QueryChunks,
+    logsumexp: LogSumExp,
+    d_out: QueryChunks,
+    *,
+    head_dim: int,
+    implementation: str,
+    num_keys: int | None = None,
+    device: Device | None = None,
+    d_logsumexp: LogSumExp | None = None,
+) -> tuple[QueryChunks, KeyChunks, KeyChunks]:
+    """The gradient of attention over these keys, which may be some of all that were attended.
+
+    `reference` and `dot_product` are then the chunked one.
+
+    Args:
+        query: [chunks, batch, chunk, heads * head_dim].
+        key: as in `attend_chunks`.
+        value: like `key`.
+        out: attention over all keys, like `query`.
+        logsumexp: of the scores of all keys, [batch, heads, chunks * chunk].
+        d_out: gradient of `out`.
+        head_dim: features of a head.
+        implementation: as in `attend`.
+        num_keys: of these keys, as in `attend`.
+        device: as in `attend`.
+        d_logsumexp: gradient of `logsumexp`; zero when None.
+
+    Returns:
+        Gradients like `query`, `key` and `value`: what these keys give. Of padding keys zero.
+    """
+    joined_query, joined_key, joined_value = (
+        _join_chunks(x, head_dim) for x in (query, key, value)
+    )
+    choice = _choose(joined_query, joined_key, joined_value, implementation, num_keys, None, device)
+    if choice.name == "flash":
+        settings = _flash_chunks(key, head_dim, num_keys, device)
+        return flash_backward(
+            query, key, value, out, logsumexp, d_out, **settings, d_logsumexp=d_logsumexp
+        )
+    of_result = (_join_chunks(out, head_dim), logsumexp, _join_chunks(d_out, head_dim))
+    if choice.name == "splash":
+        d_query, d_key, d_value = splash_backward(
+            joined_query, joined_key, joined_value, *of_result,
+            num_keys=choice.num_keys, tiles=tiles_for(choice.device.device_kind).backward,
+            interpret=choice.interpret, d_logsumexp=d_logsumexp,
+        )  # fmt: skip
+    else:
+        d_query, *d_keys = chunked_backward(
+            joined_query, *choice.real(joined_key, joined_value), *of_result,
+            d_logsumexp=d_logsumexp, scores_limit=choice.scores_limit(),
+        )  # fmt: skip
+        padding = joined_key.shape[1] - choice.num_keys
+        d_key, d_value = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in d_keys)
+    return (
+        _in_chunks(d_query, query.shape),
+        _in_chunks(d_key, key.shape),
+        _in_chunks(d_value, value.shape),
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
     """What carries out a call of `attend`, and how.
@@ -237,6 +307,10 @@ class _Choice:
         Padding is cut off where nothing is masked: a NaN in it cannot come back as 0 x NaN.
         """
         return key[:, : self.num_keys], value[:, : self.num_keys]
+
+    def scores_limit(self) -> int:
+        """Of the chunked implementation."""
+        return CPU_SCORES_LIMIT if self.device.platform == "cpu" else SCORES_LIMIT
 
     def of_splash(self) -> _SplashSettings:
         """Arguments of the splash functions."""
@@ -315,18 +389,3 @@ def _join_chunks(x: QueryChunks, head_dim: int) -> Queries:
     chunks, batch, chunk, channels = x.shape
     x = x.transpose(1, 0, 2, 3)  # [batch, chunks, chunk, heads * head_dim]
     return x.reshape(batch, chunks * chunk, channels // head_dim, head_dim)
-
-
-def _dot_product_attention(query: Queries, key: Keys, value: Keys, platform: str) -> Queries:
-    """`jax.nn.dot_product_attention`: cuDNN where it can, else XLA with the whole score matrix."""
-    cudnn = platform in GPU_PLATFORMS and _cudnn_takes(query.dtype, query.shape[3])
-    # JAX's own default is XLA even on a GPU, so cuDNN must be named.
-    return jax.nn.dot_product_attention(
-        query, key, value, implementation="cudnn" if cudnn else "xla"
-    )
-
-
-def _cudnn_takes(dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
-    return (
-        jnp.dtype(dtype) in _CUDNN_DTYPES and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
-    )

@@ -1,12 +1,14 @@
 """What attention means: every other implementation is tested against this one.
 
-Holds the whole score matrix, `batch x heads x queries x keys` float32: short lengths only.
+Holds the whole score matrix, `batch x heads x queries x keys` float32, its gradient three of them:
+short lengths only.
 """
 
 import jax
 import jax.numpy as jnp
 
 from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
+from wan_tpu.attention.residuals import name_residuals
 
 
 def reference_attention(query: Queries, key: Keys, value: Keys) -> Queries:
@@ -37,4 +39,4 @@ def reference_with_logsumexp(query: Queries, key: Keys, value: Keys) -> tuple[Qu
     )
     weights = jax.nn.softmax(scores, axis=-1)  # [batch, heads, queries, keys]
     attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest")
-    return attended.astype(dtype), jax.nn.logsumexp(scores, axis=-1)
+    return name_residuals(attended.astype(dtype), jax.nn.logsumexp(scores, axis=-1))

@@ -20,15 +20,19 @@ results until it merges them. In the scan's body the transfers start before the 
 it.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
+from wan_tpu.attention.residuals import Residuals, name_residuals
 from wan_tpu.sharding.layout import SP
+
+Result = TypeVar("Result")
 
 NOTHING = -1e30
 """Logsumexp over no key: its exp is 0 beside any real one, and two of them merge without NaN."""
@@ -49,18 +53,37 @@ class Partial(NamedTuple):
 
 AttendWithLogSumExp = Callable[..., tuple[Array, Array]]
 
+AttendBackward = Callable[..., tuple[Array, Array, Array]]
+
+Block = Float[Array, "1 batch tokens channels"]
+"""A shard's queries, keys or values: [1, batch, tokens / sp, heads * head_dim]."""
+
 _State = tuple[Partial, Array, Array]
 
 
+class _Settings(NamedTuple):
+    """Arguments of `ring_attention` that are no arrays."""
+
+    attend: AttendWithLogSumExp
+    attend_backward: AttendBackward
+    num_keys: int | None
+
+
 def ring_attention(
-    query: Float[Array, "1 batch tokens channels"],
-    key: Float[Array, "1 batch tokens channels"],
-    value: Float[Array, "1 batch tokens channels"],
+    query: Block,
+    key: Block,
+    value: Block,
     *,
     attend: AttendWithLogSumExp,
+    attend_backward: AttendBackward,
     num_keys: int | None,
-) -> Float[Array, "1 batch tokens channels"]:
+) -> Block:
     """Per device: attend to one shard's keys after the other's while they go round.
+
+    For its gradient a device keeps its own queries, keys, values, result and logsumexp, nothing of
+    the other shards'. Keys and values go round once more, and with them, in float32, the sums of
+    their gradients: each shard adds its queries' share and passes them on, until after a whole
+    round they are at home.
 
     Args:
         query: [1, batch, tokens / sp, heads * head_dim]; any number of heads.
@@ -68,16 +91,78 @@ def ring_attention(
         value: like `query`.
         attend: `wan_tpu.attention.api.attend_chunks_with_logsumexp` with everything chosen but
             the arrays and `num_keys`.
+        attend_backward: `wan_tpu.attention.api.attend_chunks_backward` likewise.
         num_keys: real keys of all shards together; the ones after are padding. All when None.
 
     Returns:
         Like `query`.
     """
+    return _ring(query, key, value, _Settings(attend, attend_backward, num_keys))
+
+
+def _attend(query: Block, key: Block, value: Block, settings: _Settings) -> Block:
+    """`ring_attention`."""
+    return _once_round(query, key, value, settings).attended.astype(query.dtype)
+
+
+def _forward(
+    query: Block, key: Block, value: Block, settings: _Settings
+) -> tuple[Block, Residuals]:
+    """`_attend`, and what its backward takes."""
+    merged = _once_round(query, key, value, settings)
+    out, logsumexp = name_residuals(merged.attended.astype(query.dtype), merged.logsumexp)
+    return out, Residuals(query, key, value, out, logsumexp)
+
+
+def _backward(
+    settings: _Settings, residuals: Residuals, d_out: Block
+) -> tuple[Block, Block, Block]:
+    """The gradient of `_attend`."""
+    query, key, value, out, logsumexp = residuals
     shards, own = jax.lax.axis_size(SP), jax.lax.axis_index(SP)
-    real = real_keys(num_keys, key.shape[2], shards)
+    real = real_keys(settings.num_keys, key.shape[2], shards)
+
+    def branch(count: int) -> AttendBackward:
+        if count == 0:
+            return lambda *arrays: nothing(*arrays[:3])
+        return functools.partial(settings.attend_backward, num_keys=count)
+
+    def nothing(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
+        return jnp.zeros_like(query), jnp.zeros_like(key), jnp.zeros_like(value)
+
+    def turn(state: tuple[Array, ...], index: Int32[Array, ""]) -> tuple[tuple[Array, ...], None]:
+        d_query, d_key, d_value, key, value = state
+        # All set out before the kernel: keys and values for the next turn, and for this one what
+        # the shard before has summed for these keys in the turn before.
+        next_key, next_value = _to_next_shard(key), _to_next_shard(value)
+        d_key, d_value = _to_next_shard(d_key), _to_next_shard(d_value)
+        branches = {count: branch(count) for count in real}
+        arrays = (query, key, value, out, logsumexp, d_out)
+        further = _by_count(branches, (own - index) % shards, real, *arrays)
+        d_query, d_key, d_value = (
+            total + part.astype(jnp.float32)
+            for total, part in zip((d_query, d_key, d_value), further, strict=True)
+        )
+        return (d_query, d_key, d_value, next_key, next_value), None
+
+    zeros = nothing(query, key, value)
+    state = (*(x.astype(jnp.float32) for x in zeros), key, value)
+    (d_query, d_key, d_value, _, _), _ = jax.lax.scan(turn, state, jnp.arange(shards))
+    d_key, d_value = _to_next_shard(d_key), _to_next_shard(d_value)  # home
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+
+_ring = jax.custom_vjp(_attend, nondiff_argnums=(3,))
+_ring.defvjp(_forward, _backward)
+
+
+def _once_round(query: Block, key: Block, value: Block, settings: _Settings) -> Partial:
+    """Per device: attention over the keys of all shards, float32."""
+    shards, own = jax.lax.axis_size(SP), jax.lax.axis_index(SP)
+    real = real_keys(settings.num_keys, key.shape[2], shards)
 
     def attend_to(shard: Int32[Array, ""], key: Array, value: Array) -> Partial:
-        return _attend_to_block(query, key, value, shard % shards, real, attend)
+        return _attend_to_block(query, key, value, shard % shards, real, settings.attend)
 
     def turn(state: _State, index: Int32[Array, ""]) -> tuple[_State, None]:
         merged, key, value = state
@@ -88,8 +173,7 @@ def ring_attention(
     _, shape = jax.eval_shape(attend_to, own, key, value)
     state = (_nothing(query, jnp.float32, shape), key, value)
     (merged, key, value), _ = jax.lax.scan(turn, state, jnp.arange(shards - 1))
-    merged = merge(merged, attend_to(own + 1, key, value))  # the last one is sent nowhere
-    return merged.attended.astype(query.dtype)
+    return merge(merged, attend_to(own + 1, key, value))  # the last one is sent nowhere
 
 
 def real_keys(num_keys: int | None, length: int, shards: int) -> tuple[int, ...]:
@@ -120,23 +204,34 @@ def _attend_to_block(
     real: tuple[int, ...],
     attend: AttendWithLogSumExp,
 ) -> Partial:
-    """Per device: attention over the keys of `shard`, of which `real[shard]` are no padding.
-
-    The count must be static for the kernels, and which shard's turn it is differs from device to
-    device, so each count that occurs is a branch: one without padding, else two or three.
-    """
+    """Per device: attention over the keys of `shard`, of which `real[shard]` are no padding."""
 
     def branch(count: int) -> Callable[..., Partial]:
         if count == 0:
             return lambda query, _key, _value: _nothing(query, query.dtype, logsumexp)
         return lambda *arrays: Partial(*attend(*arrays, num_keys=count))
 
-    counts = tuple(dict.fromkeys(real))
-    _, logsumexp = jax.eval_shape(branch(counts[0]), query, key, value)  # the first has real keys
+    _, logsumexp = jax.eval_shape(branch(real[0]), query, key, value)  # the first has real keys
+    branches = {count: branch(count) for count in real}
+    return _by_count(branches, shard, real, query, key, value)
+
+
+def _by_count(
+    branches: dict[int, Callable[..., Result]],
+    shard: Int32[Array, ""],
+    real: tuple[int, ...],
+    *arrays: Array,
+) -> Result:
+    """Per device: the branch for as many keys as are real in `shard`.
+
+    The count must be static for the kernels, and which shard's turn it is differs from device to
+    device, so each count that occurs is a branch: one without padding, else two or three.
+    """
+    counts = list(branches)
     if len(counts) == 1:
-        return branch(counts[0])(query, key, value)
+        return branches[counts[0]](*arrays)
     which = jnp.asarray([counts.index(count) for count in real])[shard]
-    return jax.lax.switch(which, [branch(count) for count in counts], query, key, value)
+    return jax.lax.switch(which, list(branches.values()), *arrays)
 
 
 def _nothing(

@@ -15,16 +15,20 @@ The platform always comes from the mesh: programs are also compiled for a slice 
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from wan_tpu.attention.api import attend_chunks, attend_chunks_with_logsumexp
+from wan_tpu.attention.api import (
+    attend_chunks,
+    attend_chunks_backward,
+    attend_chunks_with_logsumexp,
+)
 from wan_tpu.attention.arrays import Grouped, KeyChunks, QueryChunks, Tokens
 from wan_tpu.attention.ring import ring_attention
-from wan_tpu.attention.splash import padded_length, tiles_for
+from wan_tpu.attention.splash_tiles import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 from wan_tpu.sharding.rules import CONTEXT, GROUPED_HEADS, SPLIT_FEATURES
@@ -141,11 +145,13 @@ def sharded_attend(
     _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
     assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
-    alone = (_alone, attend_chunks)
-    way, attend = _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else alone
-    per_device = functools.partial(
-        way, attend=_for_devices_of(mesh, attend, implementation, head_dim), num_keys=num_keys
-    )
+    alone = (_alone, {"attend": attend_chunks})
+    way, functions = _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else alone
+    chosen = {
+        name: _for_devices_of(mesh, function, implementation, head_dim)
+        for name, function in functions.items()
+    }
+    per_device = functools.partial(way, **chosen, num_keys=num_keys)
     return _shard_map(per_device, mesh, (GROUPED_HEADS,) * 3, GROUPED_HEADS)(query, key, value)
 
 
@@ -241,12 +247,15 @@ def _allgather(
     return attend(query, key, value, num_keys=num_keys)
 
 
-_SELF_ATTENTION: dict[str, tuple[Callable[..., Array], Callable[..., object]]] = {
-    "ulysses": (_ulysses, attend_chunks),
-    "allgather": (_allgather, attend_chunks),
-    "ring": (ring_attention, attend_chunks_with_logsumexp),
+_SELF_ATTENTION: dict[str, tuple[Callable[..., Array], dict[str, Callable[..., Any]]]] = {
+    "ulysses": (_ulysses, {"attend": attend_chunks}),
+    "allgather": (_allgather, {"attend": attend_chunks}),
+    "ring": (
+        ring_attention,
+        {"attend": attend_chunks_with_logsumexp, "attend_backward": attend_chunks_backward},
+    ),
 }
-"""A way to share the sequence and what it takes for its `attend`, by the names of
+"""A way to share the sequence and the functions it takes, by the names of
 `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
 
 

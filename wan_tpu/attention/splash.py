@@ -21,131 +21,29 @@ Around the kernel, lengths that are not padded yet cost passes over memory: see
 `wan_tpu.attention.sequence_parallel.padded_tokens`.
 """
 
-import dataclasses
-import enum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
-from jaxtyping import Array, Float
 
 from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
 from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.residuals import Residuals, name_residuals
+from wan_tpu.attention.splash_backward import splash_backward
+from wan_tpu.attention.splash_padding import (
+    AllKeys,
+    FirstKeys,
+    Padding,
+    only_real,
+    pad,
+    set_feature,
+)
+from wan_tpu.attention.splash_tiles import ChipTiles, Tiling, choose_tiling
 from wan_tpu.geometry import ceil_to_multiple
-
-PADDING_SCORE = -1e30
-"""Score of a padding key: exp of it is 0, and sums with it stay finite in float32 and bfloat16."""
-
-_TILE_OVERHEAD_ROWS = 70
-"""A tile's cost besides its rows, counted in rows: 344 cycles, at 4.99 a row (v6e, 2048 keys)."""
-
-
-class Padding(enum.Enum):
-    """How padding keys are kept out of the softmax."""
-
-    COMPARE = "compare"
-    FEATURE = "feature"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeyTile:
-    """One way of tiling the keys.
-
-    Attributes:
-        block: keys fetched at a time.
-        compute: keys of one product; divides `block`.
-        cost: bundles per (query, key) pair, in thousandths, at 2048 query rows.
-    """
-
-    block: int
-    compute: int
-    cost: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChipTiles:
-    """What suits a generation of chips.
-
-    Attributes:
-        max_query_block: most query rows of a tile; a multiple of 128.
-        key_tiles: to choose from for the length.
-        padding: the cheaper way for this matrix unit.
-    """
-
-    max_query_block: int
-    key_tiles: tuple[KeyTile, ...]
-    padding: Padding
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Tiling:
-    """Tiles for given lengths: block sizes, and the lengths padded to them."""
-
-    query_block: int
-    key_tile: KeyTile
-    padded_queries: int
-    padded_keys: int
-
-
-WIDE_TILES = ChipTiles(
-    max_query_block=2048,
-    key_tiles=(
-        KeyTile(block=2048, compute=1024, cost=2.52),
-        KeyTile(block=1024, compute=1024, cost=2.72),
-        KeyTile(block=512, compute=512, cost=2.84),
-        KeyTile(block=256, compute=256, cost=3.14),
-        KeyTile(block=128, compute=128, cost=4.5),
-    ),
-    padding=Padding.FEATURE,
-)
-"""Matrix units of 256 x 256 (v6e, tpu7x), counted on v6e."""
-
-NARROW_TILES = ChipTiles(
-    max_query_block=2048,
-    key_tiles=(
-        KeyTile(block=1024, compute=256, cost=4.15),
-        KeyTile(block=512, compute=256, cost=4.42),
-        KeyTile(block=256, compute=256, cost=4.6),
-        KeyTile(block=128, compute=128, cost=5.9),
-    ),
-    padding=Padding.COMPARE,
-)
-"""Matrix units of 128 x 128 and 16 MiB of VMEM a kernel (v4, v5e, v5p), counted on v5e; an unknown
-chip gets these, which compile for every one."""
-
-WIDE_CHIPS = ("TPU v6 lite", "TPU7x")
-
-
-def tiles_for(device_kind: str) -> ChipTiles:
-    """The tiles for a chip, by `jax.Device.device_kind`."""
-    return WIDE_TILES if device_kind in WIDE_CHIPS else NARROW_TILES
-
-
-def choose_tiling(num_queries: int, num_keys: int, tiles: ChipTiles) -> Tiling:
-    """The tiling with the least cycles: little padding against cheap tiles."""
-    query_block = min(
-        range(LANES, tiles.max_query_block + 1, LANES),
-        key=lambda block: -(-num_queries // block) * (block + _TILE_OVERHEAD_ROWS),
-    )
-    key_tile = min(
-        tiles.key_tiles, key=lambda tile: ceil_to_multiple(num_keys, tile.block) * tile.cost
-    )
-    return Tiling(
-        query_block=query_block,
-        key_tile=key_tile,
-        padded_queries=ceil_to_multiple(num_queries, query_block),
-        padded_keys=ceil_to_multiple(num_keys, key_tile.block),
-    )
-
-
-def padded_length(num_tokens: int, tiles: ChipTiles) -> int:
-    """The length of self-attention at which `splash_attention` has least left to pad."""
-    tiling = choose_tiling(num_tokens, num_tokens, tiles)
-    return max(tiling.padded_queries, tiling.padded_keys)
 
 
 def splash_attention(
@@ -170,11 +68,8 @@ def splash_attention(
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype.
     """
-    out, _ = _attention(
-        query, key, value,
-        num_keys=num_keys, tiles=tiles, interpret=interpret, save_residuals=False,
-    )  # fmt: skip
-    return out
+    settings = _Settings(num_keys, tiles, interpret)
+    return _splash(query, key, value, settings, False)[0]
 
 
 def splash_with_logsumexp(
@@ -191,92 +86,84 @@ def splash_with_logsumexp(
     Returns:
         [batch, queries, heads, head_dim] in the query's dtype; [batch, heads, queries] float32.
     """
-    out, residuals = _attention(
-        query, key, value,
-        num_keys=num_keys, tiles=tiles, interpret=interpret, save_residuals=True,
-    )  # fmt: skip
-    (logsumexp,) = residuals  # [batch * heads, padded queries]
-    batch, num_queries, heads, _ = query.shape
-    return out, logsumexp.reshape(batch, heads, -1)[:, :, :num_queries]
+    return _splash(query, key, value, _Settings(num_keys, tiles, interpret), True)
 
 
-def _attention(
-    query: Queries,
-    key: Keys,
-    value: Keys,
-    *,
-    num_keys: int,
-    tiles: ChipTiles,
-    interpret: bool,
-    save_residuals: bool,
-) -> tuple[Queries, tuple[Array, ...]]:
-    """Around the kernel: attention, and what the kernel saves besides."""
+class _Settings(NamedTuple):
+    """Arguments of the functions above that are no arrays."""
+
+    num_keys: int
+    tiles: ChipTiles
+    interpret: bool
+
+
+def _attend(
+    query: Queries, key: Keys, value: Keys, settings: _Settings, with_logsumexp: bool
+) -> tuple[Queries, LogSumExp | None]:
+    """Around the kernel: attention, and the logsumexp if it is asked for."""
+    num_keys, tiles, interpret = settings
     batch, num_queries, heads, head_dim = query.shape
     tiling = choose_tiling(num_queries, num_keys, tiles)
     # The kernel does not scale. Scaling scores would cost a vector operation per (query, key) pair,
     # so an operand is scaled, in float32 and rounded once: the key, which is rewritten anyway when
     # it is padded, and which is short in cross-attention.
     key = (key.astype(jnp.float32) * head_dim**-0.5).astype(key.dtype)
-    key, value = (_only_real(x, num_keys, tiling.padded_keys) for x in (key, value))
+    key, value = (only_real(x, num_keys, tiling.padded_keys) for x in (key, value))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     # each [batch, heads, length, head_dim]
 
     padded = tiling.padded_keys > num_keys
     if padded and tiles.padding is Padding.FEATURE:
         features = ceil_to_multiple(head_dim + 1, LANES)
-        query = _pad(query, tiling.padded_queries, features, fill=1)
-        key = _set_feature(_pad(key, tiling.padded_keys, features), num_keys, head_dim)
+        query = pad(query, tiling.padded_queries, features, fill=1)
+        key = set_feature(pad(key, tiling.padded_keys, features), num_keys, head_dim)
     else:
-        query = _pad(query, tiling.padded_queries, head_dim)
-        key = _pad(key, tiling.padded_keys, head_dim)
-    value = _pad(value, tiling.padded_keys, head_dim)
+        query = pad(query, tiling.padded_queries, head_dim)
+        key = pad(key, tiling.padded_keys, head_dim)
+    value = pad(value, tiling.padded_keys, head_dim)
 
     # Batch items are as good as heads to the kernel; a vmap would add a dimension to its grid.
     query, key, value = (x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
     compared = num_keys if padded and tiles.padding is Padding.COMPARE else None
-    result = _kernel(batch * heads, tiling, compared, interpret, save_residuals)(query, key, value)
-    out, residuals = result if save_residuals else (result, ())
+    result = _kernel(batch * heads, tiling, compared, interpret, with_logsumexp)(query, key, value)
+    out, residuals = result if with_logsumexp else (result, None)
     assert isinstance(out, jax.Array)
     out = out.reshape(batch, heads, tiling.padded_queries, head_dim)[:, :, :num_queries]
-    return out.swapaxes(1, 2), residuals  # [batch, queries, heads, head_dim]
+    out = out.swapaxes(1, 2)  # [batch, queries, heads, head_dim]
+    if residuals is None:
+        return out, None
+    (logsumexp,) = residuals  # [batch * heads, padded queries]
+    return out, logsumexp.reshape(batch, heads, -1)[:, :, :num_queries]
 
 
-def _only_real(x: Keys, num_real: int, padded: int) -> Float[Array, "batch length heads head_dim"]:
-    """Takes what stands at `num_real` and later out of [batch, length, heads, head_dim].
-
-    Where the length reaches `padded`, zeros overwrite it (an elementwise pass that the compiler
-    joins with its neighbours); where it does not, it is cut off.
-    """
-    if x.shape[1] < padded:
-        return x[:, :num_real]
-    x = x[:, :padded]
-    if num_real == padded:
-        return x
-    position = jax.lax.broadcasted_iota(jnp.int32, (1, padded, 1, 1), 1)
-    return jnp.where(position < num_real, x, 0)
+def _forward(
+    query: Queries, key: Keys, value: Keys, settings: _Settings, with_logsumexp: bool
+) -> tuple[tuple[Queries, LogSumExp | None], Residuals]:
+    """`_attend`, and what its backward takes."""
+    out, logsumexp = _attend(query, key, value, settings, True)
+    assert logsumexp is not None
+    out, logsumexp = name_residuals(out, logsumexp)
+    kept = Residuals(query, key, value, out, logsumexp)
+    return (out, logsumexp if with_logsumexp else None), kept
 
 
-def _pad(
-    x: Float[Array, "batch heads tokens head_dim"], length: int, features: int, fill: float = 0
-) -> Float[Array, "batch heads {length} {features}"]:
-    """[batch, heads, tokens, head_dim] -> [batch, heads, length, features], in one pass."""
-    widths = ((0, 0), (0, 0), (0, length - x.shape[2]), (0, features - x.shape[3]))
-    return jnp.pad(x, widths, constant_values=fill)
+def _backward(
+    settings: _Settings,
+    _with_logsumexp: bool,
+    residuals: Residuals,
+    gradients: tuple[Queries, LogSumExp | None],
+) -> tuple[Queries, Keys, Keys]:
+    """The gradient of `_attend`."""
+    d_out, d_logsumexp = gradients
+    return splash_backward(
+        *residuals, d_out,
+        num_keys=settings.num_keys, tiles=settings.tiles.backward, interpret=settings.interpret,
+        d_logsumexp=d_logsumexp,
+    )  # fmt: skip
 
 
-def _set_feature(
-    key: Float[Array, "batch heads keys features"], num_keys: int, feature: int
-) -> Float[Array, "batch heads keys features"]:
-    """Sets one feature of padding keys to `PADDING_SCORE`; the queries' are 1 there.
-
-    Args:
-        key: [batch, heads, padded keys, features], zeros in that feature.
-        num_keys: real keys.
-        feature: which.
-    """
-    is_padding = jax.lax.broadcasted_iota(jnp.int32, key.shape, 2) >= num_keys
-    is_feature = jax.lax.broadcasted_iota(jnp.int32, key.shape, 3) == feature
-    return jnp.where(is_padding & is_feature, jnp.asarray(PADDING_SCORE, key.dtype), key)
+_splash = jax.custom_vjp(_attend, nondiff_argnums=(3, 4))
+_splash.defvjp(_forward, _backward)
 
 
 def _kernel(
@@ -296,7 +183,7 @@ def _kernel(
         save_residuals: give the logsumexp, too.
     """
     shape = (tiling.padded_queries, tiling.padded_keys)
-    mask = _AllKeys(shape) if compared is None else _FirstKeys(shape, compared)
+    mask = AllKeys(shape) if compared is None else FirstKeys(shape, compared)
     return splash_kernel.make_splash_mha(
         mask=splash_mask.MultiHeadMask([mask] * num_heads),
         block_sizes=splash_kernel.BlockSizes(
@@ -309,61 +196,3 @@ def _kernel(
         interpret=interpret,
         save_residuals=save_residuals,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _AllKeys(splash_mask.Mask):
-    """Every query attends to every key.
-
-    A slice answers one row for all its rows, since they are alike: splash asks only whether any or
-    all of a tile is set. Its own FullMask makes every tile, 1.3 s against 0.05 s for 75,600 tokens.
-    """
-
-    mask_shape: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.mask_shape
-
-    def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
-        keys = idx[1]
-        return np.ones((1, keys.stop - keys.start), np.bool_)
-
-
-@dataclasses.dataclass(frozen=True)
-class _FirstKeys(splash_mask.Mask):
-    """Every query attends to the keys before `num_keys`; the kernel computes it from positions."""
-
-    mask_shape: tuple[int, int]
-    num_keys: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.mask_shape
-
-    def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
-        keys = idx[1]
-        return np.arange(keys.start, keys.stop)[None] < self.num_keys
-
-    @property
-    def q_sequence(self) -> np.ndarray:
-        """Positions of the queries, which splash hands to `mask_function`; not used there."""
-        return np.zeros(self.mask_shape[0], np.int32)
-
-    @property
-    def mask_function(self) -> "_KeysBefore":
-        """What the kernel calls on positions."""
-        return _KeysBefore(self.num_keys)
-
-
-@dataclasses.dataclass(frozen=True)
-class _KeysBefore:
-    """Tells which positions of a tile, [rows, keys] int32, are before `num_keys`.
-
-    A value and not a closure, so that equal ones are traced once.
-    """
-
-    num_keys: int
-
-    def __call__(self, _query_positions: Array, key_positions: Array) -> Array:
-        return key_positions < self.num_keys

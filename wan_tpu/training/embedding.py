@@ -23,7 +23,7 @@ from wan_tpu.sharding.mesh import named, place
 from wan_tpu.text.embedding_file import INPUT_KEY, OUTPUT_KEY, Embedding, embedding_bytes
 from wan_tpu.text.encoder import EMBEDDING, TextEncoder
 from wan_tpu.text.new_words import NewWords, WordTokenizer
-from wan_tpu.text.prompt import clean_prompt, tokenize
+from wan_tpu.text.prompt import tokenize
 from wan_tpu.text.tokenizer import Tokenizer
 from wan_tpu.torch_bridge import Params
 from wan_tpu.training.config import EmbeddingConfig
@@ -86,11 +86,6 @@ def tokens_of(tokenizer: WordTokenizer, captions: Sequence[str]) -> CaptionToken
         )
     ids, mask, _, slots = tokenizer.inputs(*tokenize(tokenizer, captions))
     return ids, mask, slots
-
-
-def holds_word(tokenizer: WordTokenizer, captions: Sequence[str]) -> bool:
-    """Whether the new word stands in any of some captions; without it nothing is learnt."""
-    return bool(tokenizer.words.used(map(clean_prompt, captions)))
 
 
 def start_vectors(

@@ -5,6 +5,7 @@ with two train the same vectors: a word has one meaning.
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -18,6 +19,7 @@ from wan_tpu.family import TEXT_ENCODER
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.text.encoder import TextEncoder
 from wan_tpu.text.new_words import WordTokenizer
+from wan_tpu.text.prompt import SHOWN_CHARACTERS, clean_prompt
 from wan_tpu.text.tokenizer import load_tokenizer
 from wan_tpu.torch_bridge import Params
 from wan_tpu.training.config import EmbeddingConfig
@@ -34,6 +36,8 @@ from wan_tpu.training.embedding import (
 from wan_tpu.training.placed_batch import PlacedBatch
 from wan_tpu.training.trained import Text
 from wan_tpu.transformer.denoiser import Denoiser
+
+logger = logging.getLogger(__name__)
 
 STATE = "embedding"
 """The state's name, whichever transformer trains it."""
@@ -61,6 +65,7 @@ class NewVectors:
         self.config = config
         self._denoiser, self._encoder, self._description = denoiser, encoder, description
         vector_weight(config, encoder.config.d_model)
+        self._told = False
 
     @functools.cached_property
     def tokenizer(self) -> WordTokenizer:
@@ -90,8 +95,17 @@ class NewVectors:
         return self._encoder.encode(params, ids, mask, trained[VECTORS], slots, remat=True)
 
     def tokens(self, captions: Sequence[str]) -> CaptionTokens:
-        """See `Trained`."""
-        return tokens_of(self.tokenizer, captions)
+        """See `Trained`; the first batch of which nothing can be learnt is told of."""
+        tokens = tokens_of(self.tokenizer, captions)
+        if not self._told and not self.tokenizer.words.used(map(clean_prompt, captions)):
+            self._told = True
+            logger.warning(
+                "no caption of a batch holds the word %r, so nothing is learnt from it; the first "
+                "is %r",
+                self.config.word,
+                captions[0][:SHOWN_CHARACTERS],
+            )
+        return tokens
 
     def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """See `Trained`: where `keeps_norm` says so, of the size that they began with."""
