@@ -220,6 +220,9 @@ class _Run:
             description,
             on_progress=on_progress,
         )
+        self.trainer.step.trained.check_captions(
+            [sample.caption for sample in data.manifest.samples]
+        )
         self.folder.note_data(data.digest)
         for geometry in data.geometries:
             self._check_tokens(geometry)
