@@ -151,8 +151,9 @@ def test_a_file_that_goes_while_it_is_read_from_is_one_line(tmp_path, workers):
     dataset = open_dataset(tmp_path)
     for sample in manifest.samples:
         Cache(tmp_path).path(SAMPLES, sample.sample).write_bytes(b"junk")
-    with pytest.raises(InputError, match="prepare makes it again"):
+    with pytest.raises(InputError, match="prepare makes it again") as caught:
         next(dataset.batches(2, seed=0, workers=workers))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_files_that_are_gone_are_missed_when_it_is_opened(tmp_path):

@@ -116,7 +116,7 @@ def read_adapter(path: pathlib.Path) -> AdapterFile:
     return AdapterFile(
         path=path,
         digest=_digest(path),
-        style=keys[0].style,
+        style=next((key.style for key in keys if key.part in (DOWN, UP)), keys[0].style),
         header=header,
         adapters=adapters,
     )

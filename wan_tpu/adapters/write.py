@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from wan_tpu.adapters.chosen import EXPERT_HEADER
 from wan_tpu.adapters.form import Factors
@@ -89,6 +89,8 @@ def write_adapter(
         raise InputError(f"there is nothing to write to {path}: the adapter has no factors")
     if style != "peft" and path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors, for example fox.safetensors")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     tensors = _tensors(factors, style, DTYPES[dtype])
     header = _header(path, factors, metadata)
     if style == "diffusers":
@@ -112,10 +114,9 @@ def write_adapter(
 
 def _write_file(path: pathlib.Path, tensors: Any, header: dict[str, str]) -> None:
     """Writes a file, and waits until it is on the disk."""
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-    save_file(tensors, path, metadata=header)
-    with path.open("rb") as file:
+    with path.open("wb") as file:  # safetensors' own files can be read by their owner alone
+        file.write(save(tensors, metadata=header))
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -176,13 +176,10 @@ class _BatchSource:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, index: int) -> "_Parts | InputError":
+    def __getitem__(self, index: int) -> _Parts:
         chosen = [self.manifest.samples[i] for i in self.order.batch(int(index))]
         cache = Cache(self.folder)
-        try:
-            samples = [read_sample(cache, each) for each in chosen]
-        except InputError as error:
-            return error  # a worker's exceptions come as another class, with pages of traceback
+        samples = [read_sample(cache, each) for each in chosen]
         return _Parts(
             size=chosen[0].size,
             names=tuple(sample.name for sample in samples),
@@ -228,9 +225,6 @@ def _read_ahead(source: _BatchSource, start: int, workers: int) -> Iterator[_Par
         batches = batches.mp_prefetch(options)
     iterator = iter(batches)
     try:
-        for parts in iterator:
-            if isinstance(parts, InputError):
-                raise parts
-            yield parts
+        yield from iterator
     finally:
         iterator.close()

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from wan_tpu.training.metrics import FINISHED, Ended, Line, Sampled, Saved, Stage, Started, Step
+from wan_tpu.training.metrics import STOPPED, Ended, Line, Sampled, Saved, Stage, Started, Step
 
 BAR = "{desc:<9}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 
@@ -74,7 +74,7 @@ class TrainingProgress:
                 self._say(f"samples of step {line.step}: {', '.join(line.files)}")
             case Ended():
                 self._close()
-                if line.reason != FINISHED:
+                if line.reason == STOPPED:  # an error is said by whoever catches it
                     self._say(f"{line.reason} after step {line.step}")
 
     def _step(self, line: Step) -> None:
