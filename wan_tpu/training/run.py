@@ -147,7 +147,7 @@ class _Run:
         self._saved_at = time.monotonic()
         self._read_at = time.monotonic()
         self._last = 0
-        self._step = 0
+        self._begin = self._step = 0
         self._watch = Watch(self._compiles)
 
     def train(
@@ -166,7 +166,7 @@ class _Run:
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
         pending: _Pending | None = None
-        step, is_stopped = begin, False
+        step, is_stopped, self._begin = begin, False, begin
         while step < steps:
             if should_stop():
                 is_stopped = True
@@ -311,7 +311,7 @@ class _Run:
         """Says so before: other processes may have the program already, and must wait."""
         if not progress.done:
             self._tell(Stage(step=self._step, name=progress.stage, time=time.time()))
-        else:  # what has been loaded and compiled is no step's time
+        elif self._step == self._begin:  # what has been loaded and compiled is no step's time
             self._read_at = time.monotonic()
 
     def _save(self, step: int, states: States) -> None:
