@@ -147,7 +147,7 @@ class _Run:
         self._saved_at = time.monotonic()
         self._read_at = time.monotonic()
         self._last = 0
-        self._step = 0
+        self._begin = self._step = 0
         self._watch = Watch(self._compiles)
 
     def train(
@@ -166,7 +166,7 @@ class _Run:
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
         pending: _Pending | None = None
-        step, is_stopped = begin, False
+        step, is_stopped, self._begin = begin, False, begin
         while step < steps:
             if should_stop():
                 is_stopped = True
@@ -174,8 +174,6 @@ class _Run:
             batch = next(batches)
             self._step = step
             states, metrics = self.trainer.run(states, batch, step, data.empty_text, self._watch)
-            if step == begin:  # what has been loaded and compiled is no step's time
-                self._read_at = time.monotonic()
             if pending is not None:
                 self._read(pending, meter)
             step += 1
@@ -316,6 +314,8 @@ class _Run:
         """Says so before: other processes may have the program already, and must wait."""
         if not progress.done:
             self._tell(Stage(step=self._step, name=progress.stage, time=time.time()))
+        elif self._step == self._begin:  # what has been loaded and compiled is no step's time
+            self._read_at = time.monotonic()
 
     def _save(self, step: int, states: States) -> None:
         # A step of its own kind: who watches must not take it for one that hangs.
