@@ -28,13 +28,23 @@ def assigned(*texts, experts=TWO):
 
 
 def test_a_plain_file_goes_to_the_one_transformer_and_to_both_experts(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
     path = write(tmp_path / "fox.safetensors")
     assert assigned(f"{path}:0.5", experts=ONE) == {"transformer": [0.5]}
-    assert "names no expert" not in caplog.text
+    assert not caplog.records  # said only where somebody wants to hear of everything
     assert assigned(f"{path}:0.5") == {"transformer": [0.5], "transformer_2": [0.5]}
-    assert "(ComfyUI, rank 4, 2 matrices) on transformer_2 at strength 0.5: it names no expert, so "
-    assert "that both have it; @high or @low chooses" in caplog.text
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "adapter fox.safetensors (ComfyUI, rank 4, 2 matrices) at strength 0.5 on transformer and "
+        "transformer_2, since it names no expert; @high or @low chooses"
+    ]
+
+
+def test_which_transformer_it_is_and_why_is_said_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assigned(str(write(tmp_path / "fox_low_noise.safetensors")))
+    assert [record.getMessage() for record in caplog.records] == [
+        "adapter fox_low_noise.safetensors (ComfyUI, rank 4, 2 matrices) at strength 1 on "
+        "transformer_2, as its name says"
+    ]
 
 
 @pytest.mark.parametrize(

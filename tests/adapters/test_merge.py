@@ -94,7 +94,9 @@ def test_what_a_training_holds_is_what_is_merged(devices, layout):
         tensor: rng.normal(0, 0.3, weight.tensor_shape).astype(np.float32)
         for weight in matrices for tensor in weight.tensors
     })  # fmt: skip
-    trained = place_weights(matrices, drawn, base["blocks.*.attn1.to_q.weight"].sharding.mesh)
+    parsed = parse_layout(layout)
+    mesh = make_mesh(parsed, devices[: parsed.num_devices])
+    trained = place_weights(matrices, drawn, mesh)
     factors = factors_of(checkpoint_tensors(matrices, trained), alpha=1.5)
     added = [Strengthened(adapter=Adapter(factors=factors), strength=1.0)]
     _, params = parameters(layout, jnp.float32, added, devices)

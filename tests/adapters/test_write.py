@@ -128,17 +128,18 @@ def test_a_file_that_is_there_is_replaced_and_a_folder_is_not(tmp_path):
     with pytest.raises(OutputError, match="it is there; take a name that is free"):
         write_adapter(tmp_path / "a", factors, metadata=METADATA, style="peft")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.safetensors"]
+    (tmp_path / "any").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 @pytest.mark.parametrize("style", ["comfyui", "peft"])
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, style):
     """Red when a full disk leaves half a file under its name."""
 
-    def full(tensors, path, metadata):
-        pathlib.Path(path).write_bytes(b"half")
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wan_tpu.adapters.write.save_file", full)
+    monkeypatch.setattr("wan_tpu.adapters.write.os.fsync", full)
     with pytest.raises(OutputError, match=r"cannot write .*No space left on device"):
         write_adapter(
             tmp_path / ("a" if style == "peft" else "a.safetensors"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.tolerances import PARITY, relative_error
 from wan_tpu.attention.api import attend
 from wan_tpu.attention.chunked import chunked_attention
+from wan_tpu.attention.reference import reference_attention
 
 
 @settings(max_examples=10)
@@ -30,6 +31,36 @@ def test_any_chunks_are_exact(make_qkv, exact, queries, keys, key_chunk, scores_
     run = jax.jit(lambda *x: chunked_attention(*x, key_chunk=key_chunk, scores_limit=scores_limit))
     expected = exact(query, key, value)
     assert relative_error(run(query, key, value), expected) < 5 * PARITY  # scores up to 300
+
+
+@pytest.mark.parametrize(
+    ("key_chunk", "scores_limit"),
+    [
+        (1024, 1 << 24),  # one of everything
+        (1024, 600),  # two heads, eight queries at a time
+        (10, 100),  # seven chunks of keys, the last one shorter
+    ],
+)
+def test_gradients_of_any_chunks(key_chunk, scores_limit, make_qkv):
+    """Scores are -144 and less: a key of zeros that fills a chunk would have an infinite weight.
+
+    1e-4: scores of some hundreds have 7 digits. Red when it has one, when the key's gradient is of
+    unscaled queries, or when chunks come back in another order.
+    """
+    query, key, value = make_qkv(2, 37, 61, 2, 16)
+    query, key = query + 6, key - 6
+    weights = make_qkv(2, 37, 37, 2, 16, seed=1)[0]
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *x: (function(*x) * weights).sum(), (0, 1, 2)))(
+            query, key, value
+        )
+
+    found = gradients(
+        lambda *x: chunked_attention(*x, key_chunk=key_chunk, scores_limit=scores_limit)
+    )
+    for one, expected in zip(found, gradients(reference_attention), strict=True):
+        assert relative_error(one, expected) < 1e-4
 
 
 def _temporary_bytes(implementation: str, length: int, *, gradient: bool = False) -> int:

@@ -93,8 +93,10 @@ def test_head_sizes(head_dim, tiles, make_qkv, exact):
 def test_gradients(queries, keys, num_keys, partial_bytes, tiles, make_qkv, spoil, monkeypatch):
     """The padding holds NaN; its gradients are zero. By the reference's own derivative.
 
-    Red when the last part compares with `num_keys` and not with what is left of it, when parts come
-    back in another order, or when the gradient of the scaled key is not scaled.
+    Scores are -144 and less, so that a padding key of zeros, if it had a weight, had an infinite
+    one; 1e-4, for scores of some hundreds have 7 digits. Red when the last part compares with
+    `num_keys` and not with what is left of it, when parts come back in another order, or when the
+    gradient of the scaled key is not scaled.
     """
     if partial_bytes:
         monkeypatch.setattr(splash_backward, "PARTIAL_BYTES", partial_bytes)
@@ -105,12 +107,12 @@ def test_gradients(queries, keys, num_keys, partial_bytes, tiles, make_qkv, spoi
         loss = lambda *arrays: (function(*arrays) * weights).sum()  # noqa: E731
         return jax.jit(jax.grad(loss, (0, 1, 2)))(*arrays)
 
-    query, key, value = arrays
+    query, key, value = arrays = arrays[0] + 6, arrays[1] - 6, arrays[2]
     expected = gradients(reference_attention, query, key[:, :num_keys], value[:, :num_keys])
     _, key, value = spoil(arrays, num_keys, np.nan)
     function = functools.partial(splash_attention, num_keys=num_keys, tiles=tiles, interpret=True)
     for found, exact in zip(gradients(function, query, key, value), expected, strict=True):
-        assert relative_error(found[:, : exact.shape[1]], exact) < PARITY
+        assert relative_error(found[:, : exact.shape[1]], exact) < 1e-4
         assert not np.asarray(found[:, exact.shape[1] :]).any()
 
 

@@ -270,7 +270,7 @@ def test_every_command_of_the_page_is_one():
 
 
 EXPORTS = {
-    "style of all weights": (["-o", "a.safetensors", "--style", "folder"], 2, "or kohya"),
+    "style of all weights": (["-o", "a.safetensors", "--style", "folder"], 2, "kohya or peft"),
     "no adapter's file": (["-o", "a.pt"], 2, "write a.safetensors"),
     "folder that is not there": (["-o", "no/a.safetensors"], 1, "there is no folder no"),
     "average that is not kept": (["-o", "a.safetensors", "--ema"], 2, "optimiser.ema_decay is op"),

@@ -9,6 +9,7 @@ import pytest
 
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.dataset.digests import INDEX, Digests, encoder_digests
+from wan_tpu.errors import CheckpointError
 
 
 @pytest.fixture
@@ -77,3 +78,13 @@ def test_encoders_are_their_weights_configuration_and_tokenizer(tmp_path):
     tokenizer = folder / "tokenizer" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert digests()["text_encoder"] != before["text_encoder"]
+
+
+def test_weights_that_cannot_be_read_are_one_line(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(open_model("wan-tiny").folder, folder)
+    weights = next((folder / "vae").glob("*.safetensors"))
+    weights.unlink()
+    weights.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        encoder_digests(open_model(str(folder)), Digests(None))

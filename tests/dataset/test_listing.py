@@ -165,6 +165,7 @@ BAD_LINES = [
     ('{"video": "a\\u0000.mp4", "text": "x"}', "line", "a path cannot have a zero byte"),
     ('{"video": "none.mp4", "text": "x"}', "missing", "m.jsonl line 2: it is not there"),
     ('{"video": "a.mp4/x.mp4", "text": "x"}', "missing", "m.jsonl line 2: it is not there"),
+    ('{"video": "sub\\\\c.mp4", "text": "x"}', "missing", "not there; folders are joined by /"),
     ('{"video": "sub", "text": "x"}', "unreadable", "it cannot be read: it is no file"),
     ('{"video": "m.jsonl", "text": "x"}', "not-media", "neither a clip, a picture nor an .npz"),
     ('{"video": "b.mp4", "text": "y"}', "same-line", "stands in m.jsonl line 1, too"),

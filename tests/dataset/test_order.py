@@ -47,7 +47,8 @@ def test_the_order_is_a_function_of_seed_and_number_alone():
         expected[n] for n in (31, 2, 17)
     ]
     assert batches(pickle.loads(pickle.dumps(order)), 40) == expected
-    assert batches(Order(SIZES, batch=3, seed=6), 40) != expected
+    for other in (6, -5, 5 + 2**32):
+        assert batches(Order(SIZES, batch=3, seed=other), 40) != expected
 
 
 def test_a_size_smaller_than_a_batch_goes_round_within_it():

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.dataset.broken_clips import make_broken_clips
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.cli.main import main
 from wan_tpu.dataset.cache import SAMPLES, TEXTS, Cache
+from wan_tpu.dataset.check import check
 from wan_tpu.dataset.decode import read_window
 from wan_tpu.dataset.encode import load_encoders
 from wan_tpu.dataset.entry import Entry, Kind
 from wan_tpu.dataset.jobs import PrepareOptions
+from wan_tpu.dataset.listing import list_entries
 from wan_tpu.dataset.loader import open_dataset
 from wan_tpu.dataset.manifest import read_manifest
 from wan_tpu.dataset.prepare import open_or_prepare, prepare
@@ -228,6 +231,21 @@ def test_a_clip_that_cannot_be_decoded_is_refused_and_the_rest_goes_on(clips, tm
     assert any(refusal.name.startswith("b.mp4") for refusal in outcome.manifest.refused)
 
 
+def test_of_a_folder_of_broken_clips_the_good_ones_are_made(tmp_path, device):
+    """The same as a check says, each once; what no check sees comes up when it is decoded."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    make_broken_clips(clips)
+    checked = check(list_entries(clips), OPTIONS.buckets(open_model("wan-tiny")), workers=0)
+    outcome = prepare(clips, tmp_path / "data", open_model("wan-tiny"), OPTIONS, devices=device)
+    made = {sample.name.rpartition("@")[0] for sample in outcome.manifest.samples}
+    refused = [refusal.name for refusal in outcome.manifest.refused]
+    assert made == {entry.name for entry in checked.good}
+    assert sorted(refused) == sorted({finding.name for finding in checked.faults})
+    assert len(made) > 10
+    assert len(refused) > 15
+
+
 def test_a_clip_that_changes_while_it_is_read_is_refused(clips, data, device, monkeypatch):
     """Its latents would bear the name of what it was before."""
 
@@ -249,6 +267,7 @@ import pathlib, sys, time
 import jax
 from tests.dataset.test_prepare import OPTIONS
 from wan_tpu import runtime
+from tests.dataset.broken_clips import make_broken_clips
 from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.cli.main import main
 from wan_tpu.dataset.prepare import prepare

@@ -33,7 +33,7 @@ WORD, COLOUR, SHAPE = "zork", "purple", "triangle"
 CLIPS, SIDE, SEED = 24, 64, 0
 CONFIG = TrainingConfig(
     data=DataConfig(caption_dropout=0.0),
-    train=TrainConfig(trains="embedding", steps=60, batch=6, seed=SEED),
+    train=TrainConfig(trains="embedding", steps=120, batch=6, seed=SEED),
     # What a shape is and its colour are decided where there is much noise.
     flow=FlowConfig(shift=5.0, min_sigma=0.3),
     optimiser=OptimiserConfig(learning_rate=0.1, schedule="cosine", clip_norm=0.0),

@@ -26,6 +26,8 @@ EXPERT_HEADER = "wan_tpu.component"
 
 _IN_WORDS = {TRANSFORMER: "the high-noise expert", TRANSFORMER_2: "the low-noise expert"}
 
+_OPEN = ", since it names no expert; @high or @low chooses"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChosenAdapter:
@@ -99,10 +101,16 @@ def assign(
         for component, adapter in adapters.items():
             check_fits(adapter, shapes[component], where=str(each.file.path), model=model)
             by_component[component].append(Strengthened(adapter=adapter, strength=strength))
-            logger.info(
-                "adapter %s (%s, %s) on %s at strength %g%s",
-                each.file.path.name, each.file.style, adapter.described, component, strength, why,
-            )  # fmt: skip
+        logger.log(
+            logging.INFO if why != _OPEN else logging.WARNING,
+            "adapter %s (%s, %s) at strength %g on %s%s",
+            each.file.path.name,
+            each.file.style,
+            next(iter(adapters.values())).described,
+            strength,
+            " and ".join(adapters),
+            why,
+        )
         described.append({**each.to_json(), "components": list(adapters)})
     return Assigned(by_component=by_component, described=described)
 
@@ -138,9 +146,7 @@ def _experts_of(
     expert = expert_by_name(file.path)
     if expert is not None:
         return {expert: plain}, ", as its name says"
-    return dict.fromkeys(experts, plain), (
-        ": it names no expert, so that both have it; @high or @low chooses"
-    )
+    return dict.fromkeys(experts, plain), _OPEN
 
 
 def _of_one(

@@ -20,12 +20,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from wan_tpu.adapters.chosen import EXPERT_HEADER
+from wan_tpu.adapters.files import PEFT_CONFIG, PEFT_FILE
 from wan_tpu.adapters.form import Factors
 from wan_tpu.adapters.keys import KOHYA
-from wan_tpu.adapters.styles import DIFFUSERS_CONFIG, PEFT_CONFIG, PEFT_FILE
+from wan_tpu.adapters.styles import DIFFUSERS_CONFIG
 from wan_tpu.checkpoints.arrays import as_torch
 from wan_tpu.checkpoints.original_names import original_module_name
 from wan_tpu.errors import InputError, OutputError, UnknownNameError
@@ -89,6 +90,8 @@ def write_adapter(
         raise InputError(f"there is nothing to write to {path}: the adapter has no factors")
     if style != "peft" and path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors, for example fox.safetensors")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     tensors = _tensors(factors, style, DTYPES[dtype])
     header = _header(path, factors, metadata)
     if style == "diffusers":
@@ -112,10 +115,9 @@ def write_adapter(
 
 def _write_file(path: pathlib.Path, tensors: Any, header: dict[str, str]) -> None:
     """Writes a file, and waits until it is on the disk."""
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-    save_file(tensors, path, metadata=header)
-    with path.open("rb") as file:
+    with path.open("wb") as file:  # safetensors' own files can be read by their owner alone
+        file.write(save(tensors, metadata=header))
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from wan_tpu.attention.arrays import LogSumExp, Queries
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
@@ -35,9 +35,7 @@ class Residuals(NamedTuple):
     logsumexp: LogSumExp
 
 
-def name_residuals(
-    out: Float[Array, "..."], logsumexp: LogSumExp
-) -> tuple[Float[Array, "..."], LogSumExp]:
+def name_residuals(out: Array, logsumexp: Array) -> tuple[Array, Array]:
     """Both under the names that a rematerialisation policy keeps them by.
 
     What is returned must also be what the model goes on with, or the policy keeps a copy and runs

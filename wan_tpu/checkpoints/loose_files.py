@@ -225,7 +225,7 @@ def _known(paths: list[pathlib.Path]) -> str:
 def _no_transformer(path: pathlib.Path, found: list[str]) -> str:
     names = SafetensorsSource(path).shapes
     if any(".lora_" in name or ".hada_w" in name or ".lokr_w" in name for name in names):
-        return "holds a LoRA, which is not a model by itself"
+        return "holds a LoRA, which is not a model by itself; --lora takes it"
     if found:
         return f"holds {_WHAT[found[0]]} and no transformer; give the transformer's file"
     first = next(iter(names), "nothing")

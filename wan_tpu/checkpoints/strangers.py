@@ -72,7 +72,10 @@ def describe_names(where: str, names: Collection[str], *, twin: str | None = Non
     if not names:
         return f"{where} is empty; {WHAT_TO_TAKE}"
     if "adapter_config.json" in names or any("lora" in name.lower() for name in weights):
-        return f"{where} holds a LoRA, which is not a model by itself; {WHAT_TO_TAKE}"
+        return (
+            f"{where} holds a LoRA, which is not a model by itself but what --lora takes; beside "
+            f"it, {WHAT_TO_TAKE}"
+        )
     originals = ("Wan2.1_VAE", "Wan2.2_VAE", "models_t5_umt5", "high_noise_model")
     if any(name.startswith(originals) for name in names):
         instead = f"{twin} is the same in diffusers format" if twin else WHAT_TO_TAKE

@@ -10,8 +10,12 @@ from wan_tpu.errors import InputError, OutputError
 from wan_tpu.pipeline.whole_file import check_file_path, reporting
 from wan_tpu.training.run_folder import read_run
 
-FOLDER = "folder"
-STYLES = {"lora": ("comfyui", "diffusers", "kohya"), "full": (FOLDER,), "embedding": ()}
+FOLDERS = ("folder", "peft")
+STYLES = {
+    "lora": ("comfyui", "diffusers", "kohya", "peft"),
+    "full": ("folder",),
+    "embedding": (),
+}
 """By what is trained: whose names the file has, the default first; vectors have one form."""
 
 
@@ -20,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE",
-        help=".safetensors; of a training of all weights the folder of a model",
+        help=".safetensors, of two experts' LoRA two files, FILE_high_noise and FILE_low_noise; of "
+        "all weights, and of style peft, a folder",
     )  # fmt: skip
     parser.add_argument(
         "--style",
         choices=[style for styles in STYLES.values() for style in styles],
-        help="of a LoRA: comfyui (default; read by diffusers, too), diffusers or kohya; of all "
-        "weights: folder",
+        help="of a LoRA: comfyui (default; read by diffusers, too), diffusers, kohya or peft; of "
+        "all weights: folder",
     )
     parser.add_argument(
         "--step", type=positive_int, metavar="N", help="of this checkpoint; default: the newest"
@@ -41,15 +46,15 @@ def run(parsed: argparse.Namespace) -> int:
     style = _style(settings["kind"], parsed.style)
     if parsed.ema and settings["config"]["optimiser.ema_decay"] is None:
         raise InputError(f"{folder} keeps no average: optimiser.ema_decay is open; leave out --ema")
-    output = _check_output(Path(parsed.output), is_folder=style == FOLDER)
+    output = _check_output(Path(parsed.output), is_folder=style in FOLDERS)
 
     from wan_tpu import runtime
 
     runtime.start(host_devices=1)  # a training may have the accelerator
-    from wan_tpu.training.export import export  # pyright: ignore[reportMissingImports]
+    from wan_tpu.training.export import export
 
-    export(folder, output, style=style, step=parsed.step, ema=parsed.ema)
-    print_path(output)
+    for path in export(folder, output, style=style, step=parsed.step, ema=parsed.ema):
+        print_path(path)
     return 0
 
 
@@ -83,7 +88,7 @@ def _check_output(output: Path, *, is_folder: bool) -> Path:
             )
         return check_file_path(output)
     with reporting(output):
-        if os.path.lexists(output) and not (output.is_dir() and not os.listdir(output)):
+        if os.path.lexists(output):
             raise OutputError(f"cannot write {output}: it is there already; take another name")
         if not output.absolute().parent.is_dir():
             raise OutputError(f"cannot write {output}: there is no folder {output.parent}")

@@ -18,7 +18,7 @@ from wan_tpu.cli.output import print_path
 from wan_tpu.cli.progress import say
 from wan_tpu.cli.stoppable import Stoppable
 from wan_tpu.cli.streams import keep_stdout_for_data, write_data
-from wan_tpu.errors import InputError
+from wan_tpu.errors import Cancelled, InputError
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import agree
@@ -192,7 +192,11 @@ def _run(order: Order, folder: RunFolder) -> int:
         say(f"trains in {folder.path}")
     running = Stoppable(leads=order.group.leads)
     outcomes: list[Outcome] = []
-    running.run(lambda: outcomes.append(_train(order, folder, running)))
+    try:
+        running.run(lambda: outcomes.append(_train(order, folder, running)))
+    except Cancelled:  # before there was a step to save
+        say("interrupted")
+        return running.exit_code
     (outcome,) = outcomes
     if not outcome.is_finished:
         if order.group.leads:
@@ -222,8 +226,12 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             cache_folder=runtime.default_cache_folder() if order.keeps_programs else None,
             joined=joined,
         )
+        running.when_asked(lambda: process.tell_asked("it is asked to save and end"))
         process.loaded()
-        from wan_tpu.training.run import train  # pyright: ignore[reportMissingImports]
+        import jax
+
+        from wan_tpu.planner import peak_flops
+        from wan_tpu.training.run import train
 
         def report(line: Line) -> None:
             _note(line, process, running)
@@ -233,9 +241,13 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             process,
             {"config": json.dumps(in_use(order.config))},
             lambda _, should_stop: train(
-                order.config, folder, on_progress=report, should_stop=should_stop
+                order.config,
+                folder,
+                on_progress=report,
+                should_stop=should_stop,
+                peak_flops=peak_flops(jax.devices()[0].device_kind),
             ),
-            asked=running.is_asked,
+            asked=lambda: running.is_asked() or process.others_asked(),
         )
 
 

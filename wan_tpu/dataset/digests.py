@@ -15,6 +15,7 @@ from typing import Any
 from wan_tpu.checkpoints.component import PLAIN_NAMES
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.files import weight_files
+from wan_tpu.errors import CheckpointError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from wan_tpu.text.tokenizer import CONFIG_FILE, MAKERS
 
@@ -125,20 +126,27 @@ def encoder_digests(description: ModelDescription, digests: Digests) -> dict[str
         digests: of files.
 
     Raises:
-        CheckpointError: files are missing.
+        CheckpointError: files are missing or cannot be read.
     """
     found = {}
+
+    def of(path: pathlib.Path) -> str:
+        try:
+            return digests.of(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
     for name in (VAE, TEXT_ENCODER, IMAGE_ENCODER):
         if name not in description.kind.components:
             continue
         path = description.component_folder(name)
         files = weight_files(path, PLAIN_NAMES[name], description.variant)
-        parts: list[Any] = [_essence(description.configs[name]), [digests.of(f) for f in files]]
+        parts: list[Any] = [_essence(description.configs[name]), [of(file) for file in files]]
         if name == TEXT_ENCODER:
             folder = description.component_folder("tokenizer")
             names = (*MAKERS, CONFIG_FILE)
             there = [folder / name for name in names if (folder / name).is_file()]
-            parts.append([digests.of(file) for file in there])
+            parts.append([of(file) for file in there])
         found[name] = digest_of_json(parts)
     return found
 

@@ -122,14 +122,12 @@ def _damage(clip: ClipDetails) -> list[tuple[str, str]]:
     """Faults, and a note of what the decoder got over, as kind and words."""
     if clip.damage is not None:
         return [("damaged", f"of {clip.num_frames} frames {clip.damage}")]
-    if clip.declared is not None:
-        missing = clip.declared - clip.duration
-        if missing > max(LOST_SECONDS, clip.declared / 20):
-            words = (
-                f"it says that it has {float(clip.declared):.2f} s, and its frames end after "
-                f"{float(clip.duration):.2f} s"
-            )
-            return [("damaged", words)]
+    if clip.missing > max(LOST_SECONDS, (clip.duration + clip.missing) / 20):
+        words = (
+            f"it says that it has {float(clip.duration + clip.missing):.2f} s, and its frames end "
+            f"after {float(clip.duration):.2f} s"
+        )
+        return [("damaged", words)]
     if clip.corrupt:  # and those that are predicted from them
         return [("damaged", f"{clip.corrupt} of {clip.num_frames} frames are not whole")]
     lost = max(clip.num_frames - clip.decoded, 0)

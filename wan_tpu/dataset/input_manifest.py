@@ -95,6 +95,8 @@ def _entries(
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         why = getattr(error, "strerror", None) or str(error)
         words = f"{source}: it is not there" if missing else f"{source}: it cannot be read: {why}"
+        if missing and "\\" in name:
+            words += "; folders are joined by /"
         yield Finding(name=name, kind="missing" if missing else "unreadable", words=words)
         return
     if kind is None:

@@ -29,7 +29,7 @@ class Order:
         Args:
             sizes: a number for the size of each sample; at least one sample.
             batch: samples of a batch.
-            seed: of the order, at least 0.
+            seed: of the order.
         """
         self._given = tuple(sizes), batch, seed
         self._size_of = np.asarray(sizes)
@@ -65,7 +65,7 @@ class Order:
 
     def _numbers(self, *purpose: int) -> np.random.Generator:
         # Philox by its key, of whatever numbers: the same on every machine.
-        sequence = np.random.SeedSequence([self._seed, *purpose])
+        sequence = np.random.SeedSequence([self._seed % 2**64, *purpose])  # it takes none below 0
         return np.random.Generator(np.random.Philox(sequence))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,15 @@ import numpy as np
 
 from wan_tpu.errors import MediaError
 from wan_tpu.image.clip_colours import is_hdr
-from wan_tpu.image.clip_reader import ClipBounds, measure, opened, orientation, seen_size, timed
+from wan_tpu.image.clip_reader import (
+    ClipBounds,
+    PacketTimes,
+    measure,
+    opened,
+    orientation,
+    seen_size,
+    timed,
+)
 
 if TYPE_CHECKING:
     import pathlib
@@ -98,7 +107,7 @@ class ClipDetails:
         decoded: frames that the decoder gave.
         corrupt: of these, how many it says are damaged.
         damage: how far it came and why no further; None where it came to the end.
-        declared: seconds of video that the file says it has; None where it does not say it.
+        missing: seconds that the file says it has and that are not there; 0 where it says nothing.
         look: None where no frame could be decoded.
     """
 
@@ -118,7 +127,7 @@ class ClipDetails:
     decoded: int
     corrupt: int
     damage: str | None
-    declared: Fraction | None
+    missing: Fraction
     look: Look
 
 
@@ -169,7 +178,7 @@ def examine_clip(path: "pathlib.Path", bounds: ClipBounds) -> ClipDetails:
         decoded=decoded,
         corrupt=corrupt,
         damage=damage,
-        declared=declared,
+        missing=_missing(declared, measured),
         look=looking.end(),
     )
 
@@ -177,12 +186,21 @@ def examine_clip(path: "pathlib.Path", bounds: ClipBounds) -> ClipDetails:
 def _declared(
     container: "av.container.InputContainer", stream: "av.video.stream.VideoStream"
 ) -> Fraction | None:
-    """Seconds of video by the file's head, with which what is there can be compared."""
+    """Seconds of video by the file's head, or at which it ends; None where it does not say it."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
+    said = re.fullmatch(r"(\d+):(\d+):(\d+(\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if said is not None:  # Matroska's
+        return 3600 * int(said[1]) + 60 * int(said[2]) + Fraction(said[3])
     if len(container.streams) == 1 and container.duration:  # of the longest stream, sound too
         return Fraction(container.duration, 1_000_000)
     return None
+
+
+def _missing(declared: Fraction | None, packets: PacketTimes) -> Fraction:
+    """How much less there is than the file says; some count from 0, and some from its begin."""
+    there = max(packets.duration, packets.first + packets.duration)
+    return Fraction(0) if declared is None else max(declared - there, Fraction(0))
 
 
 def _of_frame(frame: "av.video.frame.VideoFrame") -> dict[str, Any]:

@@ -74,6 +74,7 @@ class PacketTimes:
     Attributes:
         num_frames: that the file has.
         duration: seconds from the first frame to the end of the last.
+        first: seconds that the file gives its first frame.
         keyframes: seconds from the first frame: where decoding can begin.
         shortest: seconds between two frames one after the other; 0 for a single frame.
         longest: likewise.
@@ -81,6 +82,7 @@ class PacketTimes:
 
     num_frames: int
     duration: Fraction
+    first: Fraction
     keyframes: tuple[Fraction, ...]
     shortest: Fraction
     longest: Fraction
@@ -132,6 +134,7 @@ def measure(source: ClipSource, bounds: ClipBounds) -> PacketTimes:
     return PacketTimes(
         num_frames=len(ticks),
         duration=seconds,
+        first=first * tick,
         keyframes=tuple((time - first) * tick for time in keyframes),
         shortest=min(gaps) * tick,
         longest=max(gaps) * tick,

@@ -1,10 +1,12 @@
 """What a layout costs on a slice that is not here: compile, read the program, estimate.
 
-The names below are all that the rest of the project may know of the planner; `wan-tpu plan` and the
-benchmarks are who does. The planner in turn knows the public names of the pipeline. Importing this
-loads nothing else: `find_slice` needs no JAX, and a plan starts it for itself.
+The names below are all that the rest of the project may know of the planner; `wan-tpu plan`,
+`wan-tpu train` and the benchmarks are who does. The planner in turn knows the public names of the
+pipeline. Importing this loads nothing else: `find_slice` needs no JAX, and a plan starts it for
+itself.
 
 * `find_slice(name)`: the slice of an accelerator type.
+* `peak_flops(device_kind)`: of a device that is here, what MFU is a share of.
 * `make_job(description, request, where, ...)`: what is planned, checked.
 * `Planner(job, cache, report).plan(layouts)`: a row per layout, best first.
 * `FactsCache(folder)`: where compiled programs' facts are kept.
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wan_tpu.planner.compile import FactsCache
-    from wan_tpu.planner.hardware import GIB, Slice, find_slice
+    from wan_tpu.planner.hardware import GIB, Slice, find_slice, peak_flops
     from wan_tpu.planner.job import STAGE_GROUPS, Job
     from wan_tpu.planner.plan import Planner, make_job
     from wan_tpu.planner.plot import require_matplotlib, write_plot
@@ -34,6 +36,7 @@ __all__ = [
     "find_slice",
     "format_table",
     "make_job",
+    "peak_flops",
     "require_matplotlib",
     "to_json",
     "write_plot",
@@ -41,7 +44,7 @@ __all__ = [
 
 _MODULES = {
     "compile": ("FactsCache",),
-    "hardware": ("GIB", "Slice", "find_slice"),
+    "hardware": ("GIB", "Slice", "find_slice", "peak_flops"),
     "job": ("STAGE_GROUPS", "Job"),
     "plan": ("Planner", "make_job"),
     "plot": ("require_matplotlib", "write_plot"),

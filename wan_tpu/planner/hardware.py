@@ -111,6 +111,12 @@ V7X = Chip(
 )
 CHIPS = {chip.name: chip for chip in (V6E, V5E, V5P, V7X)}
 
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a device, by `jax.Device.device_kind`; None for no TPU known here."""
+    return next((c.bf16_flops for c in CHIPS.values() if c.device_kind == device_kind), None)
+
+
 _FLAT = {
     1: (1, 1),
     4: (2, 2),

@@ -47,7 +47,7 @@ RESULT = "result"
 
 def export(
     folder: Path, output: Path, *, style: str | None, step: int | None = None, ema: bool = False
-) -> None:
+) -> list[Path]:
     """Writes what a run has learnt up to a checkpoint. JAX has been started.
 
     Args:
@@ -56,6 +56,9 @@ def export(
         style: of an adapter's file; `wan_tpu.adapters.write.STYLES`.
         step: of the checkpoint; the newest when not given.
         ema: the average instead of the parameters.
+
+    Returns:
+        The file or folder; a file for each of two experts.
 
     Raises:
         InputError: there is no such checkpoint, or the run keeps no average.
@@ -75,7 +78,7 @@ def export(
             raise InputError(f"{folder} has no checkpoint of step {step}; it has {known}")
         step = steps[-1] if step is None else step
         states = checkpoints.restore(step, trainer.step, trainer.state_names)
-    write_states(
+    return write_states(
         trainer,
         states,
         output,

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from wan_tpu.training.metrics import FINISHED, Ended, Line, Sampled, Saved, Stage, Started, Step
+from wan_tpu.training.metrics import STOPPED, Ended, Line, Sampled, Saved, Stage, Started, Step
 
 BAR = "{desc:<9}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 
@@ -32,6 +32,11 @@ def describe(line: Step) -> str:
 def hours_left(line: Step) -> float:
     """Of the steps that are not done, at the pace of this line."""
     return max(0, line.steps - line.step) * line.seconds / 3600
+
+
+def _plain(value: object) -> str:
+    """A setting; names of a list side by side."""
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _thousands(number: float) -> str:
@@ -62,8 +67,8 @@ class TrainingProgress:
             case Started():
                 begins = f"training, {line.steps} steps"
                 goes_on = f"training goes on after step {line.step} of {line.steps}"
-                chosen = "".join(f", {name} {value}" for name, value in line.settings.items())
-                self._say(f"{goes_on if line.step else begins}{chosen}")
+                chosen = [f"{name} {_plain(value)}" for name, value in line.settings.items()]
+                self._say(", ".join([goes_on if line.step else begins, *chosen]))
             case Stage():
                 self._say(line.name)
             case Step():
@@ -74,7 +79,7 @@ class TrainingProgress:
                 self._say(f"samples of step {line.step}: {', '.join(line.files)}")
             case Ended():
                 self._close()
-                if line.reason != FINISHED:
+                if line.reason == STOPPED:  # an error is said by whoever catches it
                     self._say(f"{line.reason} after step {line.step}")
 
     def _step(self, line: Step) -> None:

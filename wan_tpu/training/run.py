@@ -4,6 +4,7 @@ The folder decides where it begins. A step's numbers are read when the next one 
 the devices do not wait for the host; a checkpoint is begun between steps and written meanwhile.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -17,10 +18,10 @@ import numpy as np
 from wan_tpu.dataset.loader import PreparedDataset
 from wan_tpu.dataset.prepare import open_or_prepare
 from wan_tpu.dataset.sample import Batch
-from wan_tpu.errors import BadNumbersError, InputError
+from wan_tpu.errors import BadNumbersError, InputError, OutputError
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
-from wan_tpu.pipeline.progress import Progress
+from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
@@ -87,7 +88,11 @@ def train(
         board = folder.tensorboard if folder.leads else None
         with _log(folder, board, begin) as log:
             run = _Run(trainer, folder, checkpoints, log, on_progress or (lambda line: None))
-            return run.train(begin, should_stop or (lambda: False), peak_flops)
+            try:
+                return run.train(begin, should_stop or (lambda: False), peak_flops)
+            except Exception as error:
+                run.tell_failure(error)
+                raise
 
 
 def _log(folder: RunFolder, board: Path | None, step: int) -> Any:
@@ -141,6 +146,9 @@ class _Run:
         self._shapes = padded_shapes(trainer.step.trained.weights())
         self._saved_at = time.monotonic()
         self._read_at = time.monotonic()
+        self._last = 0
+        self._begin = self._step = 0
+        self._watch = Watch(self._compiles)
 
     def train(
         self, begin: int, should_stop: Callable[[], bool], peak_flops: float | None
@@ -158,15 +166,14 @@ class _Run:
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
         pending: _Pending | None = None
-        step, is_stopped = begin, False
+        step, is_stopped, self._begin = begin, False, begin
         while step < steps:
             if should_stop():
                 is_stopped = True
                 break
             batch = next(batches)
-            if step == begin:
-                self._tell(Stage(step=step, name="compile", time=time.time()))
-            states, metrics = self.trainer.run(states, batch, step, data.empty_text)
+            self._step = step
+            states, metrics = self.trainer.run(states, batch, step, data.empty_text, self._watch)
             if pending is not None:
                 self._read(pending, meter)
             step += 1
@@ -210,6 +217,9 @@ class _Run:
             self.folder.path / "data",
             description,
             on_progress=on_progress,
+        )
+        self.trainer.step.trained.check_captions(
+            [sample.caption for sample in data.manifest.samples]
         )
         self.folder.note_data(data.digest)
         for geometry in data.geometries:
@@ -300,12 +310,28 @@ class _Run:
         )
         return bool(by_steps or by_clock) and step < self.config.train.steps
 
+    def _compiles(self, progress: Progress) -> None:
+        """Says so before: other processes may have the program already, and must wait."""
+        if not progress.done:
+            self._tell(Stage(step=self._step, name=progress.stage, time=time.time()))
+        elif self._step == self._begin:  # what has been loaded and compiled is no step's time
+            self._read_at = time.monotonic()
+
     def _save(self, step: int, states: States) -> None:
+        # A step of its own kind: who watches must not take it for one that hangs.
+        self._tell(Stage(step=step, name="save", time=time.time()))
         seconds = self.checkpoints.save(step, states, {"step": step}, self._shapes)
         self._saved_at = time.monotonic()
         self._tell(Saved(step=step, time=time.time(), seconds=seconds))
 
+    def tell_failure(self, error: Exception) -> None:
+        """Says in the log why the run ends; a full disk must not hide the error itself."""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with contextlib.suppress(OutputError):
+            self._tell(Ended(step=self._last, time=time.time(), reason=reason))
+
     def _tell(self, line: Line) -> None:
+        self._last = line.step
         self._log.write(line)
         self._on_line(line)
 
