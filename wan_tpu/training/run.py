@@ -47,6 +47,9 @@ from wan_tpu.training.trainer import States, Trainer
 
 logger = logging.getLogger(__name__)
 
+STEPS_A_LOOK = 10
+"""How often several processes agree on what the clock says."""
+
 OnLine = Callable[[Line], None]
 
 
@@ -148,6 +151,7 @@ class _Run:
         self._read_at = time.monotonic()
         self._last = 0
         self._begin = self._step = 0
+        self._saving: tuple[int, float] | None = None
         self._watch = Watch(self._compiles)
 
     def train(
@@ -178,6 +182,7 @@ class _Run:
                 self._read(pending, meter)
             step += 1
             pending = _Pending(step, metrics, batch)
+            self._tell_saved()
             if self._is_due(step):
                 self._read(pending, meter)
                 pending = None
@@ -194,6 +199,7 @@ class _Run:
         if step not in self.checkpoints.steps and step > begin:
             self._save(step, states)
         self.checkpoints.wait()
+        self._tell_saved()
         result = None
         if step >= steps:
             self._tell(Stage(step=step, name="export", time=time.time()))
@@ -305,9 +311,10 @@ class _Run:
         """Whether a checkpoint is to be begun, the same in every process."""
         save = self.config.save
         by_steps = save.every_steps and step % save.every_steps == 0
-        by_clock = save.every_minutes and agreed(
-            time.monotonic() - self._saved_at >= 60 * save.every_minutes
-        )
+        # Of several processes one has the clock, and asking it waits for the devices.
+        may_ask = jax.process_count() == 1 or step % STEPS_A_LOOK == 0
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_clock = save.every_minutes and may_ask and agreed(minutes >= save.every_minutes)
         return bool(by_steps or by_clock) and step < self.config.train.steps
 
     def _compiles(self, progress: Progress) -> None:
@@ -320,9 +327,18 @@ class _Run:
     def _save(self, step: int, states: States) -> None:
         # A step of its own kind: who watches must not take it for one that hangs.
         self._tell(Stage(step=step, name="save", time=time.time()))
+        self.checkpoints.wait()
+        self._tell_saved()  # the one before
         seconds = self.checkpoints.save(step, states, {"step": step}, self._shapes)
         self._saved_at = time.monotonic()
-        self._tell(Saved(step=step, time=time.time(), seconds=seconds))
+        self._saving = step, seconds
+
+    def _tell_saved(self) -> None:
+        """Once the checkpoint that was begun last is on the disk."""
+        if self._saving is not None and not self.checkpoints.is_saving:
+            step, seconds = self._saving
+            self._saving = None
+            self._tell(Saved(step=step, time=time.time(), seconds=seconds))
 
     def tell_failure(self, error: Exception) -> None:
         """Says in the log why the run ends; a full disk must not hide the error itself."""
