@@ -7,6 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 
 ZERO = -1
 """In a row map: this row is not in the checkpoint and is zero."""
@@ -62,10 +63,14 @@ def as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def fetch(array: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
-    """An array on the host, or one layer of it: from each shard its part, and no more."""
+    """An array on the host, or one layer of it: from each shard its part, and no more.
+
+    Of an array that several processes share, all of them have to ask, and each gets all of it.
+    """
     if isinstance(array, np.ndarray):
         return array if layer is None else array[layer]
-    assert array.is_fully_addressable, "gather the array to one process first"
+    if not array.is_fully_addressable:
+        return _gathered(array, layer)
     out = np.empty(array.shape if layer is None else array.shape[1:], array.dtype)
     seen = set()
     for shard in array.addressable_shards:
@@ -81,3 +86,14 @@ def fetch(array: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
         data = shard.data if layer is None else shard.data[layer - inside.start]
         out[index] = np.asarray(data)
     return out
+
+
+def _gathered(array: jax.Array, layer: int | None) -> np.ndarray:
+    """An array whose parts lie with several processes, brought together over the devices."""
+    sharding = array.sharding
+    assert isinstance(sharding, NamedSharding)
+    take = jax.jit(
+        lambda x, number: x if layer is None else x[number],
+        out_shardings=NamedSharding(sharding.mesh, PartitionSpec()),
+    )
+    return np.asarray(take(array, 0 if layer is None else layer))

@@ -113,7 +113,7 @@ class Weight:
         """The way back: the checkpoint's tensors, rows in its order, padding left out.
 
         Args:
-            array: of `shape`; all of it on devices of this process.
+            array: of `shape`; where several processes share it, all of them call this.
 
         Yields:
             Names and tensors in the array's dtype, one after the other, each fetched when its turn

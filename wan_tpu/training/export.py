@@ -13,24 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.torch import save_file
 
 from wan_tpu.adapters.form import factors_of
 from wan_tpu.adapters.write import AdapterMetadata, write_adapter
-from wan_tpu.checkpoints.arrays import as_torch
-from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.checkpoints.arrays import as_torch, fetch
+from wan_tpu.checkpoints.weights import Weight, checkpoint_tensors
 from wan_tpu.errors import InputError, OutputError
 from wan_tpu.pipeline.whole_file import aside_of, reporting, write_json_atomically
-from wan_tpu.sharding.mesh import named
 from wan_tpu.torch_bridge import Params
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import MachineConfig, TrainingConfig
 from wan_tpu.training.config_check import load_options
 from wan_tpu.training.config_file import read_config
 from wan_tpu.training.embedding import VECTORS, write_embedding
-from wan_tpu.training.padding import mesh_of
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import read_run
 from wan_tpu.training.trainer import States, Trainer
@@ -134,7 +131,7 @@ def write_states(
             return [output]
         case "embedding":
             (trained,) = learnt.values()
-            vectors = _whole(trained[VECTORS], None)
+            vectors = fetch(trained[VECTORS], None)
             if not jax.process_index():
                 write_embedding(output, trainer.config.embedding, vectors, about)
             return [output]
@@ -269,26 +266,10 @@ def _write_part(path: Path, part: Mapping[str, np.ndarray], about: Mapping[str, 
 
 
 def tensors_of(weights: list[Weight], arrays: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of the mesh as the checkpoint's tensors, a layer at a time, in every process.
-
-    Args:
-        weights: of the arrays; in their dtypes.
-        arrays: by name.
-    """
-    for weight in weights:
-        array = arrays[weight.name]
-        for number, tensor in enumerate(weight.tensors):
-            layer = _whole(array, number if weight.stacked else None)
-            yield tensor, weight.tensor_of(layer.astype(weight.dtype))
-
-
-def _whole(array: jax.Array, layer: int | None) -> np.ndarray:
-    """An array, or one of its layers, on the host of every process."""
-    whole = named(mesh_of(array))
-    if layer is None:
-        return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
-    take = jax.jit(lambda x, i: x[i], out_shardings=whole)
-    return np.asarray(take(array, jnp.asarray(layer)))
+    """Arrays of the mesh as the checkpoint's tensors, in the dtypes of the weights."""
+    dtypes = {tensor: weight.dtype for weight in weights for tensor in weight.tensors}
+    for name, tensor in checkpoint_tensors(weights, arrays):
+        yield name, tensor.astype(dtypes[name])
 
 
 def _about(config: TrainingConfig, step: int, data_digest: str | None) -> dict[str, str]:
