@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ import numpy as np
 from wan_tpu.dataset.loader import PreparedDataset
 from wan_tpu.dataset.prepare import open_or_prepare
 from wan_tpu.dataset.sample import Batch
-from wan_tpu.errors import BadNumbersError, InputError, OutputError
+from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutputError
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.progress import Progress
+from wan_tpu.training.agreed import agreed
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
-from wan_tpu.training.export import export_states
+from wan_tpu.training.export import export_states, learnt_of
 from wan_tpu.training.flops import step_flops
 from wan_tpu.training.log import TrainingLog
 from wan_tpu.training.metrics import (
@@ -35,6 +36,7 @@ from wan_tpu.training.metrics import (
     Line,
     Meter,
     Outcome,
+    Sampled,
     Saved,
     Stage,
     Started,
@@ -42,6 +44,8 @@ from wan_tpu.training.metrics import (
 from wan_tpu.training.padding import padded_shapes
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import RunFolder
+from wan_tpu.training.sample_requests import sample_requests
+from wan_tpu.training.samples import BASE, Sampler, folder_of_step
 from wan_tpu.training.step import Metrics
 from wan_tpu.training.trainer import States, Trainer
 
@@ -78,7 +82,7 @@ def train(
         CheckpointError: files of the model, or the newest checkpoint, are damaged.
         OutputError: something cannot be written; the last checkpoint is whole.
         OutOfMemoryError: it does not fit the devices.
-        BadNumbersError: the loss is no number; the last checkpoint is from before.
+        BadNumbersError: the loss is no number; the last checkpoint is from before. Or a sample.
         Cancelled: it was asked to stop before the first step.
     """
     description = load_options(config).open_model()
@@ -163,6 +167,7 @@ class _Run:
         batches = data.batches(
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
+        sampler = self._sampler(begin, should_stop)
         pending: _Pending | None = None
         step, is_stopped = begin, False
         while step < steps:
@@ -179,23 +184,32 @@ class _Run:
                 self._read(pending, meter)
             step += 1
             pending = _Pending(step, metrics, batch)
-            if self._is_due(step):
+            saves, samples = self._is_due(step), sampler and self._samples_are_due(step)
+            if saves or samples:
                 self._read(pending, meter)
                 pending = None
+            if saves:
                 self._save(step, states)
+            if sampler and samples:
+                self._sample(sampler, step, states, should_stop)
         if pending is not None:
             self._read(pending, meter)
-        return self._end(step, begin, states, data, is_stopped=is_stopped)
+        self._save_last(step, begin, states)
+        if sampler and step >= steps and not self._has_samples(sampler, step):
+            self._sample(sampler, step, states, should_stop)
+        return self._end(step, states, data, is_stopped=is_stopped)
 
-    def _end(
-        self, step: int, begin: int, states: States, data: PreparedDataset, *, is_stopped: bool
-    ) -> Outcome:
-        """The last checkpoint and, at the end of the training, the result."""
-        steps = self.config.train.steps
+    def _save_last(self, step: int, begin: int, states: States) -> None:
+        """The last checkpoint is on the disk."""
         if step not in self.checkpoints.steps and step > begin:
             self._save(step, states)
         self.checkpoints.wait()
-        result = None
+
+    def _end(
+        self, step: int, states: States, data: PreparedDataset, *, is_stopped: bool
+    ) -> Outcome:
+        """At the end of the training, the result."""
+        steps, result = self.config.train.steps, None
         if step >= steps:
             self._tell(Stage(step=step, name="export", time=time.time()))
             result = export_states(
@@ -313,6 +327,41 @@ class _Run:
         self._saved_at = time.monotonic()
         self._tell(Saved(step=step, time=time.time(), seconds=seconds))
 
+    def _sampler(self, step: int, should_stop: Callable[[], bool]) -> Sampler | None:
+        """Makes the samples; the base's at once, so that what cannot be made is known early."""
+        config, description = self.config.samples, self.trainer.model.description
+        if not config.every_steps:
+            return None
+        self._tell(Stage(step=step, name="samples of the base", time=time.time()))
+        sampler = Sampler(self.trainer, sample_requests(config, description))
+        base = self.folder.samples / BASE
+        if not agreed(sampler.has(base)):
+            self._tell_samples(step, sampler.base(base, should_cancel=should_stop))
+        return sampler
+
+    def _samples_are_due(self, step: int) -> bool:
+        """Between the steps; those of the last one come after its checkpoint."""
+        return step % self.config.samples.every_steps == 0 and step < self.config.train.steps
+
+    def _has_samples(self, sampler: Sampler, step: int) -> bool:
+        return agreed(sampler.has(self.folder.samples / folder_of_step(step)))
+
+    def _sample(
+        self, sampler: Sampler, step: int, states: States, should_stop: Callable[[], bool]
+    ) -> None:
+        """Videos of the average where one is kept; who is asked to stop has none of this step."""
+        self._tell(Stage(step=step, name="samples", time=time.time()))
+        learnt = learnt_of(states, ema=self.config.optimiser.ema_decay is not None)
+        folder = self.folder.samples / folder_of_step(step)
+        with contextlib.suppress(Cancelled):
+            paths = sampler.trained(learnt, folder, should_cancel=should_stop)
+            self._tell_samples(step, paths)
+        self._read_at = time.monotonic()
+
+    def _tell_samples(self, step: int, paths: Sequence[Path]) -> None:
+        files = [path.relative_to(self.folder.path).as_posix() for path in paths]
+        self._tell(Sampled(step=step, time=time.time(), files=files))
+
     def tell_failure(self, error: Exception) -> None:
         """Says in the log why the run ends; a full disk must not hide the error itself."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -323,15 +372,6 @@ class _Run:
         self._last = line.step
         self._log.write(line)
         self._on_line(line)
-
-
-def agreed(is_true: bool) -> bool:
-    """What process 0 says, in every process: clocks differ."""
-    if jax.process_count() == 1:
-        return is_true
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(is_true)))
 
 
 def settings_of(trainer: Trainer) -> Mapping[str, object]:
