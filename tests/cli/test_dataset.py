@@ -157,24 +157,6 @@ def test_it_is_stopped_with_all_its_processes(tmp_path, number, environment):
     assert not alive
 
 
-def test_a_killed_command_leaves_no_process(tmp_path, environment):
-    make_many(tmp_path)
-    process = subprocess.Popen(
-        [*COMMAND, "dataset", "check", tmp_path, *WANTED, "--workers", "2"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with process:
-        process.stderr.readline()
-        me = psutil.Process(process.pid)
-        while len(me.children()) < 3:
-            time.sleep(0.02)
-        time.sleep(1)  # they have begun
-        children = me.children()
-        process.kill()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
-
-
 def test_neither_jax_nor_torch_is_loaded(clips):
     code = (
         "import sys; from wan_tpu.cli.main import main; "

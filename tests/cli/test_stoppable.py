@@ -11,14 +11,18 @@ pytestmark = pytest.mark.usefixtures("heeds_hangups")
 
 WORK = """
 import sys, time
+from tests.training.lines import step_line
 from wan_tpu.cli.stoppable import Stoppable
+from wan_tpu.cli.train_run import _note
+from wan_tpu.multihost.lockstep import Alone
+from wan_tpu.training.metrics import Started
+begins = Started(step=0, steps=9, time=0.0, settings={})
 save_seconds, has_something, leads = float(sys.argv[1]), sys.argv[2] == "yes", sys.argv[3] == "yes"
 running = Stoppable(leads=leads)
 running.before_interrupt(lambda: print("told the others", flush=True), grace_seconds=0.3)
 
 def work():
-    if has_something:
-        running.has_something()
+    _note(step_line(1) if has_something else begins, Alone(), running)
     print("begun", flush=True)
     while not (running.is_asked() and leads):
         time.sleep(0.01)

@@ -1,8 +1,11 @@
 """Work in several processes: all of it done, a crash told from the rest, none left behind."""
 
 import multiprocessing
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from tests.dataset import work
@@ -41,10 +44,29 @@ def test_processes_end_when_nobody_waits_any_more():
     assert time.monotonic() - begin < 30  # the work takes 60
 
 
+def test_processes_end_with_one_that_is_killed():
+    """In the middle of their work, which takes a minute."""
+    code = (
+        "from tests.dataset import work; from wan_tpu.dataset.processes import in_processes; "
+        "[print(done, flush=True) for done in in_processes(work.wait, [0, 1, 1], 2)]"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # one is done with its first, and has another one
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 3  # and what tracks their resources
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
 def test_ctrl_c_is_heard_by_the_one_that_waits_alone():
     """A terminal sends it to all of them, and each would write its own traceback."""
-    assert list(in_processes(work.hears_ctrl_c, [0], 1)) == [(0, False)]
-    assert work.hears_ctrl_c(0)
+    code = (
+        "from tests.dataset import work; from wan_tpu.dataset.processes import in_processes; "
+        "print(work.hears_ctrl_c(0), sorted(in_processes(work.hears_ctrl_c, [0] * 3, 3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True [(0, False), (1, False), (2, False)]\n"
 
 
 def test_nothing_to_do():

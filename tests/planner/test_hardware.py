@@ -4,7 +4,7 @@ import pytest
 
 from wan_tpu.errors import InputError
 from wan_tpu.planner.compile import slice_devices
-from wan_tpu.planner.hardware import CHIPS, accelerator_types, find_slice
+from wan_tpu.planner.hardware import CHIPS, accelerator_types, find_slice, peak_flops
 
 
 @pytest.mark.parametrize("name", accelerator_types())
@@ -34,6 +34,12 @@ def test_libtpu_knows_every_slice(name):
 def test_google_s_names(name, chips, devices, hosts):
     where = find_slice(name)
     assert (where.num_chips, where.num_devices, where.num_hosts) == (chips, devices, hosts)
+
+
+def test_the_peak_of_a_device_that_is_here():
+    assert peak_flops("TPU v6 lite") == 918e12
+    assert peak_flops("TPU7x") == CHIPS["v7x"].bf16_flops
+    assert peak_flops("cpu") is None
 
 
 @pytest.mark.parametrize("name", ["v6e", "v6e-3", "v6e-", "v9-8", "v5p-7", "v5p-2", "", "v6e-8-2"])

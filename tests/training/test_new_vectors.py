@@ -116,16 +116,19 @@ def test_steps_move_the_vectors_and_nothing_else(t2v):
     assert np.abs(moved - direction).max() < 0.1
 
 
-def test_captions_without_the_word_are_told_of_once(t2v, caplog):
+def test_captions_without_the_word(t2v, caplog):
+    """Some are told of; where all are, there is nothing to learn."""
     model = model_on(t2v.folder, "single")
     trained = Trainer(config_of("embedding", embedding=embedding_of()), model).step.trained
     with caplog.at_level(logging.WARNING):
-        for captions in (CAPTIONS, ("a red circle", "a zorky one"), ("nothing",)):
-            trained.tokens(captions)
+        trained.check_captions(["a zork", "embedding:zork &amp; more"])
+        trained.check_captions(CAPTIONS)
     assert [record.getMessage() for record in caplog.records] == [
-        "no caption of a batch holds the word 'zork', so nothing is learnt from it; the first is "
-        "'a red circle'"
+        "1 of 4 captions do not hold the word 'zork' and teach nothing; the first is "
+        "'a red circle moving up on a gray background'"
     ]
+    with pytest.raises(InputError, match="no caption of the data holds the word 'zork', so"):
+        trained.check_captions(["a red circle", "a zorky one"])
 
 
 def test_data_without_captions_is_refused(t2v):

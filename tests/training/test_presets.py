@@ -1,13 +1,20 @@
 """Every preset is a configuration that its model can be trained with."""
 
+import dataclasses
 import pathlib
+import re
+import shlex
 import tomllib
 
 import pytest
 
 import wan_tpu
 from wan_tpu.checkpoints.models import describe_model
+from wan_tpu.cli.main import _parse
 from wan_tpu.errors import InputError
+from wan_tpu.media import placeholders
+from wan_tpu.pipeline.check import check_request
+from wan_tpu.request import make_request
 from wan_tpu.training.config_check import check_with_model
 from wan_tpu.training.config_file import read_config
 from wan_tpu.training.config_keys import KEYS
@@ -45,6 +52,24 @@ def test_a_preset_says_nothing_twice(name):
             shown = table in ("flow", "model") or key in ("trains", "rank", "vectors")
             shown = shown or key in ("learning_rate", "remat", "batch", "steps")
             assert shown or KEYS[table][key].default != value, f"{table}.{key}"
+
+
+@pytest.mark.parametrize("name", sorted(WANTED))
+def test_the_command_that_a_preset_names_makes_data_for_it(name):
+    """Red when a size is none of the model's, or the model another."""
+    found = re.search(r"^# Clips: wan-tpu (dataset prepare .*)$", preset_text(name), re.MULTILINE)
+    if name.startswith("embedding"):
+        assert found is None
+        return
+    parsed = _parse(shlex.split(f"{found[1]} clips -o data"))
+    config = read_config(preset=name, needs_data=False)
+    assert parsed.model == config.model.name
+    model = describe_model(parsed.model)
+    (size,), (frames,) = parsed.size, parsed.frames
+    roles = placeholders(min(model.kind.inputs, key=len))
+    request = make_request("x", size=size, frames=int(frames))
+    check_request(model, dataclasses.replace(request, **roles))
+    assert re.search(rf"\b{size}\b|wan-tiny|480p", preset_summary(name))
 
 
 def test_a_name_that_is_none():

@@ -57,12 +57,13 @@ def test_in_a_file_it_says_the_first_step_the_last_and_what_is_rare(capsys):
 def test_in_a_file_it_says_a_step_every_so_often(capsys, monkeypatch):
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     with TrainingProgress() as shown:
-        shown.show(Started(step=4, steps=9, time=0.0, settings={"layout": "sp2"}))
+        settings = {"layout": "sp2", "experts": ["a", "b"]}
+        shown.show(Started(step=4, steps=9, time=0.0, settings=settings))
         shown.show(step_line(5, steps=9))
         shown.show(step_line(6, steps=9))
         shown.show(Ended(step=6, time=0.0, reason="stopped"))
     first, *others = said(capsys)
-    assert first == "training goes on after step 4 of 9, layout sp2"
+    assert first == "training goes on after step 4 of 9, layout sp2, experts a+b"
     assert [line.split(",")[0] for line in others] == [
         "step 5 of 9",
         "step 6 of 9",

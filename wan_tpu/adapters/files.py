@@ -4,7 +4,6 @@ import logging
 import pathlib
 from collections.abc import Sequence
 
-from wan_tpu.adapters.styles import PEFT_CONFIG, PEFT_FILE
 from wan_tpu.checkpoints.files import some, visible_names
 from wan_tpu.checkpoints.hub import Repository
 from wan_tpu.checkpoints.loose_files import expert_by_name
@@ -14,6 +13,7 @@ from wan_tpu.family import TRANSFORMER, TRANSFORMER_2
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN_NAMES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 """What PEFT and diffusers call the one file of a folder."""
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from wan_tpu.adapters.files import PEFT_CONFIG, PEFT_FILE
 from wan_tpu.adapters.form import Adapter, Factors
 from wan_tpu.adapters.keys import ALPHA, BIAS_OF_UP, DIFF, DOWN, UP, Key, read_key
 from wan_tpu.adapters.strangers import describe_names, other_form
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 """Of the file's header: diffusers' JSON of PEFT's configuration, names prefixed."""
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,6 +22,7 @@ need no mask at all.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,23 +152,9 @@ def flash_backward(
 
     query_spec, key_spec = spec(blocks.queries, query_index), spec(blocks.keys, key_index)
     feature_spec = pl.BlockSpec((None, None, None, 2 * _FEATURES, blocks.queries), feature_index)
-    wide = head_dim + LANES
-    scratch = {
-        "query_wide": pltpu.VMEM((blocks.queries, wide), query.dtype),
-        "d_out_wide": pltpu.VMEM((blocks.queries, wide), query.dtype),
-        "query_t": pltpu.VMEM((head_dim, blocks.queries), query.dtype),
-        "d_out_t": pltpu.VMEM((head_dim, blocks.queries), query.dtype),
-        "key_t": pltpu.VMEM((wide, blocks.keys), query.dtype),
-        "value_t": pltpu.VMEM((wide, blocks.keys), query.dtype),
-        "d_scores_t": pltpu.VMEM((2, blocks.compute, SHORT_TILE_STRIP), query.dtype),
-        "d_query_t": pltpu.VMEM((head_dim, blocks.queries), jnp.float32),
-        "d_key_t": pltpu.VMEM((head_dim, blocks.keys), jnp.float32),
-        "d_value_t": pltpu.VMEM((head_dim, blocks.keys), jnp.float32),
-        "kept": pltpu.VMEM((min(2, grid[3]), head_dim, blocks.queries), jnp.float32),
-        "loaded": pltpu.SemaphoreType.DMA,
-        "stored": pltpu.SemaphoreType.DMA((min(2, grid[3]),)),
-    }
-    sums = jax.ShapeDtypeStruct((grid[3], head_dim, blocks.queries), jnp.float32)
+    kept = min(2, grid[3])
+    blocks_kept = grid[3] if grid[2] > 1 else 1  # with one block of keys nothing is added up
+    sums = jax.ShapeDtypeStruct((blocks_kept, head_dim, blocks.queries), jnp.float32)
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)]
     d_query, d_key, d_value, _ = pl.pallas_call(
         functools.partial(
@@ -186,7 +173,7 @@ def flash_backward(
             pl.BlockSpec(memory_space=pl.ANY),
         ],
         out_shape=[*like, sums],
-        scratch_shapes=scratch,
+        scratch_shapes=_scratch(blocks, head_dim, query.dtype, kept),
         compiler_params=pltpu.CompilerParams(
             # One after the other: all heads use one array of sums.
             dimension_semantics=("arbitrary",) * 4,
@@ -196,6 +183,29 @@ def flash_backward(
         name=f"{KERNEL_NAME}_head{head_dim}",
     )(query, key, value, d_out, features)
     return d_query, d_key, d_value
+
+
+def _scratch(blocks: BackwardBlocks, head_dim: int, dtype: jnp.dtype, kept: int) -> dict[str, Any]:
+    """What the kernel holds beside its blocks; its arguments' names say what they are."""
+    wide = head_dim + LANES
+    numbers = functools.partial(pltpu.VMEM, dtype=dtype)
+    sums = functools.partial(pltpu.VMEM, dtype=jnp.float32)
+    strip = min(SHORT_TILE_STRIP, blocks.queries)
+    return {
+        "query_wide": numbers((blocks.queries, wide)),
+        "d_out_wide": numbers((blocks.queries, wide)),
+        "query_t": numbers((head_dim, blocks.queries)),
+        "d_out_t": numbers((head_dim, blocks.queries)),
+        "key_t": numbers((wide, blocks.keys)),
+        "value_t": numbers((wide, blocks.keys)),
+        "d_scores_t": numbers((2, blocks.compute, strip)),
+        "d_query_t": sums((head_dim, blocks.queries)),
+        "d_key_t": sums((head_dim, blocks.keys)),
+        "d_value_t": sums((head_dim, blocks.keys)),
+        "kept": sums((kept, head_dim, blocks.queries)),
+        "loaded": pltpu.SemaphoreType.DMA,
+        "stored": pltpu.SemaphoreType.DMA((kept,)),
+    }
 
 
 def _features(
@@ -260,6 +270,7 @@ def _kernel(
         query_wide: [queries, head_dim + LANES], scaled, with its features; d_out_wide: likewise.
         query_t: [head_dim, queries], scaled; d_out_t: likewise.
         key_t: [head_dim + LANES, keys], with ones for the features; value_t: likewise.
+        d_scores_t: [2, keys, queries] of a product, turned: of this strip and the one before.
         d_query_t: [head_dim, queries], float32: this block of keys' alone.
         d_key_t: [head_dim, keys], float32; d_value_t: likewise.
         kept: [1 or 2, head_dim, queries], float32: blocks of `sums_ref` on their way in and out.

@@ -82,7 +82,7 @@ NARROW_BACKWARD = Tiles(
         KeyTile(block=128, compute=128, cost=12.63),
     ),
 )
-"""Likewise, counted on v5e; 2048 queries take 4% less and leave no memory in float32."""
+"""Likewise, counted on v5e; 2048 queries would take 4% less, with little memory left."""
 
 WIDE_TILES = ChipTiles(
     max_query_block=2048,

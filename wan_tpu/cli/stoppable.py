@@ -33,6 +33,7 @@ class Stoppable(Interruptible):
         super().__init__()
         self.signal: int | None = None
         self._leads = leads
+        self._on_asked: Callable[[], None] = lambda: None
         self._has_something = threading.Event()
 
     @property
@@ -45,6 +46,12 @@ class Stoppable(Interruptible):
         """The work tells that it has done what must be saved; until then it is ended at once."""
         self._has_something.set()
 
+    def when_asked(self, action: Callable[[], None]) -> None:
+        """What a first signal does at once, on the main thread; one that has come does it now."""
+        self._on_asked = action
+        if self.is_asked():
+            action()
+
     def run(self, work: Callable[[], None]) -> None:
         """Waits for the end of the work, also when it was asked to stop; raises what it raised."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -55,6 +62,7 @@ class Stoppable(Interruptible):
         while not self._ended.wait(timeout=0.2):
             if self._asked.is_set() and asked_at is None:
                 asked_at = time.monotonic()
+                self._on_asked()
                 if self._has_something.is_set():
                     say("stops after this step and saves; Ctrl-C now ends it at once")
             if asked_at is not None and time.monotonic() - asked_at > self._patience_seconds():

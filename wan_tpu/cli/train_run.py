@@ -226,6 +226,7 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             cache_folder=runtime.default_cache_folder() if order.keeps_programs else None,
             joined=joined,
         )
+        running.when_asked(lambda: process.tell_asked("it is asked to save and end"))
         process.loaded()
         import jax
 
@@ -246,7 +247,7 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
                 should_stop=should_stop,
                 peak_flops=peak_flops(jax.devices()[0].device_kind),
             ),
-            asked=running.is_asked,
+            asked=lambda: running.is_asked() or process.others_asked(),
         )
 
 

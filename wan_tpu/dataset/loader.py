@@ -6,7 +6,7 @@ slice is given the whole batch; the step takes its part.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -62,8 +62,10 @@ class PreparedDataset:
         """
         return read_sample(Cache(self.folder), self.manifest.samples[number])
 
-    def batches(self, size: int, *, seed: int, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """See `wan_tpu.dataset.sample.Dataset`; arrays are float32.
+    def batches(
+        self, size: int, *, seed: int, start: int = 0, workers: int = 0
+    ) -> Generator[Batch, None, None]:
+        """See `wan_tpu.dataset.sample.Dataset`; arrays are float32. Closing it ends the workers.
 
         Raises:
             MissingPackageError: grain is not installed.

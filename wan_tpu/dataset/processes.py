@@ -1,23 +1,26 @@
 """The same work on many things in several processes, of which none outlives this one.
 
 A decoder is C that reads what strangers wrote: a process may end in the middle of a file. It takes
-nothing else with it.
+nothing else with it. Each process has a pipe of its own, so that one that ends leaves no other one
+waiting for the rest of what it was saying.
 """
 
-import concurrent.futures
-import contextlib
+import collections
 import multiprocessing
-import multiprocessing.process
+import multiprocessing.connection
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Crashed:
@@ -46,71 +49,101 @@ def in_processes(
     if workers == 0:
         yield from enumerate(map(work, items))
         return
-    waiting = list(range(len(items)))
-    while waiting:
-        done: set[int] = set()
-        with _pool(min(workers, len(waiting))) as pool:
-            futures = _submit(pool, work, items, waiting)
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    result = future.result()
-                    done.add(futures[future])
-                    yield futures[future], result
-            except BrokenProcessPool:
-                pass
-        waiting = [index for index in waiting if index not in done]
-        # Those that were being worked on are among the first; each has a process of its own now.
-        suspects, waiting = waiting[: 2 * workers + 1], waiting[2 * workers + 1 :]
-        for index in suspects:
-            yield index, _alone(work, items[index])
-
-
-def _alone(work: Callable[[Item], Result], item: Item) -> Result | Crashed:
-    with _pool(1) as pool:
-        (future,) = _submit(pool, work, [item], [0])
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            return Crashed()
-
-
-def _submit(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
-    indices: Sequence[int],
-) -> dict[concurrent.futures.Future[Result], int]:
-    """Starts the processes, which never hear Ctrl-C: this one does, and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    waiting = collections.deque(range(len(items)))
+    busy: dict[Connection, tuple[SpawnProcess, int]] = {}
     try:
-        return {pool.submit(work, items[index]): index for index in indices}
+        while waiting and len(busy) < workers:
+            index = waiting.popleft()
+            _start(work, items[index], index, busy)
+        while busy:
+            for connection in multiprocessing.connection.wait(list(busy)):
+                assert isinstance(connection, Connection)
+                process, index = busy[connection]
+                result = _receive(connection)
+                following = waiting.popleft() if waiting else None
+                if (
+                    following is not None
+                    and not isinstance(result, Crashed)
+                    and _send(connection, items[following])
+                ):
+                    busy[connection] = process, following
+                else:
+                    del busy[connection]
+                    connection.close()  # tells it to end, where it has not
+                    process.join()
+                    if following is not None:
+                        _start(work, items[following], following, busy)
+                yield index, result
+    finally:
+        for process, _ in busy.values():
+            process.kill()
+        for connection, (process, _) in busy.items():
+            process.join()
+            connection.close()
+
+
+def _start(
+    work: Callable[[Item], Result],
+    item: Item,
+    index: int,
+    busy: dict[Connection, tuple[SpawnProcess, int]],
+) -> None:
+    """Starts a process with its first item; no signal comes between it and its entry."""
+    # Not forked: where JAX or a progress bar runs, there are threads.
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # whose start would let the signals in again
+    # The process never hears Ctrl-C, which a terminal sends to all: this one does, and ends it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, work), daemon=True)
+        process.start()
+        busy[here] = process, index
+        there.close()  # so that its end is the end of the pipe
+        _send(here, item)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    others = set(multiprocessing.active_children())
-    # Not forked: where JAX or a progress bar runs, there are threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+def _send(connection: Connection, item: Any) -> bool:
+    """Whether a process could be told; one that has ended cannot."""
     try:
-        yield pool
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+        connection.send(item)
+    except ConnectionError:
+        return False
+    return True
+
+
+def _receive(connection: Connection) -> Any:
+    """A result; raises what the work raised."""
+    try:
+        is_result, value = connection.recv()
+    except (EOFError, ConnectionError):
+        return Crashed()
+    if not is_result:
+        raise value
+    return value
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+    """What a process does until the pipe is closed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING - {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, work(item)
+        except Exception as error:  # noqa: BLE001 - carried to the one that asked, raised there
+            answer = False, error
+        connection.send(answer)
 
 
 def _end_with_parent() -> None:
     """Ends this process when the one that started it is gone, which could not say so."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

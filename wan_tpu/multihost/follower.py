@@ -203,6 +203,14 @@ class Follower:
             if self._is_idle.wait(timeout_seconds):
                 self._is_ending.wait(LINGER_SECONDS)
 
+    def tell_asked(self, reason: str) -> None:
+        """See `Lockstep.tell_asked`; from any thread."""
+        self._send(Leaving(reason=reason))
+
+    def others_asked(self) -> bool:
+        """See `Lockstep.others_asked`; process 0 decides."""
+        return False
+
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`; from any thread, whatever runs."""
         self._is_ending.set()

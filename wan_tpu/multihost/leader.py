@@ -231,6 +231,13 @@ class Leader:
             "seconds": round(self.seconds, 6),
         }
 
+    def tell_asked(self, reason: str) -> None:
+        """See `Lockstep.tell_asked`; it decides itself."""
+
+    def others_asked(self) -> bool:
+        """See `Lockstep.others_asked`."""
+        return any(peer.leaving for peer in self._in_order())
+
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`; sends all away."""
         self._dismiss_all((Refused if is_mismatch else GaveUp)(reason=reason))

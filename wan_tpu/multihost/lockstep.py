@@ -77,6 +77,14 @@ class Lockstep(Protocol):
         """
         ...
 
+    def tell_asked(self, reason: str) -> None:
+        """This process is asked to end. Process 0 alone can stop the job: a follower tells it."""
+        ...
+
+    def others_asked(self) -> bool:
+        """In process 0: whether a follower is asked to end; its own `asked` may count that, too."""
+        ...
+
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """This process cannot go on; the others learn why, and whether it is worth a new try."""
         ...
@@ -120,6 +128,13 @@ class Alone:
         """See `Lockstep.leave`."""
         self._media = NO_MEDIA
         return ""
+
+    def tell_asked(self, reason: str) -> None:
+        """See `Lockstep.tell_asked`; there is nobody to tell."""
+
+    def others_asked(self) -> bool:
+        """See `Lockstep.others_asked`."""
+        return False
 
     def give_up(self, reason: str, *, is_mismatch: bool = False) -> None:
         """See `Lockstep.give_up`."""

@@ -1,8 +1,9 @@
 """What a layout costs on a slice that is not here: compile, read the program, estimate.
 
-The names below are all that the rest of the project may know of the planner; `wan-tpu plan` and the
-benchmarks are who does. The planner in turn knows the public names of the pipeline. Importing this
-loads nothing else: `find_slice` needs no JAX, and a plan starts it for itself.
+The names below are all that the rest of the project may know of the planner; `wan-tpu plan`,
+`wan-tpu train` and the benchmarks are who does. The planner in turn knows the public names of the
+pipeline. Importing this loads nothing else: `find_slice` needs no JAX, and a plan starts it for
+itself.
 
 * `find_slice(name)`: the slice of an accelerator type.
 * `peak_flops(device_kind)`: of a device that is here, what MFU is a share of.

@@ -52,7 +52,7 @@ _THROUGH = ("bitcast", "convert", "reshape", "transpose", "copy")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 KERNEL_TARGET = "tpu_custom_call"
-_FLASH = re.compile(rf"/{KERNEL_NAME}_head(\d+)/")
+_FLASH = re.compile(rf"[/(]{KERNEL_NAME}_head(\d+)[/)]")  # in a gradient jvp(...)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

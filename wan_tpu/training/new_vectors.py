@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.errors import InputError
 from wan_tpu.family import TEXT_ENCODER
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.text.embedding_file import Embedding
@@ -68,7 +69,6 @@ class NewVectors:
         self.config = config
         self._denoiser, self._encoder, self._description = denoiser, encoder, description
         vector_weight(config, encoder.config.d_model)
-        self._told = False
 
     @functools.cached_property
     def tokenizer(self) -> WordTokenizer:
@@ -106,17 +106,28 @@ class NewVectors:
         return self._encoder.encode(params, ids, mask, trained[VECTORS], slots, remat=True)
 
     def tokens(self, captions: Sequence[str]) -> CaptionTokens:
-        """See `Trained`; the first batch of which nothing can be learnt is told of."""
-        tokens = tokens_of(self.tokenizer, captions)
-        if not self._told and not self.tokenizer.words.used(map(clean_prompt, captions)):
-            self._told = True
-            logger.warning(
-                "no caption of a batch holds the word %r, so nothing is learnt from it; the first "
-                "is %r",
-                self.config.word,
-                captions[0][:SHOWN_CHARACTERS],
+        """See `Trained`."""
+        return tokens_of(self.tokenizer, captions)
+
+    def check_captions(self, captions: Sequence[str]) -> None:
+        """See `Trained`; those without the word teach nothing, and are told of."""
+        words, word = self.tokenizer.words, self.config.word
+        without = [caption for caption in captions if not words.used([clean_prompt(caption)])]
+        if not without:
+            return
+        example = without[0][:SHOWN_CHARACTERS]
+        if len(without) == len(captions):
+            raise InputError(
+                f"no caption of the data holds the word {word!r}, so nothing would be learnt; the "
+                f"first is {example!r}"
             )
-        return tokens
+        logger.warning(
+            "%d of %d captions do not hold the word %r and teach nothing; the first is %r",
+            len(without),
+            len(captions),
+            word,
+            example,
+        )
 
     def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """See `Trained`: where `keeps_norm` says so, of the size that they began with."""

@@ -34,6 +34,11 @@ def hours_left(line: Step) -> float:
     return max(0, line.steps - line.step) * line.seconds / 3600
 
 
+def _plain(value: object) -> str:
+    """A setting; names of a list side by side."""
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _thousands(number: float) -> str:
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.3g}k"
 
@@ -62,8 +67,8 @@ class TrainingProgress:
             case Started():
                 begins = f"training, {line.steps} steps"
                 goes_on = f"training goes on after step {line.step} of {line.steps}"
-                chosen = "".join(f", {name} {value}" for name, value in line.settings.items())
-                self._say(f"{goes_on if line.step else begins}{chosen}")
+                chosen = [f"{name} {_plain(value)}" for name, value in line.settings.items()]
+                self._say(", ".join([goes_on if line.step else begins, *chosen]))
             case Stage():
                 self._say(line.name)
             case Step():

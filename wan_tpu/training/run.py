@@ -21,7 +21,7 @@ from wan_tpu.dataset.sample import Batch
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutputError
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
-from wan_tpu.pipeline.progress import Progress
+from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.training.agreed import agreed
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
@@ -151,6 +151,8 @@ class _Run:
         self._saved_at = time.monotonic()
         self._read_at = time.monotonic()
         self._last = 0
+        self._begin = self._step = 0
+        self._watch = Watch(self._compiles)
 
     def train(
         self, begin: int, should_stop: Callable[[], bool], peak_flops: float | None
@@ -169,17 +171,14 @@ class _Run:
         )
         sampler = self._sampler(begin, should_stop)
         pending: _Pending | None = None
-        step, is_stopped = begin, False
+        step, is_stopped, self._begin = begin, False, begin
         while step < steps:
             if should_stop():
                 is_stopped = True
                 break
             batch = next(batches)
-            if step == begin:
-                self._tell(Stage(step=step, name="compile train", time=time.time()))
-            states, metrics = self.trainer.run(states, batch, step, data.empty_text)
-            if step == begin:  # what has been loaded and compiled is no step's time
-                self._read_at = time.monotonic()
+            self._step = step
+            states, metrics = self.trainer.run(states, batch, step, data.empty_text, self._watch)
             if pending is not None:
                 self._read(pending, meter)
             step += 1
@@ -232,6 +231,9 @@ class _Run:
             self.folder.path / "data",
             description,
             on_progress=on_progress,
+        )
+        self.trainer.step.trained.check_captions(
+            [sample.caption for sample in data.manifest.samples]
         )
         self.folder.note_data(data.digest)
         for geometry in data.geometries:
@@ -322,7 +324,16 @@ class _Run:
         )
         return bool(by_steps or by_clock) and step < self.config.train.steps
 
+    def _compiles(self, progress: Progress) -> None:
+        """Says so before: other processes may have the program already, and must wait."""
+        if not progress.done:
+            self._tell(Stage(step=self._step, name=progress.stage, time=time.time()))
+        elif self._step == self._begin:  # what has been loaded and compiled is no step's time
+            self._read_at = time.monotonic()
+
     def _save(self, step: int, states: States) -> None:
+        # A step of its own kind: who watches must not take it for one that hangs.
+        self._tell(Stage(step=step, name="save", time=time.time()))
         seconds = self.checkpoints.save(step, states, {"step": step}, self._shapes)
         self._saved_at = time.monotonic()
         self._tell(Saved(step=step, time=time.time(), seconds=seconds))

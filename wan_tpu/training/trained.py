@@ -79,6 +79,14 @@ class Trained(Protocol):
         """
         ...
 
+    def check_captions(self, captions: Sequence[str]) -> None:
+        """Refuses data of which nothing can be learnt.
+
+        Raises:
+            InputError: says what its captions lack.
+        """
+        ...
+
     def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is trained after an update, brought back to where it has to stay."""
         ...
@@ -142,6 +150,9 @@ class OfTransformer:
     def word(self, trained: Params) -> None:
         """See `Trained`."""
         return
+
+    def check_captions(self, captions: Sequence[str]) -> None:
+        """See `Trained`: any will do."""
 
     def after_update(self, frozen: Params, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """See `Trained`: nothing has to stay anywhere."""

@@ -168,7 +168,12 @@ class Trainer:
         return low, high
 
     def run(
-        self, states: States, batch: Batch, step: int, empty_text: np.ndarray
+        self,
+        states: States,
+        batch: Batch,
+        step: int,
+        empty_text: np.ndarray,
+        watch: Watch | None = None,
     ) -> tuple[States, Metrics]:
         """One step.
 
@@ -177,13 +182,14 @@ class Trainer:
             batch: its samples.
             step: its number in the run, from 0.
             empty_text: embeddings of the empty caption, `[512, text_dim]`.
+            watch: told when a program is compiled: at the first step, and at the first of a size.
 
         Returns:
             the new states, and what the step says of itself, on the devices.
         """
         expert = self.expert_of(step)
         name = self.step.trained.state_name(expert)
-        program = self._programs.get(self.step.stage(batch.geometry), Watch(None, None))
+        program = self._programs.get(self.step.stage(batch.geometry), watch or Watch())
         inputs = self.inputs(expert, batch, step, empty_text)
         state, metrics = program(states[name], inputs)
         return {**states, name: state}, metrics

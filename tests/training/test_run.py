@@ -1,0 +1,148 @@
+"""A run: goes on to the bit, on any layout to rounding, and leaves what others read."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file
+
+from tests.tolerances import LAYOUT, relative_error
+from tests.training.runs import config_of, make_model_and_data, run, with_steps
+from wan_tpu.errors import BadNumbersError, InputError
+from wan_tpu.pipeline.load import place_model
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.training.checkpoint import Checkpoints
+from wan_tpu.training.config import LoraConfig, MachineConfig, OptimiserConfig, SaveConfig
+from wan_tpu.training.metrics import Saved, Step
+from wan_tpu.training.run_folder import read_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_model_and_data(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(autouse=True)
+def few_devices(monkeypatch):
+    """A layout of fewer than the eight devices takes the first ones."""
+
+    def of_layout(config, description):
+        layout = parse_layout(config.machine.layout)
+        return place_model(
+            description,
+            layout=layout,
+            devices=jax.devices()[: layout.num_devices],
+            attention=config.machine.attention,
+        )
+
+    monkeypatch.setattr("wan_tpu.training.run.place_for_training", of_layout)
+
+
+def results(folder):
+    tensors = load_file(folder / "result.safetensors")
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def losses(lines):
+    return [line.loss for line in lines if isinstance(line, Step)]
+
+
+def test_a_stopped_run_goes_on_to_the_bit(made, tmp_path):
+    """Red when a step's draws, its batch, the moments, or the rate begin again."""
+    config = config_of(
+        *made,
+        optimiser=OptimiserConfig(learning_rate=1e-3, schedule="cosine", ema_decay=0.9),
+        lora=LoraConfig(rank=2, dropout=0.2),
+    )
+    outcome, whole = run(config, tmp_path / "whole")
+    assert (outcome.step, outcome.is_finished) == (8, True)
+    halted, first = run(config, tmp_path / "parts", stop_after=3)
+    assert (halted.step, halted.is_finished, halted.result) == (3, False, None)
+    outcome, second = run(config, tmp_path / "parts")
+    assert losses(first) + losses(second) == losses(whole)
+    expected, found = results(tmp_path / "whole"), results(tmp_path / "parts")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert np.array_equal(tensor, found[name]), name
+    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").open()]
+    assert [line["step"] for line in log if line["kind"] == "Step"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("trains", ["lora", "full"])
+@pytest.mark.parametrize("layout", ["dp2-sp2-tp2", "tp8"])
+def test_a_run_goes_on_on_another_layout(made, tmp_path, trains, layout):
+    """Three heads: both pad, and the checkpoint is of neither. And back onto one device."""
+    config = config_of(*made, trains=trains, steps=6)
+    _, whole = run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts", stop_after=2)
+    moved = dataclasses.replace(config, machine=dataclasses.replace(config.machine, layout=layout))
+    run(moved, tmp_path / "parts", stop_after=4)
+    _, last = run(config, tmp_path / "parts")
+    assert losses(last) == pytest.approx(losses(whole)[4:], rel=LAYOUT)
+    assert_same_states(config, tmp_path / "whole", tmp_path / "parts")
+
+
+def assert_same_states(config, one, other):
+    """What is trained and its moments, at the last step."""
+    found = []
+    for folder in (one, other):
+        with Checkpoints(folder / "checkpoints", keep=100) as checkpoints:
+            restored = checkpoints._manager.restore(checkpoints.steps[-1])
+            found.append(restored["state"]["transformer"])
+    flat = [dict(jax.tree_util.tree_flatten_with_path(state)[0]) for state in found]
+    assert flat[0].keys() == flat[1].keys()
+    for path, array in flat[0].items():
+        expected, actual = np.asarray(array, np.float64), np.asarray(flat[1][path], np.float64)
+        scale = max(np.abs(expected).max(), 1e-12)
+        assert np.abs(expected - actual).max() <= LAYOUT * scale, path
+
+
+def test_a_folder_of_all_weights_is_a_model(made, tmp_path):
+    """diffusers loads it, and it holds what was trained, in the checkpoint's order."""
+    model, data = made
+    config = config_of(model, data, trains="full", steps=2)
+    outcome, _ = run(config, tmp_path / "run")
+    loaded = WanTransformer3DModel.from_pretrained(outcome.result / "transformer")
+    base = WanTransformer3DModel.from_pretrained(model / "transformer")
+    assert loaded.config["num_layers"] == base.config["num_layers"]
+    moved = [
+        (new - old).abs().max().item()
+        for (_, new), (_, old) in zip(
+            loaded.state_dict().items(), base.state_dict().items(), strict=True
+        )
+    ]
+    # Two updates of Adam move each number by at most twice the rate.
+    assert 1e-3 <= max(moved) <= 2.5e-3
+    assert (outcome.result / "vae" / "config.json").exists()
+    assert (outcome.result / "model_index.json").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(made, tmp_path):
+    config = config_of(*made, steps=4, save=SaveConfig(every_minutes=0, every_steps=2, keep=9))
+    run(config, tmp_path / "run", stop_after=2)
+    broken = dataclasses.replace(config, optimiser=OptimiserConfig(learning_rate=1e30))
+    with pytest.raises(InputError, match=r"optimiser\.learning_rate was 0\.001, is 1e\+30"):
+        run(broken, tmp_path / "run")
+    with pytest.raises(BadNumbersError, match="training step"):
+        run(with_steps(broken, 12), tmp_path / "other")
+
+
+def test_checkpoints_by_steps_are_kept_as_many_as_asked(made, tmp_path):
+    config = config_of(*made, steps=7, save=SaveConfig(every_minutes=0, every_steps=2, keep=2))
+    _, lines = run(config, tmp_path / "run")
+    assert [line.step for line in lines if isinstance(line, Saved)] == [2, 4, 6, 7]
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.steps == [6, 7]
+    assert read_run(tmp_path / "run")["data_digest"]
+
+
+def test_twenty_steps_are_the_same_on_a_mesh(made, tmp_path):
+    one = config_of(*made, steps=20)
+    other = dataclasses.replace(one, machine=MachineConfig(layout="sp8", attention="reference"))
+    _, expected = run(one, tmp_path / "one")
+    _, found = run(other, tmp_path / "other")
+    assert relative_error(losses(found), losses(expected)) <= LAYOUT
+    assert_same_states(one, tmp_path / "one", tmp_path / "other")
