@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import RunFolder
 from wan_tpu.training.sample_requests import sample_requests
 from wan_tpu.training.samples import BASE, Sampler, folder_of_step
+from wan_tpu.training.settings import settings_of
 from wan_tpu.training.step import Metrics
 from wan_tpu.training.trainer import States, Trainer
 
@@ -383,22 +384,3 @@ class _Run:
         self._last = line.step
         self._log.write(line)
         self._on_line(line)
-
-
-def settings_of(trainer: Trainer) -> Mapping[str, object]:
-    """What was chosen, for the log: where a default or a fallback ran, it stands here."""
-    model, step = trainer.model, trainer.step
-    return {
-        "model": model.description.name,
-        "layout": str(model.layout),
-        "weights": model.layout.weights,
-        "attention": step.denoiser.setting.implementation,
-        "dtype": str(np.dtype(model.dtype)),
-        "remat": trainer.config.machine.remat,
-        "experts": list(trainer.experts),
-        "devices": f"{model.mesh.size} x {model.mesh.devices.flat[0].device_kind}",
-        "processes": jax.process_count(),
-        "trained_parameters": sum(
-            int(np.prod(w.tensor_shape)) * len(w.tensors) for w in step.trained.weights()
-        ),
-    }
