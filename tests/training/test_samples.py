@@ -210,13 +210,6 @@ def test_who_stops_in_a_sample_has_a_whole_checkpoint(made, tmp_path):
     assert not list((folder.samples / folder_of_step(2)).iterdir())
 
 
-def test_a_model_that_needs_pictures_makes_no_samples():
-    from wan_tpu.checkpoints.models import describe_model
-
-    with pytest.raises(InputError, match="makes videos of pictures"):
-        sample_requests(SAMPLES, describe_model("wan2.1-i2v-14b-480p"))
-
-
 @pytest.mark.parametrize(("content", "message"), [(b"\n \n", "no prompt"), (b"\xff\xfe", "UTF-8")])
 def test_prompts_that_are_none(tmp_path, content, message):
     (tmp_path / "p.txt").write_bytes(content)
