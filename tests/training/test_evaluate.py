@@ -97,7 +97,7 @@ def test_the_base_loses_what_diffusers_model_loses(report, made, finished):
     batch = dataset.batch_of(range(SAMPLES_IN_DATA))
     original = WanTransformer3DModel.from_pretrained(model / "transformer").eval()
     for row in told["losses"][::3]:
-        sigma = np.float32(row["sigma"])
+        sigma = row["sigma"]
         trainer.sigmas_of = lambda expert, sigma=sigma: (sigma, sigma)
         with torch.no_grad():
             expected = torch_loss(original, trainer, batch, 0, dataset.empty_text)

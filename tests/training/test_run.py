@@ -67,7 +67,8 @@ def test_a_stopped_run_goes_on_to_the_bit(made, tmp_path):
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert np.array_equal(tensor, found[name]), name
-    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").open()]
+    text = (tmp_path / "parts" / "log.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in log if line["kind"] == "Step"] == list(range(1, 9))
 
 
@@ -86,7 +87,11 @@ def test_a_run_goes_on_on_another_layout(made, tmp_path, trains, layout):
 
 
 def assert_same_states(config, one, other):
-    """What is trained and its moments, at the last step."""
+    """What is trained and its moments, at the last step: the difference's norm over the norm.
+
+    Not number by number: Adam divides each by its own size, so a number whose gradient is a
+    thousandth of the others' carries a thousand times their relative rounding.
+    """
     found = []
     for folder in (one, other):
         with Checkpoints(folder / "checkpoints", keep=100) as checkpoints:
@@ -96,8 +101,8 @@ def assert_same_states(config, one, other):
     assert flat[0].keys() == flat[1].keys()
     for path, array in flat[0].items():
         expected, actual = np.asarray(array, np.float64), np.asarray(flat[1][path], np.float64)
-        scale = max(np.abs(expected).max(), 1e-12)
-        assert np.abs(expected - actual).max() <= LAYOUT * scale, path
+        norm = max(float(np.linalg.norm(expected)), 1e-12)
+        assert np.linalg.norm(expected - actual) <= LAYOUT * norm, path
 
 
 def test_a_folder_of_all_weights_is_a_model(made, tmp_path):

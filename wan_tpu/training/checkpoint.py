@@ -82,11 +82,10 @@ class Checkpoints:
             Seconds that this took.
 
         Raises:
-            OutputError: it, or the one before, cannot be written; those before stay.
+            OutputError: it cannot be written; those before stay.
         """
         begin = time.monotonic()
         try:
-            self._manager.wait_until_finished()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -99,6 +98,11 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unwritable(step, error) from error
         return time.monotonic() - begin
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether what was begun is not on the disk yet."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Waits until what was begun is on the disk.

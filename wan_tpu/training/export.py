@@ -263,7 +263,10 @@ def _parts(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.n
 
 def _write_part(path: Path, part: Mapping[str, np.ndarray], about: Mapping[str, str]) -> int:
     """One file; the bytes of its tensors."""
+    path.touch()  # safetensors' own would be for its owner alone
+    mode = path.stat().st_mode
     save_file({n: as_torch(x).contiguous() for n, x in part.items()}, path, {**about})
+    path.chmod(mode)
     return sum(x.nbytes for x in part.values())
 
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from wan_tpu.dataset.loader import PreparedDataset
 from wan_tpu.dataset.prepare import open_or_prepare
 from wan_tpu.dataset.sample import Batch
-from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutputError
+from wan_tpu.errors import BadNumbersError, InputError, OutputError
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.progress import Progress, Watch
@@ -26,7 +26,7 @@ from wan_tpu.training.agreed import agreed
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
-from wan_tpu.training.export import export_states, learnt_of
+from wan_tpu.training.export import export_states
 from wan_tpu.training.flops import step_flops
 from wan_tpu.training.log import TrainingLog
 from wan_tpu.training.metrics import (
@@ -36,7 +36,6 @@ from wan_tpu.training.metrics import (
     Line,
     Meter,
     Outcome,
-    Sampled,
     Saved,
     Stage,
     Started,
@@ -44,13 +43,15 @@ from wan_tpu.training.metrics import (
 from wan_tpu.training.padding import padded_shapes
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import RunFolder
-from wan_tpu.training.sample_requests import sample_requests
-from wan_tpu.training.samples import BASE, Sampler, folder_of_step
+from wan_tpu.training.run_samples import RunSamples
 from wan_tpu.training.settings import settings_of
 from wan_tpu.training.step import Metrics
 from wan_tpu.training.trainer import States, Trainer
 
 logger = logging.getLogger(__name__)
+
+STEPS_A_LOOK = 10
+"""How often several processes agree on what the clock says."""
 
 OnLine = Callable[[Line], None]
 
@@ -83,7 +84,7 @@ def train(
         CheckpointError: files of the model, or the newest checkpoint, are damaged.
         OutputError: something cannot be written; the last checkpoint is whole.
         OutOfMemoryError: it does not fit the devices.
-        BadNumbersError: the loss is no number; the last checkpoint is from before. Or a sample.
+        BadNumbersError: the loss is no number, or a sample's; the last checkpoint is from before.
         Cancelled: it was asked to stop before the first step.
     """
     description = load_options(config).open_model()
@@ -153,6 +154,7 @@ class _Run:
         self._read_at = time.monotonic()
         self._last = 0
         self._begin = self._step = 0
+        self._saving: tuple[int, float] | None = None
         self._watch = Watch(self._compiles)
 
     def train(
@@ -170,7 +172,8 @@ class _Run:
         batches = data.batches(
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
-        sampler = self._sampler(begin, should_stop)
+        samples = RunSamples(self.trainer, self.folder, tell=self._tell, should_stop=should_stop)
+        samples.begin(begin)
         pending: _Pending | None = None
         step, is_stopped, self._begin = begin, False, begin
         while step < steps:
@@ -184,19 +187,20 @@ class _Run:
                 self._read(pending, meter)
             step += 1
             pending = _Pending(step, metrics, batch)
-            saves, samples = self._is_due(step), sampler and self._samples_are_due(step)
-            if saves or samples:
+            self._tell_saved()
+            saves, has_samples = self._is_due(step), samples.are_due(step)
+            if saves or has_samples:
                 self._read(pending, meter)
                 pending = None
             if saves:
                 self._save(step, states)
-            if sampler and samples:
-                self._sample(sampler, step, states, should_stop)
+            if has_samples:
+                samples.make(step, states)
+                self._read_at = time.monotonic()
         if pending is not None:
             self._read(pending, meter)
         self._save_last(step, begin, states)
-        if sampler and step >= steps and not self._has_samples(sampler, step):
-            self._sample(sampler, step, states, should_stop)
+        samples.finish(step, states)
         return self._end(step, states, data, is_stopped=is_stopped)
 
     def _save_last(self, step: int, begin: int, states: States) -> None:
@@ -204,6 +208,7 @@ class _Run:
         if step not in self.checkpoints.steps and step > begin:
             self._save(step, states)
         self.checkpoints.wait()
+        self._tell_saved()
 
     def _end(
         self, step: int, states: States, data: PreparedDataset, *, is_stopped: bool
@@ -320,9 +325,10 @@ class _Run:
         """Whether a checkpoint is to be begun, the same in every process."""
         save = self.config.save
         by_steps = save.every_steps and step % save.every_steps == 0
-        by_clock = save.every_minutes and agreed(
-            time.monotonic() - self._saved_at >= 60 * save.every_minutes
-        )
+        # Of several processes one has the clock, and asking it waits for the devices.
+        may_ask = jax.process_count() == 1 or step % STEPS_A_LOOK == 0
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_clock = save.every_minutes and may_ask and agreed(minutes >= save.every_minutes)
         return bool(by_steps or by_clock) and step < self.config.train.steps
 
     def _compiles(self, progress: Progress) -> None:
@@ -335,44 +341,18 @@ class _Run:
     def _save(self, step: int, states: States) -> None:
         # A step of its own kind: who watches must not take it for one that hangs.
         self._tell(Stage(step=step, name="save", time=time.time()))
+        self.checkpoints.wait()
+        self._tell_saved()  # the one before
         seconds = self.checkpoints.save(step, states, {"step": step}, self._shapes)
         self._saved_at = time.monotonic()
-        self._tell(Saved(step=step, time=time.time(), seconds=seconds))
+        self._saving = step, seconds
 
-    def _sampler(self, step: int, should_stop: Callable[[], bool]) -> Sampler | None:
-        """Makes the samples; the base's at once, so that what cannot be made is known early."""
-        config, description = self.config.samples, self.trainer.model.description
-        if not config.every_steps:
-            return None
-        self._tell(Stage(step=step, name="samples of the base", time=time.time()))
-        sampler = Sampler(self.trainer, sample_requests(config, description))
-        base = self.folder.samples / BASE
-        if not agreed(sampler.has(base)):
-            self._tell_samples(step, sampler.base(base, should_cancel=should_stop))
-        return sampler
-
-    def _samples_are_due(self, step: int) -> bool:
-        """Between the steps; those of the last one come after its checkpoint."""
-        return step % self.config.samples.every_steps == 0 and step < self.config.train.steps
-
-    def _has_samples(self, sampler: Sampler, step: int) -> bool:
-        return agreed(sampler.has(self.folder.samples / folder_of_step(step)))
-
-    def _sample(
-        self, sampler: Sampler, step: int, states: States, should_stop: Callable[[], bool]
-    ) -> None:
-        """Videos of the average where one is kept; who is asked to stop has none of this step."""
-        self._tell(Stage(step=step, name="samples", time=time.time()))
-        learnt = learnt_of(states, ema=self.config.optimiser.ema_decay is not None)
-        folder = self.folder.samples / folder_of_step(step)
-        with contextlib.suppress(Cancelled):
-            paths = sampler.trained(learnt, folder, should_cancel=should_stop)
-            self._tell_samples(step, paths)
-        self._read_at = time.monotonic()
-
-    def _tell_samples(self, step: int, paths: Sequence[Path]) -> None:
-        files = [path.relative_to(self.folder.path).as_posix() for path in paths]
-        self._tell(Sampled(step=step, time=time.time(), files=files))
+    def _tell_saved(self) -> None:
+        """Once the checkpoint that was begun last is on the disk."""
+        if self._saving is not None and not self.checkpoints.is_saving:
+            step, seconds = self._saving
+            self._saving = None
+            self._tell(Saved(step=step, time=time.time(), seconds=seconds))
 
     def tell_failure(self, error: Exception) -> None:
         """Says in the log why the run ends; a full disk must not hide the error itself."""
