@@ -14,7 +14,16 @@ import traceback
 from collections.abc import Sequence
 
 from wan_tpu import __version__
-from wan_tpu.cli import consistency, dataset, generate, inspect, plan, streams, train
+from wan_tpu.cli import (
+    consistency,
+    dataset,
+    evaluate,
+    generate,
+    inspect,
+    plan,
+    streams,
+    train,
+)
 from wan_tpu.errors import Cancelled, InputError, ProcessLostError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 
@@ -25,6 +34,7 @@ COMMANDS = {
     "plan": plan,
     "dataset": dataset,
     "train": train,
+    "evaluate": evaluate,
 }
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -6,7 +6,7 @@ slice is given the whole batch; the step takes its part.
 
 import dataclasses
 import pathlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -78,20 +78,17 @@ class PreparedDataset:
         masks = {geometry: self._mask(geometry) for geometry in self.geometries}
         for parts in _read_ahead(source, start, workers):
             geometry = self.geometries[sizes.index(parts.size)]
-            condition, mask = parts.condition, masks[geometry]
-            if condition is not None:
-                assert mask is not None
-                given = np.broadcast_to(mask, (len(condition), *mask.shape[1:]))
-                condition = np.concatenate([given, condition], axis=-1)
-            yield Batch(
-                geometry=geometry,
-                names=parts.names,
-                captions=parts.captions,
-                latents=parts.latents,
-                text=parts.text,
-                condition=condition,
-                image=parts.image,
-            )
+            yield _batch(parts, geometry, masks[geometry])
+
+    def batch_of(self, numbers: Sequence[int]) -> Batch:
+        """Some samples by their places in the manifest, in this order; they are of one size.
+
+        Raises:
+            InputError: files of one are gone or damaged.
+        """
+        parts = _parts(self.folder, [self.manifest.samples[number] for number in numbers])
+        geometry = self.manifest.geometry(parts.size)
+        return _batch(parts, geometry, self._mask(geometry))
 
     def _mask(self, geometry: Geometry) -> np.ndarray | None:
         """Which frames the model is given, as its steps see it, `[1, frames, height, width, 4]`."""
@@ -179,21 +176,43 @@ class _BatchSource:
         return ENDLESS
 
     def __getitem__(self, index: int) -> _Parts:
-        chosen = [self.manifest.samples[i] for i in self.order.batch(int(index))]
-        cache = Cache(self.folder)
-        samples = [read_sample(cache, each) for each in chosen]
-        return _Parts(
-            size=chosen[0].size,
-            names=tuple(sample.name for sample in samples),
-            captions=tuple(sample.caption for sample in samples),
-            latents=np.stack([sample.latents for sample in samples]),
-            text=np.stack([_padded(sample.text) for sample in samples]),
-            condition=_stacked([sample.condition for sample in samples]),
-            image=_stacked([sample.image for sample in samples]),
-        )
+        return _parts(self.folder, [self.manifest.samples[i] for i in self.order.batch(int(index))])
 
     def __repr__(self) -> str:
         return f"batches of {self.manifest.digest}"
+
+
+def _parts(folder: pathlib.Path, chosen: Sequence[Prepared]) -> _Parts:
+    """Reads samples of one size."""
+    cache = Cache(folder)
+    samples = [read_sample(cache, each) for each in chosen]
+    return _Parts(
+        size=chosen[0].size,
+        names=tuple(sample.name for sample in samples),
+        captions=tuple(sample.caption for sample in samples),
+        latents=np.stack([sample.latents for sample in samples]),
+        text=np.stack([_padded(sample.text) for sample in samples]),
+        condition=_stacked([sample.condition for sample in samples]),
+        image=_stacked([sample.image for sample in samples]),
+    )
+
+
+def _batch(parts: _Parts, geometry: Geometry, mask: np.ndarray | None) -> Batch:
+    """What was read, with the mask in front of what the model is given."""
+    condition = parts.condition
+    if condition is not None:
+        assert mask is not None
+        given = np.broadcast_to(mask, (len(condition), *mask.shape[1:]))
+        condition = np.concatenate([given, condition], axis=-1)
+    return Batch(
+        geometry=geometry,
+        names=parts.names,
+        captions=parts.captions,
+        latents=parts.latents,
+        text=parts.text,
+        condition=condition,
+        image=parts.image,
+    )
 
 
 def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray | None:

@@ -23,6 +23,9 @@ from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.sharding.layout import Layout, default_layout, default_weights
 from wan_tpu.sharding.mesh import make_mesh, memory_bytes
 from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
+from wan_tpu.text.embedding_file import Embedding
+from wan_tpu.text.new_words import NewWords, WordTokenizer, check_widths
+from wan_tpu.text.tokenizer import load_tokenizer
 from wan_tpu.transformer.weights import denoiser_weights
 from wan_tpu.vae.backends import VaeBackend, load_vae
 from wan_tpu.vae.weights import DECODER
@@ -122,6 +125,24 @@ def load_vae_of(model: VideoModel, name: str, parts: Sequence[str] | None = None
         dtype=model.vae_dtype,
         parts=parts,
     )
+
+
+def load_words(model: VideoModel, embeddings: Sequence[Embedding] = ()) -> WordTokenizer:
+    """The tokenizer of a model, with words besides its own.
+
+    Args:
+        model: whose.
+        embeddings: that prompts may hold.
+
+    Raises:
+        InputError: one is of another model, or two are of one word.
+        CheckpointError: the tokenizer's files are damaged.
+    """
+    config, description = model.text_encoder.config, model.description
+    check_widths(embeddings, config.d_model, description.name)
+    words = NewWords(embeddings, config.vocab_size)
+    folder = description.component_folder("tokenizer")
+    return WordTokenizer(load_tokenizer(folder, config.vocab_size), words)
 
 
 def checked_parts(

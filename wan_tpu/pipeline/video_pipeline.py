@@ -19,7 +19,13 @@ from wan_tpu.image.preprocess import for_image_encoder
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
 from wan_tpu.pipeline.latents import make_noise, place_padded, to_tokens
-from wan_tpu.pipeline.load import checked_parts, load_vae_of, on_one_branch, place_model
+from wan_tpu.pipeline.load import (
+    checked_parts,
+    load_vae_of,
+    load_words,
+    on_one_branch,
+    place_model,
+)
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
@@ -32,9 +38,8 @@ from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
 from wan_tpu.text.embedding_file import Embedding
-from wan_tpu.text.new_words import NewWords, WordTokenizer, check_widths
+from wan_tpu.text.new_words import WordTokenizer
 from wan_tpu.text.prompt import check_prompt, tokenize
-from wan_tpu.text.tokenizer import load_tokenizer
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import Condition
 from wan_tpu.transformer.processors import Context
@@ -62,8 +67,18 @@ class VideoPipeline:
         self._params: Mapping[str, Params] = {}
         self._one_branch_params: Mapping[str, Params] = {}
 
-    def _give_weights(self, params: Mapping[str, Params]) -> None:
-        """Takes the weights; the mesh of one branch sees the same memory."""
+    def set_words(self, tokenizer: WordTokenizer) -> None:
+        """Takes another tokenizer of `load_words`, for the prompts from here on."""
+        self._tokenizer = tokenizer
+
+    def set_weights(self, params: Mapping[str, Params]) -> None:
+        """Takes the weights of the components in place of all that it had; programs stay.
+
+        The mesh of one branch sees the same memory. The autoencoder's are its back end's.
+
+        Args:
+            params: by component; those that no request uses until the next call may be left out.
+        """
         self._params = params
         self._one_branch_params = {
             name: {
@@ -140,16 +155,13 @@ class VideoPipeline:
         )
         # What is wrong with them is said before anything compiles.
         parts, added = checked_parts(model, adapters=adapters)
-        text, folder = model.text_encoder.config, description.component_folder("tokenizer")
-        check_widths(embeddings, text.d_model, description.name)
-        words = NewWords(embeddings, text.vocab_size)
-        tokenizer = WordTokenizer(load_tokenizer(folder, text.vocab_size), words)
+        tokenizer = load_words(model, embeddings)
         with reporting_memory("loading the model", model):
             pipeline = cls(model, tokenizer, load_vae_of(model, vae))
             pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
-            pipeline._give_weights(load_parts(parts))
+            pipeline.set_weights(load_parts(parts))
         logger.info("%s", pipeline)
         return pipeline
 

@@ -53,6 +53,22 @@ class Checkpoints:
         """Those that are there and whole, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def chosen(self, step: int | None) -> int:
+        """The step that is asked for; the newest when none is.
+
+        Raises:
+            InputError: it has no checkpoint, or there is none at all.
+        """
+        steps = self.steps
+        if not steps:
+            raise InputError(f"{self._folder.parent} has no checkpoint yet")
+        if step not in (None, *steps):
+            raise InputError(
+                f"{self._folder.parent} has no checkpoint of step {step}; it has "
+                f"{', '.join(map(str, steps))}"
+            )
+        return steps[-1] if step is None else step
+
     def save(self, step: int, states: Any, about: dict[str, Any], shapes: Any) -> float:
         """Begins to write the state after `step`; training may go on.
 

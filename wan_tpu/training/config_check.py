@@ -1,17 +1,14 @@
 """What does not fit together in a training's configuration, alone and with its model. No JAX."""
 
-import dataclasses
 import os
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.errors import InputError
 from wan_tpu.family import TRANSFORMER, Conditioning
 from wan_tpu.geometry import parse_size
-from wan_tpu.media import placeholders
-from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.options import LoadOptions
-from wan_tpu.request import make_request
 from wan_tpu.training.config import ALL_LINEARS, TrainingConfig
+from wan_tpu.training.sample_requests import sample_requests
 from wan_tpu.transformer.config import TransformerConfig
 
 IMAGE_LINEARS = tuple(name for name in ALL_LINEARS if name.startswith("attn2.add_"))
@@ -144,20 +141,6 @@ def _check_expert(config: TrainingConfig, model: ModelDescription) -> None:
 
 
 def _check_samples(config: TrainingConfig, model: ModelDescription) -> None:
-    """The samples are videos that the model can make; a picture that it needs comes later."""
-    samples = config.samples
-    if not samples.every_steps:
-        return
-    for prompt in samples.prompts:
-        try:
-            request = make_request(
-                prompt,
-                size=samples.size,
-                frames=samples.num_frames,
-                steps=samples.steps,
-                seed=samples.seed,
-            )
-            roles = placeholders(min(model.kind.inputs, key=len))
-            check_request(model, dataclasses.replace(request, **roles))
-        except InputError as error:
-            raise InputError(f"[samples] {error}") from None
+    """The samples are videos that the model can make."""
+    if config.samples.every_steps:
+        sample_requests(config.samples, model)

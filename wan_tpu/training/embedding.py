@@ -186,7 +186,7 @@ def write_embedding(
         OutputError: the file cannot be written.
     """
     vectors = np.asarray(vectors, np.float32)
-    word = _embedding(config, vectors)
+    word = embedding_of(config, vectors)
     target = pathlib.Path(os.path.realpath(check_file_path(path)))
     aside = aside_of(target)
     with reporting(path):
@@ -198,10 +198,18 @@ def write_embedding(
     return target
 
 
-def _embedding(
+def embedding_of(
     config: EmbeddingConfig, vectors: Float32[np.ndarray, "vectors d_model"]
 ) -> Embedding:
-    """The word with vectors of its kind; refuses what cannot be."""
+    """The word with vectors of its kind, as a pipeline takes it.
+
+    Args:
+        config: the word and the kind.
+        vectors: `[vectors, d_model]`.
+
+    Raises:
+        InputError: the word cannot be one, or the vectors are not finite or too many.
+    """
     goes_in = config.kind == "input"
     return Embedding(
         word=config.word,
@@ -213,4 +221,4 @@ def _embedding(
 
 def _blank(config: EmbeddingConfig) -> Embedding:
     """The word before its vectors are known."""
-    return _embedding(config, np.zeros((config.vectors, 1), np.float32))
+    return embedding_of(config, np.zeros((config.vectors, 1), np.float32))

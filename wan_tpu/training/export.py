@@ -69,11 +69,7 @@ def export(
     model = options.open_model() if config.train.trains == "full" else options.describe_model()
     trainer = Trainer(config, place_for_training(config, model))
     with Checkpoints(folder / "checkpoints", keep=1_000_000) as checkpoints:
-        steps = checkpoints.steps
-        if not steps or step not in (None, *steps):
-            known = ", ".join(map(str, steps)) or "none"
-            raise InputError(f"{folder} has no checkpoint of step {step}; it has {known}")
-        step = steps[-1] if step is None else step
+        step = checkpoints.chosen(step)
         states = checkpoints.restore(step, trainer.step, trainer.state_names)
     return write_states(
         trainer,
@@ -124,7 +120,7 @@ def write_states(
     Returns:
         The file or folder; a file for each of two experts.
     """
-    learnt = {name: _learnt(state, ema=ema) for name, state in states.items()}
+    learnt = learnt_of(states, ema=ema)
     match trainer.config.train.trains:
         case "full":
             _write_model(trainer, learnt, output, about)
@@ -142,12 +138,18 @@ def write_states(
     return paths
 
 
-def _learnt(state: Any, *, ema: bool) -> Params:
+def learnt_of(states: States, *, ema: bool) -> dict[str, Params]:
+    """What is trained, or its average, by the state's name.
+
+    Raises:
+        InputError: the run keeps no average.
+    """
     if not ema:
-        return state.trained
-    if state.average is None:
+        return {name: state.trained for name, state in states.items()}
+    averages = {name: state.average for name, state in states.items()}
+    if any(average is None for average in averages.values()):
         raise InputError("the run keeps no average; leave out --ema")
-    return state.average
+    return {name: average for name, average in averages.items() if average is not None}
 
 
 def _of_expert(output: Path, trainer: Trainer, name: str) -> Path:

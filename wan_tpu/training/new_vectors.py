@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -18,6 +19,7 @@ from wan_tpu.checkpoints.weights import Weight, load_weights
 from wan_tpu.errors import InputError
 from wan_tpu.family import TEXT_ENCODER
 from wan_tpu.sharding.mesh import named, place
+from wan_tpu.text.embedding_file import Embedding
 from wan_tpu.text.encoder import TextEncoder
 from wan_tpu.text.new_words import WordTokenizer
 from wan_tpu.text.prompt import SHOWN_CHARACTERS, clean_prompt
@@ -28,6 +30,7 @@ from wan_tpu.training.embedding import (
     KEPT_SIZE,
     VECTORS,
     CaptionTokens,
+    embedding_of,
     kept_at_size,
     make_word_tokenizer,
     start_vectors,
@@ -86,6 +89,14 @@ class NewVectors:
     def params(self, frozen: Params, trained: Params, key: PRNGKeyArray) -> Params:
         """See `Trained`: as they are."""
         return {weight.name: frozen[weight.name] for weight in self._denoiser.weights()}
+
+    def merged(self, frozen: Params, trained: Params) -> Params:
+        """See `Trained`: as they are."""
+        return {weight.name: frozen[weight.name] for weight in self._denoiser.weights()}
+
+    def word(self, trained: Params) -> Embedding:
+        """See `Trained`."""
+        return embedding_of(self.config, np.asarray(trained[VECTORS], np.float32))
 
     def text(self, frozen: Params, trained: Params, batch: PlacedBatch) -> Text:
         """See `Trained`: through the text encoder, whose layers are computed again backward."""

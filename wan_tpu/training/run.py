@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from wan_tpu.errors import BadNumbersError, InputError, OutputError
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.training.agreed import agreed
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
@@ -42,6 +43,8 @@ from wan_tpu.training.metrics import (
 from wan_tpu.training.padding import padded_shapes
 from wan_tpu.training.place import place_for_training
 from wan_tpu.training.run_folder import RunFolder
+from wan_tpu.training.run_samples import RunSamples
+from wan_tpu.training.settings import settings_of
 from wan_tpu.training.step import Metrics
 from wan_tpu.training.trainer import States, Trainer
 
@@ -81,7 +84,7 @@ def train(
         CheckpointError: files of the model, or the newest checkpoint, are damaged.
         OutputError: something cannot be written; the last checkpoint is whole.
         OutOfMemoryError: it does not fit the devices.
-        BadNumbersError: the loss is no number; the last checkpoint is from before.
+        BadNumbersError: the loss is no number, or a sample's; the last checkpoint is from before.
         Cancelled: it was asked to stop before the first step.
     """
     description = load_options(config).open_model()
@@ -169,6 +172,8 @@ class _Run:
         batches = data.batches(
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
+        samples = RunSamples(self.trainer, self.folder, tell=self._tell, should_stop=should_stop)
+        samples.begin(begin)
         pending: _Pending | None = None
         step, is_stopped, self._begin = begin, False, begin
         while step < steps:
@@ -183,24 +188,33 @@ class _Run:
             step += 1
             pending = _Pending(step, metrics, batch)
             self._tell_saved()
-            if self._is_due(step):
+            saves, has_samples = self._is_due(step), samples.are_due(step)
+            if saves or has_samples:
                 self._read(pending, meter)
                 pending = None
+            if saves:
                 self._save(step, states)
+            if has_samples:
+                samples.make(step, states)
+                self._read_at = time.monotonic()
         if pending is not None:
             self._read(pending, meter)
-        return self._end(step, begin, states, data, is_stopped=is_stopped)
+        self._save_last(step, begin, states)
+        samples.finish(step, states)
+        return self._end(step, states, data, is_stopped=is_stopped)
 
-    def _end(
-        self, step: int, begin: int, states: States, data: PreparedDataset, *, is_stopped: bool
-    ) -> Outcome:
-        """The last checkpoint and, at the end of the training, the result."""
-        steps = self.config.train.steps
+    def _save_last(self, step: int, begin: int, states: States) -> None:
+        """The last checkpoint is on the disk."""
         if step not in self.checkpoints.steps and step > begin:
             self._save(step, states)
         self.checkpoints.wait()
         self._tell_saved()
-        result = None
+
+    def _end(
+        self, step: int, states: States, data: PreparedDataset, *, is_stopped: bool
+    ) -> Outcome:
+        """At the end of the training, the result."""
+        steps, result = self.config.train.steps, None
         if step >= steps:
             self._tell(Stage(step=step, name="export", time=time.time()))
             result = export_states(
@@ -350,31 +364,3 @@ class _Run:
         self._last = line.step
         self._log.write(line)
         self._on_line(line)
-
-
-def agreed(is_true: bool) -> bool:
-    """What process 0 says, in every process: clocks differ."""
-    if jax.process_count() == 1:
-        return is_true
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(is_true)))
-
-
-def settings_of(trainer: Trainer) -> Mapping[str, object]:
-    """What was chosen, for the log: where a default or a fallback ran, it stands here."""
-    model, step = trainer.model, trainer.step
-    return {
-        "model": model.description.name,
-        "layout": str(model.layout),
-        "weights": model.layout.weights,
-        "attention": step.denoiser.setting.implementation,
-        "dtype": str(np.dtype(model.dtype)),
-        "remat": trainer.config.machine.remat,
-        "experts": list(trainer.experts),
-        "devices": f"{model.mesh.size} x {model.mesh.devices.flat[0].device_kind}",
-        "processes": jax.process_count(),
-        "trained_parameters": sum(
-            int(np.prod(w.tensor_shape)) * len(w.tensors) for w in step.trained.weights()
-        ),
-    }

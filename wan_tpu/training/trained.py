@@ -18,6 +18,7 @@ from wan_tpu.checkpoints.arrays import ZERO
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.source import Index
 from wan_tpu.checkpoints.weights import Weight, load_weights
+from wan_tpu.text.embedding_file import Embedding
 from wan_tpu.torch_bridge import Params
 from wan_tpu.torch_module import LORA_DOWN, LORA_UP
 from wan_tpu.training.embedding import CaptionTokens
@@ -46,6 +47,24 @@ class Trained(Protocol):
             trained: of `weights`.
             key: of what is random in the step.
         """
+        ...
+
+    def merged(self, frozen: Params, trained: Params) -> Params:
+        """The transformer's parameters as a model without anything beside it has them.
+
+        What is not changed is the array of `frozen` or `trained` itself.
+
+        Args:
+            frozen: of `frozen_weights`.
+            trained: of `weights`.
+
+        Returns:
+            By the transformer's own names, in the dtypes that it computes in, as they lie.
+        """
+        ...
+
+    def word(self, trained: Params) -> Embedding | None:
+        """The vectors of the word that is trained; None where none is."""
         ...
 
     def text(self, frozen: Params, trained: Params, batch: PlacedBatch) -> Text:
@@ -128,6 +147,10 @@ class OfTransformer:
         """See `Trained`."""
         return
 
+    def word(self, trained: Params) -> None:
+        """See `Trained`."""
+        return
+
     def check_captions(self, captions: Sequence[str]) -> None:
         """See `Trained`: any will do."""
 
@@ -167,6 +190,14 @@ class AllWeights(OfTransformer):
         """See `Trained`."""
         dtypes = {weight.name: weight.dtype for weight in self.denoiser.weights()}
         return {name: array.astype(dtypes[name]) for name, array in trained.items()}
+
+    def merged(self, frozen: Params, trained: Params) -> Params:
+        """See `Trained`: cast."""
+        dtypes = {weight.name: weight.dtype for weight in self.denoiser.weights()}
+        return {
+            name: array if array.dtype == dtypes[name] else array.astype(dtypes[name])
+            for name, array in trained.items()
+        }
 
     def load_frozen(
         self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
@@ -224,6 +255,17 @@ class LowRank(OfTransformer):
             params[weight.name] = array.astype(dtype)
         return params
 
+    def merged(self, frozen: Params, trained: Params) -> Params:
+        """See `Trained`: W + scale B A, added in float32; one layer at a time is held so."""
+        params = dict(frozen)
+        for weight in self.weights():
+            if weight.name.endswith(LORA_UP):
+                stem = weight.name.removesuffix(LORA_UP)
+                base, up, down = frozen[f"{stem}weight"], trained[weight.name], f"{stem}{LORA_DOWN}"
+                add = jax.jit(_with_factors, out_shardings=base.sharding)
+                params[f"{stem}weight"] = add(base, up, trained[down], np.float32(self.scale))
+        return params
+
     def _kept(self, weight: Weight, key: PRNGKeyArray) -> Float[Array, "layers 1 in_features"]:
         """0 for the inputs that are left out, for the others what makes up for them.
 
@@ -257,6 +299,22 @@ class LowRank(OfTransformer):
         """See `Trained`: A at random, B zero."""
         fresh = FreshFactors(self.weights(), seed)
         return {expert: load_weights(expert, self.weights(), fresh, mesh) for expert in experts}
+
+
+def _with_factors(
+    base: Float[Array, "layers out in"],
+    up: Float[Array, "layers out rank"],
+    down: Float[Array, "layers rank in"],
+    scale: Float[Array, ""],
+) -> Float[Array, "layers out in"]:
+    """W + scale B A of every layer, in the dtype of W."""
+
+    def of_layer(layer: tuple[Array, Array, Array]) -> Array:
+        base, up, down = layer
+        with jax.default_matmul_precision("highest"):
+            return (base.astype(jnp.float32) + scale * (up @ down)).astype(base.dtype)
+
+    return jax.lax.map(of_layer, (base, up, down))
 
 
 class FreshFactors:

@@ -83,14 +83,21 @@ class Trainer:
             CheckpointError: files are missing, damaged or not those of the model.
         """
         self.load_frozen()
-        begun = self.step.trained.begin(
+        return {name: self._started(trained) for name, trained in self.begin().items()}
+
+    def begin(self) -> Mapping[str, Params]:
+        """What is trained as it is before the first step, by the state's name; frozen is loaded.
+
+        Raises:
+            CheckpointError: files are missing, damaged or not those of the model.
+        """
+        return self.step.trained.begin(
             self.model.description,
             self.experts,
             self.model.mesh,
             self.config.train.seed,
             self._frozen,
         )
-        return {name: self._started(trained) for name, trained in begun.items()}
 
     def load_frozen(self) -> None:
         """Reads what is only used, for states that a checkpoint has.
@@ -197,14 +204,21 @@ class Trainer:
         losses, sigma = program(state.trained, inputs)
         return np.asarray(losses), np.asarray(sigma)
 
-    def inputs(self, expert: str, batch: Batch, step: int, empty_text: np.ndarray) -> Inputs:
-        """What a step takes, on the devices."""
+    def inputs(
+        self,
+        expert: str,
+        batch: Batch,
+        step: int,
+        empty_text: np.ndarray,
+        shape: BatchShape | None = None,
+    ) -> Inputs:
+        """What a step takes, on the devices; of batches of another shape where one is given."""
         whole, tokens = named(self.model.mesh), self.step.trained.tokens(batch.captions)
         low, high = (place(np.float32(x), whole) for x in self.sigmas_of(expert))
         return Inputs(
             frozen=dict(self._frozen[expert]),
             empty_text=place(np.asarray(empty_text, self.model.dtype), whole),
-            batch=self.step.shape.place(batch, tokens),
+            batch=(shape or self.step.shape).place(batch, tokens),
             step=place(np.int32(step), whole),
             sigmas=SigmaRange(low, high),
         )
