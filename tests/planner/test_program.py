@@ -158,6 +158,20 @@ def test_an_attention_kernel_shows_its_shapes(compile_for_tpu, tpu_mesh):
     assert kernel.flops == 2 * 2 * 3 * 256 * 256 * 128
 
 
+def test_a_weight_s_gradient_is_scattered(compile_for_tpu):
+    """Red when the fusion of an all-reduce and its slice sends what an all-reduce does."""
+    costs, text = compile_for_tpu(
+        lambda x, d_out: x.T @ d_out,
+        *[((2048, 1024), jnp.bfloat16, ("sp",))] * 2,
+        name="v6e-4",
+        layout=Layout(sp=4),
+        out=("sp",),
+    )
+    assert " reduce-scatter(" not in text
+    kinds = costs.collectives_by_kind()
+    assert kinds == {"reduce-scatter": {"runs": 1, "link_bytes": 1024 * 1024 * 2 * 3 // 4}}
+
+
 @pytest.mark.parametrize("implementation", ["splash", "flash"])
 def test_a_gradient_s_kernel_is_attention_of_five_products(
     compile_for_tpu, tpu_mesh, implementation

@@ -76,7 +76,7 @@ def test_bytes_on_the_disk_are_those_of_real_parameters(row):
 def test_seconds_mfu_and_hours_belong_together(row):
     low, high = row.range
     assert 0 < low <= high
-    assert row.hours == (2 * low, 2 * high)
+    assert row.hours == pytest.approx((2 * low, 2 * high))
     config = planning.place_for_training(CONFIG, describe_model("wan-tiny")).denoiser.config
     flops = step_flops(config, job_of().geometry, 2, trains_weights=True)
     assert row.mfu[1] == pytest.approx(flops / (4 * 918e12 * low))
@@ -87,6 +87,8 @@ def test_the_program_s_gradients_are_scattered_and_their_attention_counted(row):
     kernels = [o for o in costs.operations if o.attention is not None]
     assert {o.attention.products for o in kernels} == {2, 5}
     assert not costs.unknown_loops
+    scattered = [c for o in costs.operations for c in o.collectives if c.kind == "reduce-scatter"]
+    assert {c.group_size for c in scattered} == {4}
     assert all("gradient of splash" in reason for reason in row.uncounted.values())
     assert costs.total("flops") > row.model_flops / 4
 
