@@ -46,6 +46,7 @@ def test_commands_and_the_benchmarks_alone_know_the_planner():
     }
     assert knowing == {
         "wan_tpu/cli/plan.py",
+        "wan_tpu/cli/train_plan.py",
         "wan_tpu/cli/train_run.py",  # a device's peak, for MFU
         "benchmarks/calibration.py",
         "benchmarks/layouts.py",

@@ -1,11 +1,19 @@
 """The static count of attention kernels: shapes, schedules, the process that counts."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from wan_tpu.planner.kernel_cycles import count_cycles, grid_of
-from wan_tpu.planner.kernels import KernelCycles, KernelShape, flash_times
-from wan_tpu.planner.schedule import KernelCountError, read_schedule, splash_parts
+from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
+from wan_tpu.planner.schedule import (
+    KernelCountError,
+    Region,
+    backward_bundles,
+    read_schedule,
+    splash_parts,
+)
 
 
 def flash(queries, keys, *, num_keys=None, query_chunks=1, key_chunks=1):
@@ -155,3 +163,58 @@ def test_the_user_s_flags_stay_and_ours_follow(monkeypatch):
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_no_such_flag=true")
     with pytest.raises(KernelCountError, match="xla_no_such_flag"):
         count_cycles(flash(256, 512))
+
+
+BACKWARD = dataclasses.replace(next(iter(COUNTED)), query_chunks=8, key_chunks=8, is_backward=True)
+"""One head of 720p as it comes on sp8, and the figures of its count."""
+BACKWARD_COUNT = {
+    "step": (4587, 256), "block of keys": (3575, 16), "sums of a block": (766, 240),
+    "block of queries": (702, 16), "tile of 1024 keys": (17_779, 1152),
+    "tile of 256 keys": (4786, 128),
+}  # fmt: skip
+
+
+def test_times_of_a_gradient_s_parts():
+    """3.94 thousandths of a cycle a pair: benchmarks/results/2026-11-26-attention-backward.md."""
+    times = {name: times for name, (_, times) in BACKWARD_COUNT.items()}
+    assert backward_times(BACKWARD) == times
+    count = KernelCycles(parts={name: (n, 1) for name, (n, _) in BACKWARD_COUNT.items()})
+    assert count.of(BACKWARD).per_head / 75_600**2 == pytest.approx(3.94e-3, rel=1e-3)
+
+
+def test_a_gradient_s_smallest_shape_has_the_same_blocks():
+    small = BACKWARD.smallest_alike()
+    assert small.backward_blocks == BACKWARD.backward_blocks
+    assert (small.query_chunks, small.key_chunks) == (2, 2)
+    assert small.keys - small.num_keys == 176, "the padding of the last chunk"
+
+
+def test_regions_of_a_gradient_s_schedule():
+    """As the compiler wrote them (2026-11-26), small ones left out; what is no region is a step."""
+    ends = (
+        (29_221, 29_677),
+        (29_678, 29_986),
+        (29_987, 30_688),
+        (30_689, 32_070),
+        (32_105, 32_111),
+    )
+    body = Region(24, 32_185, (
+        Region(24, 193, (Region(165, 193, ()),)),
+        Region(275, 2467, (Region(275, 281, ()),)),
+        Region(2468, 24_419, (Region(2468, 6640, ()), Region(6641, 24_419, ()))),
+        Region(24_420, 29_220, (Region(24_435, 29_220, ()),)),
+        *(Region(*end, ()) for end in ends),
+    ))  # fmt: skip
+    bundles = backward_bundles(Region(10, 32_204, (body,)), BACKWARD.backward_blocks)
+    assert bundles == {name: count for name, (count, _) in BACKWARD_COUNT.items()}
+    with pytest.raises(KernelCountError, match="backward"):
+        backward_bundles(Region(0, 9, (Region(1, 8, ()),)), BACKWARD.backward_blocks)
+
+
+def test_counting_a_gradient_in_its_own_process():
+    """Above the floor of the matrix unit, and not far: tiles here are a fifth of the largest."""
+    shape = dataclasses.replace(
+        flash(2 * 1400, 2 * 1400, query_chunks=2, key_chunks=2), is_backward=True
+    )
+    count = count_cycles(shape)
+    assert 3.2e-3 * 2800**2 < count.per_head < 7e-3 * 2800**2

@@ -13,7 +13,7 @@ from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
 from wan_tpu.cli.main import main
 from wan_tpu.errors import LayoutError, UnknownNameError
-from wan_tpu.planner import kernel_cycles
+from wan_tpu.planner import kernel_counter, kernel_cycles
 from wan_tpu.planner import plan as planning
 from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.hardware import find_slice
@@ -83,8 +83,9 @@ def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypat
     def refuse(*_, **__):
         raise AssertionError("nothing may be made again")
 
-    for name in ("compile_stage", "make_video_model", "slice_devices", "count_cycles"):
+    for name in ("compile_stage", "make_video_model", "slice_devices"):
         monkeypatch.setattr(planning, name, refuse)
+    monkeypatch.setattr(kernel_counter, "count_cycles", refuse)
     again = Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
     assert again == rows
 
@@ -174,7 +175,9 @@ def test_both_estimates_are_in_the_table(rows):
 def test_a_count_that_fails_is_said_and_attention_goes_by_its_flops(monkeypatch):
     """The real count, given no time. Red when its timeout ends the plan."""
     monkeypatch.setattr(
-        planning, "count_cycles", lambda shape: kernel_cycles.count_cycles(shape, timeout=0.01)
+        kernel_counter,
+        "count_cycles",
+        lambda shape: kernel_cycles.count_cycles(shape, timeout=0.01),
     )
     lines = []
     job = job_of(stages=("step",))

@@ -158,6 +158,57 @@ def test_an_attention_kernel_shows_its_shapes(compile_for_tpu, tpu_mesh):
     assert kernel.flops == 2 * 2 * 3 * 256 * 256 * 128
 
 
+def test_a_weight_s_gradient_is_scattered(compile_for_tpu):
+    """Red when the fusion of an all-reduce and its slice sends what an all-reduce does."""
+    costs, text = compile_for_tpu(
+        lambda x, d_out: x.T @ d_out,
+        *[((2048, 1024), jnp.bfloat16, ("sp",))] * 2,
+        name="v6e-4",
+        layout=Layout(sp=4),
+        out=("sp",),
+    )
+    assert " reduce-scatter(" not in text
+    kinds = costs.collectives_by_kind()
+    assert kinds == {"reduce-scatter": {"runs": 1, "link_bytes": 1024 * 1024 * 2 * 3 // 4}}
+
+
+@pytest.mark.parametrize("implementation", ["splash", "flash"])
+def test_a_gradient_s_kernel_is_attention_of_five_products(
+    compile_for_tpu, tpu_mesh, implementation
+):
+    """Red when it goes for a forward kernel, or for none: most of a training's time is in it."""
+    from wan_tpu.attention.api import attend_chunks
+
+    mesh = tpu_mesh("v6e-1", Layout())
+    whole = jax.sharding.PartitionSpec()
+
+    def local(q, k, d_out):
+        def attention(q, k):
+            return attend_chunks(
+                q, k, k, head_dim=128, implementation=implementation, num_keys=500,
+                device=mesh.devices.flat[0],
+            )  # fmt: skip
+
+        return jax.vjp(attention, q, k)[1](d_out)
+
+    def f(*arrays):
+        return jax.shard_map(local, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)(
+            *arrays
+        )
+
+    costs, _ = compile_for_tpu(
+        f, *[((chunks, 1, 256, 3 * 128), jnp.bfloat16, ()) for chunks in (3, 2, 3)]
+    )
+    kernels = [o for o in costs.operations if o.attention is not None]
+    backward, forward = sorted(kernels, key=lambda o: not o.attention.is_backward)
+    assert (backward.attention.products, forward.attention.products) == (5, 2)
+    for kernel in kernels:
+        shape = kernel.attention
+        assert (shape.heads, shape.head_dim, shape.keys) == (3, 128, 512)
+        assert 768 <= shape.queries <= 1024
+        assert kernel.flops == 2 * shape.products * 3 * shape.queries * 512 * 128
+
+
 def test_a_convolution_counts_no_padding_of_its_window(compile_for_tpu):
     def f(x, kernel):
         return jax.lax.conv_general_dilated(

@@ -1,4 +1,4 @@
-"""train a LoRA, all weights or a new word; tell how a training is doing; take its result
+"""train a LoRA, all weights or a new word; plan it, tell how it is doing, take its result
 
 `wan-tpu train CONFIG.toml` trains; a word of `ACTIONS` behind `train` does something else. A file
 of such a name is `./status`.
@@ -8,11 +8,12 @@ import argparse
 import types
 from collections.abc import Sequence
 
-from wan_tpu.cli import train_export, train_presets, train_run, train_status
+from wan_tpu.cli import train_export, train_plan, train_presets, train_run, train_status
 
 RUN = "run"
 ACTIONS: dict[str, types.ModuleType] = {
     RUN: train_run,
+    "plan": train_plan,
     "status": train_status,
     "presets": train_presets,
     "export": train_export,

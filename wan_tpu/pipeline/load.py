@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def choose_layout(
-    description: ModelDescription, devices: Sequence[Any], dtype: DTypeLike | None
+    description: ModelDescription,
+    devices: Sequence[Any],
+    dtype: DTypeLike | None,
+    device_bytes: int | None = None,
 ) -> Layout:
     """The layout for these devices when the user names none.
 
@@ -42,12 +45,15 @@ def choose_layout(
         description: of the model.
         devices: all that it is split over.
         dtype: of weights; None for the platform's.
+        device_bytes: what each has; asked of them when None.
     """
     config = transformer_config(description)
     layout = default_layout(len(devices), config.num_attention_heads)
     weights = denoiser_weights(config, layout, dtype_for(devices, dtype))
     num_bytes = sum(weight.num_bytes for weight in weights) * len(description.kind.experts)
-    return dataclasses.replace(layout, weights=default_weights(num_bytes, memory_bytes(devices)))
+    if device_bytes is None:
+        device_bytes = memory_bytes(devices)
+    return dataclasses.replace(layout, weights=default_weights(num_bytes, device_bytes))
 
 
 def dtype_for(devices: Sequence[Any], dtype: DTypeLike | None) -> jnp.dtype:

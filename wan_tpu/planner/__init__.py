@@ -9,6 +9,8 @@ itself.
 * `peak_flops(device_kind)`: of a device that is here, what MFU is a share of.
 * `make_job(description, request, where, ...)`: what is planned, checked.
 * `Planner(job, cache, report).plan(layouts)`: a row per layout, best first.
+* `make_training_job(config, description, where, ...)`, `TrainingPlanner(job, cache, report)`,
+  `format_training_table`, `training_to_json`: the same for a training.
 * `FactsCache(folder)`: where compiled programs' facts are kept.
 * `format_table`, `to_json`, `write_plot`: the rows for people, for programs, as a picture.
 """
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from wan_tpu.planner.plot import require_matplotlib, write_plot
     from wan_tpu.planner.rows import LayoutPlan
     from wan_tpu.planner.table import format_table, to_json
+    from wan_tpu.planner.training import (
+        TrainingJob,
+        TrainingPlan,
+        TrainingPlanner,
+        make_training_job,
+    )
+    from wan_tpu.planner.training_table import format_training_table, training_to_json
 
 __all__ = [
     "GIB",
@@ -33,12 +42,18 @@ __all__ = [
     "LayoutPlan",
     "Planner",
     "Slice",
+    "TrainingJob",
+    "TrainingPlan",
+    "TrainingPlanner",
     "find_slice",
     "format_table",
+    "format_training_table",
     "make_job",
+    "make_training_job",
     "peak_flops",
     "require_matplotlib",
     "to_json",
+    "training_to_json",
     "write_plot",
 ]
 
@@ -50,6 +65,8 @@ _MODULES = {
     "plot": ("require_matplotlib", "write_plot"),
     "rows": ("LayoutPlan",),
     "table": ("format_table", "to_json"),
+    "training": ("TrainingJob", "TrainingPlan", "TrainingPlanner", "make_training_job"),
+    "training_table": ("format_training_table", "training_to_json"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -9,6 +9,9 @@ operation, what a computation started by `async-start` holds, and a chain of fus
 "async collective fusion"), of which the first starts the collective, the last waits for it and
 products between carry it along. All of a chain's fusions hold the same collective: it is booked on
 the one that starts it.
+
+A reduce-scatter, as gradients of sharded weights need it, stands in the text as an all-reduce and a
+slice of it in one fusion, `all-reduce-scatter`.
 """
 
 import dataclasses
@@ -28,6 +31,9 @@ COLLECTIVES = (
 
 CHAIN_START, CHAIN_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 """Custom calls in the first and in the last fusion of a chain."""
+
+SCATTERING = "all-reduce-scatter"
+"""What the computation of such a fusion is called."""
 
 Groups = tuple[tuple[int, ...], ...]
 """Devices by their number in the program; of a permute, pairs of source and target."""
@@ -64,6 +70,8 @@ def read_collective(
         ProgramTextError: its groups are written in a way that is not known.
     """
     kind = instruction.opcode.removesuffix("-start")
+    if kind == "all-reduce" and computation.name.startswith(SCATTERING):
+        kind = "reduce-scatter"
     operand = sum(a.num_bytes for k in computation.operand_kinds(instruction) for a in leaves(k))
     result = sum(a.num_bytes for a in leaves(result_kind(computation, instruction)))
     groups = read_groups(instruction, num_devices)

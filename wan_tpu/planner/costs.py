@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from wan_tpu.attention.flash_forward import KERNEL_NAME
+from wan_tpu.attention import flash_backward, flash_forward
 from wan_tpu.planner.collectives import (
     CHAIN_DONE,
     CHAIN_START,
@@ -52,7 +52,12 @@ _THROUGH = ("bitcast", "convert", "reshape", "transpose", "copy")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 KERNEL_TARGET = "tpu_custom_call"
-_FLASH = re.compile(rf"[/(]{KERNEL_NAME}_head(\d+)[/)]")  # in a gradient jvp(...)
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+_FLASH = {  # a name may stand within a gradient's jvp(...)
+    FORWARD_PRODUCTS: re.compile(rf"[/(]{flash_forward.KERNEL_NAME}_head(\d+)[/)]"),
+    BACKWARD_PRODUCTS: re.compile(rf"[/(]{flash_backward.KERNEL_NAME}_head(\d+)[/)]"),
+}
+_SPLASH_BACKWARD = re.compile(r"[/(]splash_m[hq]a_dkv_")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,7 @@ class Attention:
     Attributes:
         heads: of all batch items.
         query_chunks: chunks that the queries come in; key_chunks: likewise.
+        products: for each pair of query and key; 2 forward, 5 backward.
     """
 
     heads: int
@@ -70,11 +76,17 @@ class Attention:
     head_dim: int
     query_chunks: int = 1
     key_chunks: int = 1
+    products: int = FORWARD_PRODUCTS
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether it is a gradient's kernel."""
+        return self.products != FORWARD_PRODUCTS
 
     @property
     def flops(self) -> int:
-        """Of both products."""
-        return 4 * self.heads * self.queries * self.keys * self.head_dim
+        """Of all products."""
+        return 2 * self.products * self.heads * self.queries * self.keys * self.head_dim
 
 
 class CostReader:
@@ -238,14 +250,19 @@ class CostReader:
         operands = [a.dims for a in kinds if _may_be_tokens(a)]
         if len(operands) < 3:
             return None
-        flash = _FLASH.search(instruction.attributes)
-        if flash is not None:
-            return _flash_shapes(operands, head_dim=int(flash[1]))
+        for products, name in _FLASH.items():
+            if found := name.search(instruction.attributes):
+                return _flash_shapes(operands, head_dim=int(found[1]), products=products)
         query, key, value = operands[:3]
         if query[:-2] != key[:-2] or key[:-1] != value[:-1]:
             return None
+        is_backward = _SPLASH_BACKWARD.search(instruction.attributes) is not None
         return Attention(
-            heads=math.prod(query[:-2]), queries=query[-2], keys=key[-2], head_dim=value[-1]
+            heads=math.prod(query[:-2]),
+            queries=query[-2],
+            keys=key[-2],
+            head_dim=value[-1],
+            products=BACKWARD_PRODUCTS if is_backward else FORWARD_PRODUCTS,
         )
 
 
@@ -273,8 +290,8 @@ def compiler_cycles(instruction: Instruction) -> int:
     return int(found[1]) if found else 0
 
 
-def _flash_shapes(operands: Sequence[tuple[int, ...]], head_dim: int) -> Attention:
-    """Of our own kernel: `[chunks, batch, chunk, heads * head_dim]`."""
+def _flash_shapes(operands: Sequence[tuple[int, ...]], head_dim: int, products: int) -> Attention:
+    """Of our own kernels: `[chunks, batch, chunk, heads * head_dim]`."""
     (query_chunks, batch, query_chunk, channels), (key_chunks, _, key_chunk, _), *_ = operands
     return Attention(
         heads=batch * channels // head_dim,
@@ -283,6 +300,7 @@ def _flash_shapes(operands: Sequence[tuple[int, ...]], head_dim: int) -> Attenti
         head_dim=head_dim,
         query_chunks=query_chunks,
         key_chunks=key_chunks,
+        products=products,
     )
 
 

@@ -101,7 +101,9 @@ def compute_seconds(operation: Operation, chip: Chip, cycles: CyclesPerHead) -> 
     """Matrix unit seconds of one run of an operation."""
     shape = operation.attention
     if shape is not None and shape in cycles:
-        return cycles[shape] * shape.heads / chip.cores_per_device / chip.clock_hz
+        # A gradient's kernel goes through its blocks in order, on one core.
+        cores = 1 if shape.is_backward else chip.cores_per_device
+        return cycles[shape] * shape.heads / cores / chip.clock_hz
     return operation.flops / chip.bf16_flops
 
 

@@ -6,7 +6,8 @@ stalls (docs/calibration.md). A part's bundles (`schedule.py`) count as often as
 
 * splash: the region that holds most of a step is one tile of queries and keys; what is around it
   starts and ends a row of tiles, that is, the grid's last dimension. Its inner loops are unrolled.
-* flash: the branches and loops of `wan_tpu.attention.flash_forward`.
+* flash: the branches and loops of `wan_tpu.attention.flash_forward` and `flash_backward`. Splash's
+  backward is not counted.
 
 For 75,600 tokens on v6e, one head (2026-11-21): splash 10,557 + 1,214 bundles, 37 x 37 steps, 14.5
 million cycles; flash, of eight chunks of 9,472, 9.5 million.
@@ -25,9 +26,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from wan_tpu.planner.kernels import KernelCycles, KernelShape, flash_times
+from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
 from wan_tpu.planner.schedule import (
     KernelCountError,
+    backward_bundles,
     flash_bundles,
     read_schedule,
     splash_parts,
@@ -105,6 +107,7 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     from jax.sharding import PartitionSpec
 
     from wan_tpu.attention.api import attend_chunks
+    from wan_tpu.attention.flash_backward import flash_backward
     from wan_tpu.planner.compile import slice_devices
     from wan_tpu.planner.hardware import CHIPS, find_slice
     from wan_tpu.sharding.layout import Layout
@@ -113,7 +116,7 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     smallest = f"{shape.chip}-{8 if CHIPS[shape.chip].counts_cores else 1}"
     mesh = make_mesh(Layout(), slice_devices(find_slice(smallest))[:1])
 
-    def attention(*arrays: jax.Array) -> jax.Array:
+    def forward(*arrays: jax.Array) -> jax.Array:
         return attend_chunks(
             *arrays,
             head_dim=shape.head_dim,
@@ -122,23 +125,36 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
             device=mesh.devices.flat[0],
         )
 
+    def backward(query: jax.Array, key: jax.Array, logsumexp: jax.Array) -> tuple[jax.Array, ...]:
+        return flash_backward(
+            query, key, key, query, logsumexp, query,
+            head_dim=shape.head_dim, num_keys=shape.num_keys, interpret=False,
+        )  # fmt: skip
+
     def tokens(chunks: int, length: int) -> jax.ShapeDtypeStruct:
         size = (chunks, 1, length, shape.head_dim)
         return jax.ShapeDtypeStruct(size, jnp.dtype(shape.dtype), sharding=named(mesh))
 
     query = tokens(shape.query_chunks, shape.query_chunk)
     key = tokens(shape.key_chunks, shape.key_chunk)
+    logsumexp = jax.ShapeDtypeStruct((1, 1, shape.queries), jnp.float32, sharding=named(mesh))
+    function, arguments = (
+        (backward, (query, key, logsumexp)) if shape.is_backward else (forward, (query, key, key))
+    )
     with jax.set_mesh(mesh):
         whole = PartitionSpec()
         sharded = jax.shard_map(
-            attention, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+            function, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
         )
-        traced = jax.jit(sharded).trace(query, key, key)
+        traced = jax.jit(sharded).trace(*arguments)
         traced.lower(lowering_platforms=("tpu",)).compile()
     step = read_schedule(folder)
     if shape.implementation != "flash":
         return KernelCycles(parts=splash_parts(step, grid_of(traced.jaxpr)))
-    bundles, times = flash_bundles(step, shape.blocks), flash_times(shape)
+    if shape.is_backward:
+        bundles, times = backward_bundles(step, shape.backward_blocks), backward_times(shape)
+    else:
+        bundles, times = flash_bundles(step, shape.blocks), flash_times(shape)
     return KernelCycles(parts={name: (bundles[name], times[name]) for name in bundles})
 
 

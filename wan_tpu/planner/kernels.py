@@ -1,13 +1,16 @@
 """What decides the cycles of an attention kernel, and the arithmetic from a part's cycles to all.
 
-Knows the tiles of `wan_tpu.attention.flash_forward`, but neither compiles nor reads a schedule:
-that is `kernel_cycles.py`.
+Knows the tiles of `wan_tpu.attention.flash_forward` and `flash_backward`, but neither compiles nor
+reads a schedule: that is `kernel_cycles.py`.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
+
+from wan_tpu.attention.flash_backward import BackwardBlocks, choose_backward_blocks
 from wan_tpu.attention.flash_forward import Blocks, choose_blocks, valid_keys
 
 LEAST_BLOCKS = 2
@@ -33,7 +36,7 @@ class KernelCycles:
         """The count of another shape with the same parts (`KernelShape.smallest_alike`)."""
         if shape.implementation != "flash":
             return self
-        times = flash_times(shape)
+        times = backward_times(shape) if shape.is_backward else flash_times(shape)
         return KernelCycles(
             parts={name: (bundles, times[name]) for name, (bundles, _) in self.parts.items()}
         )
@@ -53,6 +56,7 @@ class KernelShape:
         query_chunks: chunks that the queries come in.
         key_chunks: likewise.
         dtype: of all three.
+        is_backward: whether it is the gradient's kernel.
     """
 
     chip: str
@@ -64,6 +68,7 @@ class KernelShape:
     query_chunks: int = 1
     key_chunks: int = 1
     dtype: str = "bfloat16"
+    is_backward: bool = False
 
     @property
     def query_chunk(self) -> int:
@@ -80,6 +85,12 @@ class KernelShape:
         """Tiles of the flash kernel."""
         return choose_blocks(self.query_chunk, self.key_chunk)
 
+    @property
+    def backward_blocks(self) -> BackwardBlocks:
+        """Tiles of the flash kernel's gradient."""
+        itemsize = jnp.dtype(self.dtype).itemsize
+        return choose_backward_blocks(self.query_chunk, self.key_chunk, itemsize)
+
     def smallest_alike(self) -> "KernelShape":
         """The shortest shape whose schedule has the same parts, each with the same bundles.
 
@@ -90,6 +101,8 @@ class KernelShape:
         """
         if self.implementation != "flash":
             return self
+        if self.is_backward:
+            return self._smallest_backward()
         blocks = self.blocks
         query_chunk = _shortest(
             self.query_chunk, blocks.queries, lambda n: choose_blocks(n, self.key_chunk).queries
@@ -108,6 +121,18 @@ class KernelShape:
             keys=keys,
             key_chunks=key_chunks,
             num_keys=keys - (self.keys - self.num_keys) % key_chunk,
+        )
+
+    def _smallest_backward(self) -> "KernelShape":
+        """Two chunks of both: its blocks follow from a chunk's length, which stays."""
+        keys = LEAST_BLOCKS * self.key_chunk
+        return dataclasses.replace(
+            self,
+            queries=LEAST_BLOCKS * self.query_chunk,
+            query_chunks=LEAST_BLOCKS,
+            keys=keys,
+            key_chunks=LEAST_BLOCKS,
+            num_keys=keys - (self.keys - self.num_keys) % self.key_chunk,
         )
 
 
@@ -132,7 +157,32 @@ def flash_times(shape: KernelShape) -> dict[str, int]:
     return times | {"partial tile": rows * sum(valid > 0 for valid in left)}
 
 
-def tile_sizes(blocks: Blocks) -> list[int]:
+def backward_times(shape: KernelShape) -> dict[str, int]:
+    """How often each part of our own backward kernel runs for one head."""
+    blocks = shape.backward_blocks
+    rows = shape.query_chunks * math.ceil(shape.query_chunk / blocks.queries)
+    left = [
+        min(
+            max(min(shape.key_chunk, shape.num_keys - index * shape.key_chunk) - start, 0),
+            blocks.keys,
+        )
+        for index in range(shape.key_chunks)
+        for start in range(0, shape.key_chunk, blocks.keys)
+    ]
+    times = {
+        "step": rows * len(left),
+        "block of keys": len(left),
+        "sums of a block": rows * (len(left) - 1),
+        "block of queries": rows,
+    }
+    *larger, smallest = tile_sizes(blocks)
+    for size in larger:
+        times[tile_name(size)] = rows * sum(valid // size for valid in left)
+        left = [valid % size for valid in left]
+    return times | {tile_name(smallest): rows * sum(-(-valid // smallest) for valid in left)}
+
+
+def tile_sizes(blocks: Blocks | BackwardBlocks) -> list[int]:
     """Keys of the products in a block of keys, largest first."""
     return list(dict.fromkeys((blocks.compute, blocks.last_compute)))
 

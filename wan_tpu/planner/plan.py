@@ -6,12 +6,11 @@ row needs is cached, so a second plan neither traces nor compiles.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
@@ -28,22 +27,18 @@ from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,
     compile_stage,
-    counter_digest,
     pack_text,
     slice_devices,
     source_digest,
     unpack_text,
     versions,
 )
-from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.estimate import estimate, share_of_peak
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import STAGES, Job, with_inputs
-from wan_tpu.planner.kernel_cycles import count_cycles
-from wan_tpu.planner.kernels import KernelCycles, KernelShape
+from wan_tpu.planner.kernel_counter import KernelCounter
 from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
-from wan_tpu.planner.schedule import KernelCountError
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
@@ -118,7 +113,15 @@ class Planner:
         self._report = report
         self._runs: dict[Layout, Run] = {}
         self._devices: list[Any] | None = None
-        self._failed_counts: dict[KernelShape, str] = {}
+        self._counter = KernelCounter(
+            where=job.where,
+            attention=job.attention,
+            dtype=job.dtype,
+            num_tokens=job.geometry.num_tokens,
+            crossed=(TEXT_TOKENS, job.image_tokens),
+            cache=cache,
+            report=report,
+        )
         self._position = ""
 
     def plan(self, layouts: Sequence[Layout]) -> list[LayoutPlan]:
@@ -140,7 +143,9 @@ class Planner:
         job, resident = self._job, self._resident(layout)
         runs = job.runs()
         facts = {name: self._facts(name, layout, resident) for name in job.stages}
-        kernels, uncounted = self._kernels(facts)
+        kernels, uncounted = self._counter.count(
+            fact.costs for fact in facts.values() if fact.costs is not None
+        )
         cycles = {shape: count.per_head for shape, count in kernels.items()}
         stages = {}
         for name, fact in facts.items():
@@ -281,66 +286,3 @@ class Planner:
             }
 
         return Resident(**self._cache.get(key, make))
-
-    def _kernels(
-        self, facts: Mapping[str, StageFacts]
-    ) -> tuple[dict[Attention, KernelCycles], dict[Attention, str]]:
-        """Static counts of every attention kernel in the stages, and why others have none."""
-        costs = [fact.costs for fact in facts.values() if fact.costs is not None]
-        shapes = {o.attention for c in costs for o in c.operations if o.attention is not None}
-        counted, uncounted = {}, {}
-        for attention in sorted(shapes, key=dataclasses.astuple):
-            shape = self._kernel_shape(attention)
-            count = self._count(shape.smallest_alike())
-            if isinstance(count, str):
-                uncounted[attention] = count
-            else:
-                counted[attention] = count.of(shape)
-        return counted, uncounted
-
-    def _kernel_shape(self, attention: Attention) -> KernelShape:
-        chip, tokens = self._job.where.chip, self._job.geometry.num_tokens
-        crossed = (TEXT_TOKENS, self._job.image_tokens)
-        padded = attention.keys > tokens and attention.keys not in crossed
-        return KernelShape(
-            chip=chip.name,
-            implementation=resolve_implementation(
-                self._job.attention,
-                "tpu",
-                device_kind=chip.device_kind,
-                dtype=self._job.dtype,
-                head_dim=attention.head_dim,
-            ),
-            queries=attention.queries,
-            keys=attention.keys,
-            num_keys=tokens if padded else attention.keys,
-            head_dim=attention.head_dim,
-            query_chunks=attention.query_chunks,
-            key_chunks=attention.key_chunks,
-            dtype=self._job.dtype,
-        )
-
-    def _count(self, shape: KernelShape) -> KernelCycles | str:
-        """The count of a kernel, or why there is none; a count that failed is not tried again."""
-        key = {
-            "what": "kernel",
-            **dataclasses.asdict(shape),
-            "versions": versions(),
-            "source": source_digest(),
-            "counter": counter_digest(),
-        }
-
-        def make() -> dict[str, Any]:
-            self._report(
-                f"counting the cycles of attention, {shape.queries} x {shape.num_keys} tokens"
-            )
-            return dataclasses.asdict(count_cycles(shape))
-
-        if shape not in self._failed_counts:
-            try:
-                parts = self._cache.get(key, make)["parts"]
-                return KernelCycles(parts={name: tuple(part) for name, part in parts.items()})
-            except KernelCountError as error:
-                self._failed_counts[shape] = str(error)
-                self._report(f"attention goes by its FLOPs at peak: {error}")
-        return self._failed_counts[shape]

@@ -25,7 +25,7 @@ class Operation:
             XLA's opcode.
         source: where JAX says it comes from.
         times: how often it runs, loops multiplied out.
-        flops: of products; of an attention kernel, of its two.
+        flops: of products, an attention kernel's too.
         plain_bytes: HBM bytes by the plain rule.
         hbm_bytes: HBM bytes by the sliced rule.
         compiler_cycles: the compiler's own estimate; 0 where it has none.

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from wan_tpu.attention.flash_backward import BackwardBlocks
 from wan_tpu.attention.flash_forward import Blocks
 from wan_tpu.errors import WanTpuError
 from wan_tpu.planner.kernels import tile_name, tile_sizes
@@ -126,4 +127,40 @@ def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
         "block of keys": attend.bundles - sum(tiles) - rest.bundles - again.bundles,
         **{tile_name(size): count for size, count in zip(sizes, tiles, strict=True)},
         "partial tile": rest.bundles,
+    }
+
+
+def backward_bundles(step: Region, blocks: BackwardBlocks) -> dict[str, int]:
+    """Bundles of each part of our own backward kernel (`kernels.backward_times`).
+
+    In the order of its code, `wan_tpu.attention.flash_backward`: keys are taken, the loops over
+    tiles, each of them at the end of its region, then sums are added, sums are kept, a block of
+    queries ends, a block of keys ends.
+
+    Args:
+        step: of its grid.
+        blocks: sizes of its tiles.
+
+    Raises:
+        KernelCountError: the schedule has another form.
+    """
+    (body,), sizes = step.largest(1), tile_sizes(blocks)
+    ends_in_loop = [r for r in body.inside if r.inside and r.inside[-1].end == r.end]
+    loops = ends_in_loop[-len(sizes) :]
+    before = [r for r in body.inside if loops and r.end < loops[0].start]
+    after = [r for r in body.inside if loops and r.start > loops[-1].end][:4]
+    if len(loops) < len(sizes) or not before or len(after) < 4:
+        raise KernelCountError(f"a backward kernel's regions were expected in {body}")
+    take_keys = max(before, key=lambda region: region.bundles)
+    add, keep, end_queries, end_keys = (region.bundles for region in after)
+    tiles = [loop.inside[-1].bundles for loop in loops]
+    parts = {
+        "block of keys": take_keys.bundles + end_keys,
+        "sums of a block": add + keep,
+        "block of queries": end_queries,
+    }
+    return {
+        "step": step.bundles - sum(parts.values()) - sum(tiles),
+        **parts,
+        **{tile_name(size): count for size, count in zip(sizes, tiles, strict=True)},
     }

@@ -1,6 +1,8 @@
 """A model on the devices as training wants it: the layout follows the batch."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -13,25 +15,57 @@ from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
 
 
-def place_for_training(config: TrainingConfig, description: ModelDescription) -> VideoModel:
-    """The model on all devices, without its weights.
+def place_for_training(
+    config: TrainingConfig,
+    description: ModelDescription,
+    devices: Sequence[Any] | None = None,
+    layout: Layout | None = None,
+) -> VideoModel:
+    """The model on devices, without its weights.
+
+    Args:
+        config: of the run.
+        description: of the model.
+        devices: all that there are when None.
+        layout: `chosen_layout` when None.
 
     Raises:
         LayoutError: the layout that is named does not fit the devices.
     """
-    options, devices = load_options(config), jax.devices()
-    chosen = layout_for_training(config, description, len(devices))
-    if config.train.trains != "full":
-        weights = choose_layout(description, devices, options.dtype).weights
-        chosen = dataclasses.replace(chosen, weights=weights)
+    options, devices = load_options(config), jax.devices() if devices is None else devices
     return place_model(
         description,
-        layout=options.layout_for(len(devices), options.layout or chosen),
+        layout=layout or chosen_layout(config, description, devices),
         devices=devices,
         dtype=dtype_for(devices, options.dtype),
         vae_dtype=options.vae_dtype,
         attention=options.attention,
     )
+
+
+def chosen_layout(
+    config: TrainingConfig,
+    description: ModelDescription,
+    devices: Sequence[Any],
+    device_bytes: int | None = None,
+) -> Layout:
+    """The layout that the configuration names, else what suits its batch and the devices.
+
+    Args:
+        config: of the run.
+        description: of the model.
+        devices: that it is for.
+        device_bytes: what each has; asked of them when None.
+
+    Raises:
+        LayoutError: the layout that is named does not fit the devices.
+    """
+    options = load_options(config)
+    chosen = layout_for_training(config, description, len(devices))
+    if config.train.trains != "full":
+        weights = choose_layout(description, devices, options.dtype, device_bytes).weights
+        chosen = dataclasses.replace(chosen, weights=weights)
+    return options.layout_for(len(devices), options.layout or chosen)
 
 
 def layout_for_training(
