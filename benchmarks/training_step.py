@@ -80,7 +80,7 @@ def our_step(
         geometry=Geometry(width=SIDE, height=SIDE, num_frames=FRAMES, compression=compression),
         names=tuple(map(str, range(len(latents)))),
         captions=("",) * len(latents),
-        latents=latents,
+        latents=np.moveaxis(latents, 1, -1),
         text=text,
     )
     done = 0
