@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 @touch $@
 endef
 
-.PHONY: help demo serve install test test-slow check format lock clean
+.PHONY: help demo train-demo serve install test test-slow check format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(VENV)/.installed  ## install what is needed, make a video from a prompt 
 	$(BIN)/wan-tpu generate "a red circle moving right on a black background" --seed 1 -o demo.mp4
 	$(BIN)/wan-tpu generate "a blue square moving up on a gray background" --seed 1 \
 		--model wan-tiny-ti2v --image docs/images/square.png -o demo-picture.mp4
+
+train-demo: $(VENV)/.installed-train  ## install what is needed; wan-tiny learns a colour and a shape, and shows it
+	$(BIN)/python -m wan_tpu.demo.train_demo
 
 serve: $(VENV)/.installed-server  ## install what is needed and serve videos on http://127.0.0.1:8000
 	$(BIN)/python -m server
