@@ -106,9 +106,6 @@ def test_the_picture_has_before_on_the_left_and_after_on_the_right():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="0.88 of the new words of 0.90: benchmarks/results/2026-11-26-train-demo.md"
-)
 def test_wan_tiny_learns_the_new_words_and_keeps_the_old(tmp_path, capfd):
     assert train_demo.main(["-o", str(tmp_path / "demo")]) == 0, capfd.readouterr().out
     assert (tmp_path / "demo" / "before-and-after.png").exists()
