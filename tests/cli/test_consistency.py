@@ -18,12 +18,12 @@ WRONG = """
 import sys
 from wan_tpu.attention import sequence_parallel
 
-right, attend_locally = sequence_parallel._SELF_ATTENTION["ring"]
+right, functions = sequence_parallel._SELF_ATTENTION["ring"]
 
-def attends_to_padding(*arrays, attend, num_keys):
-    return right(*arrays, attend=attend, num_keys=None)
+def attends_to_padding(*arrays, num_keys, **functions):
+    return right(*arrays, num_keys=None, **functions)
 
-sequence_parallel._SELF_ATTENTION["ring"] = (attends_to_padding, attend_locally)
+sequence_parallel._SELF_ATTENTION["ring"] = (attends_to_padding, functions)
 from wan_tpu.cli.main import main
 sys.exit(main())
 """

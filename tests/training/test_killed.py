@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -37,17 +36,23 @@ def config(tmp_path_factory):
     return folder / "run.toml"
 
 
-def start(config: pathlib.Path, run: pathlib.Path, *more: str, limit: int | None = None):
+LIMITED = """
+import resource, signal, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from wan_tpu.cli.main import main
+sys.exit(main())
+"""
+"""A process whose files may have no more bytes than its first argument says."""
+
+
+def start(config: pathlib.Path, run: pathlib.Path, *, limit: int | None = None):
     """`wan-tpu train`, as a user starts it; `limit` is the most bytes that a file may have."""
-
-    def limited() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
+    way = ["-m", "wan_tpu.cli.main"] if limit is None else ["-c", LIMITED, str(limit)]
     return subprocess.Popen(
-        [sys.executable, "-m", "wan_tpu.cli.main", "train", config, "-o", run, *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limited,
+        [sys.executable, *way, "train", config, "-o", run],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The log as one truth: cut where a run goes on, whole lines only, TensorBoard's files the same."""
 
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -63,10 +62,12 @@ def test_a_line_that_is_none_is_named(tmp_path):
 
 
 FULL = """
-import pathlib, sys
+import pathlib, resource, sys
 from tests.training.lines import step_line
 from wan_tpu.errors import OutputError
 from wan_tpu.training.log import TrainingLog
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no fork: this process has JAX's threads
 with TrainingLog(pathlib.Path(sys.argv[1]), None, step=0) as log:
     try:
         for step in range(1, 100):
@@ -84,9 +85,8 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     path.unlink()
     limit = size * 3 + size // 2
     done = subprocess.run(
-        [sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+        [sys.executable, "-c", FULL, path, str(limit)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"4 cannot write {path}: File too large\n"
     assert path.read_bytes().endswith(b"\n")
     assert [line.step for line in read_log(path)] == [1, 2, 3]
