@@ -14,15 +14,14 @@ from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
 from wan_tpu.attention.flash_backward import (
     MAX_KEYS,
     MAX_QUERIES,
-    BackwardBlocks,
     choose_backward_blocks,
     flash_backward,
 )
-from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.flash_forward import LANES, Blocks
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
 from wan_tpu.attention.reference import reference_with_logsumexp
 
-SMALL = BackwardBlocks(queries=128, keys=512, compute=256, last_compute=128)
+SMALL = Blocks(queries=128, keys=512, compute=256, last_compute=128)
 
 HALVES = slice(32), slice(32, 64)
 
@@ -223,7 +222,7 @@ def test_sums_in_memory_are_there_when_they_are_read(queries, make_qkv, monkeypa
     whole = pl.pallas_call
     late = pltpu.InterpretParams(dma_execution_mode="on_wait")
     query, key, value = make_qkv(1, queries, 384, 1, 16)
-    blocks = BackwardBlocks(queries=128, keys=128, compute=128, last_compute=128)
+    blocks = Blocks(queries=128, keys=128, compute=128, last_compute=128)
     monkeypatch.setattr(
         pl, "pallas_call", lambda *args, **kwargs: whole(*args, **kwargs | {"interpret": late})
     )

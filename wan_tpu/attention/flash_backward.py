@@ -19,7 +19,6 @@ padding keys have a feature that makes their score -1e30, hence no weight and no
 need no mask at all.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -31,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
-from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.flash_forward import LANES, Blocks
 from wan_tpu.geometry import ceil_to_multiple
 
 KERNEL_NAME = "flash_attention_backward"
@@ -53,25 +52,7 @@ _FEATURES = 8
 """Rows of what a query brings beside its head: three digits, 1 for the mask, zeros."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BackwardBlocks:
-    """Sizes of the kernel's tiles, multiples of `LANES`.
-
-    Attributes:
-        queries: rows of queries held at a time.
-        keys: keys held at a time.
-        compute: keys of one product.
-        last_compute: keys of one product at the end of a block, where `compute` does not fit;
-            divides the others.
-    """
-
-    queries: int
-    keys: int
-    compute: int
-    last_compute: int
-
-
-def choose_backward_blocks(query_chunk: int, key_chunk: int, itemsize: int) -> BackwardBlocks:
+def choose_backward_blocks(query_chunk: int, key_chunk: int, itemsize: int) -> Blocks:
     """Blocks for given lengths of a chunk and bytes of a number.
 
     The queries' are even, for all of a block is worked on; of a block of keys only the real ones.
@@ -80,7 +61,7 @@ def choose_backward_blocks(query_chunk: int, key_chunk: int, itemsize: int) -> B
     last_compute = min(LAST_COMPUTE, ceil_to_multiple(key_chunk, LANES))
     keys = min(max_keys, ceil_to_multiple(key_chunk, last_compute))
     query_blocks = -(-query_chunk // max_queries)
-    return BackwardBlocks(
+    return Blocks(
         queries=ceil_to_multiple(-(-query_chunk // query_blocks), LANES),
         keys=keys,
         compute=min(COMPUTE, keys),
@@ -100,7 +81,7 @@ def flash_backward(
     num_keys: int,
     interpret: bool,
     d_logsumexp: LogSumExp | None = None,
-    blocks: BackwardBlocks | None = None,
+    blocks: Blocks | None = None,
 ) -> tuple[QueryChunks, KeyChunks, KeyChunks]:
     """Gradients of `wan_tpu.attention.flash.flash_with_logsumexp`'s arguments.
 
@@ -185,7 +166,7 @@ def flash_backward(
     return d_query, d_key, d_value
 
 
-def _scratch(blocks: BackwardBlocks, head_dim: int, dtype: jnp.dtype, kept: int) -> dict[str, Any]:
+def _scratch(blocks: Blocks, head_dim: int, dtype: jnp.dtype, kept: int) -> dict[str, Any]:
     """What the kernel holds beside its blocks; its arguments' names say what they are."""
     wide = head_dim + LANES
     numbers = functools.partial(pltpu.VMEM, dtype=dtype)
@@ -256,7 +237,7 @@ def _kernel(
     d_query_ref, d_key_ref, d_value_ref, sums_ref, *,
     query_wide, d_out_wide, query_t, d_out_t, key_t, value_t,
     d_scores_t, d_query_t, d_key_t, d_value_t, kept, loaded, stored,
-    blocks: BackwardBlocks, num_keys: int,
+    blocks: Blocks, num_keys: int,
     chunks: tuple[int, int], blocks_of_chunk: tuple[int, int],
 ):  # fmt: skip
     """One block of keys against one block of queries.

@@ -55,7 +55,7 @@ _EXCLUDED = -1e30
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """Sizes of the kernel's tiles, multiples of `LANES`.
+    """Sizes of a kernel's tiles, forward or backward, multiples of `LANES`.
 
     Attributes:
         queries: rows of queries held at a time.

@@ -21,6 +21,7 @@ from wan_tpu.cli.dataset_options import (
 )
 from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.options import (
+    add_dtype_and_devices_arguments,
     add_model_arguments,
     add_vae_dtype_argument,
     positive_int,
@@ -28,8 +29,7 @@ from wan_tpu.cli.options import (
 from wan_tpu.cli.progress import ProgressBars
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.names import DTYPES
-from wan_tpu.pipeline.options import LoadOptions, listed
+from wan_tpu.pipeline.options import LoadOptions
 
 if TYPE_CHECKING:
     from wan_tpu.dataset.jobs import PrepareOptions
@@ -79,14 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clips that are decoded at a time (default: one a core)",
     )  # fmt: skip
     add_vae_dtype_argument(machine)
-    machine.add_argument(
-        "--dtype", metavar="NAME",
-        help=f"{listed(DTYPES)} (default: bfloat16, on a CPU float32)",
-    )  # fmt: skip
-    machine.add_argument(
-        "--host-devices", type=positive_int, metavar="N",
-        help="N virtual CPU devices, no accelerator",
-    )  # fmt: skip
+    add_dtype_and_devices_arguments(machine)
     machine.add_argument(
         "--no-cache", action="store_true", help="keep no compiled programs between runs"
     )

@@ -104,6 +104,11 @@ def add_machine_arguments(parser: Any) -> None:
         "--vae", default="flax", metavar="NAME", help=f"{listed(VAES)} (default: %(default)s)"
     )
     add_vae_dtype_argument(parser)
+    add_dtype_and_devices_arguments(parser)
+
+
+def add_dtype_and_devices_arguments(parser: Any) -> None:
+    """`--dtype`, `--host-devices`."""
     parser.add_argument(
         "--dtype", metavar="NAME",
         help=f"{listed(DTYPES)} (default: bfloat16, on a CPU float32)",

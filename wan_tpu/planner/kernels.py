@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from wan_tpu.attention.flash_backward import BackwardBlocks, choose_backward_blocks
+from wan_tpu.attention.flash_backward import choose_backward_blocks
 from wan_tpu.attention.flash_forward import Blocks, choose_blocks, valid_keys
 
 LEAST_BLOCKS = 2
@@ -86,7 +86,7 @@ class KernelShape:
         return choose_blocks(self.query_chunk, self.key_chunk)
 
     @property
-    def backward_blocks(self) -> BackwardBlocks:
+    def backward_blocks(self) -> Blocks:
         """Tiles of the flash kernel's gradient."""
         itemsize = jnp.dtype(self.dtype).itemsize
         return choose_backward_blocks(self.query_chunk, self.key_chunk, itemsize)
@@ -182,7 +182,7 @@ def backward_times(shape: KernelShape) -> dict[str, int]:
     return times | {tile_name(smallest): rows * sum(-(-valid // smallest) for valid in left)}
 
 
-def tile_sizes(blocks: Blocks | BackwardBlocks) -> list[int]:
+def tile_sizes(blocks: Blocks) -> list[int]:
     """Keys of the products in a block of keys, largest first."""
     return list(dict.fromkeys((blocks.compute, blocks.last_compute)))
 

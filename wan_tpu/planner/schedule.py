@@ -9,7 +9,6 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from wan_tpu.attention.flash_backward import BackwardBlocks
 from wan_tpu.attention.flash_forward import Blocks
 from wan_tpu.errors import WanTpuError
 from wan_tpu.planner.kernels import tile_name, tile_sizes
@@ -130,7 +129,7 @@ def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     }
 
 
-def backward_bundles(step: Region, blocks: BackwardBlocks) -> dict[str, int]:
+def backward_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     """Bundles of each part of our own backward kernel (`kernels.backward_times`).
 
     In the order of its code, `wan_tpu.attention.flash_backward`: keys are taken, the loops over

@@ -38,7 +38,7 @@ from wan_tpu.training.embedding import (
     vector_weight,
 )
 from wan_tpu.training.placed_batch import PlacedBatch
-from wan_tpu.training.trained import Text
+from wan_tpu.training.trained import Text, load_each
 from wan_tpu.transformer.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -147,12 +147,10 @@ class NewVectors:
         text = load_weights(TEXT_ENCODER, encoder.weights(), source, mesh)
         _, size = start_vectors(encoder, text, self.tokenizer, self.config, mesh)
         size = place(size, named(mesh))
-        frozen = {}
-        for expert in experts:
-            weights, source = self._denoiser.weights(), description.source(expert)
-            frozen[expert] = {**load_weights(expert, weights, source, mesh), **text}
-            frozen[expert][KEPT_SIZE] = size
-        return frozen
+        transformers = load_each(experts, self._denoiser.weights(), description, mesh)
+        return {
+            expert: {**params, **text, KEPT_SIZE: size} for expert, params in transformers.items()
+        }
 
     def begin(
         self,

@@ -19,7 +19,6 @@ from wan_tpu.dataset.loader import PreparedDataset
 from wan_tpu.dataset.prepare import open_or_prepare
 from wan_tpu.dataset.sample import Batch
 from wan_tpu.errors import BadNumbersError, InputError, OutputError
-from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.training.agreed import agreed
@@ -243,18 +242,11 @@ class _Run:
         )
         self.folder.note_data(data.digest)
         for geometry in data.geometries:
-            self._check_tokens(geometry)
+            self._check_length(geometry)
         return data
 
-    def _check_tokens(self, geometry: Geometry) -> None:
-        """Compiling would find the same, minutes later."""
-        if self.config.data.image_probability and (
-            self.trainer.step.conditioning is not Conditioning.FIRST_FRAME
-        ):
-            raise InputError(
-                f"data.image_probability is {self.config.data.image_probability} and "
-                f"{self.trainer.model.description.name} takes no first frame so; leave it out"
-            )
+    def _check_length(self, geometry: Geometry) -> None:
+        """Refuses samples of which nothing is left to learn."""
         if geometry.latent_frames == 1 and self.config.data.image_probability == 1:
             raise InputError(
                 "data.image_probability is 1 and there are samples of one frame, of which nothing "

@@ -134,6 +134,20 @@ class Trained(Protocol):
         ...
 
 
+def load_each(
+    experts: Sequence[str], weights: list[Weight], description: ModelDescription, mesh: Mesh
+) -> dict[str, dict[str, jax.Array]]:
+    """The same weights of each of some transformers, from the model's files.
+
+    Raises:
+        CheckpointError: files are missing, damaged or not those of the model.
+    """
+    return {
+        expert: load_weights(expert, weights, description.source(expert), mesh)
+        for expert in experts
+    }
+
+
 class OfTransformer:
     """What the ways to train a transformer itself share: its text is the data's."""
 
@@ -187,9 +201,8 @@ class AllWeights(OfTransformer):
         return []
 
     def params(self, frozen: Params, trained: Params, key: PRNGKeyArray) -> Params:
-        """See `Trained`."""
-        dtypes = {weight.name: weight.dtype for weight in self.denoiser.weights()}
-        return {name: array.astype(dtypes[name]) for name, array in trained.items()}
+        """See `Trained`: there is nothing random in them."""
+        return self.merged(frozen, trained)
 
     def merged(self, frozen: Params, trained: Params) -> Params:
         """See `Trained`: cast."""
@@ -214,11 +227,7 @@ class AllWeights(OfTransformer):
         frozen: Mapping[str, Params],
     ) -> Mapping[str, Params]:
         """See `Trained`: the model's own weights."""
-        weights = self.weights()
-        return {
-            expert: load_weights(expert, weights, description.source(expert), mesh)
-            for expert in experts
-        }
+        return load_each(experts, self.weights(), description, mesh)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,11 +291,7 @@ class LowRank(OfTransformer):
         self, description: ModelDescription, experts: Sequence[str], mesh: Mesh
     ) -> Mapping[str, Params]:
         """See `Trained`."""
-        weights = self.frozen_weights()
-        return {
-            expert: load_weights(expert, weights, description.source(expert), mesh)
-            for expert in experts
-        }
+        return load_each(experts, self.frozen_weights(), description, mesh)
 
     def begin(
         self,

@@ -5,6 +5,7 @@ for a slice that is not there.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -74,6 +75,8 @@ class Trainer:
             conditioning=kind.conditioning,
         )
         self._programs = Programs()
+        # Its abstract arguments are found by tracing the optimiser: once, not at every step.
+        self._stage = functools.cache(self.step.stage)
         self._frozen: Mapping[str, Params] = {}
 
     def load(self) -> States:
@@ -189,20 +192,10 @@ class Trainer:
         """
         expert = self.expert_of(step)
         name = self.step.trained.state_name(expert)
-        program = self._programs.get(self.step.stage(batch.geometry), watch or Watch())
+        program = self._programs.get(self._stage(batch.geometry), watch or Watch())
         inputs = self.inputs(expert, batch, step, empty_text)
         state, metrics = program(states[name], inputs)
         return {**states, name: state}, metrics
-
-    def losses(
-        self, states: States, expert: str, batch: Batch, step: int, empty_text: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Each sample's loss and noise level, nothing being trained; arguments as of `run`."""
-        program = self._programs.get(self.step.loss_stage(batch.geometry), Watch(None, None))
-        inputs = self.inputs(expert, batch, step, empty_text)
-        state = states[self.step.trained.state_name(expert)]
-        losses, sigma = program(state.trained, inputs)
-        return np.asarray(losses), np.asarray(sigma)
 
     def inputs(
         self,
