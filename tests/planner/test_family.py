@@ -167,7 +167,7 @@ def test_an_image_s_keys_are_all_real():
     assert job.geometry.num_tokens < job.image_tokens == 257
     planner = Planner(job, FactsCache(None), lambda _: None)
     attention = Attention(heads=40, queries=40, keys=257, head_dim=128)
-    assert planner._kernel_shape(attention).num_keys == 257
+    assert planner._counter._shape(attention).num_keys == 257
 
 
 def test_what_a_video_does_not_run_cannot_be_planned_alone():

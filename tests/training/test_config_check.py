@@ -8,10 +8,6 @@ from wan_tpu.training.config_check import check_with_model
 from wan_tpu.training.config_file import read_config
 
 ALONE = {
-    "warm-up as long as the training": (
-        ["optimiser.schedule=cosine", "optimiser.warmup_steps=50", "train.steps=50"],
-        "take for example 5",
-    ),
     "no word": (["train.trains=embedding"], "embedding.word is missing"),
     "blank word": (["train.trains=embedding", "embedding.word=' '"], "embedding.word is missing"),
     "samples of nothing": (["samples.every_steps=5"], "give samples.prompts"),

@@ -26,13 +26,7 @@ def check_alone(config: TrainingConfig, *, needs_data: bool = True) -> None:
         InputError: names the keys, and a value that works where there is one.
     """
     load_options(config)
-    optimiser, train, samples = config.optimiser, config.train, config.samples
-    if optimiser.schedule != "constant" and optimiser.warmup_steps >= train.steps:
-        raise InputError(
-            f"optimiser.warmup_steps ({optimiser.warmup_steps}) leaves nothing of train.steps "
-            f"({train.steps}) for a {optimiser.schedule} schedule; take for example "
-            f"{train.steps // 10}"
-        )
+    train, samples = config.train, config.samples
     if train.trains == "embedding" and not config.embedding.word.strip():
         raise InputError(
             'embedding.word is missing: the word that is learnt, for example word = "mossling"'

@@ -86,6 +86,14 @@ def train(
         BadNumbersError: the loss is no number, or a sample's; the last checkpoint is from before.
         Cancelled: it was asked to stop before the first step.
     """
+    optimiser = config.optimiser
+    if config.train.steps <= optimiser.warmup_steps:
+        logger.warning(
+            "%d steps end inside the warm-up of %d: the learning rate stays below %g",
+            config.train.steps,
+            optimiser.warmup_steps,
+            optimiser.learning_rate,
+        )
     description = load_options(config).open_model()
     trainer = Trainer(config, place_for_training(config, description))
     with Checkpoints(folder.checkpoints, config.save.keep) as checkpoints:
