@@ -4,8 +4,10 @@ size of the scores. With them the weights of any keys come back as exp(score - l
 Dao et al. 2022, arXiv:2205.14135, appendix B.2.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
@@ -42,6 +44,25 @@ def name_residuals(out: Array, logsumexp: Array) -> tuple[Array, Array]:
     the forward again for the rest.
     """
     return checkpoint_name(out, ATTENTION_OUT), checkpoint_name(logsumexp, ATTENTION_LOGSUMEXP)
+
+
+def recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, of which a backward pass finds nothing kept but the arguments.
+
+    That holds under every rematerialisation policy, which would find the names inside of a nested
+    `jax.checkpoint`. For attention to few keys: its result takes as much room as any, and little
+    time to make again.
+    """
+
+    def forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+        return function(*arguments), arguments
+
+    def backward(arguments: tuple[Array, ...], d_out: Array) -> tuple[Array, ...]:
+        return jax.vjp(function, *arguments)[1](d_out)
+
+    again = jax.custom_vjp(function)
+    again.defvjp(forward, backward)
+    return again
 
 
 class OfQueries(NamedTuple):

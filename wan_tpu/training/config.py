@@ -162,7 +162,8 @@ class OptimiserConfig:
 
     Attributes:
         learning_rate: after the warm-up.
-        warmup_steps: over which the rate rises from 0.
+        warmup_steps: over which the rate rises from 0; a training of fewer steps ends before it
+            has its rate.
         schedule: after the warm-up: `constant`, `cosine` or `linear` down to `final_ratio`.
         final_ratio: of the rate at the last step.
         betas: of the moments.
@@ -273,7 +274,7 @@ class MachineConfig:
         dtype: that is computed in; None for bfloat16, on a CPU float32.
         vae_dtype: of the autoencoder, where clips are encoded.
         remat: what the backward pass computes again: `none`; `full`, each block from its input;
-            `attention`, all of a block but attention's output; `offload`, as `full` with the
+            `attention`, all of a block but self-attention's result; `offload`, as `full` with the
             blocks' inputs kept in the host's memory.
         host_devices: so many virtual CPU devices, and no accelerator.
     """

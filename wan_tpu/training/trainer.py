@@ -253,7 +253,13 @@ def trained_denoiser(config: TrainingConfig, model: VideoModel) -> Denoiser:
     lora = None
     if config.train.trains == "lora":
         lora = LoraShape(rank=config.lora.rank, targets=_targets(config, model.denoiser))
-    return dataclasses.replace(model.denoiser, lora=lora, remat=policy_of(config.machine.remat))
+    remat = config.machine.remat
+    return dataclasses.replace(
+        model.denoiser,
+        lora=lora,
+        remat=policy_of(remat),
+        recompute_cross=remat == "attention",  # few keys: as large as self-attention's, quickly made
+    )
 
 
 def _targets(config: TrainingConfig, denoiser: Denoiser) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class Denoiser:
         dtype: of weights and activations; float32 stays where diffusers keeps it.
         lora: what is trained beside the blocks' linears; None for nothing.
         remat: what a backward pass finds kept of each block; everything when not given.
+        recompute_cross: it never finds the results of cross-attention, whatever `remat` names.
     """
 
     config: TransformerConfig
@@ -79,6 +80,7 @@ class Denoiser:
     dtype: DTypeLike
     lora: LoraShape | None = None
     remat: Remat | None = None
+    recompute_cross: bool = False
 
     @property
     def module(self) -> LayeredModule:
@@ -261,7 +263,9 @@ class Denoiser:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, self.setting))
-        block.attn2.set_processor(CrossAttention(self.config, self.setting))
+        block.attn2.set_processor(
+            CrossAttention(self.config, self.setting, recompute=self.recompute_cross)
+        )
         ranks = {} if self.lora is None else self.lora.ranks()
         replace_linears(block, lambda name: linear_split(name, self.setting), ranks)
         return TransformerBlock(block, geometry)

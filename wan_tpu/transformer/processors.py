@@ -5,6 +5,7 @@ and looks at neither, so those arguments carry what ours need.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
+from wan_tpu.attention.residuals import recomputed
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
     group_heads,
@@ -167,11 +169,17 @@ class CrossAttention:
     """Queries of all tokens against keys and values that are computed once per request.
 
     The text's and the image's have a softmax each, and the results are added.
+
+    Args:
+        config: of the model.
+        setting: mesh, layout and attention.
+        recompute: keep none of the results for a backward pass.
     """
 
-    def __init__(self, config: TransformerConfig, setting: AttentionSetting):
+    def __init__(self, config: TransformerConfig, setting: AttentionSetting, *, recompute: bool):
         self._config = config
         self._setting = setting
+        self._recompute = recompute
 
     def __call__(
         self,
@@ -199,15 +207,15 @@ class CrossAttention:
         value: Float[Array, "batch keys channels"],
     ) -> Float[Array, "batch tokens channels"]:
         """One softmax over all of the keys."""
-        return cross_attend(
-            query[None],
-            key[None],
-            value[None],
+        attend = functools.partial(
+            cross_attend,
             head_dim=self._config.attention_head_dim,
             mesh=self._setting.concrete_mesh,
             layout=self._setting.layout,
             implementation=self._setting.implementation,
-        )[0]
+        )
+        attend = recomputed(attend) if self._recompute else attend
+        return attend(query[None], key[None], value[None])[0]
 
 
 def rms_norm_across_heads(
