@@ -258,7 +258,7 @@ def trained_denoiser(config: TrainingConfig, model: VideoModel) -> Denoiser:
         model.denoiser,
         lora=lora,
         remat=policy_of(remat),
-        recompute_cross=remat == "attention",  # few keys: as large as self-attention's, quickly made
+        recompute_cross=remat == "attention",  # as large as self-attention's, and quickly made
     )
 
 
