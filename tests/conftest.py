@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PJRT_NPROC", "32")  # as `wan_tpu.runtime.give_threads` says why
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask on an ordinary machine
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compile-only processes may share libtpu
+# Some hundreds of processes are started, and each would compile our modules for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -37,6 +39,9 @@ jaxtyping.install_import_hook(type_checks.PACKAGES, "tests.type_checks.check")
 # Started in the background, this process ignores Ctrl-C and its children inherit that; the tests of
 # Ctrl-C need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONG_FILES = ("training", "transformer", "vae")
+"""Folders at the end of the alphabet whose files take a minute or two."""
 
 # A machine with other work must not decide what fails, nor what an earlier run has found.
 settings.register_profile(
@@ -76,9 +81,19 @@ def share_compiled_programs(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: a quarter of the time goes by with waiting for servers."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """In the slow set every property is tried on fresh draws, too."""
+    """Long files first: what one worker does in the end, while the others have nothing, is short.
+
+    In the slow set every property is tried on fresh draws, too.
+    """
+    items.sort(key=lambda item: item.path.parent.name not in LONG_FILES)
     if runs_slow_tests(config):
         for item in items:
             if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):

@@ -3,6 +3,9 @@
 import pathlib
 import subprocess
 import sys
+import types
+
+from tests.conftest import LONG_FILES, pytest_collection_modifyitems
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,3 +35,13 @@ def test_a_files_tests_run_in_one_worker(tmp_path):
     workers = [path.read_text().split() for path in tmp_path.glob("*.workers")]
     assert [len(each) for each in workers] == [4, 4]
     assert all(len(set(each)) == 1 for each in workers)
+
+
+def test_long_files_are_begun_first(request):
+    """And else in the order of the files, within them in that of the tests."""
+    tests = pathlib.Path(__file__).parent
+    names = ["adapters/test_a.py", "training/test_b.py", "training/test_b.py", "vae/test_a.py"]
+    items = [types.SimpleNamespace(path=tests / name, number=n) for n, name in enumerate(names)]
+    pytest_collection_modifyitems(request.config, items)
+    assert [item.number for item in items] == [1, 2, 3, 0]
+    assert all((tests / name).is_dir() for name in LONG_FILES)

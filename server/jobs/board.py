@@ -55,7 +55,7 @@ class Board:
         self._operations: set[asyncio.Task[Any]] = set()
         self._doubtful: dict[str, Job] = {}  # may have rows, though nobody was told so
         self._deleted: collections.deque[str] = collections.deque(maxlen=REMEMBERED_DELETIONS)
-        self._must_reconcile = False
+        self._losses_mended = 0  # of `Store.losses`: as of when the database has all again
         self._changed = asyncio.Event()
         self.queue = FairQueue()
         self.durations = Durations()
@@ -260,9 +260,8 @@ class Board:
         What is wrong with it is in `trouble` and `lost` then, and is not raised.
         """
         try:
-            was_lost = await self._calls.call(self._store.check)
-            self._must_reconcile |= was_lost
-            if self._must_reconcile or self._doubtful:
+            await self._calls.call(self._store.check)
+            if self._may_be_older or self._doubtful:
                 await self.to_the_end(self._reconcile())
         except StoreUnavailable as error:
             self._calls.note(error)
@@ -293,7 +292,7 @@ class Board:
                 return job
             self._calls.require()
             try:
-                await self._calls.call(self._store.insert, job)
+                await self._insert(job)
             except StoreRefused:
                 await self._learn_of_row(job)
                 return make_job(self._shelf.newest)  # it answers for the one that is there
@@ -303,6 +302,14 @@ class Board:
             self._add(job)
             self._notify(queue=True)
             return job
+
+    async def _insert(self, job: Job) -> None:
+        try:
+            await self._calls.call(self._store.insert, job)
+        except StoreRefused:
+            if not await self._was_older():  # where a deleted job may have its idempotency key
+                raise
+            await self._calls.call(self._store.insert, job)
 
     async def _was_inserted(self, job: Job) -> bool:
         """What became of an insertion that gave no answer."""
@@ -374,7 +381,7 @@ class Board:
     async def _move(self, entry: Entry, job: Job) -> bool:
         """Writes a job's new state, then shows it; False if the database has no place for it."""
         try:
-            if not await self._repeatable(self._store.update, job):
+            if not await self._update(job):
                 logger.warning("the job's row is gone from the database", extra={"job": job.id})
                 self._forget(entry)
                 return False
@@ -384,6 +391,27 @@ class Board:
             return False
         self._show(entry, job)
         return True
+
+    async def _update(self, job: Job) -> bool:
+        """Writes a job's new state; False if its row was taken out of the database."""
+        if await self._repeatable(self._store.update, job):
+            return True
+        return await self._was_older() and await self._repeatable(self._store.update, job)
+
+    async def _was_older(self) -> bool:
+        """Whether a row was missed because an older copy took the database's place a moment ago.
+
+        `check` would find that out within seconds; what it lacks is written here and now.
+        """
+        await self._repeatable(self._store.check)
+        if not self._may_be_older:
+            return False
+        await self._bring_up_to_date()
+        return True
+
+    @property
+    def _may_be_older(self) -> bool:
+        return self._store.losses > self._losses_mended
 
     async def _repeatable(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """A write that does the same when it is done twice: again, if it gave no answer."""
@@ -401,28 +429,30 @@ class Board:
     async def _reconcile(self) -> None:
         """Brings a database that was away, or is an older copy, to what clients were told."""
         async with self._writing:
-            states: dict[str, str] = await self._calls.call(self._store.states)
-            ours = [entry.job for entry in self._shelf.entries.values()]
-            behind = [
-                job
-                for job in ours
-                if self._must_reconcile
-                and not job.is_unreadable
-                and states.get(job.id) != str(job.state)
-            ]
-            unwanted = (self._doubtful.keys() | set(self._deleted)) - self._shelf.entries.keys()
-            unwanted &= states.keys()
-            if behind:
-                logger.warning(
-                    "the database came back without the last changes of %d jobs, which are written "
-                    "again",
-                    len(behind),
-                )
-                await self._calls.call(self._store.rewrite, behind)
-            if unwanted:
-                await self._calls.call(self._store.delete, sorted(unwanted))
-            self._doubtful.clear()
-            self._must_reconcile = False
+            await self._bring_up_to_date()
+
+    async def _bring_up_to_date(self) -> None:
+        losses = self._store.losses  # one that comes meanwhile is not mended by this
+        states: dict[str, str] = await self._calls.call(self._store.states)
+        ours = [entry.job for entry in self._shelf.entries.values()]
+        behind = [
+            job
+            for job in ours
+            if self._may_be_older and not job.is_unreadable and states.get(job.id) != str(job.state)
+        ]
+        unwanted = (self._doubtful.keys() | set(self._deleted)) - self._shelf.entries.keys()
+        unwanted &= states.keys()
+        if unwanted:  # first: one of them may have the idempotency key of a job to be written
+            await self._calls.call(self._store.delete, sorted(unwanted))
+        if behind:
+            logger.warning(
+                "the database came back without the last changes of %d jobs, which are written "
+                "again",
+                len(behind),
+            )
+            await self._calls.call(self._store.rewrite, behind)
+        self._doubtful.clear()
+        self._losses_mended = losses
 
     def _show(self, entry: Entry, job: Job) -> None:
         before = entry.job

@@ -47,6 +47,8 @@ class Store:
     Attributes:
         database_id: of this database, for good.
         folder_id: of the data folder whose files it knows; None where it never had one.
+        losses: how often the lock was lost and taken again: the database was started anew, or
+            another, perhaps an older copy, took its place.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float):
@@ -59,6 +61,7 @@ class Store:
         Raises:
             StoreError: another server has it, it belongs to a newer version, or it cannot be used.
         """
+        self.losses = 0
         with contextlib.ExitStack() as opened:
             self._database = Database(url, timeout_seconds=timeout_seconds)
             opened.callback(self._database.close)
@@ -157,25 +160,20 @@ class Store:
             connection.execute(row)
         self.folder_id = folder_id
 
-    def check(self) -> bool:
-        """Finds out whether the database can be written and is still this server's.
-
-        Returns:
-            Whether its lock was lost and taken again: the database was started anew, or another
-            took its place.
+    def check(self) -> None:
+        """Finds out whether the database can be written and is still this server's; see `losses`.
 
         Raises:
             OwnershipLost: it is not this server's any more.
             StoreUnavailable: it cannot be written now.
         """
-        was_lost = False
         try:
-            was_lost = self._lock.check()
+            # Counted, not returned: the answer of a call that then fails would be forgotten.
+            self.losses += self._lock.check()
         finally:  # whoever could not have the lock may have lost it for good: the epoch tells
             with self._writing():
                 pass
         self._ballast_keep()
-        return was_lost
 
     def downgrade(self) -> None:
         """Brings the tables to the schema of the release before this one, and gives them up."""

@@ -34,16 +34,16 @@ def test_three_steps_are_recorded_and_the_video_is_the_same(run, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["/proc/nope", "/etc/hostname", "read-only"])
-def test_a_folder_that_cannot_be_written_is_one_line_before_the_work(run, tmp_path, folder):
+def test_a_folder_that_cannot_be_written_is_one_line_before_the_work(run_here, tmp_path, folder):
     if folder == "read-only":
         with mounted(tmp_path / folder, "1m"):
             subprocess.run(("mount", "-o", "remount,ro", str(tmp_path / folder)), check=True)
-            done = run("generate", PROMPT, "-o", "out.npy", "--profile", folder)
+            code, out, error = run_here("generate", PROMPT, "-o", "out.npy", "--profile", folder)
     else:
-        done = run("generate", PROMPT, "-o", "out.npy", "--profile", folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"wan-tpu: cannot write {folder}: ")
-    assert done.stderr.count("\n") == 1
+        code, out, error = run_here("generate", PROMPT, "-o", "out.npy", "--profile", folder)
+    assert (code, out) == (1, "")
+    assert error.startswith(f"wan-tpu: cannot write {folder}: ")
+    assert error.count("\n") == 1
     assert not (tmp_path / "out.npy").exists()
 
 

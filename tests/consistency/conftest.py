@@ -88,6 +88,7 @@ def compared_runs(tmp_path_factory, devices):
 @pytest.fixture(autouse=True)
 def compiled_quickly():
     """Compiling is nearly all of the time; LLVM's late passes change no layout."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -475,9 +475,10 @@ def test_the_real_service_of_two_workers_from_install_to_a_video(two_workers, tm
     for number in (0, 1):
         (two_workers.root.parent / str(number) / "machine.env").write_text(
             f"WAN_TPU_COORDINATOR={coordinator}\nWAN_TPU_PROCESSES=2\n"
-            f"WAN_TPU_PROCESS_ID={number}\nWAN_TPU_HOST_DEVICES=2\n"
+            f"WAN_TPU_PROCESS_ID={number}\nWAN_TPU_HOST_DEVICES=1\n"
+            "JAX_DISABLE_MOST_OPTIMIZATIONS=1\n"  # as all programs of the tests are compiled
         )
-    done = start(two_workers, "--layout", "dp2-sp2")
+    done = start(two_workers, "--layout", "dp2")
     journals = [(two_workers.root.parent / str(i) / "journal").read_text() for i in (0, 1)]
     assert done.returncode == 0, done.stdout + "".join(journals)
     done = two_workers.run("status", "wan", *WHERE)

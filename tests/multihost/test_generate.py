@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.cli.test_profile import names
 from tests.multihost.running import clean_environment, free_port
 from tests.server.running import wait_for
 from wan_tpu.checkpoints.models import WAN_TINY_TI2V
@@ -81,13 +82,17 @@ def make_secret(file, secret):
 
 
 def test_process_0_writes_the_video_of_both(command, tmp_path):
-    """Of a picture: both are given its file, and process 0's bytes are what both make it from."""
+    """Of a picture: both are given its file, and process 0's bytes are what both make it from.
+
+    Each records its own part of a profile meanwhile, and they stay in step.
+    """
     secret = ("--group-secret-file", str(make_secret(tmp_path / "secret", "s" * 32)))
     picture = ("--model", WAN_TINY_TI2V, "--image", str(PICTURE))
-    both = command("--steps", "3", "--layout", "dp2-sp2-tp2", "-o", "both.npy", *picture, *secret)
+    options = (*picture, *secret, "--profile", "profiles", "--steps", "4", *LAYOUT)
+    both = command("-o", "both.npy", *options)
     assert both.ends() == {0: (0, "both.npy\n"), 1: (0, "")}, both.log(0) + both.log(1)
-    names = {path.name for path in both.folder.iterdir()}
-    assert names == {"both.npy", "both.json", "0.log", "1.log"}
+    there = {path.name for path in both.folder.iterdir()}
+    assert there == {"both.npy", "both.json", "0.log", "1.log", "profiles"}
     metadata = json.loads((both.folder / "both.json").read_text())
     assert metadata["num_processes"] == 2
     assert metadata["lockstep"]["processes"] == 2
@@ -97,6 +102,10 @@ def test_process_0_writes_the_video_of_both(command, tmp_path):
     assert frames.shape == (17, 128, 128, 3)
     given = read_picture(PICTURE.read_bytes()).astype(int)
     assert np.abs(frames[0] - given).mean() < 5, "the first frame is not the picture"
+    for number in (0, 1):
+        trace = f"trace-1-process-{number}"
+        assert f"wan-tpu: 3 steps are in profiles/{trace} (" in both.log(number)
+        assert names(both.folder / "profiles" / trace) == ["denoise 2", "denoise 3", "denoise 4"]
 
 
 def test_ctrl_c_on_process_0_ends_both_and_leaves_no_file(command):

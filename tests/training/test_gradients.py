@@ -25,6 +25,14 @@ from wan_tpu.training.trainer import Trainer
 LAYOUTS = ["single", "dp2-sp2-tp2", "sp8", "tp8"]
 
 
+def layouts(*ordinary):
+    """All of them; those not named are slow. Each is ordinary for one kind of training."""
+    return [
+        layout if layout in ordinary else pytest.param(layout, marks=pytest.mark.slow)
+        for layout in LAYOUTS
+    ]
+
+
 @pytest.fixture(scope="module")
 def t2v(tmp_path_factory):
     return make_case(tmp_path_factory.mktemp("t2v"))
@@ -49,7 +57,7 @@ def relative_to_norm(actual, expected):
     return max(worst.values()), max(worst, key=worst.get)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("sp8", "tp8"))
 def test_full_training_has_torchs_gradients(t2v, layout):
     model = model_on(t2v.folder, layout)
     trainer = Trainer(config_of("full", machine=MachineConfig(remat="full")), model)
@@ -68,7 +76,7 @@ def test_full_training_has_torchs_gradients(t2v, layout):
 def test_padding_gets_no_gradient(t2v):
     """Three heads of eight on tp8, and a feed-forward width that 8 does not divide."""
     model = model_on(t2v.folder, "tp8")
-    trainer = Trainer(config_of("full"), model)
+    trainer = Trainer(config_of("full", machine=MachineConfig(remat="full")), model)
     states = trainer.load()
     inputs = trainer.inputs(
         "transformer", batch_of(model, geometry_of(model)), 0, empty_text(model)
@@ -85,7 +93,7 @@ def test_padding_gets_no_gradient(t2v):
     assert padded > 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("single", "dp2-sp2-tp2"))
 def test_lora_has_the_gradients_that_follow_from_torchs(t2v, layout):
     """Of W + s B A: dB = s dW A^T and dA = s B^T dW, dW being torch's at the merged weights."""
     model = model_on(t2v.folder, layout)
@@ -130,7 +138,9 @@ def random_factors(weights):
     }
 
 
-@pytest.mark.parametrize("kind", ["i2v", "flf2v", "i2v-a14b", "ti2v"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("i2v", marks=pytest.mark.slow), "flf2v", "i2v-a14b", "ti2v"]
+)
 def test_pictures_enter_training_as_they_enter_a_video(tmp_path, kind):
     """Channels and image tokens; a first frame that is given to some samples, and not counted."""
     case = make_case(tmp_path, kind)

@@ -17,20 +17,20 @@ from tests.training.runs import config_of, make_model_and_data
 from wan_tpu.training.config import MachineConfig, OptimiserConfig, SaveConfig
 from wan_tpu.training.config_file import to_toml
 
-STEPS = 60
+STEPS, SAVED_EVERY = 32, 4
 PATIENCE_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run of many short steps, saved every seventh."""
+    """A run of many short steps, saved every fourth."""
     folder = tmp_path_factory.mktemp("made")
     config = config_of(
         *make_model_and_data(folder),
         steps=STEPS,
         optimiser=OptimiserConfig(learning_rate=1e-3, schedule="cosine", ema_decay=0.9),
         machine=MachineConfig(layout="single", host_devices=1),
-        save=SaveConfig(every_minutes=0, every_steps=7, keep=3),
+        save=SaveConfig(every_minutes=0, every_steps=SAVED_EVERY, keep=3),
     )
     (folder / "run.toml").write_text(to_toml(config))
     return folder / "run.toml"
@@ -103,7 +103,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(config, undisturbed, tmp_path, ki
         if number % 3 == 2:
             time.sleep(moments.uniform(0.5, 8))  # wherever that is
         else:
-            wait_for_steps(process, run, len(steps_of(run)) // 7 * 7 + moments.randint(1, 9))
+            saved = len(steps_of(run)) // SAVED_EVERY * SAVED_EVERY
+            wait_for_steps(process, run, saved + moments.randint(1, SAVED_EVERY + 2))
             time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.communicate()

@@ -72,8 +72,15 @@ def test_a_stopped_run_goes_on_to_the_bit(made, tmp_path):
     assert [line["step"] for line in log if line["kind"] == "Step"] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("trains", ["lora", "full"])
-@pytest.mark.parametrize("layout", ["dp2-sp2-tp2", "tp8"])
+@pytest.mark.parametrize(
+    ("trains", "layout"),
+    [
+        ("lora", "dp2-sp2-tp2"),
+        ("full", "tp8"),
+        pytest.param("lora", "tp8", marks=pytest.mark.slow),
+        pytest.param("full", "dp2-sp2-tp2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_on_another_layout(made, tmp_path, trains, layout):
     """Three heads: both pad, and the checkpoint is of neither. And back onto one device."""
     config = config_of(*made, trains=trains, steps=6)

@@ -5,6 +5,7 @@ Real servers, a real PostgreSQL, the scripted engine. Whatever happens, every an
 accepted ends.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -18,7 +19,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from server.jobs.board import Board
+from server.jobs.store import Store
 from tests.server.broken_line import BrokenLine
+from tests.server.jobs.test_board import make_job
 from tests.server.postgres import Postgres, new_database
 from tests.server.running import ROOT, SCRIPTED, RunningServer, wait_for
 
@@ -177,6 +181,36 @@ def test_failed_over_to_a_copy_without_the_last_changes(start, url, own_postgres
     assert listed(server) == dict.fromkeys(expected, "completed")
     for name in expected:
         assert server.client.get(f"/v1/videos/{name}/content").status_code == 200
+
+
+@pytest.mark.parametrize("first", ["a job ends", "a key is used again"])
+def test_a_write_that_comes_before_the_failover_is_noticed(url, own_postgres, first):
+    """Red when the row that the copy lacks, or has, decides: a job is forgotten, or comes back."""
+
+    async def scenario(board):
+        deleted = await board.accept(make_job("key"))
+        own_postgres.copy()
+        await board.check()
+        await board.delete([deleted.id])
+        running, again = await board.accept(make_job()), await board.accept(make_job("key"))
+        await board.claim(running.id)
+        own_postgres.fail_over_to_copy()
+        if first == "a job ends":
+            assert await board.complete(running.id, {})
+        else:
+            await board.delete([again.id])
+            again = await board.accept(make_job("key"))
+            assert again.id != deleted.id
+        states = {job.id: str(job.state) for job in (board.find(running.id), again)}
+        assert rows(url) == states
+        await board.check()
+        assert rows(url) == states
+        await board.close()
+
+    with contextlib.closing(Store(url, timeout_seconds=4)) as store:
+        board = Board(store, keep_seconds=60, max_attempts=3, timeout_seconds=5)
+        board.load(store.load(), lambda job: True)
+        asyncio.run(scenario(board))
 
 
 @pytest.fixture
