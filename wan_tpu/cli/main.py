@@ -21,6 +21,7 @@ from wan_tpu.cli import (
     generate,
     inspect,
     plan,
+    remote,
     streams,
     train,
 )
@@ -35,6 +36,7 @@ COMMANDS = {
     "dataset": dataset,
     "train": train,
     "evaluate": evaluate,
+    "remote": remote,
 }
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
