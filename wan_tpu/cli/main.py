@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from wan_tpu import __version__
 from wan_tpu.cli import (
+    compare,
     consistency,
     dataset,
     evaluate,
@@ -36,6 +37,7 @@ COMMANDS = {
     "dataset": dataset,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "remote": remote,
 }
 
