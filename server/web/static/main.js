@@ -5,6 +5,7 @@ import { api, apiKey, ServiceError, Unreachable, urlOf } from "./api.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { byId } from "./dom.js";
+import { Forecast } from "./forecast.js";
 import { Gallery } from "./gallery.js";
 import { ANEW, EXTEND, requestAgain } from "./inputs.js";
 import { watchKey } from "./key.js";
@@ -22,7 +23,8 @@ const videos = new Videos();
 const gallery = new Gallery(videos, { act, loadOlder });
 const queue = new Queue(videos, { act, cancelAll });
 const viewer = new Viewer(videos, { act, inOrder: () => gallery.matching });
-const composer = new Composer(submitForm, (error) => refuse("submit", error, () => composer.submit()));
+const composer = new Composer({ create: submitForm, onError: formRefused, onChange: () => forecast.show() });
+const forecast = new Forecast(videos, () => composer.wanted);
 const connection = new Connection();
 const retries = new Map(); // id -> idempotency key, until it is answered: asked twice, made once
 
@@ -75,6 +77,11 @@ function submitForm(request, key) {
   return submit(request, key);
 }
 
+function formRefused(error, done) {
+  const before = done ? `${done === 1 ? "One variation is" : `${done} variations are`} in line, the others are not. ` : "";
+  refuse("submit", error, () => composer.submit(), before);
+}
+
 async function submit(request, key) {
   const video = await videos.create(request, key);
   announce(`Queued: ${plain(video.prompt)}`);
@@ -84,13 +91,13 @@ async function submit(request, key) {
 
 /**
  * Says that the service did not do what a person asked for. It stays until it is dismissed, or done
- * after all; `owner` names what was asked for, and `again` does it once more.
+ * after all; `owner` names what was asked for, `again` does it once more, and `before` was done.
  */
-function refuse(owner, error, again = null) {
+function refuse(owner, error, again = null, before = "") {
   const isAway = error instanceof Unreachable;
   if (!isAway && !(error instanceof ServiceError)) throw error;
   if (error.status === 401) return; // the dialog for the key is open
-  const text = isAway ? NO_ANSWER : advice(error);
+  const text = before + (isAway ? NO_ANSWER : advice(error));
   const isForLater = again && (isAway || [429, 503].includes(error.status));
   showNotice(owner, text, { action: isForLater ? "Try again" : null, onAction: again });
   if (document.querySelector("dialog[open]")) toast(text); // the notice lies behind it

@@ -22,6 +22,7 @@ export class Videos extends EventTarget {
   reconnecting = false; // what is shown may be out of date
   #videos = new Map();
   #order = []; // ids, newest first
+  #views = {}; // lists that are asked for many times before anything changes
   #hidden = new Set(); // deleted here, and not yet in the service: the reader may undo it
   #edits = 0; // counts changes that the list may not have; one asked for before them is out of date
   #running = null; // AbortController of the loops
@@ -30,11 +31,15 @@ export class Videos extends EventTarget {
 
   /** What there is to see, newest first. */
   get shown() {
-    return this.#order.filter((id) => !this.#hidden.has(id)).map((id) => this.#videos.get(id));
+    return (this.#views.shown ??= this.#order.filter((id) => !this.#hidden.has(id)).map((id) => this.#videos.get(id)));
   }
 
   /** What waits, the next one first. */
   get queue() {
+    return (this.#views.queue ??= this.#inQueue());
+  }
+
+  #inQueue() {
     const place = (video) => video.queue_position ?? Infinity;
     const waiting = this.shown.filter((video) => video.status === "queued").reverse();
     return waiting.sort((one, other) => place(one) - place(other) || 0); // Infinity - Infinity is NaN
@@ -42,6 +47,10 @@ export class Videos extends EventTarget {
 
   /** What runs, then what has ended, the latest first. */
   get results() {
+    return (this.#views.results ??= this.#asResults());
+  }
+
+  #asResults() {
     const running = this.shown.filter((video) => video.status === "in_progress");
     const ended = this.shown.filter(isEnded).sort((one, other) => endOf(other) - endOf(one));
     return [...running, ...ended];
@@ -162,6 +171,7 @@ export class Videos extends EventTarget {
 
   /** Makes these ids the list; what is not among them is gone from the service. */
   #keep(ids) {
+    this.#views = {};
     const kept = new Set(ids);
     for (const id of this.#order.filter((id) => !kept.has(id))) {
       this.#videos.delete(id);
@@ -173,12 +183,14 @@ export class Videos extends EventTarget {
   #put(video) {
     const known = this.#videos.get(video.id);
     this.#videos.set(video.id, video);
+    this.#views = {};
     if (known && (known.status !== video.status || known.stage !== video.stage)) {
       this.dispatchEvent(new CustomEvent("moved", { detail: { video, from: known.status } }));
     }
   }
 
   #changed() {
+    this.#views = {};
     this.dispatchEvent(new Event("change"));
   }
 
