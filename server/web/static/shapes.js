@@ -109,7 +109,7 @@ export class Shapes {
 
   /** Draws the choices anew. */
   #offer() {
-    const choices = SHAPES.map(([name, ratio]) => choice(name, name, ratio));
+    const choices = SHAPES.map(([name]) => choice(name, name));
     if (this.#ownKind) choices.unshift(choice(OWN, `As the ${this.#ownKind}`));
     byId("shapes").replaceChildren(...choices, choice(OTHER, "Other"));
   }
@@ -141,19 +141,13 @@ function near(one, other) {
 }
 
 /** A radio button with a small picture of the shape. */
-function choice(value, text, ratio = null) {
+function choice(value, text) {
   const label = document.createElement("label");
   const input = document.createElement("input");
   Object.assign(input, { type: "radio", name: "shape", value });
   label.className = "shape";
-  label.append(input);
-  if (ratio) {
-    const picture = document.createElement("span");
-    picture.className = "shape-picture";
-    picture.style.aspectRatio = ratio;
-    picture.classList.toggle("tall", ratio < 1);
-    label.append(picture);
-  }
-  label.append(text);
+  const picture = document.createElement("span");
+  picture.className = "shape-picture";
+  label.append(input, picture, text);
   return label;
 }

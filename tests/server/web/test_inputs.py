@@ -152,7 +152,7 @@ def test_remix_and_extend(open_page, server):
     wait_status(longer, "completed")
     found = server.retrieve({"id": longer.get_attribute("data-id")})
     assert (found["seconds"], found["remixed_from_video_id"]) == ("2", made["id"])
-    assert "2.1 s" in longer.locator(".card-facts").first.inner_text()
+    assert "· 2 s ·" in longer.locator(".card-facts").first.inner_text()
     longer.locator(".frame-open").click()
     facts = page.locator("#viewer-facts").inner_text()
     assert "17 frames, 2.1 s at 8 fps" in facts
