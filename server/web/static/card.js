@@ -218,7 +218,7 @@ export class Card {
     const player = this.#part(".frame-video");
     if (this.#plays < PLAYS) return player.play();
     this.pause();
-    if (!player.src.startsWith("blob:")) return undefined;
+    if (!apiKey.get()) return undefined;
     player.removeAttribute("src");
     player.load(); // rests at its poster
     return letGo(this, "video");
