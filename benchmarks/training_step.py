@@ -1,7 +1,10 @@
-"""seconds of a wan-tiny LoRA step, ours beside PyTorch eager with diffusers and peft
+"""seconds of a wan-tiny training step, ours beside PyTorch's
 
-Both take the same batch, rank, linears and optimiser on the same cores, by turns in one process, so
-that what else the machine does falls on both.
+Of a LoRA beside PyTorch eager with diffusers and peft: the same batch, rank, linears and optimiser.
+With --against recipe, of all weights beside the step that made wan-tiny from nothing
+(`wan_tpu.demo.train_denoiser`): the same batch, and the recipe trains the text encoder, too.
+
+Both on the same cores, by turns in one process, so that what else the machine does falls on both.
 """
 
 import argparse
@@ -22,22 +25,30 @@ SIDE, FRAMES = 64, 17
 LATENTS = (16, 5, 8, 8)  # channels, frames, height, width
 TEXT = (512, 64)
 WORDS = 10  # of a caption, its end included; zero past them
+FULL = ("train.trains=full", "train.batch=32")  # the recipe's batch
+Steps = Callable[[int], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How often it is measured."""
+    """How often it is measured, and beside what."""
+    parser.add_argument(
+        "--against", choices=("peft", "recipe"), default="peft", help="default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn (default: 10)")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Measures and prints both, and one over the other."""
-    config = read_config(None, preset=PRESET, settings=[], needs_data=False)
+    is_lora = parsed.against == "peft"
+    settings = [] if is_lora else [*FULL]
+    config = read_config(None, preset=PRESET, settings=settings, needs_data=False)
     numbers = np.random.default_rng(0)
     latents = numbers.standard_normal((config.train.batch, *LATENTS), dtype=np.float32)
     text = np.zeros((config.train.batch, *TEXT), np.float32)
     text[:, :WORDS] = numbers.standard_normal((len(text), WORDS, TEXT[1]), dtype=np.float32)
-    steps = {"ours": our_step(config, latents, text), "torch": torch_step(config, latents, text)}
+    theirs = torch_step(config, latents, text) if is_lora else recipe_step(latents)
+    steps = {"ours": our_step(config, latents, text), "torch": theirs}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step(2)
@@ -56,9 +67,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def our_step(
-    config: TrainingConfig, latents: np.ndarray, text: np.ndarray
-) -> Callable[[int], None]:
+def our_step(config: TrainingConfig, latents: np.ndarray, text: np.ndarray) -> Steps:
     """So many steps of the trainer, the data being there."""
     import jax
 
@@ -96,9 +105,7 @@ def our_step(
     return steps
 
 
-def torch_step(
-    config: TrainingConfig, latents: np.ndarray, text: np.ndarray
-) -> Callable[[int], None]:
+def torch_step(config: TrainingConfig, latents: np.ndarray, text: np.ndarray) -> Steps:
     """The same with the libraries that others train with."""
     import torch
     from diffusers import WanTransformer3DModel
@@ -127,5 +134,44 @@ def torch_step(
             torch.nn.utils.clip_grad_norm_(trained, config.optimiser.clip_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+
+    return steps
+
+
+def recipe_step(latents: np.ndarray) -> Steps:
+    """The step by which the embedded model was made: compiled, in bfloat16, 11 text positions."""
+    import torch
+
+    from wan_tpu.demo import data
+    from wan_tpu.demo.recipes import WAN_TINY
+    from wan_tpu.demo.train_denoiser import (
+        CompactAttention,
+        compact_text,
+        flow_loss,
+        make_models,
+        make_optimizers,
+        tokenize,
+    )
+
+    clean, recipe = torch.from_numpy(latents), WAN_TINY.denoiser
+    text_encoder, transformer = make_models(0, latents.shape[1])
+    transformer.set_attn_processor(CompactAttention())  # pyright: ignore[reportArgumentType]
+    optimizers = make_optimizers([text_encoder, transformer], recipe.phase.learning_rate)
+    parameters = [*text_encoder.parameters(), *transformer.parameters()]
+    ids, mask = tokenize([scene.prompt for scene in data.all_scenes()[: len(clean)]])
+    loss_of = torch.compile(flow_loss, options={"pattern_matcher": False})
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            u = torch.rand(len(clean))
+            sigma = recipe.shift * u / (1 + (recipe.shift - 1) * u)
+            with torch.autocast("cpu", torch.bfloat16):
+                text = compact_text(text_encoder, ids, mask)
+                loss = loss_of(transformer, text, clean, torch.randn_like(clean), sigma)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
     return steps

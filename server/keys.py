@@ -75,7 +75,11 @@ class Keys:
 
     def find(self, key: str) -> str | None:
         """The name of a key. How long it takes tells of the hash alone, which nobody can choose."""
-        return self._names.get(hash_key(key))
+        return self.find_hash(hash_key(key))
+
+    def find_hash(self, hash: str) -> str | None:
+        """The name of the key that has this hash, which opens nothing by itself."""
+        return self._names.get(hash)
 
     def _read(self) -> None:
         try:

@@ -21,13 +21,14 @@ from server.http.observed import Observed
 from server.http.routers import health, inputs, models, profiles, unsupported, variations, videos
 from server.http.served_model import serve_model
 from server.http.taking import DECODED_AT_ONCE, SOURCES_AT_ONCE
+from server.http.tickets import Tickets
 from server.service import Service
 from server.web import page
 from wan_tpu import __version__
 
 DESCRIPTION = """Text, pictures and clips to video with the Wan diffusion models. The video API of
-OpenAI's clients, and beyond it more fields of a request, `cancel`, `events` and `inputs`. Every
-error has one shape."""
+OpenAI's clients, and beyond it more fields of a request, `cancel`, `events`, `inputs` and `ticket`.
+Every error has one shape."""
 
 EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "openai-poll-after-ms", "Content-Disposition")
 
@@ -66,6 +67,7 @@ def make_app(service: Service) -> FastAPI:
         most=settings.max_event_streams,
         most_per_key=settings.max_event_streams_per_key,
     )
+    app.state.tickets = Tickets()
     app.state.key_rate = RequestRate(settings.max_requests_per_second)
     app.state.stranger_rate = RequestRate(settings.max_anonymous_requests_per_second)
     _add_routes(app, with_keys=service.keys is not None)

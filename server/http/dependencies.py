@@ -9,6 +9,7 @@ from server.errors import ApiError, retry_after
 from server.http.limits import RequestRate, check_address
 from server.http.schemas import VIDEO_ID
 from server.http.served_model import ServedModel
+from server.http.tickets import Tickets
 from server.jobs.job import Job
 from server.keys import Keys
 from server.service import Service
@@ -52,7 +53,7 @@ async def require_key(
         message = "the server cannot read its API keys, so it takes none for now"
         raise ApiError(503, "keys_unavailable", message, headers=retry_after(KEYS_RETRY_SECONDS))
     key = "" if credentials is None else credentials.credentials.strip()
-    owner = keys.find(key) if key else None
+    owner = keys.find(key) if key else _owner_of_ticket(request, keys)
     if owner is not None:
         request.state.owner = owner
         request.state.key = key
@@ -63,6 +64,12 @@ async def require_key(
         code = "missing_api_key"
         message = "an API key is needed: send it as `Authorization: Bearer KEY`"
     raise ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _owner_of_ticket(request: Request, keys: Keys) -> str | None:
+    tickets: Tickets = request.app.state.tickets
+    known = tickets.key_hash(request)
+    return None if known is None else keys.find_hash(known)
 
 
 async def is_known(request: Request) -> bool:

@@ -23,7 +23,7 @@ FILES_PATHS = ("/v1/videos", "/v1/videos/edits", "/v1/videos/extensions")
 MOST_FILES = 2
 """Where a body may hold pictures and clips, and how many: the first and the last picture."""
 
-_POST_ONLY = re.compile(r"/v1/videos/(edits|extensions|[^/]+/(remix|cancel))")
+_POST_ONLY = re.compile(r"/v1/videos/(edits|extensions|[^/]+/(remix|cancel|ticket))")
 """Where a GET is refused for its method, whether or not it has a body."""
 
 MOST_LARGE_BODIES, LARGE_BODY_RETRY_SECONDS = 8, 2.0

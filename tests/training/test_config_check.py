@@ -3,8 +3,8 @@
 import pytest
 
 from wan_tpu.checkpoints.models import describe_model
-from wan_tpu.errors import InputError
-from wan_tpu.training.config_check import check_with_model
+from wan_tpu.errors import InputError, LayoutError
+from wan_tpu.training.config_check import check_host_devices, check_with_model
 from wan_tpu.training.config_file import read_config
 
 ALONE = {
@@ -16,10 +16,6 @@ ALONE = {
     "attention that is none": (["machine.attention=flash9"], "splash"),
     "dtype that is none": (["machine.dtype=int8"], "bfloat16"),
     "VAE dtype that is none": (["machine.vae_dtype=fp32"], "float32"),
-    "layout of other devices": (
-        ["machine.layout=tp4", "machine.host_devices=8"],
-        "dp2-tp4",
-    ),
     "no devices": (["machine.host_devices=0"], "host_devices must be at least 1"),
     "noise levels upside down": (["flow.min_sigma=0.9", "flow.max_sigma=0.1"], "0.9 to 0.1"),
 }
@@ -31,6 +27,16 @@ def test_what_does_not_fit_together(case):
     with pytest.raises(InputError) as caught:
         read_config(settings=settings, needs_data=False)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(("layout", "each", "processes"), [("tp4", 8, 1), ("dp4", 4, 2)])
+def test_a_layout_is_of_the_devices_of_all_processes(layout, each, processes):
+    settings = [f"machine.layout={layout}", f"machine.host_devices={each}"]
+    config = read_config(settings=settings, needs_data=False)
+    with pytest.raises(LayoutError, match="needs 4 devices, 8 are here") as caught:
+        check_host_devices(config, processes)
+    assert f"[machine] host_devices is {each}" in str(caught.value)
+    assert ("in 2 processes" in str(caught.value)) == (processes == 2)
 
 
 WITH_MODEL = {
@@ -90,8 +96,10 @@ def test_what_does_not_fit_the_model(case):
         ["model.name=wan2.2-t2v-a14b", "model.expert=high", "flow.min_sigma=0.9"],
         ["model.name=wan2.1-i2v-14b-480p", "lora.targets=['attn2.add_k_proj']"],
         ["model.name=wan-tiny-ti2v", "data.image_probability=1"],
+        ["model.name=wan-tiny", "machine.layout=dp4", "machine.host_devices=2"],
     ],
 )
 def test_what_fits(settings):
     config = read_config(settings=settings, needs_data=False)
+    check_host_devices(config, 2)
     check_with_model(config, describe_model(config.model.name))

@@ -16,9 +16,9 @@ from wan_tpu.checkpoints.models import open_model
 from wan_tpu.dataset.loader import open_dataset
 from wan_tpu.errors import InputError
 from wan_tpu.pipeline.video_file import read_frames
+from wan_tpu.training.asked import Asked
 from wan_tpu.training.config import LoraConfig, ModelConfig, OptimiserConfig, SampleConfig
 from wan_tpu.training.evaluate import (
-    Asked,
     evaluate,
     levels_of,
     with_batch,

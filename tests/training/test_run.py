@@ -1,6 +1,7 @@
 """A run: goes on to the bit, on any layout to rounding, and leaves what others read."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,7 +16,7 @@ from wan_tpu.errors import BadNumbersError, InputError
 from wan_tpu.pipeline.load import place_model
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.training.checkpoint import Checkpoints
-from wan_tpu.training.config import LoraConfig, MachineConfig, OptimiserConfig, SaveConfig
+from wan_tpu.training.config import LoraConfig, OptimiserConfig, SaveConfig
 from wan_tpu.training.metrics import Saved, Step
 from wan_tpu.training.run_folder import read_run
 
@@ -90,10 +91,10 @@ def test_a_run_goes_on_on_another_layout(made, tmp_path, trains, layout):
     run(moved, tmp_path / "parts", stop_after=4)
     _, last = run(config, tmp_path / "parts")
     assert losses(last) == pytest.approx(losses(whole)[4:], rel=LAYOUT)
-    assert_same_states(config, tmp_path / "whole", tmp_path / "parts")
+    assert_same_states(tmp_path / "whole", tmp_path / "parts")
 
 
-def assert_same_states(config, one, other):
+def assert_same_states(one, other):
     """What is trained and its moments, at the last step: the difference's norm over the norm.
 
     Not number by number: Adam divides each by its own size, so a number whose gradient is a
@@ -151,10 +152,35 @@ def test_checkpoints_by_steps_are_kept_as_many_as_asked(made, tmp_path):
     assert read_run(tmp_path / "run")["data_digest"]
 
 
-def test_twenty_steps_are_the_same_on_a_mesh(made, tmp_path):
-    one = config_of(*made, steps=20)
-    other = dataclasses.replace(one, machine=MachineConfig(layout="sp8", attention="reference"))
-    _, expected = run(one, tmp_path / "one")
-    _, found = run(other, tmp_path / "other")
-    assert relative_error(losses(found), losses(expected)) <= LAYOUT
-    assert_same_states(one, tmp_path / "one", tmp_path / "other")
+@pytest.fixture(scope="module")
+def on_one_device(made, tmp_path_factory):
+    """(folder, losses) of twenty steps on one device, made once for each kind of training."""
+
+    @functools.cache
+    def make(trains):
+        folder = tmp_path_factory.mktemp("one") / trains
+        _, lines = run(config_of(*made, trains=trains, steps=20), folder)
+        return folder, losses(lines)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("layout", "trains"),
+    [
+        ("sp8", "lora"),
+        *(
+            pytest.param(layout, trains, marks=pytest.mark.slow)
+            for layout in ("dp2-sp2-tp2", "sp8", "sp8 ring", "tp8")
+            for trains in ("lora", "full")
+            if (layout, trains) != ("sp8", "lora")
+        ),
+    ],
+)
+def test_twenty_steps_are_the_same_on_a_mesh(made, on_one_device, tmp_path, layout, trains):
+    """Three heads, which no layout divides: all of them pad."""
+    config = config_of(*made, trains=trains, layout=layout, steps=20)
+    folder, expected = on_one_device(trains)
+    _, found = run(config, tmp_path / "other")
+    assert relative_error(losses(found), expected) <= LAYOUT
+    assert_same_states(folder, tmp_path / "other")

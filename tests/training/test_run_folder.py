@@ -176,9 +176,16 @@ def test_a_run_json_without_the_rest_is_a_run(tmp_path):
 
 
 def test_a_process_that_does_not_lead_changes_nothing(tmp_path):
-    with open_run(tmp_path / "fox", CONFIG, leads=False) as run:
+    with open_run(tmp_path / "fox", CONFIG, leads=False):
+        assert not list(tmp_path.iterdir())
+    with open_run(tmp_path, CONFIG) as run:
+        before = contents(tmp_path)
+        with open_run(tmp_path, CONFIG, leads=False) as other:
+            other.note_data("sha256:b")
+        assert contents(tmp_path) == before
         run.note_data("sha256:a")
-    assert not list(tmp_path.iterdir())
+        with pytest.raises(InputError, match="its digest was sha256:a, is sha256:b"):
+            other.note_data("sha256:b")
 
 
 def test_a_second_process_is_told_who_trains(tmp_path):

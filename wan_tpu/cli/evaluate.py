@@ -6,17 +6,29 @@ the bit.
 
 import argparse
 import dataclasses
+import importlib
 import os
 from pathlib import Path
 
+from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.cli.in_step import in_step, make_once
+from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.options import positive_int
 from wan_tpu.cli.output import print_path
 from wan_tpu.cli.progress import say
+from wan_tpu.cli.streams import keep_stdout_for_data
 from wan_tpu.errors import InputError, OutputError
+from wan_tpu.multihost.group import ProcessGroup, find_group
+from wan_tpu.multihost.identity import Identity, make_identity
+from wan_tpu.multihost.join import agree
+from wan_tpu.multihost.options import add_group_arguments
+from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.whole_file import reporting
+from wan_tpu.training.asked import CLIPS, Asked
 from wan_tpu.training.config import TrainingConfig
-from wan_tpu.training.config_check import check_alone, load_options
+from wan_tpu.training.config_check import check_alone, check_host_devices, load_options
 from wan_tpu.training.config_file import read_config
+from wan_tpu.training.config_keys import in_use
 from wan_tpu.training.evaluation_page import BASE, PAGE, REPORT, TRAINED
 from wan_tpu.training.run_folder import read_run
 from wan_tpu.training.sample_requests import read_prompts, sample_requests
@@ -41,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the run's own)",
     )  # fmt: skip
     parser.add_argument(
-        "--clips", type=positive_int, default=8, metavar="N",
+        "--clips", type=positive_int, default=CLIPS, metavar="N",
         help="so many of them, spread evenly (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -54,10 +66,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host-devices", type=positive_int, metavar="N",
         help="so many virtual CPU devices, and no accelerator: a training may have it",
     )  # fmt: skip
+    add_group_arguments(
+        parser.add_argument_group("several hosts (the same command on each; process 0 writes)")
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the command line says, checked as far as it can be without a device.
+
+    Attributes:
+        folder: of the run.
+        config: of the run, on the devices that are asked for.
+        asked: what of it.
+        output: folder of the result.
+        group: the processes that evaluate together.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    asked: Asked
+    output: Path
+    group: ProcessGroup
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Evaluates, and prints the path of the page."""
+    order = _read(parsed)
+    if order.group.num_processes > 1:
+        keep_stdout_for_data()
+    running = Interruptible()
+    pages: list[Path] = []
+    running.run(lambda: pages.append(_evaluate(order, running)))
+    if order.group.leads:
+        print_path(pages[0])
+    return 0
+
+
+def _read(parsed: argparse.Namespace) -> Order:
+    """The command line.
+
+    Raises:
+        InputError: there is no such run, or it cannot be evaluated so.
+        OutputError: something is in the way of the result.
+    """
     folder = Path(os.path.abspath(parsed.run))
     settings = read_run(folder)
     if parsed.ema and settings["config"]["optimiser.ema_decay"] is None:
@@ -66,26 +118,77 @@ def run(parsed: argparse.Namespace) -> int:
     prompts = config.samples.prompts
     if parsed.prompts is not None:
         prompts = read_prompts(Path(parsed.prompts))
-    options = load_options(config)
-    sample_requests(dataclasses.replace(config.samples, prompts=prompts), options.describe_model())
-    output = _check_output(Path(os.path.abspath(parsed.output or folder / FOLDER)))
-
-    from wan_tpu import runtime
-
-    runtime.start(
-        host_devices=config.machine.host_devices, cache_folder=runtime.default_cache_folder()
+    group = find_group(
+        parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file
     )
-    from wan_tpu.training.evaluate import Asked, evaluate
-
-    asked = Asked(
-        data=None if parsed.data is None else Path(parsed.data),
-        clips=parsed.clips,
-        prompts=prompts,
-        step=parsed.step,
-        ema=parsed.ema,
+    check_host_devices(config, group.num_processes)
+    model = load_options(config).describe_model()
+    sample_requests(dataclasses.replace(config.samples, prompts=prompts), model)
+    output = Path(os.path.abspath(parsed.output or folder / FOLDER))
+    return Order(
+        folder=folder,
+        config=config,
+        asked=Asked(
+            data=None if parsed.data is None else Path(os.path.abspath(parsed.data)),
+            clips=parsed.clips,
+            prompts=prompts,
+            step=parsed.step,
+            ema=parsed.ema,
+        ),
+        output=_check_output(output) if group.leads else output,
+        group=group,
     )
-    print_path(evaluate(folder, config, asked, output, on_stage=say))
-    return 0
+
+
+def _evaluate(order: Order, running: Interruptible) -> Path:
+    """Loads and judges; with the other processes of the slice in step around it."""
+    with in_step(order.group, running) as process:
+        model = load_options(order.config).open_model()
+        joined = agree(process, order.group, lambda: _identify(order, model))
+
+        from wan_tpu import runtime
+
+        runtime.start(
+            host_devices=order.config.machine.host_devices,
+            cache_folder=runtime.default_cache_folder(),
+            joined=joined,
+        )
+        process.loaded()
+        from wan_tpu.training.evaluate import evaluate
+
+        def report_stage(stage: str) -> None:
+            process.note(stage, is_over=False)
+            if order.group.leads:
+                say(stage)
+
+        def report(made: Progress) -> None:
+            process.note(made.stage, is_over=made.done >= made.total)
+
+        return make_once(
+            process,
+            {"run": str(order.folder)},
+            lambda _, should_stop: evaluate(
+                order.folder,
+                order.config,
+                order.asked,
+                order.output,
+                on_stage=report_stage,
+                on_progress=report,
+                should_cancel=should_stop,
+            ),
+            asked=running.is_asked,
+        )
+
+
+def _identify(order: Order, model: ModelDescription) -> Identity:
+    """What has to be the same in all processes."""
+    importlib.import_module("wan_tpu.runtime")  # JAX changes variables that are compared
+    asked = {name: str(value) for name, value in dataclasses.asdict(order.asked).items()}
+    return make_identity(
+        model_paths=model.paths,
+        settings={**in_use(order.config), **asked, "output": str(order.output)},
+        packages=("wan_tpu",),
+    )
 
 
 def _placed(config: TrainingConfig, parsed: argparse.Namespace) -> TrainingConfig:

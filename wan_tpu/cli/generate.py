@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from wan_tpu.pipeline.profiling import Profile
     from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
+MADE_FROM = "what the video is made from besides the prompt"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `wan-tpu generate`."""
@@ -65,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_embedding_argument(parser)
     add_lora_argument(parser)
+    add_video_arguments(parser)
+    add_media_arguments(parser.add_argument_group(MADE_FROM))
+    _add_where_arguments(parser)
+
+
+def add_video_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a request holds besides its prompt and files, of `wan-tpu remote generate`, too."""
     video = parser.add_argument_group("the video (defaults are the model's)")
     video.add_argument("--size", metavar="WxH", help="pixels, for example 1280x720")
     video.add_argument("--frames", type=positive_int, help="4n + 1, for example 81")
@@ -79,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     video.add_argument("--negative-prompt", help="what the video shall not show")
     add_seed_argument(video)
-    add_media_arguments(parser.add_argument_group("what the video is made from besides the prompt"))
+
+
+def _add_where_arguments(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("the machine")
     add_machine_arguments(machine)
     machine.add_argument(

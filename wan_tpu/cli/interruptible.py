@@ -20,10 +20,13 @@ GRACE_SECONDS = 3.0
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, for work without long programs."""
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, for work without long programs.
+
+    The `KeyboardInterrupt` then has the signal's number as its argument; Ctrl-C's has none.
+    """
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 
 from wan_tpu import __version__
 from wan_tpu.cli import (
+    compare,
     consistency,
     dataset,
     evaluate,
     generate,
     inspect,
     plan,
+    remote,
     streams,
     train,
 )
@@ -35,6 +37,8 @@ COMMANDS = {
     "dataset": dataset,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
+    "remote": remote,
 }
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

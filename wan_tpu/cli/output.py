@@ -78,6 +78,11 @@ def open_video(
 def write_metadata(output: pathlib.Path, metadata: Mapping[str, Any]) -> None:
     """How the video was made: the file beside it, and a line per stage on stderr."""
     write_side_file(output, metadata)
+    say_metadata(metadata)
+
+
+def say_metadata(metadata: Mapping[str, Any]) -> None:
+    """A line per stage on stderr, and one of what ran."""
     steps = sum(metadata["steps"].values())
     for name, seconds in metadata["seconds"].items():
         each = f"  ({seconds / steps:.3f} s per step)" if name == "denoise" else ""

@@ -9,7 +9,13 @@ from tqdm import tqdm
 
 from wan_tpu.pipeline.progress import Progress
 
-UNITS = {"text": "prompt", "denoise": "step", "decode": "frame", "check": "file"}
+UNITS = {
+    "text": "prompt",
+    "denoise": "step",
+    "decode": "frame",
+    "check": "file",
+    "compare": "frame",
+}
 BAR = (
     "{desc:<18}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} "
     "{elapsed}<{remaining} {rate_inv_fmt}"

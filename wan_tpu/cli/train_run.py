@@ -24,8 +24,9 @@ from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import agree
 from wan_tpu.multihost.lockstep import Lockstep
 from wan_tpu.multihost.options import add_group_arguments
+from wan_tpu.pipeline.progress import Progress
 from wan_tpu.training.config import TrainingConfig
-from wan_tpu.training.config_check import check_with_model, load_options
+from wan_tpu.training.config_check import check_host_devices, check_with_model, load_options
 from wan_tpu.training.config_file import read_config, to_toml, toml_value
 from wan_tpu.training.config_keys import in_use
 from wan_tpu.training.metrics import Line, Outcome, Stage, Step
@@ -109,6 +110,7 @@ def run(parsed: argparse.Namespace) -> int:
     group = find_group(
         parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file
     )
+    check_host_devices(config, group.num_processes)
     model = load_options(config).describe_model()
     check_with_model(config, model)
     if parsed.dry_run:
@@ -237,6 +239,9 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
             _note(line, process, running)
             progress.show(line)
 
+        def report_sample(made: Progress) -> None:
+            process.note(made.stage, is_over=made.done >= made.total)
+
         return make_once(
             process,
             {"config": json.dumps(in_use(order.config))},
@@ -244,6 +249,7 @@ def _train(order: Order, folder: RunFolder, running: Stoppable) -> Outcome:
                 order.config,
                 folder,
                 on_progress=report,
+                on_sample=report_sample,
                 should_stop=should_stop,
                 peak_flops=peak_flops(jax.devices()[0].device_kind),
             ),

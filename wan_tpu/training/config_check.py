@@ -3,7 +3,7 @@
 import os
 
 from wan_tpu.checkpoints.description import ModelDescription
-from wan_tpu.errors import InputError
+from wan_tpu.errors import InputError, LayoutError
 from wan_tpu.family import TRANSFORMER, Conditioning
 from wan_tpu.geometry import parse_size
 from wan_tpu.pipeline.options import LoadOptions
@@ -75,7 +75,7 @@ def load_options(config: TrainingConfig) -> LoadOptions:
     """What the model is loaded with.
 
     Raises:
-        InputError: a layout or name of `[machine]` that is none; LayoutError: too few devices.
+        InputError: a layout or name of `[machine]` that is none.
     """
     machine = config.machine
     try:
@@ -90,14 +90,29 @@ def load_options(config: TrainingConfig) -> LoadOptions:
             dtype=machine.dtype,
             host_devices=machine.host_devices,
         )
-        if machine.host_devices is not None:
-            if machine.host_devices < 1:
-                raise InputError(f"host_devices must be at least 1, got {machine.host_devices}")
-            if options.layout is not None:
-                options.layout.require_devices(machine.host_devices)
+        if machine.host_devices is not None and machine.host_devices < 1:
+            raise InputError(f"host_devices must be at least 1, got {machine.host_devices}")
     except InputError as error:
         raise InputError(f"[machine] {error}") from None
     return options
+
+
+def check_host_devices(config: TrainingConfig, num_processes: int = 1) -> None:
+    """Refuses a layout that the virtual devices of all processes together are not.
+
+    Before JAX starts them, which takes seconds; others are counted once they are there.
+
+    Raises:
+        LayoutError: says how many it needs and how many there are.
+    """
+    layout, each = load_options(config).layout, config.machine.host_devices
+    if layout is None or each is None:
+        return
+    try:
+        layout.require_devices(each * num_processes)
+    except LayoutError as error:
+        several = f" in {num_processes} processes" if num_processes > 1 else ""
+        raise LayoutError(f"[machine] host_devices is {each}{several}: {error}") from None
 
 
 def _check_data(path: str) -> None:

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from wan_tpu.dataset.loader import PreparedDataset, open_dataset
 from wan_tpu.dataset.manifest import is_prepared
 from wan_tpu.dataset.sample import Batch
 from wan_tpu.pipeline.programs import Programs
-from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.whole_file import reporting, write_json_atomically
 from wan_tpu.sharding.mesh import named, place
+from wan_tpu.training.agreed import check_same_data, check_same_folder
+from wan_tpu.training.asked import Asked
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
@@ -39,33 +42,11 @@ logger = logging.getLogger(__name__)
 LEVELS = 7
 """Noise levels that a transformer is judged at: 0.125 to 0.875 where it has the whole range."""
 
-CLIPS = 8
-"""Of the data, unless asked otherwise."""
-
 SEED = 0
 """Of the noise: the same for all runs, so that they compare."""
 
 Losses = dict[str, dict[float, list[float | None]]]
 """By expert and noise level: of each clip, None where it was no finite number."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is to be evaluated.
-
-    Attributes:
-        data: a folder that `wan-tpu dataset prepare` made; None for the run's own.
-        clips: how many of it, spread evenly; all where it has fewer.
-        prompts: of the videos; none makes none.
-        step: of the checkpoint; None for the newest.
-        ema: the average instead of the parameters.
-    """
-
-    data: Path | None = None
-    clips: int = CLIPS
-    prompts: tuple[str, ...] = ()
-    step: int | None = None
-    ema: bool = False
 
 
 def evaluate(
@@ -75,8 +56,12 @@ def evaluate(
     output: Path,
     *,
     on_stage: Callable[[str], None] = logger.info,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_cancel: Callable[[], bool] | None = None,
 ) -> Path:
     """Writes `evaluation.json`, `index.html` and the videos. JAX has been started.
+
+    Several processes run it alike on one folder that all of them see; process 0 writes.
 
     Args:
         folder: of the run; only read.
@@ -84,6 +69,9 @@ def evaluate(
         asked: what of it.
         output: a folder; made where it is not there, files of an earlier evaluation are replaced.
         on_stage: told what begins.
+        on_progress: told how far it is inside a stage, and what compiles.
+        should_cancel: asked between clips and between denoising steps, in all processes with the
+            same answer.
 
     Returns:
         The page.
@@ -94,22 +82,32 @@ def evaluate(
         CheckpointError: files of the model or the checkpoint are damaged.
         OutOfMemoryError: it does not fit.
         OutputError: something cannot be written.
+        MismatchError: the processes do not see one run folder, or not the same data.
+        Cancelled: `should_cancel` said so.
     """
+    check_same_folder(folder)
     run, description = read_run(folder), load_options(config).open_model()
     config = without_chance(config)
     samples = dataclasses.replace(config.samples, prompts=asked.prompts)
     requests = sample_requests(samples, description)
     data = open_dataset(asked.data or data_of(folder, config), description)
+    check_same_data(data.digest)
+    watch = Watch(on_progress, should_cancel)
     model = place_for_training(config, description)
     trainer = Trainer(with_batch(config, model.layout.dp, 1), model)
     with Checkpoints(folder / "checkpoints", keep=1_000_000) as checkpoints:
         step = checkpoints.chosen(asked.step)
-        with reporting(output):
-            output.mkdir(parents=True, exist_ok=True)
+        if not jax.process_index():
+            with reporting(output):
+                output.mkdir(parents=True, exist_ok=True)
         on_stage("load")
         trainer.load_frozen()
-        clips = FixedClips(trainer, data, asked.clips)
-        sampler = Sampler(trainer, requests) if requests else None
+        clips = FixedClips(trainer, data, asked.clips, watch)
+        sampler = None
+        if requests:
+            sampler = Sampler(
+                trainer, requests, on_progress=on_progress, should_cancel=should_cancel
+            )
         on_stage("losses of the base")
         losses = {BASE: clips.losses(trainer.begin())}
         if sampler is not None:
@@ -145,6 +143,8 @@ def evaluate(
             for number, request in enumerate(requests)
         ],
     }
+    if jax.process_index():
+        return output / PAGE
     write_json_atomically(output / REPORT, report)
     return write_page(output / PAGE, report)
 
@@ -190,18 +190,19 @@ class FixedClips:
         names: of the clips, in the order of the losses.
     """
 
-    def __init__(self, trainer: Trainer, data: PreparedDataset, count: int):
+    def __init__(self, trainer: Trainer, data: PreparedDataset, count: int, watch: Watch):
         """Reads the clips.
 
         Args:
             trainer: whose model; with its frozen parameters.
             data: where they are from.
             count: how many, spread evenly over the data.
+            watch: told what compiles, and asked between clips whether to go on.
 
         Raises:
             InputError: files of the data are gone or damaged.
         """
-        self._trainer, self._empty_text = trainer, data.empty_text
+        self._trainer, self._empty_text, self._watch = trainer, data.empty_text, watch
         self._programs = Programs()
         numbers = [n * len(data) // count for n in range(count)] if count < len(data) else None
         self._batches = [
@@ -234,7 +235,8 @@ class FixedClips:
         filled = _filled(batch, -(-count // dp) * dp)
         of_step = _step_for(trainer, len(filled.names))
         level = place(np.float32(sigma), named(trainer.model.mesh))
-        program = self._programs.get(of_step.loss_stage(batch.geometry), Watch(None, None))
+        program = self._programs.get(of_step.loss_stage(batch.geometry), self._watch)
+        self._watch.check()  # inside the program, processes wait for each other only so long
         inputs = trainer.inputs(expert, filled, 0, self._empty_text, of_step.shape)
         state = learnt[of_step.trained.state_name(expert)]
         losses, _ = program(state, inputs._replace(sigmas=SigmaRange(level, level)))

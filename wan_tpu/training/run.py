@@ -21,7 +21,7 @@ from wan_tpu.dataset.sample import Batch
 from wan_tpu.errors import BadNumbersError, InputError, OutputError
 from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.progress import Progress, Watch
-from wan_tpu.training.agreed import agreed
+from wan_tpu.training.agreed import agreed, check_same_data, check_same_folder
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import TrainingConfig
 from wan_tpu.training.config_check import load_options
@@ -60,6 +60,7 @@ def train(
     folder: RunFolder,
     *,
     on_progress: OnLine | None = None,
+    on_sample: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     peak_flops: float | None = None,
 ) -> Outcome:
@@ -71,6 +72,7 @@ def train(
         config: of the run, checked.
         folder: open; of one that goes on, its configuration is the same.
         on_progress: told of every line of the log.
+        on_sample: told how far a video is that is made on the way.
         should_stop: asked between steps, in all processes with the same answer; then the state is
             saved and the run ends in order.
         peak_flops: bfloat16 operations a second of one device, for MFU; None where not known.
@@ -80,6 +82,7 @@ def train(
 
     Raises:
         InputError: the configuration does not fit the model, the devices or the data.
+        MismatchError: the processes do not see one run folder, or not the same data.
         CheckpointError: files of the model, or the newest checkpoint, are damaged.
         OutputError: something cannot be written; the last checkpoint is whole.
         OutOfMemoryError: it does not fit the devices.
@@ -94,6 +97,7 @@ def train(
             optimiser.warmup_steps,
             optimiser.learning_rate,
         )
+    check_same_folder(folder.path)
     description = load_options(config).open_model()
     trainer = Trainer(config, place_for_training(config, description))
     with Checkpoints(folder.checkpoints, config.save.keep) as checkpoints:
@@ -101,8 +105,16 @@ def train(
         board = folder.tensorboard if folder.leads else None
         with _log(folder, board, begin) as log:
             run = _Run(trainer, folder, checkpoints, log, on_progress or (lambda line: None))
+            should_stop = should_stop or (lambda: False)
+            samples = RunSamples(
+                trainer,
+                folder,
+                tell=run.tell,
+                on_progress=on_sample or (lambda progress: None),
+                should_stop=should_stop,
+            )
             try:
-                return run.train(begin, should_stop or (lambda: False), peak_flops)
+                return run.train(begin, samples, should_stop, peak_flops)
             except Exception as error:
                 run.tell_failure(error)
                 raise
@@ -165,13 +177,17 @@ class _Run:
         self._watch = Watch(self._compiles)
 
     def train(
-        self, begin: int, should_stop: Callable[[], bool], peak_flops: float | None
+        self,
+        begin: int,
+        samples: RunSamples,
+        should_stop: Callable[[], bool],
+        peak_flops: float | None,
     ) -> Outcome:
         """From the state after `begin` steps; see `wan_tpu.training.run.train`."""
         config, steps = self.config, self.config.train.steps
         model = self.trainer.model
         settings = settings_of(self.trainer)
-        self._tell(Started(step=begin, steps=steps, time=time.time(), settings=settings))
+        self.tell(Started(step=begin, steps=steps, time=time.time(), settings=settings))
         data = self._open_data(begin)
         states = self._states(begin)
         peak = None if peak_flops is None else peak_flops * model.mesh.size
@@ -179,17 +195,17 @@ class _Run:
         batches = data.batches(
             config.train.batch, seed=config.train.seed, start=begin, workers=config.data.workers
         )
-        samples = RunSamples(self.trainer, self.folder, tell=self._tell, should_stop=should_stop)
         samples.begin(begin)
         pending: _Pending | None = None
         step, is_stopped, self._begin = begin, False, begin
         while step < steps:
+            batch = next(batches)
+            self._step = step
+            self.trainer.compile(batch.geometry, self._watch)
             if should_stop():
                 is_stopped = True
                 break
-            batch = next(batches)
-            self._step = step
-            states, metrics = self.trainer.run(states, batch, step, data.empty_text, self._watch)
+            states, metrics = self.trainer.run(states, batch, step, data.empty_text)
             if pending is not None:
                 self._read(pending, meter)
             step += 1
@@ -223,17 +239,17 @@ class _Run:
         """At the end of the training, the result."""
         steps, result = self.config.train.steps, None
         if step >= steps:
-            self._tell(Stage(step=step, name="export", time=time.time()))
+            self.tell(Stage(step=step, name="export", time=time.time()))
             result = export_states(
                 self.trainer, states, self.folder.path, step=step, data_digest=data.digest
             )
         reason = STOPPED if is_stopped else FINISHED
-        self._tell(Ended(step=step, time=time.time(), reason=reason))
+        self.tell(Ended(step=step, time=time.time(), reason=reason))
         return Outcome(step=step, steps=steps, result=result)
 
     def _open_data(self, step: int) -> PreparedDataset:
         """The data, encoded first where they are clips."""
-        self._tell(Stage(step=step, name="data", time=time.time()))
+        self.tell(Stage(step=step, name="data", time=time.time()))
         config, description = self.config, self.trainer.model.description
 
         def on_progress(progress: Progress) -> None:
@@ -248,6 +264,7 @@ class _Run:
         self.trainer.step.trained.check_captions(
             [sample.caption for sample in data.manifest.samples]
         )
+        check_same_data(data.digest)
         self.folder.note_data(data.digest)
         for geometry in data.geometries:
             self._check_length(geometry)
@@ -263,7 +280,7 @@ class _Run:
 
     def _states(self, step: int) -> States:
         """As the newest checkpoint has them, or as they begin."""
-        self._tell(Stage(step=step, name="load", time=time.time()))
+        self.tell(Stage(step=step, name="load", time=time.time()))
         if not step:
             return self.trainer.load()
         self.trainer.load_frozen()
@@ -294,7 +311,7 @@ class _Run:
         )
         is_finite = np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm)
         if pending.step % config.train.log_every == 0 or not is_finite:
-            self._tell(
+            self.tell(
                 meter.line(
                     step=pending.step,
                     learning_rate=float(metrics.learning_rate),
@@ -334,13 +351,13 @@ class _Run:
     def _compiles(self, progress: Progress) -> None:
         """Says so before: other processes may have the program already, and must wait."""
         if not progress.done:
-            self._tell(Stage(step=self._step, name=progress.stage, time=time.time()))
+            self.tell(Stage(step=self._step, name=progress.stage, time=time.time()))
         elif self._step == self._begin:  # what has been loaded and compiled is no step's time
             self._read_at = time.monotonic()
 
     def _save(self, step: int, states: States) -> None:
         # A step of its own kind: who watches must not take it for one that hangs.
-        self._tell(Stage(step=step, name="save", time=time.time()))
+        self.tell(Stage(step=step, name="save", time=time.time()))
         self.checkpoints.wait()
         self._tell_saved()  # the one before
         seconds = self.checkpoints.save(step, states, {"step": step}, self._shapes)
@@ -352,15 +369,16 @@ class _Run:
         if self._saving is not None and not self.checkpoints.is_saving:
             step, seconds = self._saving
             self._saving = None
-            self._tell(Saved(step=step, time=time.time(), seconds=seconds))
+            self.tell(Saved(step=step, time=time.time(), seconds=seconds))
 
     def tell_failure(self, error: Exception) -> None:
         """Says in the log why the run ends; a full disk must not hide the error itself."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         with contextlib.suppress(OutputError):
-            self._tell(Ended(step=self._last, time=time.time(), reason=reason))
+            self.tell(Ended(step=self._last, time=time.time(), reason=reason))
 
-    def _tell(self, line: Line) -> None:
+    def tell(self, line: Line) -> None:
+        """Writes a line, and tells whoever listens."""
         self._last = line.step
         self._log.write(line)
         self._on_line(line)

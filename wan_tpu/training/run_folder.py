@@ -87,6 +87,8 @@ class RunFolder:
     def note_data(self, digest: str) -> None:
         """Keeps the digest of the data, or compares it with that of the beginning.
 
+        A process that does not lead compares alone, so that all refuse alike.
+
         Args:
             digest: of `wan_tpu.dataset.sample.Dataset`.
 
@@ -94,12 +96,11 @@ class RunFolder:
             InputError: the run began with other data.
             OutputError: it cannot be written.
         """
-        if not self.leads:
-            return
         run = read_run(self.path)
         known = run["data_digest"]
         if known is None:
-            write_json_atomically(self.path / _RUN, {**run, "data_digest": digest})
+            if self.leads:
+                write_json_atomically(self.path / _RUN, {**run, "data_digest": digest})
         elif known != digest:
             raise InputError(
                 f"the data is not that which {self.path} began with: its digest was {known}, is "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wan_tpu.errors import Cancelled
+from wan_tpu.pipeline.progress import Progress
 from wan_tpu.training.agreed import agreed
 from wan_tpu.training.export import learnt_of
 from wan_tpu.training.metrics import Line, Sampled, Stage
@@ -24,6 +25,7 @@ class RunSamples:
         folder: RunFolder,
         *,
         tell: Callable[[Line], None],
+        on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
     ):
         """Loads and compiles nothing.
@@ -32,10 +34,11 @@ class RunSamples:
             trainer: of the run.
             folder: of the run.
             tell: writes a line of the log.
+            on_progress: told how far a video is.
             should_stop: asked between denoising steps, in all processes with the same answer.
         """
         self._trainer, self._folder = trainer, folder
-        self._tell, self._should_stop = tell, should_stop
+        self._tell, self._on_progress, self._should_stop = tell, on_progress, should_stop
         self._sampler: Sampler | None = None
 
     def begin(self, step: int) -> None:
@@ -49,9 +52,15 @@ class RunSamples:
             return
         self._tell(Stage(step=step, name="samples of the base", time=time.time()))
         requests = sample_requests(config, self._trainer.model.description)
-        self._sampler, base = Sampler(self._trainer, requests), self._folder.samples / BASE
+        self._sampler = Sampler(
+            self._trainer,
+            requests,
+            on_progress=self._on_progress,
+            should_cancel=self._should_stop,
+        )
+        base = self._folder.samples / BASE
         if not agreed(self._sampler.has(base)):
-            self._told(step, self._sampler.base(base, should_cancel=self._should_stop))
+            self._told(step, self._sampler.base(base))
 
     def are_due(self, step: int) -> bool:
         """Whether between the steps; those of the last step come after its checkpoint."""
@@ -71,12 +80,7 @@ class RunSamples:
         self._tell(Stage(step=step, name="samples", time=time.time()))
         learnt = learnt_of(states, ema=self._trainer.config.optimiser.ema_decay is not None)
         with contextlib.suppress(Cancelled):
-            self._told(
-                step,
-                self._sampler.trained(
-                    learnt, self._folder_of(step), should_cancel=self._should_stop
-                ),
-            )
+            self._told(step, self._sampler.trained(learnt, self._folder_of(step)))
 
     def _folder_of(self, step: int) -> Path:
         return self._folder.samples / folder_of_step(step)

@@ -8,6 +8,7 @@ from the model's files each time.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from wan_tpu.checkpoints.weights import load_parts
 from wan_tpu.family import TEXT_ENCODER
 from wan_tpu.pipeline.load import checked_parts, load_vae_of, load_words, on_one_branch
 from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.pipeline.progress import Progress
 from wan_tpu.pipeline.video_file import VideoWriter
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.pipeline.whole_file import reporting, write_json_atomically
@@ -56,12 +58,21 @@ class Sampler:
         requests: for each a video.
     """
 
-    def __init__(self, trainer: Trainer, requests: Sequence[VideoRequest]):
+    def __init__(
+        self,
+        trainer: Trainer,
+        requests: Sequence[VideoRequest],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ):
         """Loads what all samplings share; compiles nothing.
 
         Args:
             trainer: after `load` or `load_frozen`.
             requests: complete.
+            on_progress: told how far a video is, and what compiles.
+            should_cancel: asked between denoising steps, in all processes with the same answer.
 
         Raises:
             CheckpointError: files are missing, damaged or not those of the model.
@@ -69,6 +80,7 @@ class Sampler:
         """
         self.requests = list(requests)
         self._trainer = trainer
+        self._on_progress, self._should_cancel = on_progress, should_cancel
         self._model = model_for_samples(trainer.model)
         self._pipeline = VideoPipeline(
             self._model, load_words(self._model), load_vae_of(self._model, "flax", (DECODER,))
@@ -76,7 +88,7 @@ class Sampler:
         self._shared: Mapping[str, Params] = {TEXT_ENCODER: self._component(TEXT_ENCODER)}
         self._pipeline.set_weights(self._shared)
 
-    def base(self, folder: Path, *, should_cancel: Callable[[], bool] | None = None) -> list[Path]:
+    def base(self, folder: Path) -> list[Path]:
         """Videos of the model as it was; a new word's vectors as they begin. See `trained`."""
         trained, word = self._trainer.step.trained, None
         if self._trainer.config.train.trains == "embedding":
@@ -84,17 +96,14 @@ class Sampler:
             word = trained.word(begun)
         experts = self._model.description.kind.experts
         params = {expert: self._component(expert) for expert in experts}
-        return self._make(params, word, folder, should_cancel)
+        return self._make(params, word, folder)
 
-    def trained(
-        self, learnt: Learnt, folder: Path, *, should_cancel: Callable[[], bool] | None = None
-    ) -> list[Path]:
+    def trained(self, learnt: Learnt, folder: Path) -> list[Path]:
         """Videos of what has been trained.
 
         Args:
             learnt: parameters or their averages; they are as they were afterwards.
             folder: where process 0 writes; made where it is not there.
-            should_cancel: asked between denoising steps, in all processes with the same answer.
 
         Returns:
             The files, in the order of the requests.
@@ -114,7 +123,7 @@ class Sampler:
                 word = of_step.word(state)
             else:
                 params[expert] = self._component(expert)
-        return self._make(params, word, folder, should_cancel)
+        return self._make(params, word, folder)
 
     def has(self, folder: Path) -> bool:
         """Whether the videos of these requests, all of them, are there already."""
@@ -125,11 +134,7 @@ class Sampler:
         return told == self._told() and all((folder / name).is_file() for name in told)
 
     def _make(
-        self,
-        params: Mapping[str, Params],
-        word: Embedding | None,
-        folder: Path,
-        should_cancel: Callable[[], bool] | None,
+        self, params: Mapping[str, Params], word: Embedding | None, folder: Path
     ) -> list[Path]:
         self._pipeline.set_words(load_words(self._model, [] if word is None else [word]))
         self._pipeline.set_weights({**self._shared, **params})
@@ -139,7 +144,7 @@ class Sampler:
                 (folder / REQUESTS).unlink(missing_ok=True)
         try:
             paths = [
-                self._video(request, folder / file_of(number), should_cancel)
+                self._video(request, folder / file_of(number))
                 for number, request in enumerate(self.requests)
             ]
         finally:
@@ -148,20 +153,23 @@ class Sampler:
             write_json_atomically(folder / REQUESTS, self._told())
         return paths
 
-    def _video(
-        self, request: VideoRequest, path: Path, should_cancel: Callable[[], bool] | None
-    ) -> Path:
+    def _video(self, request: VideoRequest, path: Path) -> Path:
+        make = functools.partial(
+            self._pipeline,
+            request,
+            on_progress=self._on_progress,
+            should_cancel=self._should_cancel,
+            keep_frames=False,
+        )
         if jax.process_index():
-            self._pipeline(request, should_cancel=should_cancel, keep_frames=False)
+            make()
             return path
         assert request.fps is not None, "the request is complete"
         assert request.width is not None, "the request is complete"
         assert request.height is not None, "the request is complete"
         sizes = {"fps": request.fps, "width": request.width, "height": request.height}
         with VideoWriter(path, **sizes) as writer:
-            self._pipeline(
-                request, should_cancel=should_cancel, on_frames=writer.write, keep_frames=False
-            )
+            make(on_frames=writer.write)
         return path
 
     def _told(self) -> dict[str, Any]:

@@ -139,7 +139,9 @@ class TrainingStep:
             _, found = jax.lax.scan(of_part, None, jnp.arange(self.shape.parts))
             return found.losses.reshape(-1), found.sigma.reshape(-1)
 
-        return self._stage("loss", losses, (trained, self.abstract_inputs(geometry)), geometry)
+        arguments = (trained, self.abstract_inputs(geometry))
+        whole = named(self.mesh)  # every process reads all of them
+        return self._stage("loss", losses, arguments, geometry, out_shardings=(whole, whole))
 
     def gradients_stage(self, geometry: Geometry) -> Stage:
         """(what is trained, inputs) -> loss and gradients, float32: for comparing layouts."""

@@ -16,6 +16,7 @@ from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.dataset.sample import Batch
 from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.geometry import Geometry
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.programs import Programs
 from wan_tpu.pipeline.progress import Watch
@@ -170,13 +171,20 @@ class Trainer:
             )
         return low, high
 
+    def compile(self, geometry: Geometry, watch: Watch) -> None:
+        """The program of steps on samples of a size, where it has not been used yet.
+
+        Apart from `run`, so that processes can wait for each other between the two: inside a
+        program they wait only so long.
+
+        Args:
+            geometry: of the samples.
+            watch: told when a program is compiled: at the first step, and at the first of a size.
+        """
+        self._programs.get(self._stage(geometry), watch)
+
     def run(
-        self,
-        states: States,
-        batch: Batch,
-        step: int,
-        empty_text: np.ndarray,
-        watch: Watch | None = None,
+        self, states: States, batch: Batch, step: int, empty_text: np.ndarray
     ) -> tuple[States, Metrics]:
         """One step.
 
@@ -185,14 +193,13 @@ class Trainer:
             batch: its samples.
             step: its number in the run, from 0.
             empty_text: embeddings of the empty caption, `[512, text_dim]`.
-            watch: told when a program is compiled: at the first step, and at the first of a size.
 
         Returns:
             the new states, and what the step says of itself, on the devices.
         """
         expert = self.expert_of(step)
         name = self.step.trained.state_name(expert)
-        program = self._programs.get(self._stage(batch.geometry), watch or Watch())
+        program = self._programs.get(self._stage(batch.geometry), Watch())
         inputs = self.inputs(expert, batch, step, empty_text)
         state, metrics = program(states[name], inputs)
         return {**states, name: state}, metrics
@@ -258,7 +265,8 @@ def trained_denoiser(config: TrainingConfig, model: VideoModel) -> Denoiser:
         model.denoiser,
         lora=lora,
         remat=policy_of(remat),
-        recompute_cross=remat == "attention",  # few keys: as large as self-attention's, quickly made
+        # Of few keys: as large as self-attention's, and quickly made.
+        recompute_cross=remat == "attention",
     )
 
 

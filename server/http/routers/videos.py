@@ -23,6 +23,7 @@ from server.http.events import Streams
 from server.http.intake import SentVideo
 from server.http.schemas import VIDEO_ID, PageLimit, Video, VideoDeleted, VideoList
 from server.http.taking import TakingDependency, ready_json, room_in_queue, video_answer
+from server.http.tickets import Tickets
 from wan_tpu.media import Media
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,23 @@ async def download_content(
 ) -> Response:
     """Sends a file of a completed job, whole or in ranges."""
     return await content_response(request, service.media, job, variant)
+
+
+@router.post(
+    "/{video_id}/ticket",
+    operation_id="giveTicket",
+    status_code=204,
+    response_class=Response,
+    responses={
+        **errors(403, 404),
+        204: {"description": "The cookie is set; where no keys are asked for, none is needed"},
+    },
+)
+async def give_ticket(job: OwnedJob, request: Request) -> Response:
+    """Lets this browser's player read the files of one video for a while, by a cookie."""
+    tickets: Tickets = request.app.state.tickets
+    key: str | None = getattr(request.state, "key", None)
+    return Response(status_code=204) if key is None else tickets.give(request, job.id, key)
 
 
 async def stream_place(

@@ -4,7 +4,7 @@ import { apiKey, Unreachable } from "./api.js";
 import { setText } from "./dom.js";
 import { letGo, mediaUrl } from "./media.js";
 import { served } from "./served.js";
-import { fileName, framesOf, isActive, isCancelled, isPlayable, settingsOf } from "./video.js";
+import { fileName, isActive, isCancelled, isPlayable } from "./video.js";
 import * as words from "./words.js";
 
 const SMALL_PIXELS = 160;
@@ -20,7 +20,7 @@ export function isSmall(video) {
 
 export class Card {
   #video = null;
-  #reconnecting = false;
+  #marks = {}; // what is shown beside the video's own state
   #seen = false;
   #loaded = false;
   #plays = 0;
@@ -35,17 +35,21 @@ export class Card {
   }
 
   /** Shows the present state of the video. */
-  update(video, { reconnecting }) {
-    if (video === this.#video && reconnecting === this.#reconnecting) return;
-    this.#reconnecting = reconnecting;
+  update(video, marks) {
+    const isSame = Object.entries(marks).every(([name, value]) => this.#marks[name] === value);
+    if (video === this.#video && isSame) return;
+    this.#marks = marks;
     const finishedNow = this.#video && isActive(this.#video) && isPlayable(video);
     this.#video = video;
     this.element.dataset.status = video.status;
     this.element.classList.toggle("cancelled", isCancelled(video));
     this.#part(".frame-progress").hidden = !isActive(video);
     this.#part(".frame-open").hidden = !isPlayable(video);
+    this.#part(".frame-corner").hidden = !isPlayable(video);
+    this.#mark("pin", marks.isPinned, marks.isPinned ? "Unpin" : "Pin");
+    this.#mark("compare", marks.isCompared, "Compare");
     this.#part(".frame-failure").hidden = video.status !== "failed";
-    if (isActive(video)) this.#showProgress(video, reconnecting);
+    if (isActive(video)) this.#showProgress(video, marks.reconnecting);
     if (video.status === "failed") this.#showFailure(video);
     this.#showActions(video);
     this.updateAge();
@@ -53,8 +57,7 @@ export class Card {
   }
 
   updateAge() {
-    const { fps } = settingsOf(this.#video);
-    const parts = [this.#video.size.replace("x", "×"), words.duration(framesOf(this.#video) / fps)];
+    const parts = [this.#video.size.replace("x", "×"), words.duration(Number(this.#video.seconds))];
     parts.push(words.relativeTime(this.#video.created_at));
     setText(this.#part(".card-facts"), parts.join(" · "));
     const kept = this.#part(".card-kept");
@@ -132,6 +135,8 @@ export class Card {
       reuse: "Use these settings",
       curl: "Copy as curl",
       delete: "Delete",
+      compare: "Compare",
+      pin: "Pin",
       id: "Copy the id",
     };
     for (const [action, label] of Object.entries(labels)) {
@@ -139,6 +144,13 @@ export class Card {
       this.#action(action).title = label;
     }
     this.#action("download").download = fileName(video);
+  }
+
+  #mark(action, isPressed, label) {
+    const button = this.#action(action);
+    button.setAttribute("aria-pressed", isPressed);
+    button.setAttribute("aria-label", `${label}: ${this.#part(".card-prompt").textContent}`);
+    button.title = label;
   }
 
   #showMore(isWhole) {
@@ -206,7 +218,7 @@ export class Card {
     const player = this.#part(".frame-video");
     if (this.#plays < PLAYS) return player.play();
     this.pause();
-    if (!player.src.startsWith("blob:")) return undefined;
+    if (!apiKey.get()) return undefined;
     player.removeAttribute("src");
     player.load(); // rests at its poster
     return letGo(this, "video");

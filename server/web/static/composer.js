@@ -1,42 +1,42 @@
 // The form: its fields and their defaults, what it sends, and errors beside the field they are about.
 
 import { ServiceError } from "./api.js";
-import { byId, setFieldError } from "./dom.js";
+import { byId, setFieldError, setText } from "./dom.js";
+import { Examples } from "./examples.js";
 import { ANEW, EXTEND, Inputs } from "./inputs.js";
+import { Length } from "./length.js";
 import { served } from "./served.js";
+import { Shapes } from "./shapes.js";
 import { drawKey, requestOf, settingsOf } from "./video.js";
 import { duration, sentence } from "./words.js";
 
-const BASICS = ["size", "custom_size", "num_frames", "seed"];
-const OTHER_SIZE = "other";
-const OWN_SIZE = ""; // that of what the video is made from
-const MAX_EXAMPLES = 4;
+const BASICS = ["size", "custom_size", "seconds", "seed", "variations"];
+const MOST_VARIATIONS = 16;
 const ADVANCED = [
   "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "fps", "scheduler",
 ];
 
 const isNarrow = matchMedia("(max-width: 56rem)");
 
-/** What wan-tiny knows; used where the service offers no examples of its own. */
-const TINY_EXAMPLES = [
-  "a red circle moving right on a black background",
-  "a yellow square moving down on a navy background",
-  "a green triangle moving left on a black background",
-  "a white circle moving up on a navy background",
-];
-
 export class Composer {
   #models = [];
-  #examples = [];
   #create;
   #onError;
+  #onChange;
   #attempt = null; // what was sent and not answered: sent again, it makes no second job
+  #examples = new Examples(() => this.#edited(byId("prompt")));
+  #shapes = new Shapes(() => this.#changed());
+  #length = new Length();
   #inputs = new Inputs(() => this.#inputsChanged());
 
-  /** `create(request, key)` sends a request; `onError(error)` shows what belongs to no field. */
-  constructor(create, onError) {
+  /**
+   * `create(request, key)` sends a request; `onError(error, done)` shows what belongs to no field,
+   * after `done` variations were taken; `onChange()` runs when the form asks for something else.
+   */
+  constructor({ create, onError, onChange }) {
     this.#create = create;
     this.#onError = onError;
+    this.#onChange = onChange;
     byId("form").addEventListener("submit", (event) => (event.preventDefault(), this.#submit()));
     byId("form").addEventListener("input", (event) => this.#edited(event.target));
     byId("form").addEventListener("keydown", (event) => {
@@ -47,7 +47,6 @@ export class Composer {
     isNarrow.addEventListener("change", unfold);
     unfold();
     byId("model").addEventListener("change", () => this.#useModel());
-    byId("next-example").addEventListener("click", () => this.#useExample());
     byId("reset").addEventListener("click", () => this.#reset());
     byId("new-seed").addEventListener("click", () => {
       byId("seed").value = drawSeed();
@@ -76,8 +75,8 @@ export class Composer {
     const undo = this.#keep();
     this.#fill(settingsOf(video));
     await this.#inputs.useInputsOf(video);
-    this.#setSize(video.size);
-    byId("num_frames").value = settingsOf(video).num_frames;
+    this.#shapes.value = video.size;
+    this.#length.frames = settingsOf(video).num_frames;
     this.#changed();
     return undo;
   }
@@ -88,18 +87,21 @@ export class Composer {
     this.#fill(settingsOf(video));
     byId("strength").value = this.#default("strength");
     await this.#inputs.useVideo(video, use);
-    this.#setSize(video.size);
+    this.#shapes.value = video.size;
     byId("prompt").select();
+    this.#changed();
     return undo;
   }
 
   #keep() {
-    const before = [...byId("form").elements].map((field) => [field, field.value]);
+    const written = [...byId("form").elements].filter((field) => field.name && field.type !== "radio" && field.name !== "size");
+    const before = written.map((field) => [field, field.value]);
     const inputs = this.#inputs.keep();
+    const size = this.#shapes.value;
     return () => {
       this.#inputs.restore(inputs);
       for (const [field, value] of before) field.value = value;
-      byId("custom-size").hidden = byId("size").value !== OTHER_SIZE;
+      this.#shapes.value = size;
       this.#changed();
     };
   }
@@ -108,10 +110,12 @@ export class Composer {
     if (this.#models.some(({ id }) => id === settings.model)) byId("model").value = settings.model;
     this.#useModel();
     byId("prompt").value = settings.prompt;
-    this.#setSize(settings.size);
-    for (const name of ["num_frames", "seed", "strength", ...ADVANCED]) {
+    this.#shapes.value = settings.size;
+    for (const name of ["seed", "strength", ...ADVANCED]) {
       if (settings[name] != null) byId(name).value = settings[name];
     }
+    byId("variations").value = 1;
+    this.#length.frames = settings.num_frames ?? this.#length.usual;
     byId("advanced").open ||= ADVANCED.some((name) => byId(name).value !== this.#default(name));
     this.#clearErrors();
     this.#changed();
@@ -127,109 +131,79 @@ export class Composer {
   }
 
   #useModel() {
-    const { defaults = {}, sizes = [], schedulers = [], example_prompts: examples } = this.model;
+    const { defaults = {}, schedulers = [], example_prompts: examples = [] } = this.model;
     served.model = this.model;
-    const known = [...new Set([defaults.size, ...sizes].filter(Boolean))];
-    byId("size").replaceChildren(
-      ...known.map((size) => new Option(size.replace("x", " × "), size)),
-      new Option("Other…", OTHER_SIZE),
-    );
     byId("scheduler").replaceChildren(...schedulers.map((name) => new Option(name)));
-    this.#setSize(known[0]);
-    byId("num_frames").value = this.#default("num_frames");
-    byId("strength").value = this.#default("strength");
+    this.#shapes.useModel(this.model);
+    for (const name of ["strength", ...ADVANCED]) byId(name).value = this.#default(name);
+    this.#length.useModel(this.model);
     byId("guidance_scale_2-field").hidden = defaults.guidance_scale_2 == null;
     this.#inputs.useModel();
+    this.#examples.show(examples);
     this.#reset();
-    this.#showExamples(examples ?? (this.model.id === "wan-tiny" ? TINY_EXAMPLES : []));
   }
 
   #reset() {
     for (const name of ADVANCED) byId(name).value = this.#default(name);
     ADVANCED.forEach((name) => setFieldError(name, null));
+    this.#length.edited("fps");
     this.#changed();
-  }
-
-  #setSize(size) {
-    const isListed = [...byId("size").options].some((option) => option.value === size);
-    byId("size").value = isListed ? size : OTHER_SIZE;
-    byId("custom_size").value = isListed ? "" : size;
-    byId("custom-size").hidden = isListed;
-  }
-
-  #showExamples(prompts) {
-    this.#examples = prompts;
-    const buttons = prompts.slice(0, MAX_EXAMPLES).map((prompt) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = "example";
-      button.textContent = prompt;
-      button.dir = "auto";
-      button.addEventListener("click", () => this.#useExample(prompt));
-      return button;
-    });
-    byId("examples").replaceChildren(...buttons);
-    this.#changed();
-  }
-
-  /** Writes an example into the prompt: the one given, or the one after the present. */
-  #useExample(prompt = this.#examples[(this.#examples.indexOf(byId("prompt").value) + 1) % this.#examples.length]) {
-    byId("prompt").value = prompt;
-    this.#edited(byId("prompt"));
-    byId("prompt").focus();
   }
 
   #edited(field) {
-    setFieldError(field.name, null);
-    if (field.name === "size") {
-      byId("custom-size").hidden = field.value !== OTHER_SIZE;
-      if (field.value === OTHER_SIZE) byId("custom_size").focus();
-    }
+    const { field: name } = field.closest("[data-field]")?.dataset ?? {};
+    if (name) setFieldError(name, null);
+    this.#length.edited(name);
     this.#changed();
   }
 
   /** What is given says its own size and length, where the reader wants no others. */
   #inputsChanged() {
     const { first } = this.#inputs;
-    const own = [...byId("size").options].find((option) => option.value === OWN_SIZE);
-    const isUsual = byId("size").value === this.#default("size");
-    own?.remove();
-    if (first && !first.id) {
-      byId("size").prepend(new Option(`As the ${first.kind}`, OWN_SIZE));
-      if (own || isUsual) byId("size").value = OWN_SIZE;
-    } else if (own) this.#setSize(this.#default("size"));
-    const length = byId("num_frames");
+    this.#shapes.offerOwn(first && !first.id ? first.kind : null);
     const hasOwn = first?.use === ANEW;
-    length.placeholder = hasOwn ? "as the video" : "";
-    if (hasOwn && (first.id || length.value === this.#default("num_frames"))) length.value = "";
-    if (!hasOwn && !length.value) length.value = this.#default("num_frames");
+    if (hasOwn && (first.id || this.#length.frames === this.#length.usual)) this.#length.frames = "";
+    if (!hasOwn && !this.#length.frames) this.#length.frames = this.#length.usual;
+    this.#length.ask({ isMore: first?.use === EXTEND, hasOwn }); // whose first frame is there already
     this.#changed();
   }
 
-  /** Says how long the video plays, and offers examples where they overwrite nothing. */
+  /** Says in short what the form asks for, and offers examples where they overwrite nothing. */
   #changed() {
-    const prompt = byId("prompt").value;
-    byId("next-example").hidden = !this.#examples.length || (prompt !== "" && !this.#examples.includes(prompt));
-    const isMore = this.#inputs?.first?.use === EXTEND; // whose first frame is there already
-    const seconds = (byId("num_frames").value - isMore) / (byId("fps").value || this.#default("fps"));
-    const known = Number.isFinite(seconds) && seconds > 0;
-    const unit = isMore ? "more" : "frames";
-    byId("length").textContent = known ? `${unit}, ${duration(seconds)}` : unit;
-    const size = byId("size").value === OTHER_SIZE ? byId("custom_size").value : byId("size").value;
+    this.#examples.offer();
+    this.#length.show();
+    const { seconds } = this.#length;
     const seed = byId("seed").value.trim();
-    const basics = [size.replace("x", " × ") || byId("size").selectedOptions[0]?.text, known && duration(seconds), seed && `seed ${seed}`];
-    byId("basics-text").textContent = basics.filter(Boolean).join(" · ");
+    const number = this.#variations;
+    const basics = [this.#shapes.text, seconds && duration(seconds), seed && `seed ${seed}`, number > 1 && `${number} variations`];
+    setText(byId("basics-text"), basics.filter(Boolean).join(" · "));
+    setText(byId("seeds"), number > 1 ? "the next ones follow it" : "same seed, same video");
+    if (!byId("submit").disabled) setText(byId("submit-text"), generate(number));
+    this.#onChange();
+  }
+
+  /** How many videos are asked for; 1 where that is not said rightly. */
+  get #variations() {
+    const number = byId("variations").valueAsNumber;
+    return Number.isInteger(number) && number >= 1 && number <= MOST_VARIATIONS ? number : 1;
+  }
+
+  /** What a forecast needs to know: {settings, number, isCompiled}. */
+  get wanted() {
+    const said = Object.entries(this.#settings()).filter(([, value]) => value !== "");
+    const settings = { size: "", ...this.model?.defaults, strength: null, ...Object.fromEntries(said) };
+    const isUsual = this.#length.frames === this.#length.usual;
+    return { settings, number: this.#variations, isCompiled: this.#shapes.isCompiled && isUsual };
   }
 
   /** The request that the form describes; what equals the model's default is left to the model. */
   #settings() {
     const value = (name) => byId(name).value.trim();
-    const size = value("size") === OTHER_SIZE ? value("custom_size") : value("size");
     const settings = {
       prompt: value("prompt"),
       model: value("model"),
-      size: size.replace(/\s*[×X]\s*/, "x"),
-      num_frames: value("num_frames"),
+      size: this.#shapes.value.replace(/\s*[×X]\s*/, "x"),
+      num_frames: this.#length.frames,
     };
     const { first } = this.#inputs;
     for (const name of ADVANCED) {
@@ -242,22 +216,37 @@ export class Composer {
 
   async #submit() {
     if (byId("submit").disabled || !this.#check()) return;
-    this.#showSending(true);
-    const settings = this.#settings();
-    const { first, last } = this.#inputs;
-    const fields = JSON.stringify([settings, byId("seed").value, first?.use, first?.id, first?.url, last?.url]);
-    if (this.#attempt?.fields !== fields) {
-      const seed = byId("seed").value.trim() || drawSeed();
-      this.#attempt = { fields, request: requestOf({ ...settings, seed }, { first, last }), key: drawKey() };
-    }
+    const { requests } = this.#attempted();
+    const number = this.#variations;
     try {
-      await this.#create(this.#attempt.request, this.#attempt.key);
+      for (; requests.length; requests.shift()) {
+        this.#showSending(number - requests.length + 1, number);
+        await this.#create(...requests[0]);
+      }
       this.#attempt = null;
     } catch (error) {
-      this.#refused(error);
+      this.#refused(error, number - requests.length);
     } finally {
-      this.#showSending(false);
+      byId("submit").disabled = false;
+      setText(byId("submit-text"), generate(this.#variations));
     }
+  }
+
+  /** What is to be sent: what was sent before and not answered, where the form still asks for it. */
+  #attempted() {
+    const settings = this.#settings();
+    const { first, last } = this.#inputs;
+    const number = this.#variations;
+    const given = byId("seed").value.trim();
+    const fields = JSON.stringify([settings, given, number, first?.use, first?.id, first?.url, last?.url]);
+    if (this.#attempt?.fields === fields) return this.#attempt;
+    const seed = given === "" || given === "-1" ? drawSeed() : given;
+    const requests = Array.from({ length: number }, (_, index) => [
+      requestOf({ ...settings, seed: seedAfter(seed, index) }, { first, last }),
+      drawKey(),
+    ]);
+    this.#attempt = { fields, requests };
+    return this.#attempt;
   }
 
   /** What the browser alone knows: an empty prompt, and text that is no number. */
@@ -267,35 +256,41 @@ export class Composer {
     if (wrong) this.#point(wrong.name, "This is not a number.");
     else if (!byId("prompt").value.trim()) this.#point("prompt", "Say what the video shall show.");
     else if (served.needs("image") && !this.#inputs.first) this.#point("input_reference", "This model needs an image to begin with.");
+    else if (byId("variations").valueAsNumber !== this.#variations) this.#point("variations", `Write a number from 1 to ${MOST_VARIATIONS}.`);
     else return true;
     return false;
   }
 
-  #refused(error) {
-    const names = { seconds: "num_frames", width: "size", height: "size", video: "input_reference", video_id: "input_reference" };
-    let name = names[error.param] ?? error.param;
-    if (name === "size" && byId("size").value === OTHER_SIZE) name = "custom_size";
+  #refused(error, done) {
+    const { field: size } = this.#shapes;
+    const { field: length } = this.#length;
+    const names = { seconds: length, num_frames: length, size, width: size, height: size, video: "input_reference", video_id: "input_reference" };
+    const name = names[error.param] ?? error.param;
     const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);
     if (isField) this.#point(name, inWordsOfTheForm(error, labelOf(name)));
-    else this.#onError(error);
+    else this.#onError(error, done);
   }
 
   /** Writes an error beside its field and goes there. */
   #point(name, message) {
     setFieldError(name, sentence(message));
-    if (ADVANCED.includes(name)) byId("advanced").open = true;
+    if (ADVANCED.includes(name) || name === "num_frames") byId("advanced").open = true;
     if (BASICS.includes(name)) byId("basics").open = true;
     byId(name).focus();
   }
 
   #clearErrors() {
-    for (const { name } of byId("form").elements) if (name) setFieldError(name, null);
+    for (const { dataset } of byId("form").querySelectorAll("[data-field]")) setFieldError(dataset.field, null);
   }
 
-  #showSending(isSending) {
-    byId("submit").disabled = isSending;
-    byId("submit-text").textContent = isSending ? "Sending…" : "Generate";
+  #showSending(nth, number) {
+    byId("submit").disabled = true;
+    setText(byId("submit-text"), number > 1 ? `Sending ${nth} of ${number}…` : "Sending…");
   }
+}
+
+function generate(number) {
+  return number > 1 ? `Generate ${number} variations` : "Generate";
 }
 
 /** What a person knows a field by: the label without its unit. */
@@ -310,4 +305,9 @@ function inWordsOfTheForm({ message, param }, label) {
 
 function drawSeed() {
   return String(crypto.getRandomValues(new Uint32Array(1))[0]);
+}
+
+/** The seed that stands `steps` further on, to the digit; what is no number stays, to be refused. */
+function seedAfter(seed, steps) {
+  return /^-?\d+$/.test(seed) ? String(BigInt(seed) + BigInt(steps)) : seed;
 }

@@ -7,6 +7,24 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Hides or shows something, where it is not so already. */
+export function setHidden(element, isHidden) {
+  if (element.hidden !== isHidden) element.hidden = isHidden;
+}
+
+/** Sets an attribute where it has another value. */
+export function setAttribute(element, name, value) {
+  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+}
+
+/** An element with a text that may be in any language. */
+export function make(tag, text) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  element.dir = "auto";
+  return element;
+}
+
 /** Shows an error beside a field, or takes it away with null. */
 export function setFieldError(name, message) {
   const error = byId(`${name}-error`);

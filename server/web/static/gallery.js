@@ -1,21 +1,19 @@
 // The grid of cards: what runs first, then the results, the latest first; and what of it to show.
 
 import { Card } from "./card.js";
-import { byId } from "./dom.js";
-import { isActive, isPlayable } from "./video.js";
+import { byId, setAttribute, setHidden, setText } from "./dom.js";
+import { Filters } from "./filters.js";
+import { isActive } from "./video.js";
 
 const AGES_MS = 30_000;
 const SHOWN = 24; // at once; more on demand
 const WORTH_SEARCHING = 7; // fewer are seen at a glance
 
-const KINDS = {
-  all: () => true,
-  completed: isPlayable,
-  failed: (video) => video.status === "failed",
-};
-
 export class Gallery {
   #videos;
+  #pins;
+  #filters;
+  #compared = null; // id of the video that waits for one to be compared with
   #act;
   #loadOlder;
   #limit = SHOWN;
@@ -24,17 +22,17 @@ export class Gallery {
   #seen = new IntersectionObserver((entries) => this.#see(entries), { rootMargin: "400px" });
 
   /** `act(action, id)` does what a button or key on a card asks for; `loadOlder()` lengthens the list. */
-  constructor(videos, { act, loadOlder }) {
+  constructor(videos, pins, { act, loadOlder }) {
     this.#videos = videos;
+    this.#pins = pins;
+    this.#filters = new Filters(pins, () => this.#filter());
     this.#act = act;
     this.#loadOlder = loadOlder;
     videos.addEventListener("change", () => this.render());
+    pins.addEventListener("change", () => this.render());
     byId("grid").addEventListener("click", (event) => this.#click(event));
     byId("grid").addEventListener("keydown", (event) => this.#key(event));
     byId("older").addEventListener("click", () => this.#showMore());
-    byId("search").addEventListener("input", () => this.#filter());
-    byId("kind").addEventListener("change", () => this.#filter());
-    byId("show-all").addEventListener("click", () => this.#showAll());
     new ResizeObserver(() => this.#cards.forEach((card) => card.measure())).observe(byId("grid"));
     setInterval(() => this.#cards.forEach((card) => card.updateAge()), AGES_MS);
   }
@@ -47,14 +45,16 @@ export class Gallery {
     byId("grid").classList.toggle("narrow", ratio < 1.2);
   }
 
-  /** The videos that the search and the kind leave, in the order of the grid. */
+  /** Marks the video that waits for one to be compared with; null for none. */
+  markCompared(id) {
+    this.#compared = id;
+    this.render();
+  }
+
+  /** The videos that the search leaves, in the order of the grid: what runs, what is pinned, the rest. */
   get matching() {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const isKind = KINDS[byId("kind").value];
-    return this.#videos.results.filter((video) => {
-      const prompt = video.prompt.toLowerCase();
-      return isKind(video) && words.every((word) => prompt.includes(word));
-    });
+    const place = (video) => (isActive(video) ? 0 : this.#pins.has(video.id) ? 1 : 2);
+    return this.#filters.of(this.#videos.results).toSorted((one, other) => place(one) - place(other));
   }
 
   render() {
@@ -63,15 +63,19 @@ export class Gallery {
     const grid = byId("grid");
     const isFirst = grid.getAttribute("aria-busy") === "true";
     if (isFirst) grid.replaceChildren();
-    grid.setAttribute("aria-busy", "false");
+    setAttribute(grid, "aria-busy", false);
     this.#drop(shown);
     shown.forEach((video, index) => {
       const card = this.#cards.get(video.id) ?? this.#add(video, !isFirst);
       if (grid.children[index] !== card.element) grid.insertBefore(card.element, grid.children[index]);
-      card.update(video, this.#videos);
+      card.update(video, {
+        reconnecting: this.#videos.reconnecting,
+        isPinned: this.#pins.has(video.id),
+        isCompared: video.id === this.#compared,
+      });
     });
-    grid.hidden = shown.length === 0;
-    byId("older").hidden = matching.length <= this.#limit && !this.#videos.hasOlder;
+    setHidden(grid, shown.length === 0);
+    setHidden(byId("older"), matching.length <= this.#limit && !this.#videos.hasOlder);
     this.#showHead(matching);
   }
 
@@ -86,18 +90,15 @@ export class Gallery {
     return ids[index + 1] ?? ids[index - 1];
   }
 
-  get #isFiltered() {
-    return byId("search").value.trim() !== "" || byId("kind").value !== "all";
-  }
-
   #showHead(matching) {
     const { shown, results, hasOlder } = this.#videos;
-    byId("empty").hidden = shown.length > 0;
-    byId("tools").hidden = !this.#isFiltered && !hasOlder && results.length < WORTH_SEARCHING;
-    byId("no-match").hidden = !this.#isFiltered || matching.length > 0;
+    setHidden(byId("empty"), shown.length > 0);
+    const { isOn } = this.#filters;
+    setHidden(byId("tools"), !isOn && !hasOlder && results.length < WORTH_SEARCHING);
+    setHidden(byId("no-match"), !isOn || matching.length > 0);
     const all = hasOlder ? `${results.length} and older ones` : String(results.length);
-    const count = this.#isFiltered ? `${matching.length} of ${all}` : all;
-    byId("gallery-count").textContent = results.length ? count : "";
+    const count = isOn ? `${matching.length} of ${all}` : all;
+    setText(byId("gallery-count"), results.length ? count : "");
   }
 
   /** Applies the search; what it finds may be anywhere in the list. */
@@ -106,14 +107,8 @@ export class Gallery {
     this.render();
     if (this.#isSearching) return;
     this.#isSearching = true;
-    while (this.#isFiltered && this.#videos.hasOlder && (await this.#loadOlder()));
+    while (this.#filters.isOn && this.#videos.hasOlder && (await this.#loadOlder()));
     this.#isSearching = false;
-  }
-
-  #showAll() {
-    byId("search").value = "";
-    byId("kind").value = "all";
-    this.render();
   }
 
   async #showMore() {

@@ -2,27 +2,33 @@
 
 import { Absence } from "./absence.js";
 import { api, apiKey, ServiceError, Unreachable, urlOf } from "./api.js";
+import { Compare } from "./compare.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { byId } from "./dom.js";
+import { Forecast } from "./forecast.js";
 import { Gallery } from "./gallery.js";
 import { ANEW, EXTEND, requestAgain } from "./inputs.js";
 import { watchKey } from "./key.js";
 import { download, videoFile } from "./media.js";
-import { announce, hideNotice, showNotice, toast } from "./notices.js";
+import { announce, ask, hideNotice, showNotice, toast } from "./notices.js";
+import { Pins } from "./pins.js";
 import { Queue } from "./queue.js";
 import { curlCommand, drawKey, fileName, isCancelled } from "./video.js";
 import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
-import { advice, failure, plain, stage } from "./words.js";
+import { advice, dateTime, failure, plain, stage } from "./words.js";
 
 const NO_ANSWER = "The service does not answer. Nothing you wrote is lost, and nothing is made twice.";
 
 const videos = new Videos();
-const gallery = new Gallery(videos, { act, loadOlder });
-const queue = new Queue(videos, { act, cancelAll });
-const viewer = new Viewer(videos, { act, inOrder: () => gallery.matching });
-const composer = new Composer(submitForm, (error) => refuse("submit", error, () => composer.submit()));
+const pins = new Pins();
+const gallery = new Gallery(videos, pins, { act, loadOlder });
+const queue = new Queue(videos, { act, cancelAll: askToCancelAll });
+const compare = new Compare(videos, { onChange: () => gallery.markCompared(compare.first) });
+const viewer = new Viewer(videos, pins, { act, inOrder: () => gallery.matching });
+const composer = new Composer({ create: submitForm, onError: formRefused, onChange: () => forecast.show() });
+const forecast = new Forecast(videos, () => composer.wanted);
 const connection = new Connection();
 const retries = new Map(); // id -> idempotency key, until it is answered: asked twice, made once
 
@@ -41,6 +47,11 @@ const ACTIONS = {
     const undo = await composer.use(videos.get(id));
     toast("The settings are in the form.", { action: "Undo", onAction: undo });
   },
+  compare: (id) => {
+    gallery.card(id)?.pause();
+    return compare.take(id);
+  },
+  pin: (id) => pin(videos.get(id)),
   remix: (id) => makeFrom(id, ANEW),
   extend: (id) => makeFrom(id, EXTEND),
   download: (id, event) => {
@@ -75,6 +86,11 @@ function submitForm(request, key) {
   return submit(request, key);
 }
 
+function formRefused(error, done) {
+  const before = done ? `${done === 1 ? "One variation is" : `${done} variations are`} in line, the others are not. ` : "";
+  refuse("submit", error, () => composer.submit(), before);
+}
+
 async function submit(request, key) {
   const video = await videos.create(request, key);
   announce(`Queued: ${plain(video.prompt)}`);
@@ -84,13 +100,13 @@ async function submit(request, key) {
 
 /**
  * Says that the service did not do what a person asked for. It stays until it is dismissed, or done
- * after all; `owner` names what was asked for, and `again` does it once more.
+ * after all; `owner` names what was asked for, `again` does it once more, and `before` was done.
  */
-function refuse(owner, error, again = null) {
+function refuse(owner, error, again = null, before = "") {
   const isAway = error instanceof Unreachable;
   if (!isAway && !(error instanceof ServiceError)) throw error;
   if (error.status === 401) return; // the dialog for the key is open
-  const text = isAway ? NO_ANSWER : advice(error);
+  const text = before + (isAway ? NO_ANSWER : advice(error));
   const isForLater = again && (isAway || [429, 503].includes(error.status));
   showNotice(owner, text, { action: isForLater ? "Try again" : null, onAction: again });
   if (document.querySelector("dialog[open]")) toast(text); // the notice lies behind it
@@ -104,7 +120,7 @@ function deleteWithUndo(id) {
   if (hadFocus) (gallery.card(neighbour) ?? byId("prompt")).focus();
   const remove = () => {
     hideNotice(`delete ${id}`);
-    return videos.remove(id).catch((error) => refuse(`delete ${id}`, error, remove));
+    return videos.remove(id).then(() => pins.forget(id)).catch((error) => refuse(`delete ${id}`, error, remove));
   };
   toast("Video deleted.", {
     action: "Undo",
@@ -114,6 +130,27 @@ function deleteWithUndo(id) {
     },
     onEnd: remove,
   });
+}
+
+function pin(video) {
+  if (!pins.toggle(video.id)) return;
+  const until = video.expires_at ? ` The service keeps it until ${dateTime(video.expires_at)}: download what you want for longer.` : "";
+  toast(`Pinned on this device.${until}`);
+}
+
+async function loadPinned() {
+  for (const id of pins.ids) if (!(await videos.loadOne(id))) pins.forget(id);
+}
+
+async function askToCancelAll() {
+  const number = videos.queue.length;
+  const isSure = await ask({
+    title: `Cancel all ${number} waiting videos?`,
+    text: "The one that is being made goes on. What is brought back afterwards stands at the end of the line.",
+    yes: "Cancel all",
+    no: "Keep them",
+  });
+  if (isSure) await cancelAll();
 }
 
 /** Takes all that waits off the queue; what was asked for can be asked for again. */
@@ -226,6 +263,7 @@ async function start() {
     composer.load((await api.models()).data);
     gallery.shape(composer.model.defaults?.size ?? "832x480");
     await videos.start();
+    await loadPinned();
   } catch (error) {
     // That nobody answers is said already, with what is done about it.
     if (!(error instanceof Unreachable)) refuse("start", error, start);

@@ -1,43 +1,57 @@
-// Addresses that <video> and images can load. With an API key these are blobs, because media
-// elements cannot send the key; without one they are the service's own, which can seek by ranges.
-// A blob is in memory whole: it stays as long as somebody on the page holds it, and no longer.
+// Addresses that <video> and images can load. Without an API key they are the service's own. With
+// one, pictures are blobs, because images cannot send the key, and stay in memory as long as somebody
+// on the page holds them; of videos a ticket of the service, a cookie, lets the browser's player read
+// the parts it needs, so that they can be sought. Where there are no cookies they are blobs, too.
 
 import { api, apiKey, contentPath, urlOf } from "./api.js";
 
-const DOWNLOAD_MS = 60_000; // in which a browser has begun to save a blob
+const DOWNLOAD_MS = 60_000; // in which a browser has begun to save a file
+const TICKET_MS = 600_000; // after which one is asked for anew; they are good for longer
 
-const blobs = new Map(); // "id variant" -> {url, holders, fetching}
+const held = new Map(); // "id variant" -> {url, holders, free}
 
 /** The address of a video's file, for a holder (any object) that gives it back with `letGo`. */
 export async function mediaUrl(id, variant, holder) {
   if (!apiKey.get()) return urlOf(contentPath(id, variant));
   const name = `${id} ${variant}`;
-  if (!blobs.has(name)) blobs.set(name, load(id, variant));
-  const blob = blobs.get(name);
-  blob.holders.add(holder);
+  const isTicket = variant === "video" && navigator.cookieEnabled;
+  if (!held.has(name)) held.set(name, isTicket ? admit(id) : load(id, variant));
+  const media = held.get(name);
+  media.holders.add(holder);
   try {
-    return await blob.url;
+    return await media.url;
   } catch (error) {
-    if (blobs.get(name) === blob) blobs.delete(name); // the next one to ask tries again
+    if (held.get(name) === media) held.delete(name); // the next one to ask tries again
+    media.free();
     throw error;
   }
 }
 
-/** Gives back what a holder holds, or one variant of it; the last one to let go frees the memory. */
+/** Gives back what a holder holds, or one variant of it; the last one to let go frees it. */
 export function letGo(holder, variant = null) {
-  for (const [name, { url, holders, fetching }] of blobs) {
+  for (const [name, { holders, free }] of held) {
     if (variant && !name.endsWith(` ${variant}`)) continue;
     if (!holders.delete(holder) || holders.size) continue;
-    blobs.delete(name);
-    fetching.abort(); // stops a download that nobody waits for; after it, does nothing
-    url.then(URL.revokeObjectURL, () => {});
+    held.delete(name);
+    free();
   }
 }
 
 function load(id, variant) {
   const fetching = new AbortController();
   const url = api.content(id, variant, fetching.signal).then((blob) => URL.createObjectURL(blob));
-  return { url, holders: new Set(), fetching };
+  const free = () => {
+    fetching.abort(); // stops a download that nobody waits for; after it, does nothing
+    url.then(URL.revokeObjectURL, () => {});
+  };
+  return { url, holders: new Set(), free };
+}
+
+/** Keeps a ticket good as long as somebody may seek in the video. */
+function admit(id) {
+  const url = api.ticket(id).then(() => urlOf(contentPath(id, "video")));
+  const renewing = setInterval(() => api.ticket(id).catch(() => {}), TICKET_MS); // the next one may succeed
+  return { url, holders: new Set(), free: () => clearInterval(renewing) };
 }
 
 /** Saves a video under a name. */

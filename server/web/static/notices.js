@@ -45,6 +45,19 @@ export function announce(text) {
   byId("live").textContent = text;
 }
 
+/** Asks something that cannot be undone in full; whether the answer is `yes`. */
+export function ask({ title, text, yes, no }) {
+  const dialog = byId("ask");
+  for (const [name, words] of Object.entries({ title, text, yes, no })) byId(`ask-${name}`).textContent = words;
+  dialog.showModal();
+  return new Promise((resolve) => {
+    const answer = (isYes) => () => (resolve(isYes), dialog.close());
+    byId("ask-yes").onclick = answer(true);
+    byId("ask-no").onclick = answer(false);
+    dialog.onclose = answer(false); // by Escape; after an answer it changes nothing
+  });
+}
+
 document.addEventListener("close", () => document.body.append(byId("toasts")), true);
 
 /** Shows a sentence for a while, with at most one thing to do; `onEnd` runs unless it was done. */

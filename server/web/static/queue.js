@@ -1,7 +1,6 @@
 // What waits, as a short list: one line each, so that it stands in no result's way.
 
-import { byId, setText } from "./dom.js";
-import { framesOf, settingsOf } from "./video.js";
+import { byId, setAttribute, setHidden, setText } from "./dom.js";
 import * as words from "./words.js";
 
 const SHOWN = 3; // lines, until all are asked for
@@ -36,11 +35,11 @@ export class Queue {
     const waiting = this.#videos.queue;
     const shown = this.#isWhole ? waiting : waiting.slice(0, SHOWN);
     if (!waiting.length && byId("queue").contains(document.activeElement)) byId("gallery-title").focus();
-    byId("queue").hidden = waiting.length === 0;
-    byId("queue-cancel").hidden = waiting.length < 2;
+    setHidden(byId("queue"), waiting.length === 0);
+    setHidden(byId("queue-cancel"), waiting.length < 2);
     setText(byId("queue-count"), String(waiting.length));
-    byId("queue-more").hidden = waiting.length <= SHOWN;
-    byId("queue-more").setAttribute("aria-expanded", this.#isWhole);
+    setHidden(byId("queue-more"), waiting.length <= SHOWN);
+    setAttribute(byId("queue-more"), "aria-expanded", this.#isWhole);
     setText(byId("queue-more"), this.#isWhole ? "Show fewer" : `Show all ${waiting.length}`);
     this.#drop(new Set(shown.map((video) => video.id)));
     shown.forEach((video, index) => this.#place(video, index));
@@ -57,8 +56,7 @@ export class Queue {
     if (rows.children[index] !== row) rows.insertBefore(row, rows.children[index]);
     setText(row.querySelector(".row-place"), String(index + 1));
     const left = this.#videos.reconnecting ? "Reconnecting…" : words.doneIn(video.seconds_left);
-    const { fps } = settingsOf(video);
-    const facts = [video.size.replace("x", "×"), words.duration(framesOf(video) / fps), left];
+    const facts = [video.size.replace("x", "×"), words.duration(Number(video.seconds)), left];
     setText(row.querySelector(".row-facts"), facts.filter(Boolean).join(" · "));
   }
 

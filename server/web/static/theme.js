@@ -17,7 +17,7 @@
   };
 
   const describe = (button, theme) => {
-    button.querySelector("use").setAttribute("href", `#icon-theme-${theme}`);
+    button.querySelector("use").setAttribute("href", `web/icons.svg#theme-${theme}`);
     const label = `Theme: ${theme}. Change to ${next[theme]}`;
     button.setAttribute("aria-label", label);
     button.title = label;

@@ -16,6 +16,9 @@ export const isCancelled = (video) => video.error?.code === "cancelled";
 /** When a job ended, good enough to sort by: all are kept equally long, and only some say the moment. */
 export const endOf = (video) => video.expires_at ?? video.completed_at ?? video.created_at;
 
+/** Whether the service has given it up by now, if the clocks agree. */
+export const isExpired = (video) => video.expires_at !== null && video.expires_at < Date.now() / 1000;
+
 /** The request that a video was made from: {prompt, model, size, seed, ...}. */
 export function settingsOf(video) {
   const { prompt, model, size } = video;

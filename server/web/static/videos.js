@@ -5,7 +5,7 @@
 
 import { api, ServiceError, Unreachable } from "./api.js";
 import { retryDelay } from "./connection.js";
-import { endOf, isActive, isEnded } from "./video.js";
+import { endOf, isActive, isEnded, isExpired } from "./video.js";
 
 const PAGE = 100;
 const RESULTS = 24; // that are there at once, however many wait before them
@@ -22,19 +22,26 @@ export class Videos extends EventTarget {
   reconnecting = false; // what is shown may be out of date
   #videos = new Map();
   #order = []; // ids, newest first
+  #views = {}; // lists that are asked for many times before anything changes
   #hidden = new Set(); // deleted here, and not yet in the service: the reader may undo it
   #edits = 0; // counts changes that the list may not have; one asked for before them is out of date
+  #cursor = null; // id of the last one of the list as far as it is loaded
+  #beyond = new Set(); // ids that were asked for by themselves, and may lie behind it
   #running = null; // AbortController of the loops
   #failures = 0; // of the stream, in a row
   #pages = 1; // that the newest part of the list took
 
   /** What there is to see, newest first. */
   get shown() {
-    return this.#order.filter((id) => !this.#hidden.has(id)).map((id) => this.#videos.get(id));
+    return (this.#views.shown ??= this.#order.filter((id) => !this.#hidden.has(id)).map((id) => this.#videos.get(id)));
   }
 
   /** What waits, the next one first. */
   get queue() {
+    return (this.#views.queue ??= this.#inQueue());
+  }
+
+  #inQueue() {
     const place = (video) => video.queue_position ?? Infinity;
     const waiting = this.shown.filter((video) => video.status === "queued").reverse();
     return waiting.sort((one, other) => place(one) - place(other) || 0); // Infinity - Infinity is NaN
@@ -42,6 +49,10 @@ export class Videos extends EventTarget {
 
   /** What runs, then what has ended, the latest first. */
   get results() {
+    return (this.#views.results ??= this.#asResults());
+  }
+
+  #asResults() {
     const running = this.shown.filter((video) => video.status === "in_progress");
     const ended = this.shown.filter(isEnded).sort((one, other) => endOf(other) - endOf(one));
     return [...running, ...ended];
@@ -78,10 +89,12 @@ export class Videos extends EventTarget {
     this.#pages = pages.length;
     const { last_id: lastId, has_more: hasMore } = pages.at(-1);
     const last = this.#order.indexOf(lastId);
-    const older = hasMore && last >= 0 ? this.#order.slice(last + 1) : [];
-    if (!older.length) this.hasOlder = hasMore;
+    const behind = hasMore && last >= 0 ? this.#order.slice(last + 1) : [];
+    const older = behind.filter((id) => !this.#beyond.has(id));
+    if (!older.length) [this.hasOlder, this.#cursor] = [hasMore, lastId];
     const fresh = pages.flatMap((page) => page.data);
-    this.#keep([...fresh.map((video) => video.id), ...older]);
+    for (const id of this.#beyond) if (isExpired(this.#videos.get(id))) this.#beyond.delete(id);
+    this.#keep([...new Set([...fresh.map((video) => video.id), ...older, ...this.#beyond])]);
     fresh.forEach((video) => this.#put(video));
     this.reconnecting = false;
     this.#changed();
@@ -105,13 +118,30 @@ export class Videos extends EventTarget {
   }
 
   async loadOlder() {
-    const page = await api.list({ limit: PAGE, after: this.#order.at(-1) });
-    this.hasOlder = page.has_more;
+    const page = await api.list({ limit: PAGE, after: this.#cursor });
+    [this.hasOlder, this.#cursor] = [page.has_more, page.last_id];
     for (const video of page.data) {
+      this.#beyond.delete(video.id);
       if (!this.#videos.has(video.id)) this.#order.push(video.id);
       this.#put(video);
     }
     this.#changed();
+  }
+
+  /** Loads one by its id, wherever in the list it is; false where the service has it no more. */
+  async loadOne(id) {
+    if (this.#videos.has(id)) return true;
+    try {
+      const video = await api.get(id);
+      this.#beyond.add(id);
+      this.#order.push(id);
+      this.#put(video);
+    } catch (error) {
+      if (error instanceof ServiceError && error.status === 404) return false;
+      throw error;
+    }
+    this.#changed();
+    return true;
   }
 
   async create(request, idempotencyKey) {
@@ -162,8 +192,10 @@ export class Videos extends EventTarget {
 
   /** Makes these ids the list; what is not among them is gone from the service. */
   #keep(ids) {
+    this.#views = {};
     const kept = new Set(ids);
     for (const id of this.#order.filter((id) => !kept.has(id))) {
+      this.#beyond.delete(id);
       this.#videos.delete(id);
       this.#hidden.delete(id);
     }
@@ -173,12 +205,14 @@ export class Videos extends EventTarget {
   #put(video) {
     const known = this.#videos.get(video.id);
     this.#videos.set(video.id, video);
+    this.#views = {};
     if (known && (known.status !== video.status || known.stage !== video.stage)) {
       this.dispatchEvent(new CustomEvent("moved", { detail: { video, from: known.status } }));
     }
   }
 
   #changed() {
+    this.#views = {};
     this.dispatchEvent(new Event("change"));
   }
 

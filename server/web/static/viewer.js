@@ -2,7 +2,7 @@
 
 import { apiKey } from "./api.js";
 import { isSmall } from "./card.js";
-import { byId } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { canShare, letGo, mediaUrl } from "./media.js";
 import { served } from "./served.js";
 import { fileName, framesOf, isPlayable, settingsOf } from "./video.js";
@@ -14,12 +14,14 @@ const STAGES = { image: "image", encode: "encoding", text: "text", denoise: "den
 
 export class Viewer {
   #videos;
+  #pins;
   #inOrder;
   #id = null;
 
   /** `act(action, id)` does what a button asks for; `inOrder()` are the videos to go through. */
-  constructor(videos, { act, inOrder }) {
+  constructor(videos, pins, { act, inOrder }) {
     this.#videos = videos;
+    this.#pins = pins;
     this.#inOrder = inOrder;
     const dialog = byId("viewer");
     byId("viewer-close").addEventListener("click", () => dialog.close());
@@ -29,14 +31,16 @@ export class Viewer {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("keydown", (event) => this.#key(event));
     byId("viewer-share").hidden = !canShare;
-    for (const action of ["download", "share", "remix", "extend", "reuse", "curl", "id", "delete"]) {
+    for (const action of ["download", "share", "remix", "extend", "reuse", "compare", "pin", "curl", "id", "delete"]) {
       byId(`viewer-${action}`).addEventListener("click", (event) => {
-        if (["remix", "extend", "reuse", "delete"].includes(action)) dialog.close();
-        act(action, this.#id, event);
+        const id = this.#id;
+        if (["remix", "extend", "reuse", "compare", "delete"].includes(action)) dialog.close();
+        act(action, id, event);
       });
     }
     byId("viewer-video").addEventListener("error", () => this.#showError());
     videos.addEventListener("change", () => this.#listChanged());
+    pins.addEventListener("change", () => this.#showPin());
   }
 
   async open(id) {
@@ -57,6 +61,7 @@ export class Viewer {
     byId("viewer-remix").hidden = !served.canRemix;
     byId("viewer-extend").hidden = !served.canExtend;
     byId("viewer-error").hidden = true;
+    this.#showPin();
     this.#showSteps();
   }
 
@@ -80,6 +85,12 @@ export class Viewer {
     } catch (error) {
       if (error.name !== "AbortError") this.#showError(); // another video took its place
     }
+  }
+
+  #showPin() {
+    const isPinned = this.#pins.has(this.#id);
+    byId("viewer-pin").setAttribute("aria-pressed", isPinned);
+    byId("viewer-pin").textContent = isPinned ? "Unpin" : "Pin";
   }
 
   #showError() {
@@ -167,11 +178,4 @@ function stagesOf(seconds) {
   return Object.entries(seconds)
     .map(([stage, each]) => `${STAGES[stage] ?? stage} ${words.duration(each)}`)
     .join(", ");
-}
-
-function make(tag, text) {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  element.dir = "auto"; // the negative prompt may be in any language
-  return element;
 }

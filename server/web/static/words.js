@@ -41,7 +41,11 @@ export function dateTime(unixSeconds) {
 
 /** A message of the service as a sentence. */
 export function sentence(message) {
-  return `${message.charAt(0).toUpperCase()}${message.slice(1).replace(/[.\s]+$/, "")}.`;
+  return `${capital(message).replace(/[.\s]+$/, "")}.`;
+}
+
+function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** What a waiting or running job is doing. */
@@ -71,6 +75,20 @@ export function timeLeft(seconds) {
 
 export function doneIn(seconds) {
   return seconds == null ? "" : `done in about ${duration(Math.ceil(seconds))}`;
+}
+
+/**
+ * How long it takes: "About 40 s each, 3 min for all 4, after 2 others: done in about 5 min."; "" where
+ * nothing is known. `each` and `wait` are seconds, or null.
+ */
+export function forecast({ each, number, ahead, wait, isCompiled }) {
+  const about = (seconds) => duration(Math.ceil(seconds));
+  const before = ahead === 0 ? "" : ahead === 1 ? "after one other" : `after ${ahead} others`;
+  const compile = isCompiled ? "" : " The first of a size or length is compiled first, which takes longer.";
+  if (each === null) return `${before && capital(`${before}.`)}${compile}`.trim();
+  const all = number > 1 ? ` each, ${about(each * number)} for all ${number}` : "";
+  const end = before && wait !== null ? `: done in about ${about(wait + each * number)}` : "";
+  return `About ${about(each)}${all}${before && `, ${before}`}${end}.${compile}`;
 }
 
 /** Why a video was not made: [title, what a person can do about it]. */

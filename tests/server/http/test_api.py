@@ -369,6 +369,7 @@ def test_the_openapi_document_describes_every_route(quick):
         "get /v1/videos/{video_id}",
         "delete /v1/videos/{video_id}",
         "post /v1/videos/{video_id}/cancel",
+        "post /v1/videos/{video_id}/ticket",
         "get /v1/videos/{video_id}/content",
         "get /v1/videos/{video_id}/events",
         "get /v1/videos/{video_id}/inputs/{role}",

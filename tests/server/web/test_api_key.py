@@ -36,6 +36,13 @@ def enter_key(page, key, *, keep=False):
 def test_the_key_is_asked_for_kept_for_the_tab_and_sent_with_media(open_page, keyed):
     server, key = keyed
     page = open_page(server, BLOBS, permissions=["clipboard-read", "clipboard-write"])
+    parts = []
+
+    def hear(response):
+        if "variant=video" in response.url:
+            parts.append((response.url, response.status))
+
+    page.on("response", hear)
     enter_key(page, "wt-wrong")
     page.locator("#key-error").wait_for()
     assert page.inner_text("#key-error") == "The service does not know this key."
@@ -48,8 +55,17 @@ def test_the_key_is_asked_for_kept_for_the_tab_and_sent_with_media(open_page, ke
     card.locator(".frame-open").click()
     video = page.locator("#viewer-video")
     wait_for(lambda: video.evaluate("v => v.readyState >= 2 && v.currentTime > 0"))
-    assert video.evaluate("v => v.src").startswith("blob:")
+    assert video.evaluate("v => v.src").startswith(server.url)
+    assert key not in video.evaluate("v => v.src")
+    assert video.evaluate("v => v.seekable.end(0)") == video.evaluate("v => v.duration")
     red_centre(frame_at(video, 1))
+    assert "video/mp4" not in page.evaluate("[...blobs.values()]")
+    assert parts  # which the player asked for, and got
+    assert {status for _, status in parts} == {206}
+    cookies = page.context.cookies
+    (ticket,) = cookies(f"{server.url}/v1/videos/{card.get_attribute('data-id')}/content")
+    assert (ticket["httpOnly"], ticket["sameSite"]) == (True, "Strict")
+    assert cookies([server.url, f"{server.url}/v1/videos/video_{32 * '0'}/content"]) == []
     page.click("#viewer-curl")
     page.locator(".toast").wait_for()
     command = page.evaluate("navigator.clipboard.readText()")
@@ -66,10 +82,8 @@ def test_the_key_is_asked_for_kept_for_the_tab_and_sent_with_media(open_page, ke
     wait_for(lambda: page.evaluate("[...blobs.values()]") == ["image/webp"])
     card.locator(".frame-open").click()
     wait_for(lambda: video.evaluate("v => v.readyState >= 2"))
-    assert "video/mp4" in page.evaluate("[...blobs.values()]")
-    page.keyboard.press("Escape")  # what nobody sees any more is given back
-    wait_for(lambda: "video/mp4" not in page.evaluate("[...blobs.values()]"))
-    page.set_viewport_size({"width": 400, "height": 300})
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 400, "height": 300})  # what nobody sees is given back
     page.evaluate("document.body.style.paddingTop = '3000px'")
     wait_for(lambda: page.evaluate("blobs.size") == 0)
     page.evaluate("document.body.style.paddingTop = 0")

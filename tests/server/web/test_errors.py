@@ -41,7 +41,7 @@ def test_another_size_is_typed_and_refused_with_one_that_works(open_page, quick)
     page = open_page(quick)
     page.locator("#submit:enabled").wait_for()
     page.fill("#prompt", "a red circle")
-    page.select_option("#size", "other")
+    page.get_by_role("radio", name="Other").check()
     assert focused(page) == "custom_size"
     page.fill("#custom_size", "65x64")
     page.click("#submit")

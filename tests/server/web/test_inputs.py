@@ -145,13 +145,14 @@ def test_remix_and_extend(open_page, server):
     page.click("#viewer-extend")
     assert page.input_value("#video-use") == "extend"
     assert page.is_hidden("#strength-field")
-    page.fill("#num_frames", "9")
-    assert page.locator("#length").inner_text() == "more, 1 s"
+    page.fill("#seconds", "1")
+    assert page.locator("#length-unit").inner_text() == "seconds more"
+    assert page.locator("#length").inner_text() == "9 frames"
     longer = submit(page, "the second part", num_inference_steps=2)
     wait_status(longer, "completed")
     found = server.retrieve({"id": longer.get_attribute("data-id")})
     assert (found["seconds"], found["remixed_from_video_id"]) == ("2", made["id"])
-    assert "2.1 s" in longer.locator(".card-facts").first.inner_text()
+    assert "· 2 s ·" in longer.locator(".card-facts").first.inner_text()
     longer.locator(".frame-open").click()
     facts = page.locator("#viewer-facts").inner_text()
     assert "17 frames, 2.1 s at 8 fps" in facts

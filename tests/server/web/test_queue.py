@@ -115,6 +115,15 @@ def test_all_that_waits_is_cancelled_at_once_and_can_be_brought_back(open_page, 
 
     page.route("**/v1/videos/video_*", refuse_once)
     page.click("#queue-cancel")
+    assert f"{len(before)} waiting videos" in page.inner_text("#ask")
+    assert focused(page) == "ask-no"
+    page.keyboard.press("Escape")
+    wait_for(lambda: not page.is_visible("#ask"))
+    page.click("#queue-cancel")
+    page.click("#ask-no")
+    assert waiting(crowded) == before
+    page.click("#queue-cancel")
+    page.click("#ask-yes")
     refusal = notice(page, "cancel all")
     refusal.wait_for()
     assert waiting(crowded) == before

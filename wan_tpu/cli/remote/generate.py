@@ -1,0 +1,206 @@
+"""make a video from a prompt on a server, and bring it here
+
+Ctrl-C leaves the job on the server, and says how to get its video later; a second one, while it
+waits for that, cancels it there. A server that is started again meanwhile, and a connection that is
+lost, are waited for. --detach prints the id of the job and waits for nothing.
+"""
+
+import argparse
+import pathlib
+import re
+import shlex
+import signal
+import time
+import uuid
+
+from wan_tpu.cli.generate import MADE_FROM, add_video_arguments
+from wan_tpu.cli.interruptible import ended_by_signals
+from wan_tpu.cli.media_files import MediaFiles, add_media_arguments, read_media_files
+from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, print_path, say_metadata
+from wan_tpu.cli.progress import ProgressBars, say
+from wan_tpu.cli.remote.answers import AwayError, NotCancellableError
+from wan_tpu.cli.remote.download import download
+from wan_tpu.cli.remote.follow import follow
+from wan_tpu.cli.remote.options import open_server
+from wan_tpu.cli.remote.server import RemoteServer
+from wan_tpu.cli.remote.video import RemoteVideo
+from wan_tpu.cli.streams import write_data
+from wan_tpu.errors import InputError
+from wan_tpu.pipeline.side_file import write_side_file
+from wan_tpu.request import VideoRequest, make_request
+from wan_tpu.text.prompt import check_prompt
+
+SECONDS_TO_CANCEL = 3.0
+
+FIELDS = (
+    "negative_prompt",
+    "num_frames",
+    "fps",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_scale_2",
+    "flow_shift",
+    "scheduler",
+    "strength",
+    "seed",
+)
+"""Of a request and of the API, by the same names."""
+
+FILE_FIELDS = {"image": "input_reference", "video": "input_reference", "last_image": "last_image"}
+"""The field of the API that takes a picture or clip, by its role."""
+
+
+SAID = {"steps", "seconds", "model", "layout", "attention", "vae", "dtype", "vae_dtype"}
+"""Of the metadata, what the lines at the end tell."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `wan-tpu remote generate`."""
+    parser.add_argument("prompt", help="what the video shows")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE",
+        help=f".mp4; replaced where it is there (default: {DEFAULT_OUTPUT}, or the first of "
+        "video-2.mp4, video-3.mp4, ... that is free)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="ID", help="of those that the server has (default: the server's)"
+    )
+    parser.add_argument("--detach", action="store_true", help="print the job's id, and leave")
+    add_video_arguments(parser)
+    add_media_arguments(parser.add_argument_group(MADE_FROM))
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Creates, follows, brings; what is wrong with the request is said before anything is sent."""
+    if parsed.detach and parsed.output is not None:
+        raise InputError(
+            "--detach waits for no video that -o could name; wan-tpu remote fetch does"
+        )
+    check_prompt(parsed.prompt)
+    files = read_media_files(parsed)
+    fields = read_fields(parsed, files)
+    contents = {FILE_FIELDS[role]: files.media[digest] for role, digest in files.digests.items()}
+    output = None if parsed.detach else check_video_output(parsed.output)
+    with open_server(parsed) as server, ended_by_signals():
+        try:
+            video = server.create(fields, contents, key=f"wan-tpu-{uuid.uuid4()}")
+        except KeyboardInterrupt:
+            say("the server had not answered; wan-tpu remote list says whether it took the job")
+            raise
+        if output is None:
+            write_data(f"{video.id}\n")
+            return 0
+        try:
+            say(f"{video.id} accepted by {server.address}")
+            bring(server, video, output)
+        except AwayError:
+            say(_how_to_get(video, output, parsed))
+            raise
+        except KeyboardInterrupt as interrupt:
+            _leave(server, video, _how_to_get(video, output, parsed), by_hand=not interrupt.args)
+            raise
+    print_path(output)
+    return 0
+
+
+def check_video_output(given: str | None) -> pathlib.Path:
+    """Where the server's video goes.
+
+    Raises:
+        InputError: another suffix than the server's files have; OutputError: something is in the
+            way.
+    """
+    if given is not None and pathlib.Path(given).suffix.lower() != ".mp4":
+        instead = pathlib.Path(given).stem or "video"
+        raise InputError(f"a server makes .mp4, got {given!r}; write {instead}.mp4")
+    return check_output(given, None)
+
+
+def read_fields(parsed: argparse.Namespace, files: MediaFiles) -> dict[str, object]:
+    """What is said of the video, by the names of the API; what is left open is the server's.
+
+    Raises:
+        InputError: a value out of range, or two files for one field.
+    """
+    if "image" in files.digests and "video" in files.digests:
+        raise InputError("a server takes --image or --video, and not both")
+    request = make_request(
+        parsed.prompt,
+        size=parsed.size,
+        frames=parsed.frames,
+        fps=parsed.fps,
+        steps=parsed.steps,
+        guidance_scale=parsed.guidance_scale,
+        guidance_scale_2=parsed.guidance_scale_2,
+        flow_shift=parsed.flow_shift,
+        negative_prompt=parsed.negative_prompt,
+        scheduler=parsed.scheduler,
+        seed=parsed.seed,
+        strength=parsed.strength,
+    )
+    fields: dict[str, object] = {"prompt": _utf8(request.prompt)}
+    if parsed.model is not None:
+        fields["model"] = _utf8(parsed.model)
+    if request.width is not None:
+        fields["size"] = f"{request.width}x{request.height}"
+    return fields | _said(request)
+
+
+def _said(request: VideoRequest) -> dict[str, object]:
+    given = ((name, getattr(request, name)) for name in FIELDS)
+    return {
+        name: _utf8(value) if isinstance(value, str) else value
+        for name, value in given
+        if value is not None
+    }
+
+
+def _utf8(text: str) -> str:
+    """Text from a command line may hold half of a surrogate pair, which has no UTF-8."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def bring(server: RemoteServer, video: RemoteVideo, output: pathlib.Path) -> None:
+    """Waits for a video, and writes it with the file beside it.
+
+    Raises:
+        InputError, RemoteError: it failed, or the server stays away.
+        OutputError: it cannot be written.
+    """
+    with ProgressBars() as bars:
+        video = follow(server, video, bars)
+        download(server, video, output, bars)
+    metadata = {"model": video.text("model"), **video.metadata}
+    request = metadata.get("request")
+    told = {"prompt": video.text("prompt"), "size": video.text("size")}
+    metadata["request"] = told | (request if isinstance(request, dict) else {})
+    metadata["remote"] = {"server": server.address, "id": video.id}
+    write_side_file(output, metadata)
+    if metadata.keys() >= SAID:  # of wan-tpu's own servers
+        say_metadata(metadata)
+
+
+def _how_to_get(video: RemoteVideo, output: pathlib.Path, parsed: argparse.Namespace) -> str:
+    """What is to be done for a video that nobody waits for any more."""
+    words = ["wan-tpu", "remote", "fetch", video.id, "-o", str(output)]
+    for option in ("server", "api_key_file"):
+        if (value := getattr(parsed, option)) is not None:
+            words += [f"--{option.replace('_', '-')}", value]
+    return f"{video.id} goes on at the server; to get it: {shlex.join(words)}"
+
+
+def _leave(server: RemoteServer, video: RemoteVideo, how_to_get: str, *, by_hand: bool) -> None:
+    """Says what becomes of the job, and cancels it if Ctrl-C comes once more."""
+    try:
+        say(how_to_get)
+        if by_hand:
+            say(f"Ctrl-C within {SECONDS_TO_CANCEL:.0f} s cancels it there")
+            time.sleep(SECONDS_TO_CANCEL)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one waits for nothing
+        try:
+            server.cancel(video.id)
+        except NotCancellableError as error:
+            say(str(error))
+        else:
+            say(f"{video.id} is cancelled")
