@@ -12,7 +12,7 @@ import wan_tpu
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
-    {"errors", "family", "geometry", "media", "request", "json_lines", "multihost"},
+    {"errors", "family", "fast", "geometry", "media", "request", "json_lines", "multihost"},
     {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},

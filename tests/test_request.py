@@ -78,6 +78,8 @@ def test_resolving_fills_every_open_field():
         "video": None,
         "guidance_scale_2": None,
         "strength": None,
+        "sigmas": None,
+        "fast": None,
     }
     assert request.resolved(GenerationDefaults(width=64, height=64)) == request
     assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
@@ -101,6 +103,8 @@ def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
         "video": "sha256:" + "2" * 64,
         "guidance_scale_2": 0,
         "strength": 0.25,
+        "sigmas": None,
+        "fast": False,
     }
     defaults = GenerationDefaults(negative_prompt="blurred", guidance_scale_2=3.0)
     assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said
@@ -220,3 +224,44 @@ def test_requests_and_results_cannot_be_changed():
     result = VideoResult(frames=np.zeros((1, 2, 2, 3), np.uint8), metadata={})
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.metadata = {}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_sigmas_decide_the_number_of_steps_and_leave_no_shift():
+    request = request_with(sigmas=(1, 0.9375, 0.8333, 0.625)).resolved(WAN)
+    assert (request.num_inference_steps, request.num_steps) == (4, 4)
+    assert (request.scheduler, request.flow_shift, request.guidance_scale) == ("euler", None, 5.0)
+    assert request.resolved(WAN) == request
+    assert VideoRequest(**json.loads(json.dumps(dataclasses.asdict(request)))) == request
+    assert make_request("a fox", sigmas="1,0.9375,0.8333,0.625").resolved(WAN) == request
+    assert make_request("a fox", sigmas=[1, 0.9375, 0.8333, 0.625]).resolved(WAN) == request
+    kept = request_with(sigmas=(1, 0.757, 0.522), scheduler="renoise").resolved(WAN)
+    assert kept.scheduler == "renoise"
+    clip = request_with(sigmas=(1, 0.9, 0.8, 0.6), video=f"sha256:{'0' * 64}", strength=0.5)
+    assert clip.resolved(WAN).num_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sigmas": (0.5, 0.5)}, "sigmas must be numbers that fall"),
+        ({"sigmas": (0.5, 0.75)}, "sigmas must be numbers that fall"),
+        ({"sigmas": (1.5, 0.5)}, "at most 1, for example 1,0.9375,0.8333,0.625; got 1.5,0.5"),
+        ({"sigmas": (1, 0)}, "each above 0"),
+        ({"sigmas": (float("nan"),)}, "sigmas must be numbers that fall"),
+        ({"sigmas": ()}, "got none"),
+        ({"sigmas": ("1", "0.5")}, "sigmas must be numbers that fall"),
+        ({"sigmas": (1, 0.5), "num_inference_steps": 3}, "num_inference_steps is 3 and sigmas"),
+        ({"sigmas": (1, 0.5), "flow_shift": 5.0}, "flow_shift is 5.0 and sigmas names 2 noise"),
+        ({"sigmas": (1, 0.5), "scheduler": "unipc"}, "scheduler is unipc and sigmas names 2"),
+        ({"scheduler": "renoise"}, "scheduler renoise needs the noise levels"),
+        ({"fast": 3}, "fast must be true or the name of a preset, got 3"),
+    ],
+)
+def test_sigmas_that_lead_nowhere_or_are_contradicted_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        request_with(**fields)
+
+
+def test_sigmas_that_are_no_numbers_are_refused():
+    with pytest.raises(InputError, match=r"numbers joined by commas, .* got '1,half'"):
+        make_request("a fox", sigmas="1,half")

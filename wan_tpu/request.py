@@ -5,7 +5,9 @@ rest of the library sees complete requests only.
 """
 
 import dataclasses
+import itertools
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,13 @@ from wan_tpu.geometry import Compression, Geometry, parse_size
 from wan_tpu.media import DIGEST, ROLES
 
 SCHEDULERS = ("unipc", "euler")
+"""Those that place their noise levels by a number of steps and a flow shift."""
+
+SIGMA_SCHEDULERS = ("euler", "renoise")
+"""Those that take given noise levels, where a request has `sigmas`."""
+
+ALL_SCHEDULERS = tuple(dict.fromkeys(SCHEDULERS + SIGMA_SCHEDULERS))
+MOST_SIGMAS = 1000
 MAX_SEED = 2**63 - 1
 
 RANDOM_SEED = -1
@@ -66,7 +75,8 @@ class VideoRequest:
         guidance_scale_2: the same for the second transformer of a model that has two; with only
             the first given they are equal, as in diffusers.
         flow_shift: shift of the noise schedule towards high noise.
-        scheduler: one of `SCHEDULERS`; the model's own when not given.
+        scheduler: one of `SCHEDULERS`; the model's own when not given. With `sigmas` one of
+            `SIGMA_SCHEDULERS`, and `euler` when not given.
         seed: of the noise; the same request with the same seed gives the same video.
         image: digest of the picture that the video begins with, `sha256:` and 64 hexadecimal
             digits; the bytes travel beside the request (`wan_tpu.media.Media`).
@@ -74,6 +84,10 @@ class VideoRequest:
         video: digest of the clip that it is made from.
         strength: with a clip: the share of the steps that run, from 0 (above it) to 1; at 1 nothing
             of the clip is left.
+        sigmas: the noise level of each step, falling, each above 0 and at most 1; the last step
+            leads to 0. They take the place of a number of steps and a flow shift.
+        fast: the name of a preset of few steps (`wan_tpu.fast`), or True for the model's own;
+            None or False for none. It decides sigmas, scheduler and guidance.
 
     Raises:
         InputError: a field outside its range; says which and what would do.
@@ -95,12 +109,14 @@ class VideoRequest:
     video: str | None = None
     guidance_scale_2: float | None = None
     strength: float | None = None
+    sigmas: tuple[float, ...] | None = None
+    fast: bool | str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("the prompt is empty; say what the video shall show")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
+        if self.scheduler is not None and self.scheduler not in ALL_SCHEDULERS:
+            raise UnknownNameError("scheduler", self.scheduler, ALL_SCHEDULERS)
         for name, low, high in (
             ("fps", 1, 240),
             ("num_inference_steps", 1, 1000),
@@ -124,6 +140,38 @@ class VideoRequest:
                     f"{role} must be the digest of a file, sha256: and 64 hexadecimal digits, got "
                     f"{str(digest)[:80]!r}"
                 )
+        if not isinstance(self.fast, bool | str | None):
+            raise InputError(f"fast must be true or the name of a preset, got {self.fast!r}")
+        self._check_sigmas()
+
+    def _check_sigmas(self) -> None:
+        """Refuses levels that lead nowhere, and what says something else than they do."""
+        if self.sigmas is None:
+            if self.scheduler not in (None, *SCHEDULERS) and not self.fast:
+                raise InputError(
+                    f"scheduler {self.scheduler} needs the noise levels that the model was "
+                    "distilled for; give sigmas, for example 1,0.757,0.522"
+                )
+            return
+        sigmas = tuple(self.sigmas)
+        object.__setattr__(self, "sigmas", sigmas)  # a list, where it comes from JSON
+        are_numbers = all(isinstance(sigma, int | float) for sigma in sigmas)
+        falls = are_numbers and all(high > low for high, low in itertools.pairwise((*sigmas, 0.0)))
+        if not (sigmas and falls and sigmas[0] <= 1 and len(sigmas) <= MOST_SIGMAS):
+            raise InputError(
+                "sigmas must be numbers that fall, each above 0 and at most 1, for example "
+                f"1,0.9375,0.8333,0.625; got {','.join(map(str, sigmas))[:80] or 'none'}"
+            )
+        contradictions = {
+            "num_inference_steps": self.num_inference_steps not in (None, len(sigmas)),
+            "flow_shift": self.flow_shift is not None,
+            "scheduler": self.scheduler not in (None, *SIGMA_SCHEDULERS),
+        }
+        for name in (name for name, contradicts in contradictions.items() if contradicts):
+            raise InputError(
+                f"{name} is {getattr(self, name)} and sigmas names {len(sigmas)} noise levels, "
+                "which decide that; leave one of them out"
+            )
 
     @property
     def media(self) -> dict[str, str]:
@@ -137,12 +185,18 @@ class VideoRequest:
         return [self.prompt, self.negative_prompt or ""]
 
     def resolved(self, defaults: GenerationDefaults) -> "VideoRequest":
-        """This request with every open field filled from the model's defaults."""
+        """This request with every open field filled from the model's defaults.
+
+        With sigmas the flow shift stays open: nothing asks for it.
+        """
         names = ("negative_prompt", "width", "height", "num_frames", "fps")
         names += ("num_inference_steps", "guidance_scale", "scheduler")
+        if self.sigmas is not None:
+            given = {"num_inference_steps": len(self.sigmas), "scheduler": SIGMA_SCHEDULERS[0]}
+            defaults = dataclasses.replace(defaults, **given)
         filled = {n: getattr(defaults, n) for n in names if getattr(self, n) is None}
         request = dataclasses.replace(self, **filled)
-        if request.flow_shift is None:
+        if request.flow_shift is None and request.sigmas is None:
             assert request.width is not None
             assert request.height is not None
             shift = defaults.flow_shift(request.width, request.height)
@@ -205,6 +259,8 @@ def make_request(
     last_image: str | None = None,
     video: str | None = None,
     strength: float | None = None,
+    sigmas: Sequence[float] | str | None = None,
+    fast: bool | str | None = None,
 ) -> VideoRequest:
     """A request from what a user writes, by the names that the command line has for it.
 
@@ -218,10 +274,12 @@ def make_request(
         guidance_scale_2: of the second transformer, where a model has two.
         flow_shift: shift of the noise schedule towards high noise.
         negative_prompt: what the video shall not show.
-        scheduler: one of `SCHEDULERS`.
+        scheduler: one of `ALL_SCHEDULERS`.
         seed: of the noise; `RANDOM_SEED` draws one, which the request then holds.
         image: digest of the first frame (`wan_tpu.media.digest_of`). last_image: of the last one.
         video: of a clip. strength: with a clip, how much of it is replaced by noise.
+        sigmas: the noise level of each step, falling, or the same as text, joined by commas.
+        fast: the name of a preset of few steps, or True for the model's own.
 
     Raises:
         InputError: a value outside its range; says which and what would do.
@@ -243,8 +301,27 @@ def make_request(
         last_image=last_image,
         video=video,
         strength=strength,
+        sigmas=None if sigmas is None else parse_sigmas(sigmas),
+        fast=fast,
         **({} if scheduler is None else {"scheduler": scheduler}),
     )
+
+
+def parse_sigmas(text: str | Sequence[float]) -> tuple[float, ...]:
+    """Noise levels, from text as `1,0.9375,0.8333,0.625`; `VideoRequest` says what they must be.
+
+    Raises:
+        InputError: a part of the text is no number.
+    """
+    if not isinstance(text, str):
+        return tuple(text)
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"sigmas must be numbers joined by commas, for example 1,0.9375,0.8333,0.625; got "
+            f"{text[:80]!r}"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

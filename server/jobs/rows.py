@@ -26,7 +26,7 @@ REQUEST_FIELDS = {field.name for field in dataclasses.fields(VideoRequest)}
 MADE_FROM = ("source_id", "extended")
 """Fields of a job that lie among those of its request."""
 
-NEW_FIELDS = (*ROLES, "guidance_scale_2", "strength", *MADE_FROM)
+NEW_FIELDS = (*ROLES, "guidance_scale_2", "strength", "sigmas", "fast", *MADE_FROM)
 """What requests had not when `TEXT_JOB_VERSION` was the only one."""
 
 WHOLE_FIELDS = ("width", "height", "num_frames", "fps", "num_inference_steps")

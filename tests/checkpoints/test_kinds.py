@@ -162,12 +162,6 @@ BAD = {
         "the transformer is one of VACE, which is not implemented",
     ),
     "Animate": ("i2v", {"_class_name": "WanAnimatePipeline"}, {}, r"is of a WanAnimatePipeline \("),
-    "FastWan": (
-        "t2v",
-        {"_class_name": "WanDMDPipeline"},
-        {},
-        r"\(distilled to few steps of a sche",
-    ),
     "another family": ("t2v", {"_class_name": "FluxPipeline"}, {}, "is of a FluxPipeline; WanPipe"),
     "no high-noise expert": (
         "t2v-a14b",

@@ -40,11 +40,11 @@ def run(calls, mesh, **watch: Any):
 def test_each_step_takes_the_program_parameters_and_numbers_of_its_call(one_device):
     seen = []
 
-    def adds(params, context, state, numbers, condition):
+    def adds(params, context, state, numbers, condition, noise):
         seen.append(("adds", params["by"], float(numbers[0])))
         return state + params["by"], jnp.asarray(True)
 
-    def doubles(params, context, state, numbers, condition):
+    def doubles(params, context, state, numbers, condition, noise):
         seen.append(("doubles", params["by"], float(numbers[0])))
         return state * 2, jnp.asarray(True)
 
@@ -61,7 +61,7 @@ def test_a_later_step_is_named_and_ends_the_loop(one_device):
     """Numbers that go bad in the third of six steps: the fourth was begun by then, no other."""
     steps = []
 
-    def program(params, context, state, numbers, condition):
+    def program(params, context, state, numbers, condition, noise):
         steps.append(float(numbers[0]))
         return state, jnp.asarray(len(steps) < 3)
 
@@ -83,7 +83,7 @@ def test_the_next_step_is_dispatched_before_the_last_is_waited_for(one_device):
             events.append(f"waited for {self.step}")
             return np.asarray(True)
 
-    def program(params, context, state, numbers, condition):
+    def program(params, context, state, numbers, condition, noise):
         step = int(numbers[0])
         events.append(f"began {step}")
         return state, Answer(step)
@@ -103,7 +103,7 @@ def test_the_next_step_is_dispatched_before_the_last_is_waited_for(one_device):
 def test_a_stop_comes_through_within_two_steps(one_device):
     begun = []
 
-    def program(params, context, state, numbers, condition):
+    def program(params, context, state, numbers, condition, noise):
         begun.append(numbers)
         return state, jnp.asarray(True)
 

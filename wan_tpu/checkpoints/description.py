@@ -9,6 +9,7 @@ from wan_tpu.checkpoints.component import open_component
 from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.errors import CheckpointError
 from wan_tpu.family import TEXT_TO_VIDEO, ModelKind
+from wan_tpu.fast import FastPreset
 from wan_tpu.request import GenerationDefaults
 
 
@@ -26,6 +27,7 @@ class ModelDescription:
         defaults_from: by the name of a default: where its value is from.
         variant: which variant of the weights, for example fp16, where a component has it.
         files: components, tokenizer included, whose files lie outside `folder`.
+        distilled: what its weights were distilled to, where its files say so.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelDescription:
     defaults_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variant: str | None = None
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    distilled: FastPreset | None = None
 
     @property
     def revision(self) -> str | None:

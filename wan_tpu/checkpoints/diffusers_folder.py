@@ -8,6 +8,7 @@ from typing import Any
 from wan_tpu.checkpoints.component import COMPONENTS, PLAIN_NAMES
 from wan_tpu.checkpoints.defaults import read_defaults
 from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.checkpoints.distilled import read_distilled
 from wan_tpu.checkpoints.files import (
     choose_weights,
     read_json,
@@ -82,6 +83,7 @@ def read_folder(
         defaults=run.defaults,
         defaults_from=run.origins,
         variant=variant,
+        distilled=read_distilled(index, where),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from wan_tpu import family
 from wan_tpu.checkpoints.config_values import read_fields
+from wan_tpu.checkpoints.distilled import DMD_PIPELINE
 from wan_tpu.errors import CheckpointError
 from wan_tpu.family import (
     IMAGE_ENCODER,
@@ -21,15 +22,14 @@ from wan_tpu.family import (
     ModelKind,
 )
 
-TEXT_PIPELINES = ("WanPipeline", "WanVideoToVideoPipeline")
+TEXT_PIPELINES = ("WanPipeline", "WanVideoToVideoPipeline", DMD_PIPELINE)
 IMAGE_PIPELINE = "WanImageToVideoPipeline"
 PIPELINES = (*TEXT_PIPELINES, IMAGE_PIPELINE)
-"""Classes of diffusers' whose folders can be run."""
+"""Classes of diffusers' whose folders can be run, and FastVideo's."""
 
 _OTHER_PIPELINES = {
     "WanVACEPipeline": "VACE",
     "WanAnimatePipeline": "Animate",
-    "WanDMDPipeline": "distilled to few steps of a schedule of its own",
 }
 FIRST_FRAME_CHANNELS = 48
 """Latent channels of TI2V-5B, the only one with so many."""

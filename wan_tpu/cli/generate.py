@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,13 @@ from wan_tpu.cli.interruptible import Interruptible
 from wan_tpu.cli.media_files import add_media_arguments, read_media_files
 from wan_tpu.cli.options import (
     add_embedding_argument,
+    add_few_steps_arguments,
     add_lora_argument,
     add_machine_arguments,
     add_model_arguments,
     add_seed_argument,
     positive_int,
+    read_few_steps,
     read_load_options,
 )
 from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_path, write_metadata
@@ -40,12 +43,15 @@ from wan_tpu.multihost.leader import Leader
 from wan_tpu.multihost.lockstep import Lockstep
 from wan_tpu.multihost.options import add_group_arguments
 from wan_tpu.pipeline.check import check_request
+from wan_tpu.pipeline.fast import embedded_adapters, find_preset
 from wan_tpu.pipeline.options import LoadOptions
 from wan_tpu.pipeline.progress import Progress
-from wan_tpu.request import SCHEDULERS, VideoRequest, VideoResult, make_request
+from wan_tpu.request import ALL_SCHEDULERS, VideoRequest, VideoResult, make_request
 from wan_tpu.text.embedding_file import SUFFIX, Embedding
 from wan_tpu.text.new_words import NewWords
 from wan_tpu.text.prompt import check_prompt, clean_prompt
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from wan_tpu.adapters.chosen import ChosenAdapter
@@ -85,7 +91,8 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the second transformer, for low noise, in models that have two",
     )  # fmt: skip
     video.add_argument("--flow-shift", type=float, help="shift of the schedule to high noise")
-    video.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
+    video.add_argument("--scheduler", choices=ALL_SCHEDULERS, help="default: the model's")
+    add_few_steps_arguments(video)
     video.add_argument("--negative-prompt", help="what the video shall not show")
     add_seed_argument(video)
 
@@ -162,6 +169,7 @@ def _read(parsed: argparse.Namespace) -> Order:
         scheduler=parsed.scheduler,
         seed=parsed.seed,
         strength=parsed.strength,
+        **read_few_steps(parsed),
         **files.digests,
     )
     options = read_load_options(parsed)
@@ -210,7 +218,13 @@ def _check(order: Order) -> "tuple[ModelDescription, tuple[ChosenAdapter, ...], 
     described = order.options.describe_model()
     request, _ = check_request(described, order.request, order.media)
     _check_words(order.options.open_embeddings(described), request)
-    adapters = order.options.open_adapters()
+    preset = find_preset(described, request.fast)
+    options = order.options.with_adapters(embedded_adapters(preset))
+    if preset is not None and not options.adapters:
+        preset.check_adapters((), described.kind, described.name)
+    if preset is None and described.distilled is not None:
+        logger.warning("%s is %s; --fast makes them", described.name, described.distilled.label)
+    adapters = options.open_adapters()
     model = order.options.open_model()
     check_request(model, request)
     return model, adapters, request

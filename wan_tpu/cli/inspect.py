@@ -88,7 +88,12 @@ def _rows(model: Any, mesh_shape: dict[str, int] | None) -> list[Any]:
 
 
 def _summary(dtype: str, layout: Any, rows: list[Any], description: Any) -> dict[str, Any]:
-    """Bytes per component: of what lies on the devices, and of the files where they are here."""
+    """Bytes per component: of what lies on the devices, and of the files where they are here.
+
+    And what the model is made of, takes, and can be run with in few steps.
+    """
+    from wan_tpu.pipeline.fast import presets_of
+
     kind = description.kind
     components = {}
     for component in kind.components:
@@ -105,6 +110,7 @@ def _summary(dtype: str, layout: Any, rows: list[Any], description: Any) -> dict
         "takes": kind.described_inputs(),
         "inputs": [sorted(roles) for roles in kind.inputs],
         "boundary_ratio": kind.boundary_ratio,
+        "fast": [preset.to_json() for preset in presets_of(description)],
         "dtype": dtype,
         "layout": None if layout is None else str(layout),
         "components": components,
@@ -137,6 +143,10 @@ def _table(report: dict[str, Any], rows: list[Any]) -> str:
         lines.append(
             f"transformer runs the steps from timestep {first} up, transformer_2 the others"
         )
+    for preset in report["fast"]:
+        needs = f", with {' and '.join(preset['adapters'])}" if preset["adapters"] else ""
+        told = ", ".join(f"{timestep:g}" for timestep in preset["timesteps"])
+        lines.append(f"fast: {preset['name']}: {preset['update']} at timesteps {told}{needs}")
     for component, sizes in report["components"].items():
         line = f"  {component:<18}{_sized(sizes)}"
         line += f"  {_size(sizes['bytes_per_device'])} per device" if layout else ""

@@ -58,6 +58,28 @@ def add_lora_argument(parser: Any) -> None:
     )  # fmt: skip
 
 
+def add_few_steps_arguments(parser: Any) -> None:
+    """`--sigmas`, `--fast`, `--fast-preset`."""
+    parser.add_argument(
+        "--sigmas", metavar="S,S,...",
+        help="noise level of each step, falling from at most 1; instead of steps and flow shift, "
+        "for example 1,0.9375,0.8333,0.625",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fast", action="store_true",
+        help="the few steps that the model or its adapters were distilled to, without guidance",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fast-preset", metavar="NAME",
+        help="the same by name; `wan-tpu inspect MODEL` lists a model's",
+    )  # fmt: skip
+
+
+def read_few_steps(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What they say, for `wan_tpu.request.make_request`."""
+    return {"sigmas": parsed.sigmas, "fast": parsed.fast_preset or parsed.fast or None}
+
+
 def add_attention_argument(parser: Any, *, help_end: str = "") -> None:
     """`--attention`, with every name that it takes."""
     parser.add_argument(

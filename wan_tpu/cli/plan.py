@@ -8,14 +8,14 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from wan_tpu.cli.options import positive_int
+from wan_tpu.cli.options import add_few_steps_arguments, positive_int, read_few_steps
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import UnknownNameError
 from wan_tpu.media import ROLES, placeholders
 from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.planner import find_slice
-from wan_tpu.request import SCHEDULERS, VideoRequest, make_request
+from wan_tpu.request import ALL_SCHEDULERS, VideoRequest, make_request
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
     WEIGHTS,
@@ -52,7 +52,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument(
         "--guidance-scale-2", type=float, help="of the second transformer, in models that have two"
     )
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
+    parser.add_argument("--scheduler", choices=ALL_SCHEDULERS, help="default: the model's")
+    add_few_steps_arguments(parser)
     parser.add_argument(
         "--inputs", metavar="NAMES",
         help=f"what the video is made from besides the prompt: of {', '.join(ROLES)}, joined by "
@@ -192,6 +193,7 @@ def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRe
         guidance_scale_2=parsed.guidance_scale_2,
         scheduler=parsed.scheduler,
         strength=parsed.strength,
+        **read_few_steps(parsed),
     )
     roles = [name.strip() for name in parsed.inputs.split(",")] if parsed.inputs else []
     for name in roles:

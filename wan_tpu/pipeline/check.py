@@ -8,6 +8,7 @@ from wan_tpu.errors import GeometryError, InputError
 from wan_tpu.family import TRANSFORMER
 from wan_tpu.geometry import Compression, Geometry
 from wan_tpu.media import NO_MEDIA, ROLES, Media
+from wan_tpu.pipeline.fast import with_preset
 from wan_tpu.pipeline.pictures import Pictures, decode, sized
 from wan_tpu.request import VideoRequest
 from wan_tpu.transformer.config import TransformerConfig
@@ -76,10 +77,12 @@ def check(
         MediaError: the request names a picture or clip that the model does not take, or lacks one,
             or names bytes that are not what it says.
         GeometryError: the model cannot make this size or length.
-        InputError: a field that means nothing for this model or without another field.
+        InputError: a field that means nothing for this model or without another field, or that
+            contradicts a preset of few steps; or the model has no such preset.
     """
     description.kind.check_inputs(request.media.keys(), description.name)
     _check_fields(description, request)
+    request = with_preset(description, request)
     compression = compression_of(description)
     if media:
         media = media.only(request.media)

@@ -55,7 +55,7 @@ class NoPictures:
             encoded: latents of `video`.
             schedule: of the run.
         """
-        return noise
+        return schedule.first_latents(noise)
 
     def tokens(self, encoded: Latents | None, geometry: Geometry) -> Tokens | None:
         """What conditions each step, in token form, in front of the padding."""

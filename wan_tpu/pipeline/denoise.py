@@ -31,6 +31,7 @@ class StepCall(Generic[State]):
         context: keys and values of cross-attention, for the program's batch.
         numbers: `[n]`, float32, from `pack_numbers`.
         condition: what pictures add, the same at every step of an expert; None for nothing.
+        noise: fresh noise in token form, of a schedule that renoises; else None.
     """
 
     program: Callable[..., tuple[State, jax.Array]]
@@ -38,6 +39,7 @@ class StepCall(Generic[State]):
     context: Context
     numbers: np.ndarray
     condition: Condition | None = None
+    noise: jax.Array | None = None
 
 
 def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch: Watch) -> State:
@@ -70,7 +72,7 @@ def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch
         running: jax.Array | None = None
         for step, call in enumerate(calls):
             state, is_finite = call.program(
-                call.params, call.context, state, numbers[step], call.condition
+                call.params, call.context, state, numbers[step], call.condition, call.noise
             )
             if running is not None:
                 finish(step, running)

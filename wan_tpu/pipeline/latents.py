@@ -1,5 +1,7 @@
 """Latents on their way to the mesh: the seed's noise, and the form of tokens."""
 
+import math
+
 import jax
 import numpy as np
 import torch
@@ -15,10 +17,38 @@ Tokens = Float32[np.ndarray, "1 tokens token_channels"]
 
 def make_noise(seed: int, geometry: Geometry, channels: int) -> Latents:
     """The noise that diffusers' pipelines draw for this seed: torch's CPU generator, float32."""
+    return make_noises(seed, geometry, channels, 1)[0]
+
+
+def make_noises(seed: int, geometry: Geometry, channels: int, count: int) -> list[Latents]:
+    """Independent noises of a seed, one draw of torch's CPU generator after the other.
+
+    The first is `make_noise`'s. The others are the fresh noise of steps that renoise, in the order
+    of the steps: on every layout, and in every process, the same.
+    """
     shape = (1, channels, geometry.latent_frames, geometry.latent_height, geometry.latent_width)
     generator = torch.Generator("cpu").manual_seed(seed)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
-    return np.moveaxis(noise, 1, -1)
+    draws = (torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(count))
+    return [np.moveaxis(draw.numpy(), 1, -1) for draw in draws]
+
+
+def fresh_noises(
+    seed: int, geometry: Geometry, num_steps: int, target: jax.ShapeDtypeStruct
+) -> list[jax.Array]:
+    """What the steps of a schedule that renoises mix in, in token form on the mesh.
+
+    The last step leads to sigma 0, where noise has no share: it is given zeros.
+
+    Args:
+        seed: of the request.
+        geometry: sizes of the video.
+        num_steps: of the run.
+        target: tokens of the run, `[1, padded tokens, token_channels]`.
+    """
+    channels = target.shape[-1] // math.prod(geometry.compression.patch)
+    first, *fresh = make_noises(seed, geometry, channels, num_steps)
+    drawn = (*fresh, np.zeros_like(first))
+    return [place_padded(to_tokens(noise, geometry), target) for noise in drawn]
 
 
 def to_tokens(latents: Latents, geometry: Geometry) -> Tokens:

@@ -38,6 +38,8 @@ def choose_layout(
     devices: Sequence[Any],
     dtype: DTypeLike | None,
     device_bytes: int | None = None,
+    *,
+    batch: int = 2,
 ) -> Layout:
     """The layout for these devices when the user names none.
 
@@ -46,9 +48,10 @@ def choose_layout(
         devices: all that it is split over.
         dtype: of weights; None for the platform's.
         device_bytes: what each has; asked of them when None.
+        batch: of the steps that it is for: 2 with guidance, 1 without.
     """
     config = transformer_config(description)
-    layout = default_layout(len(devices), config.num_attention_heads)
+    layout = default_layout(len(devices), config.num_attention_heads, batch=batch)
     weights = denoiser_weights(config, layout, dtype_for(devices, dtype))
     num_bytes = sum(weight.num_bytes for weight in weights) * len(description.kind.experts)
     if device_bytes is None:

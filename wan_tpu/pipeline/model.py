@@ -173,10 +173,11 @@ class VideoModel(PlacedModel):
         num_pictures: int = 0,
         in_steps: Conditioning = Conditioning.NONE,
     ) -> Stage:
-        """(parameters, context, state, numbers, condition) -> state, whether its sample is finite.
+        """(parameters, context, state, numbers, condition, noise) -> state, whether it is finite.
 
         One program for all steps of all requests of this geometry and scheduler; `numbers` are
-        those of `wan_tpu.pipeline.denoise.pack_numbers`. Finite means every real token: what
+        those of `wan_tpu.pipeline.denoise.pack_numbers`, and `noise` is fresh, in token form, or
+        None where the schedule does not renoise. Finite means every real token of its sample: what
         padding holds is nobody's.
 
         Args:
@@ -194,6 +195,7 @@ class VideoModel(PlacedModel):
             state: Any,
             numbers: jax.Array,
             condition: Condition | None,
+            noise: jax.Array | None,
         ) -> tuple[Any, jax.Array]:
             timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
             velocity = denoiser.predict(
@@ -204,7 +206,7 @@ class VideoModel(PlacedModel):
                 velocity = negative + guidance_scale * (positive - negative)
             else:
                 velocity = velocity[0:1]
-            state = schedule.update(state, velocity, coefficients)
+            state = schedule.update(state, velocity, coefficients, noise)
             return state, all_finite_tokens(state.sample, geometry)
 
         numbers = abstract(pack_numbers(schedule, 0, 0.0).shape, jnp.float32, named(self.mesh))
@@ -218,6 +220,7 @@ class VideoModel(PlacedModel):
                 state,
                 numbers,
                 self.abstract_condition(geometry, in_steps),
+                self.abstract_tokens(geometry) if schedule.renoises else None,
             ),
             size=geometry,
             closes_over=(geometry, batch),

@@ -136,6 +136,11 @@ class LoadOptions:
         """
         return open_model(self.model, self.variant)
 
+    def with_adapters(self, paths: Sequence[str]) -> "LoadOptions":
+        """The same with further adapters in front, at strength 1."""
+        first = tuple(AdapterChoice(path=path) for path in paths)
+        return dataclasses.replace(self, adapters=(*first, *self.adapters))
+
     def open_adapters(self) -> "tuple[ChosenAdapter, ...]":
         """The files of the adapters, read; downloaded from the hub if they were not here.
 
@@ -163,7 +168,8 @@ class LoadOptions:
             model: what `open_model` gave.
             adapters: what `open_adapters` gave; opened here when not given.
             devices: those to use; all of all processes when not given.
-            compile_for: a request whose programs are compiled while the weights load.
+            compile_for: a request whose programs are compiled while the weights load; a layout that
+                is chosen suits its guidance.
 
         Raises:
             LayoutError: the layout does not fit the devices.
@@ -175,10 +181,12 @@ class LoadOptions:
         import jax
 
         from wan_tpu.pipeline.load import choose_layout
+        from wan_tpu.pipeline.run import largest_batch
         from wan_tpu.pipeline.video_pipeline import VideoPipeline
 
         devices = jax.devices() if devices is None else devices
-        suiting = self.layout or choose_layout(model, devices, self.dtype)
+        batch = 2 if compile_for is None else largest_batch(model, compile_for)
+        suiting = self.layout or choose_layout(model, devices, self.dtype, batch=batch)
         return VideoPipeline.load(
             model,
             layout=self.layout_for(len(devices), suiting),

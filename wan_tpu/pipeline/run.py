@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.family import IMAGE_ENCODER, Conditioning
+from wan_tpu.fast import FastPreset
 from wan_tpu.geometry import Geometry
 from wan_tpu.media import NO_MEDIA, Media
-from wan_tpu.pipeline.check import check
+from wan_tpu.pipeline.check import check, check_request
 from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
+from wan_tpu.pipeline.fast import find_preset
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
@@ -26,7 +28,7 @@ from wan_tpu.pipeline.step_plan import (
     plan_steps,
 )
 from wan_tpu.request import VideoRequest
-from wan_tpu.schedulers.api import make_schedule
+from wan_tpu.schedulers.api import make_given_schedule, make_schedule
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.schedulers.sigmas import read_num_train_timesteps
 from wan_tpu.stage import Stage
@@ -63,6 +65,7 @@ class Run:
         whole_model: on the mesh of both branches, where everything but the steps runs.
         watch: reports, measures, stops.
         words: that its prompts may hold besides the tokenizer's.
+        preset: of few steps, which decided the steps; None where none was asked for.
     """
 
     request: VideoRequest
@@ -75,6 +78,7 @@ class Run:
     whole_model: VideoModel
     watch: Watch
     words: NewWords = NO_WORDS
+    preset: FastPreset | None = None
 
     @property
     def batch(self) -> int:
@@ -193,6 +197,7 @@ def plan_run(
         whole_model=model,
         watch=watch,
         words=words,
+        preset=find_preset(description, request.fast),
     )
 
 
@@ -201,16 +206,19 @@ def schedule_steps(
 ) -> tuple[Schedule, tuple[PlannedStep, ...]]:
     """The noise levels of a complete request, and what each step takes."""
     assert request.num_inference_steps is not None
-    assert request.flow_shift is not None
     assert request.scheduler is not None
     config, ratio = description.configs["scheduler"], description.kind.boundary_ratio
-    schedule = make_schedule(
-        request.scheduler,
-        num_inference_steps=request.num_inference_steps,
-        flow_shift=request.flow_shift,
-        config=config,
-        num_last_steps=request.num_steps,
-    )
+    common = {"config": config, "num_last_steps": request.num_steps}
+    if request.sigmas is not None:
+        schedule = make_given_schedule(request.scheduler, request.sigmas, **common)
+    else:
+        assert request.flow_shift is not None
+        schedule = make_schedule(
+            request.scheduler,
+            num_inference_steps=request.num_inference_steps,
+            flow_shift=request.flow_shift,
+            **common,
+        )
     steps = plan_steps(
         request,
         schedule,
@@ -218,6 +226,12 @@ def schedule_steps(
         boundary=None if ratio is None else ratio * read_num_train_timesteps(config),
     )
     return schedule, steps
+
+
+def largest_batch(description: ModelDescription, request: VideoRequest) -> int:
+    """Entries of the transformer's batch that a request needs at most: 1 where guidance is off."""
+    request, _ = check_request(description, request)
+    return max(batches_of(schedule_steps(description, request)[1]))
 
 
 def compile_order(stage: Stage) -> int:
@@ -248,6 +262,7 @@ def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> di
         "embeddings": [embedding.told() for embedding in run.words.embeddings],
         "pictures": {role: picture.fit for role, picture in run.pictures.items()},
         "steps": dict(collections.Counter(step.component for step in run.steps)),
+        "fast": None if run.preset is None else run.preset.to_json(),
         "tokens": run.geometry.num_tokens,
         "layout": str(model.layout),
         "sequence_parallel": model.layout.sequence_parallel,

@@ -18,7 +18,7 @@ from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
 from wan_tpu.image.preprocess import for_image_encoder
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.denoise import StepCall, denoise, pack_numbers
-from wan_tpu.pipeline.latents import make_noise, place_padded, to_tokens
+from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_tokens
 from wan_tpu.pipeline.load import (
     checked_parts,
     load_vae_of,
@@ -275,6 +275,11 @@ class VideoPipeline:
         """
         words = self._tokenizer.words
         run = plan_run(request, self.model, self._one_branch, watch, media or NO_MEDIA, words)
+        if run.preset is not None:
+            given = {component for added in self.adapters for component in added["components"]}
+            run.preset.check_adapters(
+                given, run.model.description.kind, self.model.description.name
+            )
         if media is not None:
             media.only(run.request.media)  # says which did not come
         if run.way.num_frames(run.geometry) and not self._vae.encodes:
@@ -373,6 +378,11 @@ class VideoPipeline:
         begin = self._program(run, model.start_stage(geometry, schedule))
         programs = {batch: self._program(run, run.step_stage(batch)) for batch in run.batches}
         params = {component: self._step_params(run, component) for component in run.components}
+        noises: Sequence[jax.Array | None] = [None] * len(run.steps)
+        if schedule.renoises:
+            noises = fresh_noises(
+                run.request.seed, geometry, len(run.steps), model.abstract_tokens(geometry)
+            )
         calls = [
             StepCall(
                 program=programs[step.batch],
@@ -380,6 +390,7 @@ class VideoPipeline:
                 context=contexts[step.component, step.batch],
                 numbers=pack_numbers(schedule, index, step.guidance_scale),
                 condition=conditions[step.component],
+                noise=noises[index],
             )
             for index, step in enumerate(run.steps)
         ]

@@ -83,6 +83,11 @@ class Job:
         config = ImageEncoderConfig.from_json(self.description.configs[IMAGE_ENCODER])
         return len(self.way.roles) * config.num_tokens
 
+    @property
+    def num_noises(self) -> int:
+        """Fresh noises that lie on the devices beside the scheduler's state; 0 for most."""
+        return len(self.steps) if self.schedule.renoises else 0
+
     def runs(self) -> dict[str, int]:
         """How often the video runs each stage; those that it does not run are not there."""
         steps, way, latent_frames = self.steps, self.way, self.geometry.latent_frames

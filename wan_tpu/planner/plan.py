@@ -261,6 +261,7 @@ class Planner:
             "split": dataclasses.asdict(layout),
             "takes": sorted(self._job.description.kind.takes),
             "contexts": contexts_of(self._job.steps),
+            "noises": self._job.num_noises,
             **self._base_key(*STAGE_PACKAGES),
         }
 
@@ -277,7 +278,8 @@ class Planner:
                 "components": {name: part.bytes_per_device for name, part in parts},
                 "context": sum(contexts),
                 "condition": tree_bytes(condition) * len(run.components),
-                "state": tree_bytes(run.model.abstract_state(run.geometry, run.schedule)),
+                "state": tree_bytes(run.model.abstract_state(run.geometry, run.schedule))
+                + self._job.num_noises * tree_bytes(run.model.abstract_tokens(run.geometry)),
                 "carried": {
                     name: tree_bytes(stages[name].arguments[2])
                     for name in ("encode-next", "decode-next")

@@ -56,6 +56,7 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "tokens": job.geometry.num_tokens,
         "pictures": sorted(job.way.roles),
         "num_inference_steps": job.request.num_inference_steps,
+        "fast": job.request.fast,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
         "attention": job.attention,

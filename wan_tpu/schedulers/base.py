@@ -1,6 +1,7 @@
 """What every schedule offers the denoising loop. Knows nothing of models, meshes or latent shapes.
 
-One step is `state = schedule.update(state, model_output, schedule.coefficients(step))`. The
+One step is `state = schedule.update(state, model_output, schedule.coefficients(step))`, and of a
+schedule that renoises `update(..., noise)`, with noise that nothing has seen before. The
 coefficients are computed on the host in float64; the update is one fused elementwise pass on the
 device in float32. State and coefficients have the same structure, shapes and dtypes at every step
 (missing history is zeros, met by zero coefficients), so one compiled program serves a whole run.
@@ -8,7 +9,7 @@ device in float32. State and coefficients have the same structure, shapes and dt
 
 import abc
 import dataclasses
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -43,8 +44,10 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
         sigmas: `[steps + 1]`, float64 holding float32 values (diffusers rounds them so): the share
             of noise in the latents, `latents = (1 - sigma) * video + sigma * noise`; falls strictly
             from about 1 to 0.
+        renoises: whether every step but the last takes fresh noise.
     """
 
+    renoises: ClassVar[bool] = False
     timesteps: Float32[np.ndarray, " steps"]
     sigmas: Float64[np.ndarray, " steps+1"]
 
@@ -75,6 +78,16 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
     def _later(self, skipped: int) -> dict[str, Any]:
         """Fields of the class that count steps, after so many are left out."""
         return {}
+
+    def first_latents(
+        self, noise: Float32[np.ndarray, "*latents"]
+    ) -> Float32[np.ndarray, "*latents"]:
+        """The latents that the first step begins with where there is noise alone.
+
+        Args:
+            noise: standard normal.
+        """
+        return noise
 
     def add_noise(
         self, clean: Float32[np.ndarray, "*latents"], noise: Float32[np.ndarray, "*latents"]
@@ -107,7 +120,10 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
     @staticmethod
     @abc.abstractmethod
     def update(
-        state: State, model_output: Float[Array, "*latents"], coefficients: Coefficients
+        state: State,
+        model_output: Float[Array, "*latents"],
+        coefficients: Coefficients,
+        noise: Latents | None = None,
     ) -> State:
         """One step on the device: pure, elementwise, float32 inside.
 
@@ -116,6 +132,7 @@ class Schedule(abc.ABC, Generic[State, Coefficients]):
             model_output: the velocity at `state.sample` and this step's timestep, same shape, any
                 floating dtype.
             coefficients: of this step.
+            noise: standard normal, same shape, where the schedule `renoises`; else None.
 
         Returns:
             The state after the step; its `sample` are the new latents.

@@ -6,7 +6,7 @@ level to the next is `latents + (next_sigma - sigma) * velocity`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wan_tpu.schedulers.base import Latents, Scalar, Schedule
-from wan_tpu.schedulers.sigmas import euler_levels, read_num_train_timesteps, require_implemented
+from wan_tpu.schedulers.sigmas import (
+    euler_levels,
+    given_levels,
+    read_num_train_timesteps,
+    require_implemented,
+)
 
 IMPLEMENTED = {
     "prediction_type": "flow_prediction",
@@ -69,6 +74,7 @@ class EulerSchedule(Schedule[EulerState, EulerCoefficients]):
         state: EulerState,
         model_output: Float[Array, "*latents"],
         coefficients: EulerCoefficients,
+        noise: Latents | None = None,
     ) -> EulerState:
         """One step on the device: `sample + sigma_change * velocity`."""
         velocity = model_output.astype(jnp.float32)
@@ -89,3 +95,17 @@ def make_euler_schedule(
         num_inference_steps, flow_shift, read_num_train_timesteps(config)
     )
     return EulerSchedule(timesteps=timesteps, sigmas=sigmas)
+
+
+def make_given_euler_schedule(sigmas: Sequence[float], config: Mapping[str, Any]) -> EulerSchedule:
+    """Euler steps over given noise levels, which nothing shifts.
+
+    As diffusers' class with `shift=1` and `set_timesteps(sigmas=...)`.
+
+    Raises:
+        CheckpointError: `config` asks for something this solver does not do.
+        InputError: the noise levels coincide.
+    """
+    require_implemented(config, IMPLEMENTED)
+    timesteps, levels = given_levels(sigmas, read_num_train_timesteps(config))
+    return EulerSchedule(timesteps=timesteps, sigmas=levels)

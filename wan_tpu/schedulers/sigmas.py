@@ -10,7 +10,7 @@ The two schedulers of diffusers place and round their levels differently. Both w
 down to the order of the operations, because the model sees the timesteps that come of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,21 @@ def euler_levels(
     return timesteps, _ended(sigmas)
 
 
+def given_levels(
+    sigmas: Sequence[float], num_train_timesteps: int
+) -> tuple[Float32[np.ndarray, " steps"], Float64[np.ndarray, " steps+1"]]:
+    """Timesteps and sigmas of noise levels that are given: of a model that was distilled to them.
+
+    No shift and no whole numbers: 5/6 is the timestep 833.33.
+
+    Returns:
+        timesteps: `[steps]`, float32, `sigma * num_train_timesteps` in float32.
+        sigmas: `[steps + 1]`, float64 holding float32 values, the last one 0.
+    """
+    levels = _ended(np.asarray(sigmas, np.float64), "these sigmas", "take levels further apart")
+    return levels[:-1].astype(np.float32) * np.float32(num_train_timesteps), levels
+
+
 def read_num_train_timesteps(config: Mapping[str, Any]) -> int:
     """The number of noise levels of training; the model's timesteps count up to it.
 
@@ -97,7 +112,11 @@ def _shifted(
     return flow_shift * levels / (1 + (flow_shift - 1) * levels)
 
 
-def _ended(sigmas: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps+1"]:
+def _ended(
+    sigmas: Float64[np.ndarray, " steps"],
+    what: str = "this flow shift",
+    remedy: str = "use fewer steps or a shift nearer to 1",
+) -> Float64[np.ndarray, " steps+1"]:
     """Appends 0 and rounds to float32, as diffusers stores them, in float64 for our arithmetic.
 
     Raises:
@@ -106,7 +125,7 @@ def _ended(sigmas: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps
     rounded = np.append(sigmas, 0).astype(np.float32).astype(np.float64)
     if not np.all(np.diff(rounded) < 0):
         raise InputError(
-            f"{len(sigmas)} inference steps are too many for this flow shift: neighbouring noise "
-            "levels coincide; use fewer steps or a shift nearer to 1"
+            f"{len(sigmas)} inference steps are too many for {what}: neighbouring noise levels "
+            f"coincide; {remedy}"
         )
     return rounded

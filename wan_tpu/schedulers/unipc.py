@@ -128,6 +128,7 @@ class UniPCSchedule(Schedule[UniPCState, UniPCCoefficients]):
         state: UniPCState,
         model_output: Float[Array, "*latents"],
         coefficients: UniPCCoefficients,
+        noise: Latents | None = None,
     ) -> UniPCState:
         """One step on the device: corrects the last step, then predicts the next sample."""
         velocity = model_output.astype(jnp.float32)
