@@ -134,6 +134,11 @@ def test_cancelling_all_leaves_what_has_ended(remote, service, long_job):
     code, out, _ = remote("cancel", "--all")
     assert (code, set(out.split())) == (0, {done["id"], long_job["id"]})
     assert kept == [job["id"] for job in jobs(service) if job["status"] == "completed"]
+    again = service.create("slow", num_inference_steps=90)
+    assert remote("cancel", "--all", "--delete")[:2] == (0, f"{again['id']}\n")
+    left = jobs(service)
+    assert again["id"] not in [job["id"] for job in left]
+    assert kept == [job["id"] for job in left if job["status"] == "completed"]
 
 
 def test_deleting_forgets(remote, service):
