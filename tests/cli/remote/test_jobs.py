@@ -64,7 +64,7 @@ def test_watching_one_ends_with_it(remote, service):
 def test_watching_all_ends_when_nothing_waits(remote, service):
     """A line for each change; what had ended before is not shown."""
     done = service.finish(service.create("old", num_inference_steps=2))["id"]
-    ids = [service.create(f"slow {n}", num_inference_steps=4)["id"] for n in (1, 2)]
+    ids = [service.create(f"slow {n}", num_inference_steps=8)["id"] for n in (1, 2)]
     code, out, _ = remote("watch")
     assert code == 0
     assert done not in out
