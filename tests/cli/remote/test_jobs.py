@@ -64,7 +64,7 @@ def test_watching_one_ends_with_it(remote, service):
 def test_watching_all_ends_when_nothing_waits(remote, service):
     """A line for each change; what had ended before is not shown."""
     done = service.finish(service.create("old", num_inference_steps=2))["id"]
-    ids = [service.create(f"slow {n}", num_inference_steps=4)["id"] for n in (1, 2)]
+    ids = [service.create(f"slow {n}", num_inference_steps=8)["id"] for n in (1, 2)]
     code, out, _ = remote("watch")
     assert code == 0
     assert done not in out
@@ -134,6 +134,11 @@ def test_cancelling_all_leaves_what_has_ended(remote, service, long_job):
     code, out, _ = remote("cancel", "--all")
     assert (code, set(out.split())) == (0, {done["id"], long_job["id"]})
     assert kept == [job["id"] for job in jobs(service) if job["status"] == "completed"]
+    again = service.create("slow", num_inference_steps=90)
+    assert remote("cancel", "--all", "--delete")[:2] == (0, f"{again['id']}\n")
+    left = jobs(service)
+    assert again["id"] not in [job["id"] for job in left]
+    assert kept == [job["id"] for job in left if job["status"] == "completed"]
 
 
 def test_deleting_forgets(remote, service):
