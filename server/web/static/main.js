@@ -94,7 +94,9 @@ function formRefused(error, done) {
 async function submit(request, key) {
   const video = await videos.create(request, key);
   announce(`Queued: ${plain(video.prompt)}`);
-  const place = queue.row(video.id) ?? gallery.card(video.id)?.element;
+  const row = queue.row(video.id);
+  const isFar = row && byId("gallery").contains(row); // behind all videos: that it waits is said before them
+  const place = isFar ? byId("gallery-title") : (row ?? gallery.card(video.id)?.element);
   place?.scrollIntoView({ block: "nearest" });
 }
 

@@ -1,10 +1,12 @@
-// What waits, as a short list: one line each, so that it stands in no result's way.
+// What waits, as a short list that stands in no result's way: below the form, and on narrow screens,
+// where there is one column, below the videos.
 
 import { byId, setAttribute, setHidden, setText } from "./dom.js";
 import * as words from "./words.js";
 
 const SHOWN = 3; // lines, until all are asked for
 const template = byId("queue-template");
+const isNarrow = matchMedia("(max-width: 56rem)");
 
 export class Queue {
   #videos;
@@ -15,6 +17,8 @@ export class Queue {
   constructor(videos, { act, cancelAll }) {
     this.#videos = videos;
     videos.addEventListener("change", () => this.render());
+    isNarrow.addEventListener("change", put);
+    put();
     byId("queue-cancel").addEventListener("click", cancelAll);
     byId("queue-more").addEventListener("click", () => {
       this.#isWhole = !this.#isWhole;
@@ -38,6 +42,8 @@ export class Queue {
     setHidden(byId("queue"), waiting.length === 0);
     setHidden(byId("queue-cancel"), waiting.length < 2);
     setText(byId("queue-count"), String(waiting.length));
+    setHidden(byId("waiting"), waiting.length === 0);
+    setText(byId("waiting"), `${waiting.length} waiting`);
     setHidden(byId("queue-more"), waiting.length <= SHOWN);
     setAttribute(byId("queue-more"), "aria-expanded", this.#isWhole);
     setText(byId("queue-more"), this.#isWhole ? "Show fewer" : `Show all ${waiting.length}`);
@@ -87,4 +93,8 @@ export class Queue {
       if (hadFocus) (next?.querySelector('[data-action="cancel"]') ?? byId("gallery-title")).focus();
     }
   }
+}
+
+function put() {
+  byId(isNarrow.matches ? "gallery" : "side").append(byId("queue"));
 }

@@ -48,6 +48,8 @@ def test_results_come_first_however_many_wait(open_page, crowded):
     newest = [f"video number {i}" for i in reversed(range(FINISHED))]
     assert prompts(page, ".card") == ["slow and long", "boom", *newest][:24]
     assert prompts(page, ".row") == [f"waiting number {i}" for i in range(3)]
+    card, queue = page.locator(".card").first, page.locator("#queue")
+    assert card.bounding_box()["y"] < queue.bounding_box()["y"] < 800
     assert page.inner_text("#queue-count") == str(WAITING)
     page.click("#queue-more")
     assert prompts(page, ".row") == [f"waiting number {i}" for i in range(WAITING)]
@@ -56,6 +58,11 @@ def test_results_come_first_however_many_wait(open_page, crowded):
     page.click("#queue-more")
     assert page.locator(".row").count() == 3
     page.set_viewport_size({"width": 320, "height": 700})
+    assert card.bounding_box()["y"] < 700
+    last = page.locator(".card").last
+    assert last.bounding_box()["y"] < queue.bounding_box()["y"]
+    page.click("#waiting")
+    wait_for(lambda: 0 <= queue.bounding_box()["y"] < 700)
     prompt = page.locator(".row-prompt").first
     line = prompt.bounding_box()["height"]
     prompt.evaluate("e => { e.textContent = 'a very long prompt '.repeat(9); }")

@@ -241,7 +241,7 @@ def test_the_keyboard_alone_submits_opens_and_deletes(open_page, tiny):
     basics = ["input_reference", None, "size", "seconds", "seed", "new-seed", "variations"]
     assert order[:8] == [*basics, None]  # the shape has no id, nor has "Advanced"
     past_the_form = order[order.index("submit") + 1 :]
-    assert past_the_form in (["frame-open"], ["search", "kind", "frame-open"]), order
+    assert past_the_form in (["frame-open"], ["search", "kind", "shape-kind", "frame-open"]), order
 
     page.keyboard.press("Enter")
     wait_for(lambda: page.is_visible("#viewer"))
