@@ -139,7 +139,10 @@ def torch_step(config: TrainingConfig, latents: np.ndarray, text: np.ndarray) ->
 
 
 def recipe_step(latents: np.ndarray) -> Steps:
-    """The step by which the embedded model was made: compiled, in bfloat16, 11 text positions."""
+    """The step by which the embedded model was made: in bfloat16, 11 text positions, Muon.
+
+    Eager, though the recipe compiles it: Inductor does not start in a process with torchax.
+    """
     import torch
 
     from wan_tpu.demo import data
@@ -159,7 +162,6 @@ def recipe_step(latents: np.ndarray) -> Steps:
     optimizers = make_optimizers([text_encoder, transformer], recipe.phase.learning_rate)
     parameters = [*text_encoder.parameters(), *transformer.parameters()]
     ids, mask = tokenize([scene.prompt for scene in data.all_scenes()[: len(clean)]])
-    loss_of = torch.compile(flow_loss, options={"pattern_matcher": False})
 
     def steps(count: int) -> None:
         for _ in range(count):
@@ -167,7 +169,7 @@ def recipe_step(latents: np.ndarray) -> Steps:
             sigma = recipe.shift * u / (1 + (recipe.shift - 1) * u)
             with torch.autocast("cpu", torch.bfloat16):
                 text = compact_text(text_encoder, ids, mask)
-                loss = loss_of(transformer, text, clean, torch.randn_like(clean), sigma)
+                loss = flow_loss(transformer, text, clean, torch.randn_like(clean), sigma)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 from safetensors import safe_open
@@ -21,7 +22,9 @@ from wan_tpu.training.config import (
     TrainConfig,
     TrainingConfig,
 )
+from wan_tpu.training.config_file import read_config
 from wan_tpu.training.flops import step_flops
+from wan_tpu.training.presets import preset_names, preset_text
 
 LAYOUT = Layout(dp=2, sp=2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -38,6 +41,17 @@ def job_of(config=CONFIG, where="v6e-4", **sizes):
 
 def no_report(_):
     return None
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_planned_with_the_clips_that_it_is_for(name):
+    """Red when a preset for 480p of a model of 720p does not say its size."""
+    settings = ["embedding.word=mossling"] if name.startswith("embedding") else []
+    geometry = job_of(read_config(preset=name, settings=settings, needs_data=False)).geometry
+    prepared = re.search(r"--size (\d+)x(\d+) --frames (\d+)", preset_text(name))
+    if prepared is not None:
+        sizes = geometry.width, geometry.height, geometry.num_frames
+        assert sizes == tuple(map(int, prepared.groups()))
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", required=True, metavar="TYPE",
         help="Google's accelerator type: v6e-8, v5e-16, v5p-8 (cores), v7x-8 (cores), ...",
     )  # fmt: skip
-    parser.add_argument("--size", metavar="WxH", help="of the samples; default: the model's")
-    parser.add_argument("--frames", type=positive_int, help="4n + 1; default: the model's")
+    parser.add_argument(
+        "--size", metavar="WxH", help="of the clips; default: samples.size, else the model's"
+    )
+    parser.add_argument(
+        "--frames", type=positive_int, help="4n + 1; default: samples.num_frames, else the model's"
+    )
     parser.add_argument(
         "--layouts", metavar="LAYOUTS",
         help="besides the one that training takes: all, or layouts joined by ','; a compile takes "

@@ -183,12 +183,14 @@ def make_training_job(
         config: of the run.
         description: of the model that it names.
         where: the slice.
-        size: `WxH` of the samples; the model's when None.
-        frames: of the samples; the model's when None.
+        size: `WxH` of what is trained on; when None that of the configuration's sample videos, else
+            the model's.
+        frames: likewise.
 
     Raises:
         InputError: a size or number of frames that the model does not take.
     """
+    size, frames = size or config.samples.size, frames or config.samples.num_frames
     request = with_inputs(description, make_request("planned", size=size, frames=frames))
     _, geometry = check_request(description, request)
     machine = dataclasses.replace(config.machine, host_devices=None)  # those here are not used
