@@ -2,7 +2,8 @@
 
 import pytest
 
-from wan_tpu.checkpoints.models import describe_model
+from tests.training.runs import write_samples
+from wan_tpu.checkpoints.models import WAN_TINY, describe_model
 from wan_tpu.errors import InputError, LayoutError
 from wan_tpu.training.config_check import check_host_devices, check_with_model
 from wan_tpu.training.config_file import read_config
@@ -61,6 +62,10 @@ WITH_MODEL = {
         ["model.name=wan2.1-i2v-14b-480p", "data.image_probability=0.3"],
         "sees one in every sample",
     ),
+    "rank above the linears' own": (
+        ["model.name=wan-tiny", "lora.rank=129"],
+        "lora.rank is 129, and the linears of wan-tiny have 128",
+    ),
     "linears of image tokens": (
         ["lora.targets=['attn1.to_q', 'attn2.add_k_proj']"],
         "names attn2.add_k_proj, of image tokens, which wan-tiny has not",
@@ -88,6 +93,19 @@ def test_what_does_not_fit_the_model(case):
     with pytest.raises(InputError) as caught:
         check_with_model(config, describe_model(config.model.name))
     assert expected in str(caught.value)
+
+
+def test_data_of_another_model(tmp_path):
+    """From the manifest alone: before a device starts, and before files of the model are here."""
+    write_samples(tmp_path / "data", WAN_TINY)
+    settings = [f"data.path='{tmp_path / 'data'}'", "model.name=wan-tiny-ti2v"]
+    config = read_config(settings=settings)
+    with pytest.raises(InputError, match="was prepared for wan-tiny, whose latents are of other"):
+        check_with_model(config, describe_model(config.model.name))
+    (tmp_path / "data" / "dataset.json").unlink()
+    (tmp_path / "data" / "claims.lock").touch()
+    with pytest.raises(InputError, match="was not prepared to its end"):
+        check_with_model(config, describe_model(config.model.name))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def replace(table, **values):
     )
 
 
+def begin(folder):
+    """A run with a checkpoint; nothing but its name counts here."""
+    with open_run(folder, CONFIG):
+        (folder / "checkpoints" / "4").mkdir()
+
+
 def contents(folder):
     """Every file below a folder, with its bytes."""
     return {
@@ -94,8 +100,7 @@ def test_what_may_change(tmp_path, table, values, said):
     ],
 )
 def test_what_must_not_change(tmp_path, table, values, said):
-    with open_run(tmp_path, CONFIG):
-        pass
+    begin(tmp_path)
     before = contents(tmp_path) | {"lock": None}
     changed = replace(table, **values)
     with pytest.raises(InputError) as caught:
@@ -106,9 +111,27 @@ def test_what_must_not_change(tmp_path, table, values, said):
     assert digest_of_config(changed) != digest_of_config(CONFIG)
 
 
+def test_before_the_first_checkpoint_everything_may_change(tmp_path):
+    """A mistake in the configuration does not cost the folder."""
+    with open_run(tmp_path, CONFIG) as run:
+        run.note_data("sha256:a")
+        (run.samples / "base").mkdir()
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()  # never ended
+    changed = replace("train", trains="full")
+    with open_run(tmp_path, changed) as run:
+        assert not list(run.samples.iterdir())
+        run.note_data("sha256:b")
+        (run.samples / "base").mkdir()
+    told = read_run(tmp_path)
+    assert (told["kind"], told["data_digest"]) == ("full", "sha256:b")
+    assert told["config_digest"] == digest_of_config(changed)
+    assert 'train.trains was "lora", is "full"' in told["starts"][1]["changes"]
+    with open_run(tmp_path, changed) as run:
+        assert list(run.samples.iterdir()), "the same base's videos are kept"
+
+
 def test_every_difference_is_named_and_those_that_may_be_are_not(tmp_path):
-    with open_run(tmp_path, CONFIG):
-        pass
+    begin(tmp_path)
     changed = TrainingConfig(
         optimiser=OptimiserConfig(eps=1e-6), lora=LoraConfig(rank=4), train=TrainConfig(steps=5)
     )
@@ -121,6 +144,7 @@ def test_every_difference_is_named_and_those_that_may_be_are_not(tmp_path):
 def test_data_is_compared(tmp_path):
     with open_run(tmp_path, CONFIG) as run:
         run.note_data("sha256:a")
+        (run.checkpoints / "4").mkdir()
     with open_run(tmp_path, CONFIG) as run:
         run.note_data("sha256:a")
         with pytest.raises(InputError, match="its digest was sha256:a, is sha256:b"):

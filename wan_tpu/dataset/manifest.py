@@ -170,7 +170,28 @@ def check_model(manifest: Manifest, description: ModelDescription, folder: pathl
         InputError: says what differs, and how it is made for this model.
         CheckpointError: files of the model are missing.
     """
-    again = f"wan-tpu dataset prepare {manifest.source} -o ... --model {description.name}"
+    check_form(manifest, description, folder)
+    for name, digest in encoder_digests(description, Digests(folder)).items():
+        if manifest.encoders.get(name) != digest:
+            raise InputError(
+                f"{folder} was prepared with the {name.replace('_', ' ')} of {manifest.model}, "
+                f"which is not that of {description.name}; make it anew: "
+                f"{_again(manifest, description)}"
+            )
+
+
+def check_form(manifest: Manifest, description: ModelDescription, folder: pathlib.Path) -> None:
+    """Refuses data of other sizes, or with other inputs; the model's files are not needed.
+
+    Args:
+        manifest: of the data.
+        description: of the model that is to learn from it.
+        folder: of the data.
+
+    Raises:
+        InputError: says what differs, and how it is made for this model.
+    """
+    again = _again(manifest, description)
     if compression_of(description) != manifest.compression:
         raise InputError(
             f"{folder} was prepared for {manifest.model}, whose latents are of other sizes than "
@@ -184,12 +205,10 @@ def check_model(manifest: Manifest, description: ModelDescription, folder: pathl
             f"{folder} was prepared with {what} as inputs; {description.name} is "
             f"{description.kind.words} and needs {_listed(expected)}; make it anew: {again}"
         )
-    for name, digest in encoder_digests(description, Digests(folder)).items():
-        if manifest.encoders.get(name) != digest:
-            raise InputError(
-                f"{folder} was prepared with the {name.replace('_', ' ')} of {manifest.model}, "
-                f"which is not that of {description.name}; make it anew: {again}"
-            )
+
+
+def _again(manifest: Manifest, description: ModelDescription) -> str:
+    return f"wan-tpu dataset prepare {manifest.source} -o ... --model {description.name}"
 
 
 def _listed(inputs: Sequence[tuple[str, ...]]) -> str:

@@ -1,8 +1,10 @@
 """What does not fit together in a training's configuration, alone and with its model. No JAX."""
 
 import os
+from pathlib import Path
 
 from wan_tpu.checkpoints.description import ModelDescription
+from wan_tpu.dataset.manifest import check_form, is_prepared, read_manifest
 from wan_tpu.errors import InputError, LayoutError
 from wan_tpu.family import TRANSFORMER, Conditioning
 from wan_tpu.geometry import parse_size
@@ -43,14 +45,15 @@ def check_alone(config: TrainingConfig, *, needs_data: bool = True) -> None:
 
 
 def check_with_model(config: TrainingConfig, model: ModelDescription) -> None:
-    """Refuses what does not fit the model, from its configuration alone.
+    """Refuses what does not fit the model, from the configurations and the data's manifest alone.
 
     Args:
         config: what `check_alone` has passed.
         model: that `config.model` names.
 
     Raises:
-        InputError: names the keys, and a value that works where there is one.
+        InputError: names the keys, and a value that works where there is one; the data was not
+            prepared to its end, or for a model of other sizes.
         CheckpointError: the model is none that is implemented.
     """
     _check_expert(config, model)
@@ -68,7 +71,11 @@ def check_with_model(config: TrainingConfig, model: ModelDescription) -> None:
         raise InputError(
             f"lora.targets names {', '.join(lacking)}, of image tokens, which {model.name} has not"
         )
+    _check_rank(config, model, transformer)
     _check_samples(config, model)
+    path = Path(config.data.path)
+    if config.data.path and is_prepared(path):
+        check_form(read_manifest(path), model, path)
 
 
 def load_options(config: TrainingConfig) -> LoadOptions:
@@ -146,6 +153,18 @@ def _check_expert(config: TrainingConfig, model: ModelDescription) -> None:
         raise InputError(
             f"flow.min_sigma to flow.max_sigma is {low} to {high} and leaves nothing for "
             f'model.expert = "{expert}": the experts of {model.name} meet at {boundary}'
+        )
+
+
+def _check_rank(
+    config: TrainingConfig, model: ModelDescription, transformer: TransformerConfig
+) -> None:
+    """A rank above a matrix's own adds nothing but memory."""
+    rank, most = config.lora.rank, transformer.dim
+    if config.train.trains == "lora" and rank > most:
+        raise InputError(
+            f"lora.rank is {rank}, and the linears of {model.name} have {most} inputs or outputs; "
+            f"at most {most}, for example 16"
         )
 
 

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -115,7 +116,8 @@ def open_run(
 
     Args:
         path: of the folder; made where it is not there.
-        config: of the run. Of one that goes on, only what `MAY_CHANGE` names may have changed.
+        config: of the run. Of one that goes on after a checkpoint, only what `MAY_CHANGE` names may
+            have changed; before the first one everything may.
         leads: whether this process writes; the others find the folder on a shared file system, and
             change nothing there.
 
@@ -210,7 +212,7 @@ def _changes(folder: Path, config: TrainingConfig) -> list[str]:
     """
     found = differences(read_run(folder)["config"], in_use(config))
     refused = [text for key, text in found.items() if not _may_change(key)]
-    if refused:
+    if refused and _has_checkpoint(folder):
         raise InputError(
             f"{folder} was begun otherwise: {'; '.join(refused)}; say it as it was, or take "
             "another folder with -o"
@@ -218,10 +220,22 @@ def _changes(folder: Path, config: TrainingConfig) -> list[str]:
     return list(found.values())
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether there is a state to go on from; without one a run begins anew, however it is said."""
+    checkpoints = folder / "checkpoints"
+    with reporting(checkpoints):
+        return checkpoints.is_dir() and any(n.isdigit() for n in os.listdir(checkpoints))
+
+
 def _write(folder: Path, config: TrainingConfig, *, is_new: bool, changes: list[str]) -> None:
     """run.json first: a folder that has it is ours, whatever else is missing."""
     values = in_use(config)
     run = {} if is_new else read_run(folder)
+    digest = digest_of_config(config)
+    if not is_new and not _has_checkpoint(folder):
+        run |= {"kind": config.train.trains, "data_digest": None}
+        if run["config_digest"] != digest:  # the base may be another model
+            shutil.rmtree(folder / "samples", ignore_errors=True)
     start = {
         "time": time.time(),
         "host": socket.gethostname(),
@@ -238,7 +252,7 @@ def _write(folder: Path, config: TrainingConfig, *, is_new: bool, changes: list[
         "data_digest": None,
         **run,
         "config": values,
-        "config_digest": digest_of_config(config),
+        "config_digest": digest,
         "starts": [*run.get("starts", []), start],
     }
     write_json_atomically(folder / _RUN, run)
