@@ -223,7 +223,8 @@ def _check(order: Order) -> "tuple[ModelDescription, tuple[ChosenAdapter, ...], 
     if preset is not None and not options.adapters:
         preset.check_adapters((), described.kind, described.name)
     if preset is None and described.distilled is not None:
-        logger.warning("%s is %s; --fast makes them", described.name, described.distilled.label)
+        label = described.distilled.label
+        logger.warning("%s is distilled (%s); --fast runs it so", described.name, label)
     adapters = options.open_adapters()
     model = order.options.open_model()
     check_request(model, request)
