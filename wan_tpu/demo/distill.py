@@ -6,7 +6,7 @@ with factors of low rank, without guidance: from the teacher's latents at one le
 one straight step to the teacher's latents at the next (progressive distillation, Salimans and Ho,
 arXiv 2202.00512, along fixed levels). What comes out is an adapter file for `wan_tpu.fast`.
 
-About twenty minutes on one core that others use, too. Apart from the order in which threads add
+About half an hour on one core that others use, too. Apart from the order in which threads add
 floats, the seed decides everything.
 """
 
