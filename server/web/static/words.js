@@ -82,7 +82,7 @@ export function doneIn(seconds) {
  * nothing is known. `each` and `wait` are seconds, or null.
  */
 export function forecast({ each, number, ahead, wait, isCompiled }) {
-  const about = (seconds) => duration(Math.ceil(seconds));
+  const about = (seconds) => duration(Math.max(seconds, 0.1)); // nothing takes no time
   const before = ahead === 0 ? "" : ahead === 1 ? "after one other" : `after ${ahead} others`;
   const compile = isCompiled ? "" : " The first of a size or length is compiled first, which takes longer.";
   if (each === null) return `${before && capital(`${before}.`)}${compile}`.trim();
