@@ -217,7 +217,7 @@ def test_going_on_otherwise_names_what_differs(train, tmp_path):
         pass
     code, _, error = train("a.toml", "-o", "fox", "--lr", "5e-3", "--steps", "7")
     assert (code, error.count("\n")) == (2, 1)
-    assert "optimiser.learning_rate was 0.001, is 0.005; say it as it was" in error
+    assert "optimiser.learning_rate was 0.0007, is 0.005; say it as it was" in error
     assert "train.steps" not in error
 
 

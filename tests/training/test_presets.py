@@ -39,7 +39,7 @@ def test_a_preset_fits_its_model(name):
     config = read_config(preset=name, settings=settings, needs_data=False)
     assert config.train.trains == kind
     check_with_model(config, describe_model(config.model.name))
-    assert config.flow.shift == (3.0 if "wan2.1" in name else 5.0)
+    assert config.flow.shift == {"lora-wan-tiny": 8.0}.get(name, 3.0 if "wan2.1" in name else 5.0)
     assert config.model.name.replace("-t2v", "").split("-")[0] in name
     assert len(preset_summary(name)) < 100
 
