@@ -83,7 +83,7 @@ def tensors_of(module, form, magnitude=None, *, front="lora_unet_"):
                 else:
                     found[f"lokr_w{n}"] = part
     if form.alpha is not None:
-        found["alpha"] = np.float32(form.alpha)
+        found["alpha"] = np.array(form.alpha, np.float32)
     if magnitude is not None:
         found["dora_scale"] = magnitude
     return {f"{front}{module}.{key}": torch.tensor(array) for key, array in found.items()}

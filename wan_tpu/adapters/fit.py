@@ -63,7 +63,7 @@ def fit_adapter(
     if left_out:
         note = (
             f"; {len(left_out)} tensors for image tokens, which {model} does not read, are left "
-            f"out: {some(left_out)}"
+            f"out: {some(list(left_out))}"
         )
     elif not pictures and all(
         any(map(pattern.search, names))
