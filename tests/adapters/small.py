@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.checkpoint_factory import RANDOM_KINDS, TRANSFORMER
 from tests.original_checkpoints import by_diffusers, transformer_names
-from wan_tpu.adapters.form import Adapter, Factors, factors_of
+from wan_tpu.adapters.form import Adapter, Factors, Hadamard, Kronecker, factors_of
 from wan_tpu.adapters.merge import MergedSource, Strengthened
 from wan_tpu.checkpoints.source import ArraySource
 
@@ -98,13 +98,49 @@ def exactly(adapter: Adapter, strength: float = 1.0) -> dict[str, np.ndarray]:
     """The same by the definition, in float64."""
     tensors = {name: tensor.numpy().astype(np.float64) for name, tensor in _weights().items()}
     for name, each in adapter.factors.items():
-        product = each.up.astype(np.float64) @ each.down.astype(np.float64)
-        scale = 1 if each.alpha is None else each.alpha / each.rank
-        tensors[name] = tensors[name] + strength * scale * product.reshape(tensors[name].shape)
+        base = tensors[name]
+        scale = 1 if each.alpha is None or each.rank is None else each.alpha / each.rank
+        changed = base + scale * exact_matrix(each).reshape(base.shape)
+        if name in adapter.magnitudes:
+            norms = adapter.magnitudes[name].astype(np.float64)
+            norms = norms[:, None] if norms.ndim == 1 else norms
+            dim = 1 if norms.shape[1] == 1 else 0
+            changed = changed * norms / np.linalg.norm(changed, axis=dim, keepdims=True)
+        tensors[name] = base + strength * (changed - base)
     for name, difference in adapter.differences.items():
         shape = tensors[name].shape
         tensors[name] = tensors[name] + strength * difference.astype(np.float64).reshape(shape)
     return tensors
+
+
+def loras(adapter: Adapter) -> dict[str, Factors]:
+    """The factors of an adapter that is a LoRA and nothing else."""
+    found = {name: each for name, each in adapter.factors.items() if isinstance(each, Factors)}
+    assert found.keys() == adapter.factors.keys()
+    return found
+
+
+def exact_matrix(of: Any) -> np.ndarray:
+    """What small matrices make, by the definition, float64, without its scale."""
+    match of:
+        case Factors():
+            return of.up.astype(np.float64) @ of.down.astype(np.float64)
+        case Hadamard():
+            return exact_matrix(of.first) * exact_matrix(of.second)
+        case Kronecker():
+            return np.kron(exact_matrix(of.left), exact_matrix(of.right))
+    return of.astype(np.float64)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random numbers, as large as a trained adapter's."""
+    return np.random.default_rng([seed, *shape]).normal(0, 0.3, shape).astype(np.float32)
+
+
+def pair(rows: int, columns: int, rank: int, *, seed: int = 0) -> Factors:
+    """Factors of a matrix."""
+    up, down = normal(rows, rank, seed=seed), normal(rank, columns, seed=seed)
+    return Factors(up=up, down=down)
 
 
 def fused_by_diffusers(path: pathlib.Path, strength: float = 1.0) -> dict[str, np.ndarray]:

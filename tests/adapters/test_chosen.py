@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.adapters.small import STYLES, base_source, linears, make_factors, save
+from tests.adapters.small import STYLES, base_source, linears, loras, make_factors, save
 from wan_tpu.adapters.chosen import assign, open_adapters
 from wan_tpu.adapters.write import AdapterMetadata, write_adapter
 from wan_tpu.errors import CheckpointError, InputError, WanTpuError
@@ -104,7 +104,7 @@ def test_a_file_of_both_experts(tmp_path):
     shapes = dict.fromkeys(TWO, base_source().shapes)
     found = assign(open_adapters([str(path)]), shapes, model="m").by_component
     query = f"{linears()[0]}.weight"
-    high, low = (found[name][0].adapter.factors[query].down for name in TWO)
+    high, low = (loras(found[name][0].adapter)[query].down for name in TWO)
     assert not np.array_equal(high, low)
 
 
@@ -191,6 +191,67 @@ def test_an_images_keys_on_a_model_without_them(tmp_path):
         assign(open_adapters([str(path)]), {"transformer": shapes}, model="wan-tiny")
     assert "fits Wan 2.1's image-to-video models, and wan-tiny reads no image" in str(error.value)
     assert "blocks.0.attn2.add_k_proj.weight" in str(error.value)
+
+
+def without_pictures():
+    """Wan 2.2's shapes: those of 2.1 without what reads image tokens."""
+    pictures = ("add_k_proj", "add_v_proj", "norm_added_k", "image_embedder")
+    shapes = base_source().shapes
+    return {name: shape for name, shape in shapes.items() if not any(p in name for p in pictures)}
+
+
+def image_adapter(path):
+    """Of a 2.1 image-to-video model: two linears, and an image's keys in a block."""
+    tensors = STYLES["B ComfyUI"].tensors(make_factors(linears()[:2]))
+    tensors |= pair("blocks.1.cross_attn.k_img", 72, 72)
+    tensors["diffusion_model.blocks.0.cross_attn.norm_k_img.diff"] = torch.ones(72)
+    return save(path, tensors)
+
+
+def test_an_adapter_of_2_1_for_images_on_two_experts_without_image_tokens(tmp_path, caplog):
+    """What reads image tokens is left out with one line, and is in the metadata."""
+    path = image_adapter(tmp_path / "i2v.safetensors")
+    chosen = open_adapters([f"{path}:3@high", f"{path}:1.5@low"])
+    found = assign(chosen, dict.fromkeys(TWO, without_pictures()), model="m")
+    left_out = ["blocks.0.attn2.norm_added_k.weight", "blocks.1.attn2.add_k_proj.weight"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"adapter i2v.safetensors (ComfyUI, rank 4, 2 matrices) at strength {strength} on "
+        f"{component}, as was said; 2 tensors for image tokens, which m does not read, are left "
+        f"out: {', '.join(left_out)}"
+        for strength, component in (("3", "transformer"), ("1.5", "transformer_2"))
+    ]
+    for adapters in found.by_component.values():
+        assert adapters[0].adapter.names == {f"{module}.weight" for module in linears()[:2]}
+    assert [each["left_out"] for each in found.described] == [left_out, left_out]
+
+
+def test_the_same_on_one_transformer_or_with_another_key_is_an_error(tmp_path):
+    """Red when more than an image's keys is dropped, or on a model that is not 2.2's."""
+    path = image_adapter(tmp_path / "i2v.safetensors")
+    with pytest.raises(CheckpointError, match="reads no image tokens"):
+        assign(open_adapters([str(path)]), {"transformer": without_pictures()}, model="m")
+    only = save(tmp_path / "only.safetensors", pair("blocks.1.cross_attn.k_img", 72, 72))
+    with pytest.raises(CheckpointError, match="reads no image tokens"):
+        assign(open_adapters([str(only)]), dict.fromkeys(TWO, without_pictures()), model="m")
+    deeper = pair("blocks.1.cross_attn.k_img", 72, 72) | pair("blocks.9.self_attn.q", 72, 72)
+    path = save(tmp_path / "deeper.safetensors", deeper)
+    with pytest.raises(CheckpointError, match="at least 10 blocks"):
+        assign(open_adapters([str(path)]), dict.fromkeys(TWO, without_pictures()), model="m")
+
+
+def test_an_adapter_of_text_to_video_on_a_model_of_images(tmp_path, caplog):
+    """It is added as it is, with one line; one that has an image's keys, or no text's, without."""
+    texts = [f"blocks.0.attn2.{name}" for name in ("to_k", "to_v")]
+    for number, (modules, is_said) in enumerate(
+        ((texts, True), ([*texts, "blocks.0.attn2.add_k_proj"], False), (linears()[:2], False))
+    ):
+        tensors = STYLES["B ComfyUI"].tensors(make_factors(modules))
+        caplog.clear()
+        assigned(str(save(tmp_path / f"{number}.safetensors", tensors)), experts=ONE)
+        assert [record.getMessage() for record in caplog.records] == is_said * [
+            f"adapter {number}.safetensors (ComfyUI, rank 4, 2 matrices) at strength 1 on "
+            "transformer; it changes nothing of what reads image tokens, as one of text to video"
+        ]
 
 
 def test_what_the_metadata_says(tmp_path):

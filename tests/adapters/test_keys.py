@@ -2,7 +2,7 @@
 
 import pytest
 
-from wan_tpu.adapters.keys import ALPHA, BIAS_OF_UP, DIFF, DOWN, UP, read_key
+from wan_tpu.adapters.keys import ALPHA, BIAS_OF_UP, DIFF, DOWN, MAGNITUDE, UP, read_key
 
 KEYS = {
     "transformer.blocks.1.attn1.to_out.0.lora_A.weight": ("blocks.1.attn1.to_out.0.weight", DOWN),
@@ -24,6 +24,14 @@ KEYS = {
     "blocks.1.ffn.0.lora_A.default.weight": ("blocks.1.ffn.net.0.proj.weight", DOWN),
     "base_model.model.blocks.0.attn2.to_k.lora_B.weight": ("blocks.0.attn2.to_k.weight", UP),
     "blocks.1.self_attn.k.lora.down.weight": ("blocks.1.attn1.to_k.weight", DOWN),
+    "lora_unet_blocks_1_ffn_2.hada_w2_a": ("blocks.1.ffn.net.2.weight", "hada_w2_a"),
+    "diffusion_model.blocks.1.self_attn.o.lokr_w1": ("blocks.1.attn1.to_out.0.weight", "lokr_w1"),
+    "base_model.model.blocks.1.attn1.to_q.lokr_w2_b": ("blocks.1.attn1.to_q.weight", "lokr_w2_b"),
+    "lora_unet_blocks_1_cross_attn_k.dora_scale": ("blocks.1.attn2.to_k.weight", MAGNITUDE),
+    "base_model.model.blocks.1.attn1.to_q.lora_magnitude_vector": (
+        "blocks.1.attn1.to_q.weight", MAGNITUDE),
+    "transformer.blocks.1.attn1.to_q.lora_magnitude_vector.default.weight": (
+        "blocks.1.attn1.to_q.weight", MAGNITUDE),
     "diffusion_model.blocks.4.diff_m": ("blocks.4.scale_shift_table", DIFF),
     "diffusion_model.blocks.4.modulation.diff": ("blocks.4.scale_shift_table", DIFF),
     "diffusion_model.head.modulation.diff": ("scale_shift_table", DIFF),

@@ -11,10 +11,12 @@ from tests.adapters.small import (
     linears,
     make_factors,
     merged,
+    normal,
+    pair,
 )
 from tests.tolerances import MERGED, relative_error
-from wan_tpu.adapters import merge
-from wan_tpu.adapters.form import Adapter, factors_of
+from wan_tpu.adapters import products
+from wan_tpu.adapters.form import Adapter, Hadamard, Kronecker, factors_of
 from wan_tpu.adapters.merge import MergedSource, Strengthened
 from wan_tpu.checkpoints.source import ArraySource
 from wan_tpu.checkpoints.weights import checkpoint_tensors, place_weights
@@ -30,7 +32,7 @@ LAYOUTS = ["dp2-sp2-tp2", "tp8", "sp4 replicated", "tp4"]
 
 @pytest.fixture(scope="module")
 def adapters():
-    """Two that overlap, with ranks, alphas and whole differences."""
+    """Three that overlap: ranks, alphas, whole differences, and what is more than a product."""
     rng = np.random.default_rng(5)
     shapes = base_source().shapes
     names = ("blocks.1.norm2.bias", "blocks.2.scale_shift_table", "blocks.0.attn1.norm_q.weight",
@@ -41,13 +43,37 @@ def adapters():
     return [
         Strengthened(adapter=Adapter(factors=first, differences=differences), strength=0.75),
         Strengthened(adapter=Adapter(factors=second), strength=-1.5),
+        Strengthened(adapter=other_forms(), strength=0.4),
     ]
+
+
+def other_forms():
+    """LoHa, LoKr and DoRA, of rows and of columns, where rows and columns are split and padded."""
+    return Adapter(
+        factors={
+            "blocks.0.attn1.to_q.weight": Hadamard(
+                first=pair(72, 72, 3), second=pair(72, 72, 3, seed=1), alpha=2.0
+            ),
+            "blocks.1.attn1.to_out.0.weight": Kronecker(
+                left=normal(6, 8), right=pair(12, 9, 2), alpha=1.0
+            ),
+            "blocks.1.ffn.net.0.proj.weight": Kronecker(left=pair(4, 6, 2), right=pair(25, 12, 2)),
+            "blocks.1.ffn.net.2.weight": pair(72, 100, 4),
+            "blocks.0.attn1.to_k.weight": pair(72, 72, 4),
+            "blocks.0.attn2.to_v.weight": Kronecker(left=normal(8, 8), right=normal(9, 9)),
+        },
+        magnitudes={
+            "blocks.1.ffn.net.2.weight": 9 + normal(72, 1),
+            "blocks.0.attn1.to_k.weight": 8 + normal(1, 72),
+            "blocks.0.attn2.to_v.weight": 8 + normal(72),
+        },
+    )
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """The matrices have some hundred rows; with small tiles each has several."""
-    monkeypatch.setattr(merge, "TILE", 32)
+    monkeypatch.setattr(products, "TILE", 32)
 
 
 def parameters(layout, dtype, adapters, devices):
@@ -109,13 +135,14 @@ def test_what_a_training_holds_is_what_is_merged(devices, layout):
 
 def test_several_add_up_and_are_rounded_once(devices, adapters):
     """Red when the base's dtype rounds between two adapters, or an adapter is left out."""
-    first, second = (exactly(each.adapter, each.strength) for each in adapters)
+    apart = [exactly(each.adapter, each.strength) for each in adapters]
     base, source = exactly(Adapter()), MergedSource(base_source(), adapters)
     loaded = dict(checkpoint_tensors(*parameters("single", jnp.bfloat16, adapters, devices)))
-    for name, expected in first.items():
-        both = source.read(name)
-        assert relative_error(both, expected + second[name] - base[name]) <= MERGED, name
-        assert loaded[name].tobytes() == both.astype(loaded[name].dtype).tobytes(), name
+    for name, tensor in base.items():
+        expected = tensor + sum(each[name] - tensor for each in apart)
+        merged_all = source.read(name)
+        assert relative_error(merged_all, expected) <= MERGED, name
+        assert loaded[name].tobytes() == merged_all.astype(loaded[name].dtype).tobytes(), name
     assert {tensor.dtype for tensor in loaded.values()} == set(
         map(jnp.dtype, ("bfloat16", "float32"))
     )
@@ -124,11 +151,12 @@ def test_several_add_up_and_are_rounded_once(devices, adapters):
 @pytest.mark.parametrize("tiles", [7, 16, 256])
 def test_any_part_is_the_part_of_the_whole(adapters, monkeypatch, tiles):
     """Whichever rows and columns are read, of matrices, vectors and a kernel of five dimensions."""
-    monkeypatch.setattr(merge, "TILE", tiles)
+    monkeypatch.setattr(products, "TILE", tiles)
     rng = np.random.default_rng(6)
     source = MergedSource(base_source(), adapters)
     for name in ("blocks.0.ffn.net.0.proj.weight", "blocks.1.attn2.add_k_proj.weight",
-                 "patch_embedding.weight", "blocks.1.norm2.bias", "proj_out.weight"):  # fmt: skip
+                 "patch_embedding.weight", "blocks.1.norm2.bias", "proj_out.weight",
+                 *other_forms().factors):  # fmt: skip
         whole = source.read(name)
         assert whole.dtype == np.float32
         for _ in range(12):

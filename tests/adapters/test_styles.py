@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.adapters.small import STYLES, linears, make_factors, make_transformer, save
+from tests.adapters.small import STYLES, linears, loras, make_factors, make_transformer, save
 from wan_tpu.adapters.styles import read_adapter
 from wan_tpu.errors import CheckpointError
 
@@ -57,10 +57,9 @@ STRANGERS = {
                             "--model takes it"),
     "anything else": (of("conv.weight", "conv.bias"), "2 tensors, the first is conv.bias"),
     "nothing": ({}, "is empty"),
-    "LoHa": (of("lora_unet_blocks_0_self_attn_q.hada_w1_a"), "a LoHa"),
-    "LoKr": (of("lora_unet_blocks_0_self_attn_q.lokr_w1"), "a LoKr"),
-    "DoRA": (pair() | of(f"{QUERY}.dora_scale"), "a DoRA"),
-    "DoRA of PEFT": (of("base_model.model.blocks.0.attn1.to_q.lora_magnitude_vector"), "a DoRA"),
+    "LoHa of kernels": (of("lora_unet_patch_embedding.hada_t1"), "a LoHa with Tucker"),
+    "LoKr of kernels": (of("lora_unet_patch_embedding.lokr_t2"), "a LoKr with Tucker"),
+    "OFT": (of("lora_unet_blocks_0_self_attn_q.oft_blocks"), "an OFT adapter"),
     "LoCon": (of("lora_unet_blocks_0_ffn_0.lora_mid.weight"), "a LoCon"),
 }  # fmt: skip
 
@@ -103,6 +102,33 @@ FAULTS = {
     "an alpha for each row": (pair() | {f"{QUERY}.alpha": torch.ones(72)}, "of shape [72]"),
     "the same twice": (
         pair() | pair("lora_unet_blocks_0_self_attn_q"), "are the same; keep one"),
+    "a LoHa without its second half": (
+        {f"{QUERY}.hada_w{key}": torch.ones(72, 72) for key in ("1_a", "1_b", "2_a")},
+        "hada_w1_a has no hada_w2_b beside"),
+    "a LoHa of two ranks": (
+        {f"{QUERY}.hada_w{number}_{half}": torch.ones(72, rank) if half == "a"
+         else torch.ones(rank, 72) for number, rank in ((1, 4), (2, 8)) for half in "ab"},
+        "of rank 4 and [72, 72] of rank 8; expected the same"),
+    "a LoKr of half": ({f"{QUERY}.lokr_w1": torch.ones(8, 8)}, "lokr_w1 has no lokr_w2_a beside"),
+    "a LoKr whose half is there twice": (
+        {f"{QUERY}.lokr_{key}": torch.ones(8, 8) for key in ("w1", "w1_a", "w2")},
+        "lokr_w1 and .* lokr_w1_a are the same; keep one"),
+    "a LoKr of two ranks": (
+        {f"{QUERY}.lokr_w{number}_{half}": torch.ones(9, rank) if half == "a"
+         else torch.ones(rank, 8) for number, rank in ((1, 2), (2, 3)) for half in "ab"},
+        "lokr_w1_a is of rank 2 and .* lokr_w2_a of rank 3"),
+    "a LoKr's vector": (
+        {f"{QUERY}.lokr_w1": torch.ones(8), f"{QUERY}.lokr_w2": torch.ones(9, 9)},
+        "lokr_w1 is [8]; expected [rows, columns]"),
+    "two forms of one weight": (
+        pair() | {f"{QUERY}.lokr_w1": torch.ones(8, 8)}, "are a LoRA and a LoKr; expected one"),
+    "a DoRA without factors": (
+        {f"{QUERY}.dora_scale": torch.ones(72, 1)}, "dora_scale has no lora_down"),
+    "a DoRA of norms below 0": (
+        pair() | {f"{QUERY}.dora_scale": torch.full((72, 1), -1.0)}, "has norms below 0"),
+    "NaN in a LoKr": (
+        {f"{QUERY}.lokr_w1": torch.full((8, 8), torch.nan), f"{QUERY}.lokr_w2": torch.ones(9, 9)},
+        "lokr_w1 has NaN"),
     "two adapters of PEFT": (
         pair("blocks.0.attn1.to_q", suffixes=("lora_A.fox", "lora_B.fox"))
         | pair("blocks.1.attn1.to_q", suffixes=("lora_A.cat", "lora_B.cat")),
@@ -121,8 +147,19 @@ def test_a_fault_is_named(tmp_path, case):
 HEADERS = {
     "no JSON": ("{", "is no JSON object"),
     "no object": ("[1]", "is no JSON object"),
-    "a DoRA": (json.dumps({"transformer.use_dora": True}), "is a DoRA"),
-    "a LoHa": (json.dumps({"transformer.peft_type": "LOHA"}), "of peft_type 'LOHA'"),
+    "a DoRA that has lost its norms": (
+        json.dumps({"transformer.use_dora": True}),
+        "no key ends in lora_magnitude_vector",
+    ),
+    "a LoHa whose keys are a LoRA's": (
+        json.dumps({"transformer.peft_type": "LOHA"}),
+        "of peft_type 'LOHA', and the keys are of",
+    ),
+    "a form that is not implemented": (
+        json.dumps({"transformer.peft_type": "OFT"}),
+        "'OFT', which is not implemented; known: LO",
+    ),
+    "a rank of text": (json.dumps({"transformer.r": "4"}), "r is '4', expected a whole number"),
     "an alpha of text": (json.dumps({"transformer.lora_alpha": "4"}), "lora_alpha is '4'"),
     "a wrong pattern": (json.dumps({"transformer.alpha_pattern": {"(": 4}}), "has '('"),
     "patterns of no form": (json.dumps({"transformer.alpha_pattern": [4]}), "expected an object"),
@@ -185,7 +222,7 @@ def test_which_expert_keys_name(tmp_path):
         "transformer_2": 3,
     }
     query = f"{linears()[0]}.weight"
-    high, low = (file.adapters[name].factors[query] for name in ("transformer", "transformer_2"))
+    high, low = (loras(file.adapters[name])[query] for name in ("transformer", "transformer_2"))
     assert not np.array_equal(high.down, low.down)
 
 

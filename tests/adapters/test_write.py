@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.adapters.small import base_source, exactly, linears, make_factors, merged
+from tests.adapters.small import base_source, exactly, linears, loras, make_factors, merged
 from tests.tolerances import MERGED, relative_error
 from wan_tpu.adapters.form import Adapter, factors_of
 from wan_tpu.adapters.styles import read_adapter
@@ -42,7 +42,7 @@ def test_any_part_comes_back_as_it_was(modules, ranks, alphas, style):
         )  # fmt: skip
         file = read_back(path)
     assert list(file.adapters) == [None]
-    found = file.adapters[None].factors
+    found = loras(file.adapters[None])
     assert found.keys() == factors.keys()
     for name, each in factors.items():
         assert found[name].rank == each.rank
@@ -91,7 +91,7 @@ def test_torchs_and_numpys_factors_are_the_same(tmp_path):
     assert (made.scale, str(made.up.dtype)) == (2.0, "bfloat16")
     assert np.array_equal(made.down.astype(np.float32), down.float().numpy())
     path = write_adapter(tmp_path / "a.safetensors", {name: made}, metadata=METADATA)
-    found = read_back(path).adapters[None].factors[name]
+    found = loras(read_back(path).adapters[None])[name]
     assert np.array_equal(found.up.view(np.uint16), made.up.view(np.uint16))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wan_tpu.adapters.chosen import open_adapters
+from wan_tpu.adapters.form import Factors
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.demo import WAN_TINY_PATH, distill
 from wan_tpu.fast import WAN_TINY_4
@@ -54,8 +55,11 @@ def test_a_recipe_makes_a_file_that_fits_and_resumes(tmp_path, models):
     (adapter,), (again,) = first.file.adapters.values(), second.file.adapters.values()
     assert len(adapter.factors) == 48
     for name, factors in adapter.factors.items():
+        same = again.factors[name]
+        assert isinstance(factors, Factors)
+        assert isinstance(same, Factors)
         assert np.abs(factors.up).max() > 0
-        np.testing.assert_allclose(again.factors[name].up, factors.up, atol=1e-4)
+        np.testing.assert_allclose(same.up, factors.up, atol=1e-4)
 
 
 def test_the_packages_file_is_of_the_recipe_and_small():

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wan_tpu.adapters.choice import EXPERTS, AdapterChoice
+from wan_tpu.adapters.experts import expert_of_file
 from wan_tpu.adapters.files import find_files
-from wan_tpu.adapters.fit import Shapes, check_fits
+from wan_tpu.adapters.fit import Shapes, fit_adapter
 from wan_tpu.adapters.form import Adapter
 from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.styles import AdapterFile, read_adapter
@@ -20,9 +21,6 @@ from wan_tpu.errors import InputError
 from wan_tpu.family import TRANSFORMER, TRANSFORMER_2
 
 logger = logging.getLogger(__name__)
-
-EXPERT_HEADER = "wan_tpu.component"
-"""Of a file's header, where we wrote it: the transformer that it was trained on."""
 
 _IN_WORDS = {TRANSFORMER: "the high-noise expert", TRANSFORMER_2: "the low-noise expert"}
 
@@ -98,20 +96,30 @@ def assign(
     for each in chosen:
         adapters, why = _experts_of(each, tuple(shapes), model)
         strength = each.choice.strength
-        for component, adapter in adapters.items():
-            check_fits(adapter, shapes[component], where=str(each.file.path), model=model)
-            by_component[component].append(Strengthened(adapter=adapter, strength=strength))
+        fitted = {
+            component: fit_adapter(
+                adapter, shapes[component],
+                num_experts=len(shapes), where=str(each.file.path), model=model,
+            )
+            for component, adapter in adapters.items()
+        }  # fmt: skip
+        for component, fit in fitted.items():
+            by_component[component].append(Strengthened(adapter=fit.adapter, strength=strength))
+        note = "".join(dict.fromkeys(fit.note for fit in fitted.values()))
         logger.log(
-            logging.INFO if why != _OPEN else logging.WARNING,
-            "adapter %s (%s, %s) at strength %g on %s%s",
+            logging.WARNING if note or why == _OPEN else logging.INFO,
+            "adapter %s (%s, %s) at strength %g on %s%s%s",
             each.file.path.name,
             each.file.style,
-            next(iter(adapters.values())).described,
+            next(iter(fitted.values())).adapter.described,
             strength,
             " and ".join(adapters),
             why,
+            note,
         )
-        described.append({**each.to_json(), "components": list(adapters)})
+        left_out = dict.fromkeys(name for fit in fitted.values() for name in fit.left_out)
+        added = {**each.to_json(), "components": list(adapters)}
+        described.append({**added, "left_out": list(left_out)} if left_out else added)
     return Assigned(by_component=by_component, described=described)
 
 
@@ -140,12 +148,9 @@ def _experts_of(
         return {wanted: part}, ", as was said"
     if plain is None:
         return named, ", as its keys say"
-    expert = file.header.get(EXPERT_HEADER)
-    if expert in experts:
-        return {expert: plain}, ", as its header says"
-    expert = expert_by_name(file.path)
+    expert, why = expert_of_file(file)
     if expert is not None:
-        return {expert: plain}, ", as its name says"
+        return {expert: plain}, f", as its {why} says"
     return dict.fromkeys(experts, plain), _OPEN
 
 

@@ -1,5 +1,6 @@
 """Whether an adapter is of a model: every tensor that it changes is there, and of its shape."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,62 @@ _PICTURES = re.compile(r"\.(?:add_k_proj|add_v_proj|norm_added_k)\.|\.image_embe
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _WIDTHS = {1536: "Wan 2.1 1.3B", 3072: "Wan 2.2 TI2V-5B", 5120: "Wan 2.1 14B and 2.2 A14B"}
 """Of the residual stream."""
+
+
+_TEXTS = re.compile(r"\.attn2\.to_[kv]\.")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """An adapter as it is added to a transformer.
+
+    Attributes:
+        adapter: what of it is added; every tensor is there.
+        left_out: tensors that it changes and the model has not, in the order of blocks.
+        note: what a user may not expect, to follow other words; empty for nothing.
+    """
+
+    adapter: Adapter
+    left_out: tuple[str, ...] = ()
+    note: str = ""
+
+
+def fit_adapter(
+    adapter: Adapter, shapes: Shapes, *, num_experts: int, where: str, model: str
+) -> Fitted:
+    """An adapter for a model, or its refusal.
+
+    Wan 2.2's A14B models have the shapes of 2.1's 14B, whose adapters are used on them, but for
+    the parts that read an image's tokens; those of an adapter are left out. An adapter of a
+    text-to-video model changes nothing of such parts where the model has them.
+
+    Args:
+        adapter: to be added.
+        shapes: of the transformer's tensors, by diffusers' names.
+        num_experts: of the model.
+        where: what messages call the adapter.
+        model: what they call the model.
+
+    Raises:
+        CheckpointError: see `check_fits`.
+    """
+    left_out: tuple[str, ...] = ()
+    note = ""
+    pictures = {name for name in adapter.names if _PICTURES.search(name)}
+    if num_experts > 1 and pictures < adapter.names and not pictures & shapes.keys():
+        adapter, left_out = adapter.without(pictures), tuple(sorted(pictures, key=_in_order))
+    check_fits(adapter, shapes, where=where, model=model)
+    if left_out:
+        note = (
+            f"; {len(left_out)} tensors for image tokens, which {model} does not read, are left "
+            f"out: {some(list(left_out))}"
+        )
+    elif not pictures and all(
+        any(map(pattern.search, names))
+        for pattern, names in ((_TEXTS, adapter.names), (_PICTURES, shapes))
+    ):
+        note = "; it changes nothing of what reads image tokens, as one of text to video"
+    return Fitted(adapter=adapter, left_out=left_out, note=note)
 
 
 def check_fits(adapter: Adapter, shapes: Shapes, *, where: str, model: str) -> None:
@@ -33,11 +90,22 @@ def check_fits(adapter: Adapter, shapes: Shapes, *, where: str, model: str) -> N
     if missing:
         raise CheckpointError(f"{where} {_of_another(missing, shapes, model)}: {some(missing)}")
     for name, factors in adapter.factors.items():
-        rows, columns = len(factors.up), factors.down.shape[1]
+        rows, columns = factors.shape
         if (rows, columns) != (shapes[name][0], math.prod(shapes[name][1:])):
             raise CheckpointError(
                 f"{where}: {name} of {model} is {list(shapes[name])} and the adapter's factors "
                 f"make one of [{rows}, {columns}]{_width(adapter)}"
+            )
+    for name, magnitude in adapter.magnitudes.items():
+        if len(shapes[name]) != 2:
+            raise CheckpointError(
+                f"{where} is a DoRA of {name}, which is no matrix, and that is not implemented"
+            )
+        rows, columns = shapes[name]
+        if magnitude.shape not in ((rows,), (rows, 1), (1, columns)):
+            raise CheckpointError(
+                f"{where}: {name} of {model} is {list(shapes[name])} and the norms of its DoRA are "
+                f"{list(magnitude.shape)}; expected [{rows}, 1] or [1, {columns}]"
             )
     for name, difference in adapter.differences.items():
         if not _same_but_ones(difference.shape, shapes[name]):
@@ -65,7 +133,7 @@ def _width(adapter: Adapter) -> str:
     """The model that an adapter's width is of, where it can be seen; else empty."""
     for name, factors in adapter.factors.items():
         if name.endswith((".attn1.to_q.weight", ".ffn.net.0.proj.weight")):
-            width = factors.down.shape[1]
+            width = factors.shape[1]
             return f"; it is of a model of width {width}" + (
                 f", as {_WIDTHS[width]}" if width in _WIDTHS else ""
             )

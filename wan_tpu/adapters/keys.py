@@ -13,6 +13,10 @@ from wan_tpu.checkpoints.original_names import transformer_names
 from wan_tpu.family import TRANSFORMER, TRANSFORMER_2
 
 DOWN, UP, ALPHA, DIFF, BIAS_OF_UP = "down", "up", "alpha", "diff", "bias of up"
+MAGNITUDE = "magnitude"
+HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+KRONECKER = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+"""Of LoHa and LoKr the parts are called as their keys are, by all tools."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,8 @@ class Key:
         expert: of two transformers the one that the key names; None where it names none.
         tensor: that it changes, by diffusers' name.
         module: whose that is, by diffusers' name, for patterns of a configuration.
-        part: `DOWN`, `UP`, `ALPHA`, `DIFF` or `BIAS_OF_UP`.
+        part: `DOWN`, `UP`, `ALPHA`, `DIFF`, `BIAS_OF_UP`, `MAGNITUDE`, or one of `HADAMARD` or
+            `KRONECKER`.
         label: of PEFT's: the adapter's own name within the key; empty for none.
         style: what the way of writing is called.
     """
@@ -45,6 +50,9 @@ _LAST_WORDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.lora[_.]down\.weight$"), DOWN),
     (re.compile(r"\.lora[_.]up\.weight$"), UP),
     (re.compile(r"\.alpha$"), ALPHA),
+    (re.compile(r"\.dora_scale$"), MAGNITUDE),
+    (re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?$"), MAGNITUDE),
+    *((re.compile(rf"\.{part}$"), part) for part in (*HADAMARD, *KRONECKER)),
     (re.compile(r"\.(?P<diff>diff(?:_b|_m)?)$"), DIFF),
 )
 _TENSOR_OF_DIFF = {"diff": ".weight", "diff_b": ".bias", "diff_m": ".modulation"}

@@ -4,9 +4,8 @@ import re
 from collections.abc import Collection
 
 _OTHER_FORMS = (
-    (re.compile(r"\.hada_[wt]\d"), "a LoHa"),
-    (re.compile(r"\.lokr_[wt]\d"), "a LoKr"),
-    (re.compile(r"\.dora_scale$|\.lora_magnitude_vector"), "a DoRA"),
+    (re.compile(r"\.hada_t\d"), "a LoHa with Tucker's decomposition of a kernel"),
+    (re.compile(r"\.lokr_t\d"), "a LoKr with Tucker's decomposition of a kernel"),
     (re.compile(r"\.b?oft_"), "an OFT adapter"),
     (re.compile(r"\.lora_mid\."), "a LoCon with a middle part"),
 )

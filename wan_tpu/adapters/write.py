@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from wan_tpu.adapters.chosen import EXPERT_HEADER
+from wan_tpu.adapters.experts import EXPERT_HEADER
 from wan_tpu.adapters.files import PEFT_CONFIG, PEFT_FILE
 from wan_tpu.adapters.form import Factors
 from wan_tpu.adapters.keys import KOHYA
-from wan_tpu.adapters.styles import DIFFUSERS_CONFIG
+from wan_tpu.adapters.scales import DIFFUSERS_CONFIG
 from wan_tpu.checkpoints.arrays import as_torch
 from wan_tpu.checkpoints.original_names import original_module_name
 from wan_tpu.errors import InputError, OutputError, UnknownNameError

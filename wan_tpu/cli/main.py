@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from wan_tpu import __version__
 from wan_tpu.cli import (
+    adapter,
     compare,
     consistency,
     dataset,
@@ -38,6 +39,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "adapter": adapter,
     "remote": remote,
 }
 
