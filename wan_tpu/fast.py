@@ -157,7 +157,7 @@ WAN_TINY_4 = FastPreset(
     sigmas=_shifted(4, 5.0),
     scheduler=EULER,
     adapters=("wan-tiny-4.safetensors",),
-    embedded="demo/wan-tiny/few-steps/wan-tiny-4.safetensors",
+    embedded="demo/wan-tiny-4.safetensors",
     source="wan_tpu.demo.distill, which made the adapter",
 )
 """Of the model in the package."""

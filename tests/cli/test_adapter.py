@@ -115,7 +115,7 @@ def test_neither_jax_nor_torch_is_loaded():
     """Red when a look at a file takes seconds."""
     from wan_tpu.checkpoints.known import embedded_folders
 
-    path = embedded_folders()["wan-tiny"] / "few-steps" / WAN_TINY_4.adapters[0]
+    path = embedded_folders()["wan-tiny"].parent / WAN_TINY_4.adapters[0]
     code = (
         "import sys; from wan_tpu.cli.main import main; "
         f"code = main(['adapter', 'inspect', {str(path)!r}]); "

@@ -213,8 +213,8 @@ def fox(train, tmp_path):
 
 
 def test_going_on_otherwise_names_what_differs(train, tmp_path):
-    with open_run(tmp_path / "fox", read_config(tmp_path / "a.toml")):
-        pass
+    with open_run(tmp_path / "fox", read_config(tmp_path / "a.toml")) as folder:
+        (folder.checkpoints / "2").mkdir(parents=True)
     code, _, error = train("a.toml", "-o", "fox", "--lr", "5e-3", "--steps", "7")
     assert (code, error.count("\n")) == (2, 1)
     assert "optimiser.learning_rate was 0.0007, is 0.005; say it as it was" in error

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 
 from wan_tpu.demo import data, train_vae
 from wan_tpu.demo.recipes import RECIPES
+from wan_tpu.fast import PRESETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,15 @@ def test_the_wheel_holds_every_file(recipe):
         for path in demo.glob(pattern)
     }
     assert packed.issuperset(files_of(recipe.path))
+
+
+def test_the_wheel_holds_the_adapters_of_presets():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["wan_tpu.demo"]
+    packed = {path for pattern in patterns for path in (ROOT / "wan_tpu" / "demo").glob(pattern)}
+    embedded = {ROOT / "wan_tpu" / each.embedded for each in PRESETS if each.embedded is not None}
+    assert embedded
+    assert packed >= embedded
 
 
 def test_the_defaults_are_the_recipes(recipe):

@@ -202,5 +202,5 @@ def test_a_run_without_the_adapters_of_its_preset_is_refused(devices):
     with pytest.raises(InputError, match=r"needs wan-tiny with the adapters wan-tiny-4\.safet"):
         bare.prepare(make_request(PROMPT, fast=True))
     (path,) = embedded_adapters(find_preset(model, True))
-    assert path.endswith("demo/wan-tiny/few-steps/wan-tiny-4.safetensors")
+    assert path.endswith("demo/wan-tiny-4.safetensors")
     assert embedded_adapters(None) == ()
