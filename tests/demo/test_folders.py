@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 
 from wan_tpu.demo import data, train_vae
 from wan_tpu.demo.recipes import RECIPES
-from wan_tpu.fast import PRESETS
+from wan_tpu.fast import PRESETS, WAN_TINY_4
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,11 @@ def test_the_wheel_holds_the_adapters_of_presets():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["wan_tpu.demo"]
     packed = {path for pattern in patterns for path in (ROOT / "wan_tpu" / "demo").glob(pattern)}
-    embedded = {ROOT / "wan_tpu" / each.embedded for each in PRESETS if each.embedded is not None}
+    embedded = {
+        ROOT / "wan_tpu" / each.embedded
+        for each in (WAN_TINY_4, *PRESETS)
+        if each.embedded is not None
+    }
     assert embedded
     assert packed >= embedded
 

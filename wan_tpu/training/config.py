@@ -274,8 +274,8 @@ class MachineConfig:
         dtype: that is computed in; None for bfloat16, on a CPU float32.
         vae_dtype: of the autoencoder, where clips are encoded.
         remat: what the backward pass computes again: `none`; `full`, each block from its input;
-            `attention`, all of a block but self-attention's result; `offload`, as `full` with the
-            blocks' inputs kept in the host's memory.
+            `attention`, all of a block but self-attention's result, and cross-attention's of short
+            videos; `offload`, as `full` with the blocks' inputs kept in the host's memory.
         host_devices: so many virtual CPU devices, and no accelerator.
     """
 

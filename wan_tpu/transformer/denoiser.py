@@ -72,7 +72,8 @@ class Denoiser:
         dtype: of weights and activations; float32 stays where diffusers keeps it.
         lora: what is trained beside the blocks' linears; None for nothing.
         remat: what a backward pass finds kept of each block; everything when not given.
-        recompute_cross: it never finds the results of cross-attention, whatever `remat` names.
+        recompute_cross: it does not find results of cross-attention to few keys, whatever `remat`
+            names.
     """
 
     config: TransformerConfig

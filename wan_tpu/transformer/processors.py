@@ -29,6 +29,9 @@ from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.norm_rotate import norm_rotate
 from wan_tpu.transformer.rotary import rotate
 
+TOKENS_A_KEY = 8
+"""With so many, cross-attention takes an eighth of self-attention's time, and as much room."""
+
 TorchTokens = Float[torch.Tensor, "batch tokens dim"]
 
 
@@ -173,7 +176,7 @@ class CrossAttention:
     Args:
         config: of the model.
         setting: mesh, layout and attention.
-        recompute: keep none of the results for a backward pass.
+        recompute: keep no results of few keys for a backward pass.
     """
 
     def __init__(self, config: TransformerConfig, setting: AttentionSetting, *, recompute: bool):
@@ -214,7 +217,8 @@ class CrossAttention:
             layout=self._setting.layout,
             implementation=self._setting.implementation,
         )
-        attend = recomputed(attend) if self._recompute else attend
+        has_few_keys = key.shape[1] * TOKENS_A_KEY <= query.shape[1]
+        attend = recomputed(attend) if self._recompute and has_few_keys else attend
         return attend(query[None], key[None], value[None])[0]
 
 
