@@ -73,13 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_embedding_argument(parser)
     add_lora_argument(parser)
-    add_video_arguments(parser)
+    add_few_steps_arguments(add_video_arguments(parser))
     add_media_arguments(parser.add_argument_group(MADE_FROM))
     _add_where_arguments(parser)
 
 
-def add_video_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a request holds besides its prompt and files, of `wan-tpu remote generate`, too."""
+def add_video_arguments(parser: argparse.ArgumentParser) -> Any:
+    """What a request holds besides its prompt and files, of `wan-tpu remote generate`, too.
+
+    Returns:
+        the group that it is in.
+    """
     video = parser.add_argument_group("the video (defaults are the model's)")
     video.add_argument("--size", metavar="WxH", help="pixels, for example 1280x720")
     video.add_argument("--frames", type=positive_int, help="4n + 1, for example 81")
@@ -92,9 +96,36 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     video.add_argument("--flow-shift", type=float, help="shift of the schedule to high noise")
     video.add_argument("--scheduler", choices=ALL_SCHEDULERS, help="default: the model's")
-    add_few_steps_arguments(video)
     video.add_argument("--negative-prompt", help="what the video shall not show")
     add_seed_argument(video)
+    return video
+
+
+def read_request(parsed: argparse.Namespace, **more: Any) -> VideoRequest:
+    """What the options of `add_video_arguments` say, and the prompt and strength.
+
+    Args:
+        parsed: the command line.
+        **more: further fields, as `wan_tpu.request.make_request` takes them.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+    return make_request(
+        parsed.prompt,
+        size=parsed.size,
+        frames=parsed.frames,
+        fps=parsed.fps,
+        steps=parsed.steps,
+        guidance_scale=parsed.guidance_scale,
+        guidance_scale_2=parsed.guidance_scale_2,
+        flow_shift=parsed.flow_shift,
+        negative_prompt=parsed.negative_prompt,
+        scheduler=parsed.scheduler,
+        seed=parsed.seed,
+        strength=parsed.strength,
+        **more,
+    )
 
 
 def _add_where_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,22 +187,7 @@ def _read(parsed: argparse.Namespace) -> Order:
     """
     check_prompt(parsed.prompt)
     files = read_media_files(parsed)
-    request = make_request(
-        parsed.prompt,
-        size=parsed.size,
-        frames=parsed.frames,
-        fps=parsed.fps,
-        steps=parsed.steps,
-        guidance_scale=parsed.guidance_scale,
-        guidance_scale_2=parsed.guidance_scale_2,
-        flow_shift=parsed.flow_shift,
-        negative_prompt=parsed.negative_prompt,
-        scheduler=parsed.scheduler,
-        seed=parsed.seed,
-        strength=parsed.strength,
-        **read_few_steps(parsed),
-        **files.digests,
-    )
+    request = read_request(parsed, **read_few_steps(parsed), **files.digests)
     options = read_load_options(parsed)
     group = find_group(
         parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file

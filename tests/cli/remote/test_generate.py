@@ -94,6 +94,16 @@ def test_what_is_wrong_is_one_line_and_no_job(remote, service, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["fox.json"]
 
 
+@pytest.mark.parametrize("option", ["--fast", "--fast-preset=rcm-4", "--sigmas=1,0.5"])
+def test_what_no_request_of_the_api_holds_is_no_option(remote, service, option):
+    """Red when it is taken, and not sent."""
+    before = len(jobs(service))
+    code, out, err = remote("generate", "x", option)
+    assert (code, out) == (2, "")
+    assert f"unrecognized arguments: {option}" in err
+    assert len(jobs(service)) == before
+
+
 def test_a_story_that_is_not_ours_is_not_replaced(remote, service, tmp_path):
     (tmp_path / "fox.json").write_text('{"mine": 1}')
     before = len(jobs(service))

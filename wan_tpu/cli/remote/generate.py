@@ -13,7 +13,7 @@ import signal
 import time
 import uuid
 
-from wan_tpu.cli.generate import MADE_FROM, add_video_arguments
+from wan_tpu.cli.generate import MADE_FROM, add_video_arguments, read_request
 from wan_tpu.cli.interruptible import ended_by_signals
 from wan_tpu.cli.media_files import MediaFiles, add_media_arguments, read_media_files
 from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, print_path, say_metadata
@@ -27,7 +27,7 @@ from wan_tpu.cli.remote.video import RemoteVideo
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import InputError
 from wan_tpu.pipeline.side_file import write_side_file
-from wan_tpu.request import VideoRequest, make_request
+from wan_tpu.request import VideoRequest
 from wan_tpu.text.prompt import check_prompt
 
 SECONDS_TO_CANCEL = 3.0
@@ -124,20 +124,7 @@ def read_fields(parsed: argparse.Namespace, files: MediaFiles) -> dict[str, obje
     """
     if "image" in files.digests and "video" in files.digests:
         raise InputError("a server takes --image or --video, and not both")
-    request = make_request(
-        parsed.prompt,
-        size=parsed.size,
-        frames=parsed.frames,
-        fps=parsed.fps,
-        steps=parsed.steps,
-        guidance_scale=parsed.guidance_scale,
-        guidance_scale_2=parsed.guidance_scale_2,
-        flow_shift=parsed.flow_shift,
-        negative_prompt=parsed.negative_prompt,
-        scheduler=parsed.scheduler,
-        seed=parsed.seed,
-        strength=parsed.strength,
-    )
+    request = read_request(parsed)
     fields: dict[str, object] = {"prompt": _utf8(request.prompt)}
     if parsed.model is not None:
         fields["model"] = _utf8(parsed.model)
