@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 
 from tests.checkpoint_factory import make_random_model
@@ -11,6 +12,8 @@ from wan_tpu.dataset.cache import LATENTS, SAMPLES, TEXT, TEXTS, Cache, Made
 from wan_tpu.dataset.digests import Digests, encoder_digests
 from wan_tpu.dataset.manifest import Manifest, Prepared, write_manifest
 from wan_tpu.pipeline.check import compression_of
+from wan_tpu.pipeline.load import place_model
+from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.training.config import (
     DataConfig,
     MachineConfig,
@@ -25,6 +28,17 @@ from wan_tpu.training.run_folder import open_run
 
 SIZE = (48, 32, 9)
 SAMPLES_IN_DATA = 7
+
+
+def place_on_first_devices(config, description):
+    """In place of `place_for_training`: a layout of fewer than all devices takes the first ones."""
+    layout = parse_layout(config.machine.layout)
+    return place_model(
+        description,
+        layout=layout,
+        devices=jax.devices()[: layout.num_devices],
+        attention=config.machine.attention,
+    )
 
 
 def make_model_and_data(folder: pathlib.Path, kind: str = "t2v") -> tuple[pathlib.Path, ...]:

@@ -10,8 +10,13 @@ from diffusers import WanTransformer3DModel
 
 from tests.tolerances import LAYOUT, PARITY
 from tests.training.cases import torch_loss
-from tests.training.runs import SAMPLES_IN_DATA, config_of, make_model_and_data, run
-from tests.training.test_samples import of_layout
+from tests.training.runs import (
+    SAMPLES_IN_DATA,
+    config_of,
+    make_model_and_data,
+    place_on_first_devices,
+    run,
+)
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.dataset.loader import open_dataset
 from wan_tpu.errors import InputError
@@ -41,7 +46,7 @@ def made(tmp_path_factory):
 def few_devices(monkeypatch):
     """A layout of fewer than the eight devices takes the first ones."""
     for module in ("run", "evaluate"):
-        monkeypatch.setattr(f"wan_tpu.training.{module}.place_for_training", of_layout)
+        monkeypatch.setattr(f"wan_tpu.training.{module}.place_for_training", place_on_first_devices)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def finished(made, tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("runs") / "fox"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wan_tpu.training.run.place_for_training", of_layout)
+        patch.setattr("wan_tpu.training.run.place_for_training", place_on_first_devices)
         run(config, folder)
     return folder, config
 
@@ -67,7 +72,7 @@ def report(finished, tmp_path_factory):
     folder, config = finished
     output = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wan_tpu.training.evaluate.place_for_training", of_layout)
+        patch.setattr("wan_tpu.training.evaluate.place_for_training", place_on_first_devices)
         page = evaluate(folder, config, Asked(clips=100, prompts=PROMPTS), output)
     assert page == output / "index.html"
     return json.loads((output / "evaluation.json").read_text()), output
@@ -92,7 +97,7 @@ def test_the_base_loses_what_diffusers_model_loses(report, made, finished):
     told, _ = report
     model, data = made
     config = with_batch(without_chance(finished[1]), SAMPLES_IN_DATA, 1)
-    trainer = Trainer(config, of_layout(config, open_model(str(model))))
+    trainer = Trainer(config, place_on_first_devices(config, open_model(str(model))))
     dataset = open_dataset(data)
     batch = dataset.batch_of(range(SAMPLES_IN_DATA))
     original = WanTransformer3DModel.from_pretrained(model / "transformer").eval()
@@ -141,7 +146,7 @@ def test_each_expert_is_judged_inside_its_own_range(tmp_path):
     model = make_random_model(tmp_path / "model", "i2v-a14b")
     config = config_of(model, tmp_path)
     config = dataclasses.replace(config, model=ModelConfig(name=str(model), expert="both"))
-    trainer = Trainer(config, of_layout(config, open_model(str(model))))
+    trainer = Trainer(config, place_on_first_devices(config, open_model(str(model))))
     high, low = (levels_of(trainer, expert) for expert in trainer.experts)
     assert high == tuple(np.round(0.9 + 0.1 * np.arange(1, 8) / 8, 6))
     assert low == tuple(np.round(0.9 * np.arange(1, 8) / 8, 6))

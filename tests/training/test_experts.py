@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.runs import config_of, make_model_and_data, run
-from tests.training.test_samples import of_layout
+from tests.training.runs import config_of, make_model_and_data, place_on_first_devices, run
 from wan_tpu.training.config import LoraConfig, ModelConfig
 from wan_tpu.training.export import export
 from wan_tpu.training.metrics import Step
@@ -35,7 +34,7 @@ def drawn(monkeypatch):
         return states, metrics
 
     monkeypatch.setattr(Trainer, "run", noted)
-    monkeypatch.setattr("wan_tpu.training.run.place_for_training", of_layout)
+    monkeypatch.setattr("wan_tpu.training.run.place_for_training", place_on_first_devices)
     return found
 
 

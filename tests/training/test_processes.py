@@ -15,8 +15,7 @@ import pytest
 from tests.multihost.running import clean_environment, free_port
 from tests.server.running import wait_for
 from tests.tolerances import LAYOUT
-from tests.training.runs import config_of, make_model_and_data, run
-from tests.training.test_samples import of_layout
+from tests.training.runs import config_of, make_model_and_data, place_on_first_devices, run
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import MismatchError
 from wan_tpu.multihost.lockstep import EXIT_LOST
@@ -51,7 +50,7 @@ def config(tmp_path_factory):
 def one_process(monkeypatch):
     """Runs of this process take the first devices of its eight."""
     for module in ("run", "evaluate"):
-        monkeypatch.setattr(f"wan_tpu.training.{module}.place_for_training", of_layout)
+        monkeypatch.setattr(f"wan_tpu.training.{module}.place_for_training", place_on_first_devices)
 
 
 class Pair:
@@ -147,7 +146,7 @@ def in_this_process(config):
 
 def last_states(folder: pathlib.Path, config) -> dict:
     """What is trained, moments and average after the last step, by their path."""
-    trainer = Trainer(config, of_layout(config, open_model(config.model.name)))
+    trainer = Trainer(config, place_on_first_devices(config, open_model(config.model.name)))
     with Checkpoints(folder / "checkpoints", keep=100) as checkpoints:
         states = checkpoints.restore(STEPS, trainer.step, trainer.state_names)
     return {path: np.asarray(x) for path, x in jax.tree_util.tree_flatten_with_path(states)[0]}

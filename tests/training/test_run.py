@@ -11,10 +11,14 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from tests.tolerances import LAYOUT, relative_error
-from tests.training.runs import config_of, make_model_and_data, run, with_steps
+from tests.training.runs import (
+    config_of,
+    make_model_and_data,
+    place_on_first_devices,
+    run,
+    with_steps,
+)
 from wan_tpu.errors import BadNumbersError, InputError
-from wan_tpu.pipeline.load import place_model
-from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.training.checkpoint import Checkpoints
 from wan_tpu.training.config import LoraConfig, OptimiserConfig, SaveConfig
 from wan_tpu.training.metrics import Saved, Step
@@ -29,17 +33,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_devices(monkeypatch):
     """A layout of fewer than the eight devices takes the first ones."""
-
-    def of_layout(config, description):
-        layout = parse_layout(config.machine.layout)
-        return place_model(
-            description,
-            layout=layout,
-            devices=jax.devices()[: layout.num_devices],
-            attention=config.machine.attention,
-        )
-
-    monkeypatch.setattr("wan_tpu.training.run.place_for_training", of_layout)
+    monkeypatch.setattr("wan_tpu.training.run.place_for_training", place_on_first_devices)
 
 
 def results(folder):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from tests.tolerances import MERGED, relative_error
-from tests.training.runs import config_of, make_model_and_data, run
+from tests.training.runs import config_of, make_model_and_data, place_on_first_devices, run
 from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.adapters.chosen import open_adapters
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.load import place_model
 from wan_tpu.pipeline.video_file import VideoWriter, read_frames
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.sharding.layout import parse_layout
@@ -46,17 +45,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_devices(monkeypatch):
     """A layout of fewer than the eight devices takes the first ones."""
-    monkeypatch.setattr("wan_tpu.training.run.place_for_training", of_layout)
-
-
-def of_layout(config, description):
-    layout = parse_layout(config.machine.layout)
-    return place_model(
-        description,
-        layout=layout,
-        devices=jax.devices()[: layout.num_devices],
-        attention=config.machine.attention,
-    )
+    monkeypatch.setattr("wan_tpu.training.run.place_for_training", place_on_first_devices)
 
 
 def run_of(made, trains, **tables):
@@ -146,7 +135,7 @@ def test_a_lora_is_added_to_the_weights_that_it_stands_beside(made, layout):
     """W + scale B A in double precision; red when factors, scale or layers are mixed up."""
     tables = {"lora": LoraConfig(rank=2, alpha=6.0, targets=("attn1.to_q", "ffn.net.2"))}
     config = config_of(*made, layout=layout, **tables)
-    trainer = Trainer(config, of_layout(config, open_model(str(made[0]))))
+    trainer = Trainer(config, place_on_first_devices(config, open_model(str(made[0]))))
     trainer.load_frozen()
     frozen, of_step = trainer.frozen("transformer"), trainer.step.trained
     draws = np.random.default_rng(0)
@@ -179,7 +168,7 @@ def test_videos_are_there_once_all_of_them_are_of_these_requests(made, tmp_path,
     requests, frames = sample_requests(ONE, description), []
     for layout in ("dp4", "single"):
         config = run_of(made, "lora", layout=layout)
-        trainer = Trainer(config, of_layout(config, description))
+        trainer = Trainer(config, place_on_first_devices(config, description))
         trainer.load_frozen()
         sampler, folder = Sampler(trainer, requests), tmp_path / layout
         assert not sampler.has(folder)

@@ -9,6 +9,7 @@ import types
 from collections.abc import Sequence
 
 from wan_tpu.cli import train_export, train_plan, train_presets, train_run, train_status
+from wan_tpu.cli.actions import add_actions
 
 RUN = "run"
 ACTIONS: dict[str, types.ModuleType] = {
@@ -23,23 +24,10 @@ ACTIONS: dict[str, types.ModuleType] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions of `wan-tpu train`, each with its options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     others = [f"wan-tpu train {name} -h" for name in ACTIONS if name != RUN]
-    for name, module in ACTIONS.items():
-        summary, _, rest = (module.__doc__ or "").partition("\n")
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}\n{rest}",
-            prog="wan-tpu train" if name == RUN else f"wan-tpu train {name}",
-            epilog=f"see also: {', '.join(others)}" if name == RUN else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        action.add_argument(
-            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS,
-            help="say what is being done",
-        )  # fmt: skip
-        module.add_arguments(action)
+    for name, action in add_actions(parser, ACTIONS):
+        if name == RUN:
+            action.prog, action.epilog = "wan-tpu train", f"see also: {', '.join(others)}"
 
 
 def run(parsed: argparse.Namespace) -> int:

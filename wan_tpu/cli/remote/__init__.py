@@ -8,6 +8,7 @@ file of --api-key-file, so that nobody sees it in a list of processes.
 import argparse
 import types
 
+from wan_tpu.cli.actions import add_actions
 from wan_tpu.cli.remote import cancel, fetch, generate, listing, watch
 from wan_tpu.cli.remote.options import add_server_arguments
 
@@ -23,20 +24,7 @@ ACTIONS: dict[str, types.ModuleType] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions of `wan-tpu remote`, each with its options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, module in ACTIONS.items():
-        summary, _, rest = (module.__doc__ or "").partition("\n")
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}\n{rest}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        action.add_argument(
-            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS,
-            help="say what is being done",
-        )  # fmt: skip
-        module.add_arguments(action)
+    for _, action in add_actions(parser, ACTIONS):
         add_server_arguments(action.add_argument_group("the server"))
 
 
