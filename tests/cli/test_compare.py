@@ -97,6 +97,24 @@ def test_what_cannot_be_compared_is_one_line(run_here, clips):
         assert words in err
 
 
+@pytest.mark.parametrize("damaged", [0, 1])
+@pytest.mark.parametrize("kind", ["none", "text", "broken"])
+def test_the_file_that_is_wrong_is_named_and_the_other_is_not(run_here, clips, kind, damaged):
+    """Red when an error of one file passes through the other's reader."""
+    if kind == "text":
+        (clips / "text.mp4").write_text("hello")
+    if kind == "broken":  # its frames, not its index: it opens, and fails while it is decoded
+        whole = (clips / "b.mp4").read_bytes()
+        begin = whole.index(b"mdat") + 4
+        (clips / "broken.mp4").write_bytes(whole[:begin] + b"\xff" * 2000 + whole[begin + 2000 :])
+    names = ["a.mp4"]
+    names.insert(damaged, f"{kind}.mp4")
+    code, out, err = run_here("compare", *names)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"wan-tpu: {kind}.mp4 cannot be read: "), err
+    assert err.count("cannot be read") == 1
+
+
 def test_a_chart_shows_the_lowest_of_many_and_plain_letters_where_it_must():
     drawn = chart([3.0, 1.0, 2.0, 3.0], width=2, height=2)
     assert drawn == "       2 | █\n       1 |▁█\n".replace(" █\n", " ▇\n")

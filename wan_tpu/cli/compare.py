@@ -47,8 +47,8 @@ def run(parsed: argparse.Namespace) -> int:
     """Compares, and prints."""
     plot = None if parsed.plot is None else _check_plot(parsed.plot)
     names = parsed.first, parsed.second
-    with ended_by_signals(), contextlib.ExitStack() as stack:
-        first, second = (stack.enter_context(_opened(name)) for name in names)
+    with ended_by_signals():
+        first, second = map(_open, names)
         similarity = _compare(first, second)
     if plot is not None:
         _write_plot(plot, similarity, names)
@@ -75,25 +75,29 @@ class _Video:
         return {"width": self.width, "height": self.height, "num_frames": self.num_frames}
 
 
-@contextlib.contextmanager
-def _opened(name: str) -> Iterator[_Video]:
-    """A video's file, decoded frame by frame.
+def _open(name: str) -> _Video:
+    """A video's file, which is decoded frame by frame as they are asked for.
 
     Raises:
-        MediaError: it cannot be read, or is no video.
+        MediaError: it cannot be read, or is no video; so while it is decoded.
     """
     path = pathlib.Path(name).expanduser()
-    try:
+    with _naming(name):
         if path.suffix.lower() == ".npy":
-            yield _stored(name, path)
-            return
-        from wan_tpu.image.clip_reader import OWN_FILES, opened
+            return _stored(name, path)
+        from wan_tpu.image.clip_reader import OWN_FILES
         from wan_tpu.image.video import open_clip
 
         info = open_clip(path, bounds=OWN_FILES).info
-        shape = info.num_frames, info.height, info.width
-        with opened(path, OWN_FILES) as (container, stream):
-            yield _Video(name, shape, _decoded(container, stream, (info.width, info.height)))
+    frames = _decoded(name, path, (info.width, info.height))
+    return _Video(name, (info.num_frames, info.height, info.width), frames)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What is wrong with a file is said with its name."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         if isinstance(error, InputError) and not isinstance(error, MediaError):
             raise
@@ -111,13 +115,14 @@ def _stored(name: str, path: pathlib.Path) -> _Video:
     return _Video(name, frames.shape[:3], iter(frames))
 
 
-def _decoded(container: Any, stream: Any, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _decoded(name: str, path: pathlib.Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
     from wan_tpu.image.clip_colours import ToRgb
-    from wan_tpu.image.clip_reader import OWN_FILES, seen_pixels, timed
+    from wan_tpu.image.clip_reader import OWN_FILES, opened, seen_pixels, timed
 
     to_rgb = ToRgb()
-    for frame, _ in timed(container, stream, OWN_FILES):
-        yield seen_pixels(frame, stream, to_rgb, size)
+    with _naming(name), opened(path, OWN_FILES) as (container, stream):
+        for frame, _ in timed(container, stream, OWN_FILES):
+            yield seen_pixels(frame, stream, to_rgb, size)
 
 
 def _compare(first: _Video, second: _Video) -> "Similarity":
