@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from tests.training.runs import config_of, make_model_and_data, run
+from tests.training.runs import config_of, make_model_and_data, place_on_first_devices, run
 from tests.training.test_evaluate import SMALL
-from tests.training.test_samples import of_layout
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +15,13 @@ def folder(tmp_path_factory):
     made = make_model_and_data(tmp_path_factory.mktemp("made"))
     folder = tmp_path_factory.mktemp("runs") / "fox"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wan_tpu.training.run.place_for_training", of_layout)
+        patch.setattr("wan_tpu.training.run.place_for_training", place_on_first_devices)
         run(dataclasses.replace(config_of(*made, steps=1), samples=SMALL), folder)
     return folder
 
 
 def test_the_page_and_its_files(folder, run_here, monkeypatch, tmp_path):
-    monkeypatch.setattr("wan_tpu.training.evaluate.place_for_training", of_layout)
+    monkeypatch.setattr("wan_tpu.training.evaluate.place_for_training", place_on_first_devices)
     (tmp_path / "p.txt").write_text("a fox\n\ntwo foxes\n")
     code, out, err = run_here("evaluate", str(folder), "--prompts", "p.txt", "--clips", "2")
     assert code == 0, err
