@@ -57,12 +57,12 @@ def test_one_corner_of_the_picture_is_enough(tmp_path, devices):
     """On eight devices the bad pixels lie with one of them; all must know of it."""
     layout = parse_layout("dp2-sp2-tp2")
     model = VideoPipeline.from_pretrained("wan-tiny", layout=layout, devices=devices)
-    stages = model._vae.stages(8, 8, 3)
+    stages = model._executor.vae.stages(8, 8, 3)
     programs = [stage.compile() for stage in stages]
     latents = np.zeros((1, 3, 8, 8, model.model.vae.z_dim), np.float32)
-    assert len(list(model._vae.frames(latents, programs))) == 3
+    assert len(list(model._executor.vae.frames(latents, programs))) == 3
     latents[0, 2, -1, -1, 0] = np.nan
-    frames = model._vae.frames(latents, programs)
+    frames = model._executor.vae.frames(latents, programs)
     assert [len(next(frames)), len(next(frames))] == [1, 4]
     with pytest.raises(BadNumbersError, match="decode, from frame 6 on"):
         next(frames)

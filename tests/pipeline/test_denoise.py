@@ -151,12 +151,12 @@ def test_a_table_of_experts_and_guidance_runs_as_it_is_written(monkeypatch, devi
     )
     plain = pipeline.intermediate(request)["latents"]
 
-    params = dict(pipeline._params["transformer"])
+    params = dict(pipeline._executor._params["transformer"])
     still = {
         name: jnp.zeros_like(value) if name.startswith("proj_out") else value
         for name, value in params.items()
     }
-    pipeline._params = {**pipeline._params, "still": still}
+    pipeline._executor._params = {**pipeline._executor._params, "still": still}
 
     def run_table(*steps: PlannedStep) -> np.ndarray:
         monkeypatch.setattr(planning, "plan_steps", lambda *_, **__: steps)
@@ -169,7 +169,7 @@ def test_a_table_of_experts_and_guidance_runs_as_it_is_written(monkeypatch, devi
 
     # The expert predicts nothing: with Euler, steps of it leave the latents as they are.
     planned = pipeline._plan(request, Watch())
-    start = unpatchify(pipeline._start(planned, None), planned.geometry)
+    start = unpatchify(pipeline._executor.start(planned, None), planned.geometry)
     np.testing.assert_array_equal(run_table(*[expert] * 4), start)
     resting = run_table(guided, guided, expert, expert)
     assert np.abs(resting - start).max() > 0.01

@@ -126,9 +126,9 @@ def pipeline(checkpoint, devices):
 def latents_of(pipeline, request):
     """After the last step; nothing is decoded."""
     run = pipeline._plan(request, Watch())
-    contexts = pipeline._encode_text(run, None)
-    return pipeline._denoise(
-        run, contexts, pipeline._conditions(run, None), pipeline._start(run, None)
+    contexts = pipeline._executor.encode_text(run, None)
+    return pipeline._executor.denoise(
+        run, contexts, pipeline._executor.conditions(run, None), pipeline._executor.start(run, None)
     )
 
 
@@ -146,11 +146,11 @@ def test_the_noise_of_each_step_is_the_seeds_next_draw(pipeline):
     Red where two steps have the same noise, or the first latents are not scaled.
     """
     request = renoising(0.75, 0.5, 0.25)
-    params = dict(pipeline._params[TRANSFORMER])
+    params = dict(pipeline._executor._params[TRANSFORMER])
     still = {n: jnp.zeros_like(p) if n.startswith("proj_out") else p for n, p in params.items()}
-    pipeline.set_weights({**pipeline._params, TRANSFORMER: still})
+    pipeline.set_weights({**pipeline._executor._params, TRANSFORMER: still})
     got = latents_of(pipeline, request)
-    pipeline.set_weights({**pipeline._params, TRANSFORMER: params})
+    pipeline.set_weights({**pipeline._executor._params, TRANSFORMER: params})
     generator = torch.Generator().manual_seed(11)
     shape = (1, 6, 2, 6, 10)
     first, second, third = (torch.randn(shape, generator=generator).numpy() for _ in range(3))
@@ -166,11 +166,11 @@ def expected_latents(pipeline):
 
 
 def test_another_number_of_steps_needs_no_other_program(pipeline, expected_latents):
-    compiled = len(pipeline._programs)
+    compiled = len(pipeline._executor.programs)
     again = latents_of(pipeline, renoising(1, 0.757, 0.522))
     np.testing.assert_array_equal(again, expected_latents)
     latents_of(pipeline, renoising(1, 0.9, 0.8, 0.7, 0.6))
-    assert len(pipeline._programs) == compiled
+    assert len(pipeline._executor.programs) == compiled
     other = latents_of(pipeline, dataclasses.replace(renoising(1, 0.757, 0.522), seed=12))
     assert relative_error(other, expected_latents) > 0.1
 

@@ -173,14 +173,14 @@ def run_ours(
     pipeline: VideoPipeline, request: VideoRequest, files: dict[str, bytes], **others: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """The latents as the decoder takes them, and the frames."""
-    decoded, decode = [], pipeline._decode
+    decoded, decode = [], pipeline._executor.decode
 
     def watched(run: Run, latents: np.ndarray) -> Any:
         decoded.append(latents)
         return decode(run, latents)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_decode", watched)
+        patch.setattr(pipeline._executor, "decode", watched)
         result = pipeline(request, media=Media.of(*files.values()), **others)
     return pipeline.model.vae.denormalise(decoded[0]), result.frames
 
@@ -192,7 +192,7 @@ def test_both_experts_run_one_program_for_each_batch(models):
     pipeline.warm_up(request)
     run = pipeline._plan(request, Watch())
     assert run.contexts == [("transformer", 2), ("transformer_2", 1)]
-    kept = [key[0] for programs in pipeline._programs._sizes.values() for key in programs]
+    kept = [key[0] for programs in pipeline._executor.programs._sizes.values() for key in programs]
     assert (kept.count("step"), kept.count("context")) == (2, 2)
 
 
@@ -211,7 +211,7 @@ def test_what_pictures_add_does_not_depend_on_the_seed(models):
     files, _ = inputs_of("image last_image")
     media = Media.of(*files.values())
     first, second = (
-        pipeline._encode_pictures(
+        pipeline._executor.encode_pictures(
             pipeline._plan(
                 dataclasses.replace(request_for(folder, files), seed=seed), Watch(), media
             )
@@ -229,9 +229,12 @@ def test_the_first_frame_is_the_picture(models):
     media = Media.of(*files.values())
     result = pipeline(request, media=media)
     run = pipeline._plan(request, Watch(), media)
-    programs = [pipeline._program(run, stage) for stage in run.decode_stages(pipeline._vae)]
-    encoded = pipeline._encode_pictures(run)
-    (frame,) = (np.asarray(frames) for frames in pipeline._vae.frames(encoded, programs))
+    programs = [
+        pipeline._executor.program(run, stage)
+        for stage in run.decode_stages(pipeline._executor.vae)
+    ]
+    encoded = pipeline._executor.encode_pictures(run)
+    (frame,) = (np.asarray(frames) for frames in pipeline._executor.vae.frames(encoded, programs))
     np.testing.assert_array_equal(result.frames[:1], frame)
 
 
@@ -239,7 +242,7 @@ def test_a_run_without_guidance_sees_both_experts_on_the_other_mesh(models):
     """The same memory, split over sp alone; nothing is held twice."""
     pipeline = models.pipeline("i2v-a14b", "dp2-sp2-tp2")
     for name in ("transformer", "transformer_2"):
-        both = pipeline._params[name], pipeline._one_branch_params[name]
+        both = pipeline._executor._params[name], pipeline._executor._one_branch_params[name]
         for weight, array in both[0].items():
             pointers = [
                 [shard.data.unsafe_buffer_pointer() for shard in each.addressable_shards]
@@ -258,7 +261,7 @@ def test_a_missing_picture_is_named_before_anything_runs(models):
 def test_a_decoder_alone_takes_no_clip(models, monkeypatch):
     """As maxdiffusion's; said before anything runs."""
     pipeline = models.pipeline("t2v", "sp8")
-    monkeypatch.setattr(pipeline._vae, "encodes", False)
+    monkeypatch.setattr(pipeline._executor.vae, "encodes", False)
     files, _ = inputs_of("video")
     request = request_for(models.folder("t2v"), files)
     with pytest.raises(InputError, match=r"only decodes, .* with the VAE flax"):

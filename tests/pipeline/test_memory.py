@@ -98,14 +98,14 @@ def test_a_pipeline_says_it_and_makes_the_next_video(monkeypatch, devices):
     """The step asks for more than any machine has; a later request is made as if nothing was."""
     pipeline = VideoPipeline.from_pretrained("wan-tiny", devices=devices[:1])
     request = VideoRequest(prompt=PROMPT, num_inference_steps=1)
-    program = pipeline._program
+    program = pipeline._executor.program
 
     def greedy(run, stage):
         if stage.name == "step":
             return lambda *_: jnp.zeros(10**15, jnp.float32).block_until_ready()
         return program(run, stage)
 
-    monkeypatch.setattr(pipeline, "_program", greedy)
+    monkeypatch.setattr(pipeline._executor, "program", greedy)
     with pytest.raises(OutOfMemoryError, match=r"out of memory: 64x64, 17 frames on 1 x cpu"):
         pipeline(request)
     monkeypatch.undo()

@@ -206,9 +206,9 @@ def test_frames_that_nobody_asks_for_stay_on_the_devices(monkeypatch, pipeline):
             copied.append(len(self.frames))
             return np.asarray(self.frames)
 
-    decode = pipeline._vae.frames
+    decode = pipeline._executor.vae.frames
     monkeypatch.setattr(
-        pipeline._vae, "frames", lambda *arguments: map(OnDevice, decode(*arguments))
+        pipeline._executor.vae, "frames", lambda *arguments: map(OnDevice, decode(*arguments))
     )
     assert pipeline(request, keep_frames=False).metadata["seed"] == 0
     assert not copied
@@ -241,7 +241,10 @@ def test_without_guidance_a_step_is_half_the_work(pipeline):
 
 def test_weights_are_held_once(pipeline):
     """The mesh without guidance sees the memory of the one with it."""
-    both = pipeline._params["transformer"], pipeline._one_branch_params["transformer"]
+    both = (
+        pipeline._executor._params["transformer"],
+        pipeline._executor._one_branch_params["transformer"],
+    )
     for name, array in both[0].items():
         for first, second in zip(
             array.addressable_shards, both[1][name].addressable_shards, strict=True

@@ -1,0 +1,224 @@
+"""Runs the stages of a run on the devices: what is kept of a model between requests."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.errors import BadNumbersError
+from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
+from wan_tpu.image.preprocess import for_image_encoder
+from wan_tpu.pipeline.denoise import StepCall, pack_numbers
+from wan_tpu.pipeline.denoise import denoise as run_calls
+from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_tokens
+from wan_tpu.pipeline.load import on_one_branch
+from wan_tpu.pipeline.model import VideoModel
+from wan_tpu.pipeline.programs import Program, Programs
+from wan_tpu.pipeline.run import Run
+from wan_tpu.sharding.mesh import named, place
+from wan_tpu.sharding.one_branch import seen_on
+from wan_tpu.stage import Stage
+from wan_tpu.text.new_words import WordTokenizer
+from wan_tpu.text.prompt import tokenize
+from wan_tpu.torch_bridge import Params
+from wan_tpu.transformer.conditions import Condition
+from wan_tpu.transformer.processors import Context
+from wan_tpu.vae.backends import VaeBackend
+
+
+class Executor:
+    """The stages of runs, in the order in which `VideoPipeline` calls them.
+
+    Attributes:
+        model: what runs: components, mesh, layout, attention.
+        one_branch: the same on the mesh for runs without guidance.
+        tokenizer: of the prompts.
+        vae: encodes pictures and decodes latents; it has its own weights.
+        programs: compiled stages.
+    """
+
+    def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
+        """A model without its weights; `set_weights` brings them."""
+        self.model = model
+        self.one_branch = on_one_branch(model)
+        self.tokenizer = tokenizer
+        self.vae = vae
+        self.programs = Programs()
+        self._params: Mapping[str, Params] = {}
+        self._one_branch_params: Mapping[str, Params] = {}
+
+    def set_weights(self, params: Mapping[str, Params]) -> None:
+        """Takes the weights of the components in place of all that it had; programs stay.
+
+        The mesh of one branch sees the same memory. The autoencoder's are its back end's.
+
+        Args:
+            params: by component; those that no request uses until the next call may be left out.
+        """
+        self._params = params
+        self._one_branch_params = {
+            name: {
+                weight: seen_on(array, self.one_branch.components[name].weights[weight].sharding)
+                for weight, array in arrays.items()
+            }
+            for name, arrays in params.items()
+            if name in self.one_branch.description.kind.experts
+        }
+
+    def encode_pictures(self, run: Run) -> np.ndarray | None:
+        """Latents `[1, frames, height, width, channels]` of what the run makes of its pictures."""
+        num_frames = run.way.num_frames(run.geometry)
+        if num_frames == 0:
+            return None
+        programs = [self.program(run, stage) for stage in run.encode_stages(self.vae)]
+        with run.watch.stage("encode", num_frames) as report:
+            video = run.way.video(run.pictures, run.geometry)
+            mean = self.vae.moments(video, programs).mean
+            report(num_frames)
+        return self.model.vae.normalise(mean)
+
+    def encode_images(self, run: Run) -> jax.Array | None:
+        """Image tokens `[1, pictures * tokens, width]`; None where the model reads none."""
+        if not run.num_encoder_pictures:
+            return None
+        encode = self.program(run, self.model.image_stage(run.num_encoder_pictures))
+        with run.watch.stage("image", run.num_encoder_pictures) as report:
+            size = self.model.image_encoder.config.image_size
+            wholes = (picture.whole for picture in run.pictures.values())
+            pixels = [for_image_encoder(whole, size) for whole in wholes if whole is not None]
+            placed = place(np.stack(pixels), named(self.model.mesh))
+            tokens, is_finite = encode(self._params[IMAGE_ENCODER], placed)
+            if not np.asarray(is_finite):  # the same in all processes
+                raise BadNumbersError("image, the picture's tokens")
+            report(run.num_encoder_pictures)
+        return seen_on(tokens, named(run.model.mesh))
+
+    def encode_text(self, run: Run, image: jax.Array | None) -> dict[tuple[str, int], Context]:
+        """Cross-attention's keys and values of the prompts and the image tokens, by component and
+        batch of the steps."""
+        prompts = run.request.prompts[: run.batch]
+        ids, mask = tokenize(self.tokenizer, prompts)
+        if len(prompts) == 2 and np.array_equal(ids[0], ids[1]):
+            ids, mask = ids[:1], mask[:1]  # equal prompts are encoded once
+        encode = self.program(run, run.text_stage(len(ids)))
+        weights = run.model.denoiser.context_weights()
+        programs = {
+            batch: self.program(run, run.context_stage(len(ids), batch)) for batch in run.batches
+        }
+        with run.watch.stage("text", len(ids)) as report:
+            whole = named(self.model.mesh)
+            tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
+            embeddings, is_finite = encode(self._params[TEXT_ENCODER], *tokens)
+            embeddings = seen_on(embeddings, named(run.model.mesh))
+            contexts = {
+                (component, batch): programs[batch](
+                    _subset(self._params_on(run, component), weights), embeddings, image
+                )
+                for component, batch in run.contexts
+            }
+            if not np.asarray(is_finite):  # the same in all processes
+                raise BadNumbersError("text, the prompt's embeddings")
+            jax.block_until_ready(contexts)
+            report(len(ids))
+        return contexts
+
+    def conditions(self, run: Run, encoded: np.ndarray | None) -> dict[str, Condition | None]:
+        """What pictures add at every step, by component."""
+        tokens = run.way.tokens(encoded, run.geometry)
+        if tokens is None:
+            return dict.fromkeys(run.components)
+        stage = run.model.condition_stage(run.geometry, run.way.in_steps)
+        make = self.program(run, stage)
+        weights, target = stage.arguments
+        placed = place_padded(tokens, target)
+        return {
+            component: make(_named(self._params_on(run, component), weights), placed)
+            for component in run.components
+        }
+
+    def start(self, run: Run, encoded: np.ndarray | None) -> jax.Array:
+        """What the first step begins with, in token form on the mesh; padding tokens are zero."""
+        noise = make_noise(run.request.seed, run.geometry, self.model.vae.z_dim)
+        tokens = to_tokens(run.way.start(noise, encoded, run.schedule), run.geometry)
+        return place_padded(tokens, run.model.abstract_tokens(run.geometry))
+
+    def velocity(
+        self,
+        run: Run,
+        contexts: Mapping[tuple[str, int], Context],
+        conditions: Mapping[str, Condition | None],
+        start: jax.Array,
+    ) -> np.ndarray:
+        """What the transformer alone predicts at the first step, `[batch, frames, height, width,
+        channels]`."""
+        first = run.steps[0]
+        predict = self.program(run, run.velocity_stage(first.batch))
+        velocity = predict(
+            self._step_params(run, first.component),
+            contexts[first.component, first.batch],
+            start,
+            place(np.asarray(run.schedule.timesteps[0], np.float32), named(run.model.mesh)),
+            conditions[first.component],
+        )
+        return np.asarray(velocity)
+
+    def denoise(
+        self,
+        run: Run,
+        contexts: Mapping[tuple[str, int], Context],
+        conditions: Mapping[str, Condition | None],
+        start: jax.Array,
+    ) -> np.ndarray:
+        """Latents `[1, frames, height, width, channels]` after the last step."""
+        model, geometry, schedule = run.model, run.geometry, run.schedule
+        begin = self.program(run, model.start_stage(geometry, schedule))
+        programs = {batch: self.program(run, run.step_stage(batch)) for batch in run.batches}
+        params = {component: self._step_params(run, component) for component in run.components}
+        noises: Sequence[jax.Array | None] = [None] * len(run.steps)
+        if schedule.renoises:
+            noises = fresh_noises(
+                run.request.seed, geometry, len(run.steps), model.abstract_tokens(geometry)
+            )
+        calls = [
+            StepCall(
+                program=programs[step.batch],
+                params=params[step.component],
+                context=contexts[step.component, step.batch],
+                numbers=pack_numbers(schedule, index, step.guidance_scale),
+                condition=conditions[step.component],
+                noise=noises[index],
+            )
+            for index, step in enumerate(run.steps)
+        ]
+        state = run_calls(calls, begin(start), mesh=model.mesh, watch=run.watch)
+        return np.asarray(self.program(run, model.latents_stage(geometry))(state.sample))
+
+    def decode(self, run: Run, latents: np.ndarray) -> Iterator[jax.Array]:
+        """Frames in order, `[n, height, width, 3]`, uint8, while later ones decode."""
+        programs = [self.program(run, stage) for stage in run.decode_stages(self.vae)]
+        with run.watch.stage("decode", run.geometry.num_frames) as report:
+            done = 0
+            for frames in self.vae.frames(latents, programs):
+                done += len(frames)
+                yield frames
+                report(done)
+
+    def program(self, run: Run, stage: Stage) -> Program:
+        """The compiled stage, compiled on first use."""
+        return self.programs.get(stage, run.watch)
+
+    def _params_on(self, run: Run, component: str) -> Params:
+        """A component's parameters on the mesh of a run."""
+        return (self._params if run.model is self.model else self._one_branch_params)[component]
+
+    def _step_params(self, run: Run, component: str) -> Params:
+        return _subset(self._params_on(run, component), run.model.denoiser.step_weights())
+
+
+def _subset(params: Params, weights: list[Weight]) -> dict[str, jax.Array]:
+    return _named(params, [weight.name for weight in weights])
+
+
+def _named(params: Params, names: Iterable[str]) -> dict[str, jax.Array]:
+    return {name: params[name] for name in names}
