@@ -80,9 +80,11 @@ def test_resolving_fills_every_open_field():
         "strength": None,
         "sigmas": None,
         "fast": None,
+        "adapters": (),
+        "step_cache": None,
     }
     assert request.resolved(GenerationDefaults(width=64, height=64)) == request
-    assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
+    assert VideoRequest(**json.loads(json.dumps(dataclasses.asdict(request)))) == request
 
 
 def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
@@ -105,9 +107,17 @@ def test_resolving_keeps_what_was_said_even_if_it_is_nothing():
         "strength": 0.25,
         "sigmas": None,
         "fast": False,
+        "adapters": ("fox.safetensors:0.5",),
+        "step_cache": "magcache:0.06",
     }
     defaults = GenerationDefaults(negative_prompt="blurred", guidance_scale_2=3.0)
     assert dataclasses.asdict(VideoRequest(**said).resolved(defaults)) == said
+
+
+@pytest.mark.parametrize("adapters", ["fox", ("",), (3,), None])
+def test_adapters_are_names(adapters):
+    with pytest.raises(InputError, match=r"adapters must be names, .* fox.safetensors:0.8"):
+        request_with(adapters=adapters)
 
 
 def test_a_request_by_the_names_of_the_command_line():

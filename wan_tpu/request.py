@@ -88,6 +88,10 @@ class VideoRequest:
             leads to 0. They take the place of a number of steps and a flow shift.
         fast: the name of a preset of few steps (`wan_tpu.fast`), or True for the model's own;
             None or False for none. It decides sigmas, scheduler and guidance.
+        adapters: added to the transformers' weights for this video, in this order, each
+            `NAME[:STRENGTH][@high|@low]`; the names are those of the loaded model's folder.
+        step_cache: what is reused between steps, such as `magcache:0.12`
+            (`wan_tpu.step_cache`); None to compute every step.
 
     Raises:
         InputError: a field outside its range; says which and what would do.
@@ -111,6 +115,8 @@ class VideoRequest:
     strength: float | None = None
     sigmas: tuple[float, ...] | None = None
     fast: bool | str | None = None
+    adapters: tuple[str, ...] = ()
+    step_cache: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -142,7 +148,20 @@ class VideoRequest:
                 )
         if not isinstance(self.fast, bool | str | None):
             raise InputError(f"fast must be true or the name of a preset, got {self.fast!r}")
+        self._check_adapters()
         self._check_sigmas()
+
+    def _check_adapters(self) -> None:
+        """Takes a list as well, where it comes from JSON."""
+        adapters = self.adapters
+        if not isinstance(adapters, list | tuple) or not all(
+            isinstance(each, str) and each.strip() for each in adapters
+        ):
+            raise InputError(
+                "adapters must be names, each with a strength where it is not 1, for example "
+                f"fox.safetensors:0.8; got {str(adapters)[:80]!r}"
+            )
+        object.__setattr__(self, "adapters", tuple(adapters))
 
     def _check_sigmas(self) -> None:
         """Refuses levels that lead nowhere, and what says something else than they do."""
@@ -261,6 +280,8 @@ def make_request(
     strength: float | None = None,
     sigmas: Sequence[float] | str | None = None,
     fast: bool | str | None = None,
+    adapters: Sequence[str] = (),
+    step_cache: str | None = None,
 ) -> VideoRequest:
     """A request from what a user writes, by the names that the command line has for it.
 
@@ -280,6 +301,8 @@ def make_request(
         video: of a clip. strength: with a clip, how much of it is replaced by noise.
         sigmas: the noise level of each step, falling, or the same as text, joined by commas.
         fast: the name of a preset of few steps, or True for the model's own.
+        adapters: of the loaded model's folder, each `NAME[:STRENGTH][@high|@low]`.
+        step_cache: what is reused between steps, such as `magcache:0.12`.
 
     Raises:
         InputError: a value outside its range; says which and what would do.
@@ -303,6 +326,8 @@ def make_request(
         strength=strength,
         sigmas=None if sigmas is None else parse_sigmas(sigmas),
         fast=fast,
+        adapters=tuple(adapters),
+        step_cache=step_cache,
         **({} if scheduler is None else {"scheduler": scheduler}),
     )
 

@@ -26,7 +26,16 @@ REQUEST_FIELDS = {field.name for field in dataclasses.fields(VideoRequest)}
 MADE_FROM = ("source_id", "extended")
 """Fields of a job that lie among those of its request."""
 
-NEW_FIELDS = (*ROLES, "guidance_scale_2", "strength", "sigmas", "fast", *MADE_FROM)
+NEW_FIELDS = (
+    *ROLES,
+    "guidance_scale_2",
+    "strength",
+    "sigmas",
+    "fast",
+    "adapters",
+    "step_cache",
+    *MADE_FROM,
+)
 """What requests had not when `TEXT_JOB_VERSION` was the only one."""
 
 WHOLE_FIELDS = ("width", "height", "num_frames", "fps", "num_inference_steps")
@@ -48,7 +57,7 @@ def to_row(job: Job) -> dict[str, Any]:
         value = getattr(job, name)
         fields[name] = dataclasses.asdict(value) if isinstance(value, Extended) else value
     new = {name: fields.pop(name) for name in NEW_FIELDS}
-    new = {name: value for name, value in new.items() if value is not None}
+    new = {name: value for name, value in new.items() if value not in (None, ())}
     # A request that says nothing new is written as releases before wrote it, which can read it.
     row["request"] = json.dumps(fields | new)
     row["metadata"] = None if job.metadata is None else json.dumps(job.metadata)
