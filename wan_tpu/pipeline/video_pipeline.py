@@ -185,8 +185,8 @@ class VideoPipeline:
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
-            latents = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
-            for frames in executor.decode(run, run.way.finish(latents, encoded)):
+            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
                 if on_frames is not None:
@@ -194,7 +194,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, executor.vae.name, self.adapters),
+            metadata=metadata_of(run, executor.vae.name, self.adapters, made.computed),
         )
 
     def intermediate(
@@ -213,7 +213,8 @@ class VideoPipeline:
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        latents = run.way.finish(executor.denoise(run, contexts, conditions, start), encoded)
+        made = executor.denoise(run, contexts, conditions, start)
+        latents = run.way.finish(made.latents, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
 
