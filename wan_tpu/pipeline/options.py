@@ -11,6 +11,7 @@ All but the last two lines do without JAX.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class LoadOptions:
         embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
             `wan_tpu.text.embedding_file.read_embedding`.
         adapters: added to the transformers' weights, in this order.
+        adapter_folder: of those that requests may name (`wan_tpu.adapters.library`); each process
+            has its own copy of it.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -73,6 +76,7 @@ class LoadOptions:
     host_devices: int | None = None
     embeddings: tuple[str, ...] = ()
     adapters: tuple[AdapterChoice, ...] = ()
+    adapter_folder: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -239,6 +243,7 @@ class LoadOptions:
             "layout": None if self.layout is None else str(self.layout),
             "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
             "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
+            "adapter_folder": self.adapter_folder is not None,  # where it lies is each one's own
         }
 
 
