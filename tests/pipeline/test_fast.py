@@ -95,15 +95,14 @@ def test_metadata_say_which_preset_decided_and_what(devices):
     model = make_video_model(describe_model("wan2.2-t2v-a14b"), mesh, Layout(), dtype=jnp.bfloat16)
     request = make_request(PROMPT, fast=True)
     run = plan_run(request, model, model, Watch())
-    told = metadata_of(run, "flax", (), ())
+    told = metadata_of(run, "flax", ())
     json.dumps(told)
     assert told["fast"]["name"] == told["request"]["fast"] == "lightx2v-a14b-4"
     assert told["fast"]["update"] == told["request"]["scheduler"] == "euler"
     assert told["fast"]["timesteps"] == [1000, 937.5, 833.33, 625]
     assert told["steps"] == {TRANSFORMER: 2, TRANSFORMER_2: 2}
     assert (
-        metadata_of(plan_run(make_request(PROMPT), model, model, Watch()), "", (), ())["fast"]
-        is None
+        metadata_of(plan_run(make_request(PROMPT), model, model, Watch()), "", ())["fast"] is None
     )
 
 

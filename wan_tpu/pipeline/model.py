@@ -61,7 +61,7 @@ class VideoModel(PlacedModel):
         tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, whole)
         shape = (num_vectors, self.text_encoder.config.d_model)
         new_words = (abstract(shape, jnp.float32, whole), tokens) if num_vectors else ()
-        return self._stage(
+        return self.stage(
             "text",
             encode,
             (dict(self.components[TEXT_ENCODER].weights), tokens, tokens, *new_words),
@@ -81,7 +81,7 @@ class VideoModel(PlacedModel):
 
         size = encoder.config.image_size
         pixels = abstract((num_pictures, size, size, 3), jnp.float32, named(self.mesh))
-        return self._stage(
+        return self.stage(
             "image",
             encode,
             (dict(self.components[IMAGE_ENCODER].weights), pixels),
@@ -112,7 +112,7 @@ class VideoModel(PlacedModel):
                 self.image_encoder.config.hidden_size,
             )
             image = abstract(image_shape, self.dtype, whole)
-        return self._stage(
+        return self.stage(
             "context",
             context,
             (
@@ -145,7 +145,7 @@ class VideoModel(PlacedModel):
                     return FirstFrameCondition(tokens)
             case Conditioning.NONE:
                 raise AssertionError("no step is told anything")
-        return self._stage(
+        return self.stage(
             "condition",
             condition,
             (abstract_weights(weights, self.mesh), self.abstract_tokens(geometry, channels)),
@@ -170,7 +170,7 @@ class VideoModel(PlacedModel):
             batch: the largest of the steps'; without anything besides it is of no account.
         """
         carried = abstract_carried(self, geometry, schedule, keeps, batch)
-        return self._stage(
+        return self.stage(
             "start",
             make_start(schedule, carried),
             (self.abstract_tokens(geometry),),
@@ -213,7 +213,7 @@ class VideoModel(PlacedModel):
         """
         numbers = pack_numbers(schedule, 0, 0.0).shape[0] + (keeps is Keeps.VELOCITY)
         carried = abstract_carried(self, geometry, schedule, keeps, kept_batch or batch)
-        return self._stage(
+        return self.stage(
             "step-reuse" if reuses else "step",
             make_step(self, geometry, schedule, batch, keeps, reuses=reuses),
             (
@@ -255,7 +255,7 @@ class VideoModel(PlacedModel):
             predicted = denoiser.predict(params, tokens, timestep, context, geometry, condition)
             return unpatchify(predicted[:batch], geometry)
 
-        return self._stage(
+        return self.stage(
             "velocity",
             velocity,
             (
@@ -276,7 +276,7 @@ class VideoModel(PlacedModel):
         def latents(tokens: jax.Array) -> jax.Array:
             return unpatchify(tokens, geometry)
 
-        return self._stage(
+        return self.stage(
             "latents",
             latents,
             (self.abstract_tokens(geometry),),
@@ -314,9 +314,10 @@ class VideoModel(PlacedModel):
             made = jax.eval_shape(stage.function, *stage.arguments)
         return jax.tree.map(lambda x: abstract(x.shape, x.dtype, stage.out_shardings), made)
 
-    def _stage(
+    def stage(
         self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], **kwargs: Any
     ) -> Stage:
+        """A program of this model: what all of them have in common, and what this one is."""
         exact = self.dtype == jnp.float32
         return Stage(
             name=name,

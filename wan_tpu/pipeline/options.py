@@ -59,6 +59,8 @@ class LoadOptions:
         embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
             `wan_tpu.text.embedding_file.read_embedding`.
         adapters: added to the transformers' weights, in this order.
+        adapter_folder: of those that requests may name (`wan_tpu.adapters.library`); each process
+            has its own copy of it.
         ratios: a file of `wan-tpu calibrate`, that MagCache goes by; None for a published curve.
 
     Raises:
@@ -77,6 +79,7 @@ class LoadOptions:
     host_devices: int | None = None
     embeddings: tuple[str, ...] = ()
     adapters: tuple[AdapterChoice, ...] = ()
+    adapter_folder: pathlib.Path | None = None
     ratios: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
@@ -246,6 +249,7 @@ class LoadOptions:
             "layout": None if self.layout is None else str(self.layout),
             "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
             "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
+            "adapter_folder": self.adapter_folder is not None,  # where it lies is each one's own
             "ratios": None if self.ratios is None else read_curve(self.ratios).to_json(),
         }
 

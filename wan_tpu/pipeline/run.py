@@ -283,7 +283,7 @@ def compile_order(stage: Stage) -> int:
 
 
 def metadata_of(
-    run: Run, vae: str, adapters: Sequence[Mapping[str, Any]], computed: Sequence[bool]
+    run: Run, vae: str, adapters: Sequence[Mapping[str, Any]], computed: Sequence[bool] = ()
 ) -> dict[str, Any]:
     """Everything needed to make the same video again, and how long each stage took.
 
@@ -291,7 +291,7 @@ def metadata_of(
         run: that has ended.
         vae: name of the decoder that made the frames.
         adapters: that were added to the model's weights, each with its file's digest.
-        computed: of each step, whether the transformer's blocks ran.
+        computed: of each step, whether the transformer's blocks ran; of a run with a step cache.
     """
     model, description = run.model, run.model.description
     devices = model.mesh.devices
