@@ -107,9 +107,7 @@ class Executor:
             batch: self.program(run, run.context_stage(len(ids), batch)) for batch in run.batches
         }
         with run.watch.stage("text", len(ids)) as report:
-            whole = named(self.model.mesh)
-            tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
-            embeddings, is_finite = encode(self._params[TEXT_ENCODER], *tokens)
+            embeddings, is_finite = self.embed(encode, ids, mask)
             embeddings = seen_on(embeddings, named(run.model.mesh))
             contexts = {
                 (component, batch): programs[batch](
@@ -122,6 +120,19 @@ class Executor:
             jax.block_until_ready(contexts)
             report(len(ids))
         return contexts
+
+    def embed(
+        self, encode: Program, ids: np.ndarray, mask: np.ndarray
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embeddings `[prompts, 512, text_dim]` of tokenized prompts, and whether all are finite.
+
+        Args:
+            encode: the program of so many prompts.
+            ids: as `wan_tpu.text.prompt.tokenize` has them. mask: likewise.
+        """
+        whole = named(self.model.mesh)
+        tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
+        return encode(self._params[TEXT_ENCODER], *tokens)
 
     def conditions(self, run: Run, encoded: np.ndarray | None) -> dict[str, Condition | None]:
         """What pictures add at every step, by component."""
@@ -207,6 +218,21 @@ class Executor:
     def program(self, run: Run, stage: Stage) -> Program:
         """The compiled stage, compiled on first use."""
         return self.programs.get(stage, run.watch)
+
+    def params_seen_on(
+        self, model: VideoModel, component: str, weights: Iterable[Weight]
+    ) -> dict[str, jax.Array]:
+        """Some parameters of a component on the mesh of a model over the same devices.
+
+        Args:
+            model: of `wan_tpu.pipeline.load.for_batch`.
+            component: whose.
+            weights: which.
+        """
+        lie = model.components[component].weights
+        names = [weight.name for weight in weights]
+        params = self._params[component]
+        return {name: seen_on(params[name], lie[name].sharding) for name in names}
 
     def _params_on(self, run: Run, component: str) -> Params:
         """A component's parameters on the mesh of a run."""
