@@ -58,7 +58,8 @@ def pipeline_of(tmp_path_factory, devices):
 def latents_alone(pipeline, request):
     executor, run = pipeline._executor, pipeline._plan(request, Watch())
     contexts = executor.encode_text(run, None)
-    return executor.denoise(run, contexts, dict.fromkeys(run.components), executor.start(run, None))
+    made = executor.denoise(run, contexts, dict.fromkeys(run.components), executor.start(run, None))
+    return made.latents
 
 
 def latents_together(pipeline, requests):
