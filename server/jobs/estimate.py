@@ -41,9 +41,18 @@ class Durations:
         self._denoise: float | None = None  # seconds per pixel, frame and step
         self._decode: float | None = None  # seconds per pixel and frame
 
-    def observe(self, request: VideoRequest, seconds: dict[str, Any]) -> None:
-        """Learns from a finished job's seconds by stage."""
-        self._denoise = _average(self._denoise, seconds.get("denoise"), work_of(request))
+    def observe(
+        self, request: VideoRequest, seconds: dict[str, Any], made_together: int = 1
+    ) -> None:
+        """Learns from a finished job's seconds by stage.
+
+        Args:
+            request: of the job.
+            seconds: by stage; those of the steps are of all jobs that were made with it.
+            made_together: how many those were.
+        """
+        work = work_of(request) * max(made_together, 1)
+        self._denoise = _average(self._denoise, seconds.get("denoise"), work)
         self._decode = _average(self._decode, seconds.get("decode"), volume_of(request))
 
     def total(self, request: VideoRequest) -> float | None:

@@ -11,8 +11,7 @@ from tests.consistency.conftest import SMALL_VAE
 from tests.tolerances import LAYOUT, psnr, relative_error
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError
 from wan_tpu.pipeline import together as making
-from wan_tpu.pipeline.progress import Watch
-from wan_tpu.pipeline.together import Calls
+from wan_tpu.pipeline.progress import Calls, Watch
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
