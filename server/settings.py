@@ -111,6 +111,10 @@ class Settings(BaseSettings):
         pattern=r"^[\w.:@/+-]{1,128}$",
         description="what clients call the model; default its own name, or its folder's",
     )
+    adapters: pathlib.Path | None = Field(
+        default=None,
+        description="folder of adapters that requests may name; what is put there is there at once",
+    )
     variant: str | None = Field(
         default=None, description="of the weights' files, as diffusers names them, for example fp16"
     )
@@ -314,6 +318,7 @@ class Settings(BaseSettings):
             vae_dtype=self.vae_dtype,
             dtype=self.dtype,
             host_devices=self.host_devices,
+            adapter_folder=self.adapters,
         )
 
     @functools.cached_property

@@ -95,14 +95,15 @@ def test_metadata_say_which_preset_decided_and_what(devices):
     model = make_video_model(describe_model("wan2.2-t2v-a14b"), mesh, Layout(), dtype=jnp.bfloat16)
     request = make_request(PROMPT, fast=True)
     run = plan_run(request, model, model, Watch())
-    told = metadata_of(run, "flax", ())
+    told = metadata_of(run, "flax", (), ())
     json.dumps(told)
     assert told["fast"]["name"] == told["request"]["fast"] == "lightx2v-a14b-4"
     assert told["fast"]["update"] == told["request"]["scheduler"] == "euler"
     assert told["fast"]["timesteps"] == [1000, 937.5, 833.33, 625]
     assert told["steps"] == {TRANSFORMER: 2, TRANSFORMER_2: 2}
     assert (
-        metadata_of(plan_run(make_request(PROMPT), model, model, Watch()), "", ())["fast"] is None
+        metadata_of(plan_run(make_request(PROMPT), model, model, Watch()), "", (), ())["fast"]
+        is None
     )
 
 
@@ -129,7 +130,7 @@ def latents_of(pipeline, request):
     contexts = pipeline._executor.encode_text(run, None)
     return pipeline._executor.denoise(
         run, contexts, pipeline._executor.conditions(run, None), pipeline._executor.start(run, None)
-    )
+    ).latents
 
 
 def small(**fields):

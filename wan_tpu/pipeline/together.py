@@ -197,7 +197,8 @@ class Together:
         except (BadNumbersError, Cancelled) as error:
             return error
         run.watch.seconds.update(self._watch.seconds)
-        metadata = metadata_of(run, self._executor.vae.name, self._adapters)
+        computed = [True] * len(run.steps)  # runs with a step cache are made alone
+        metadata = metadata_of(run, self._executor.vae.name, self._adapters, computed)
         return {**metadata, "made_together": len(self._runs)}
 
     def _end(self, member: int, outcome: Outcome) -> None:

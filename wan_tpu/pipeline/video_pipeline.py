@@ -1,6 +1,7 @@
 """From a request to a video, top to bottom: the one place that knows the order of the stages."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.pipeline.progress import Calls, Progress, Watch
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
+from wan_tpu.pipeline.step_program import Keeps
 from wan_tpu.pipeline.together import Together
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
@@ -186,8 +188,8 @@ class VideoPipeline:
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
-            latents = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
-            for frames in executor.decode(run, run.way.finish(latents, encoded)):
+            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
                 if on_frames is not None:
@@ -195,7 +197,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, executor.vae.name, self.adapters),
+            metadata=metadata_of(run, executor.vae.name, self.adapters, made.computed),
         )
 
     def make_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
@@ -295,9 +297,35 @@ class VideoPipeline:
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        latents = run.way.finish(executor.denoise(run, contexts, conditions, start), encoded)
+        made = executor.denoise(run, contexts, conditions, start)
+        latents = run.way.finish(made.latents, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
+
+    def step_ratios(
+        self,
+        request: VideoRequest,
+        *,
+        media: Media = NO_MEDIA,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """How what the transformer's blocks add grows from step to step, for MagCache.
+
+        Every step is computed; nothing is decoded. Arguments and errors as of `__call__`.
+
+        Returns:
+            `[steps, 2]`, float32, as `WithRatios.ratios`; without guidance both columns are equal.
+        """
+        planned = self._plan(request, Watch(on_progress, should_cancel), media)
+        run, executor = dataclasses.replace(planned, keeps=Keeps.RATIOS), self._executor
+        with self._reporting_memory(run):
+            encoded = executor.encode_pictures(run)
+            contexts = executor.encode_text(run, executor.encode_images(run))
+            conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
+            ratios = executor.denoise(run, contexts, conditions, start).ratios
+        assert ratios is not None
+        return ratios
 
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
