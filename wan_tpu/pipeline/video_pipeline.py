@@ -26,10 +26,10 @@ from wan_tpu.pipeline.load import (
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
-from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.progress import Calls, Progress, Watch
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
 from wan_tpu.pipeline.step_program import Keeps
-from wan_tpu.pipeline.together import Calls, Together
+from wan_tpu.pipeline.together import Together
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.text.embedding_file import Embedding
@@ -218,38 +218,62 @@ class VideoPipeline:
         with self._reporting_memory(together.first):
             together.make()
 
-    def warm_up_together(self, request: VideoRequest, count: int) -> float:
-        """Compiles what so many requests like this one run together, and measures it.
-
-        The programs are kept for good.
-
-        Args:
-            request: like those that will be made.
-            count: of them; one is made as a request alone is.
-
-        Returns:
-            Seconds that a denoising step takes, of all of them at once.
+    def warm_up_together(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Compiles every program that so many requests like this one run together, for good.
 
         Raises:
             InputError: such requests cannot be made together.
             OutOfMemoryError: a batch of this size and length does not fit.
         """
-        if count > 1:
-            stages = self._together([request] * count, Calls()).stages()
-            self._executor.programs.prepare(sorted(stages, key=compile_order))
-        self._denoise_seconds(request, count)  # the first run of a program is no measure of it
-        return self._denoise_seconds(request, count)
+        stages = self._together([request] * count, Calls()).stages()
+        self._executor.programs.prepare(sorted(stages, key=compile_order))
+        run = self._plan(request, Watch(on_progress))
+        with self._reporting_memory(run):
+            for stage in stages:
+                self._executor.program(run, stage)
 
-    def _denoise_seconds(self, request: VideoRequest, count: int) -> float:
-        """Makes videos but for their frames; a step's seconds."""
-        run, executor = self._plan(request, Watch()), self._executor
+    def step_seconds(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> float:
+        """Makes so many videos like this one but for their frames, to measure it.
+
+        Args:
+            request: like those that will be made; its steps are averaged.
+            count: of them; one is made as a request alone is.
+            on_progress: called at every step.
+            should_cancel: asked between steps; true ends it.
+
+        Returns:
+            Seconds that a denoising step takes, of all of them at once.
+
+        Raises:
+            Cancelled: `should_cancel` said so.
+            InputError, OutOfMemoryError: as of `warm_up_together`.
+        """
+        watch, executor = Watch(on_progress, should_cancel), self._executor
+        run = self._plan(request, watch)
         with self._reporting_memory(run):
             if count > 1:
-                seconds = self._together([request] * count, Calls()).denoise_seconds()
+                calls = Calls(
+                    on_progress=lambda _, progress: watch.note(progress),
+                    cancelled=lambda: range(count) if watch.is_stopped() else (),
+                )
+                seconds = self._together([request] * count, calls).denoise_seconds()
                 return seconds / len(run.steps)
             contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
             executor.denoise(run, contexts, conditions, executor.start(run, None))
-            return run.watch.seconds["denoise"] / len(run.steps)
+            return watch.seconds["denoise"] / len(run.steps)
 
     def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
         for request in requests:
