@@ -20,6 +20,7 @@ from wan_tpu.pipeline.fast import find_preset
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.request_adapters import RequestAdapters
 from wan_tpu.pipeline.step_plan import (
     PlannedStep,
     batches_of,
@@ -66,6 +67,7 @@ class Run:
         watch: reports, measures, stops.
         words: that its prompts may hold besides the tokenizer's.
         preset: of few steps, which decided the steps; None where none was asked for.
+        adapters: that it adds to the transformers' weights; None for none.
     """
 
     request: VideoRequest
@@ -79,6 +81,7 @@ class Run:
     watch: Watch
     words: NewWords = NO_WORDS
     preset: FastPreset | None = None
+    adapters: RequestAdapters | None = None
 
     @property
     def batch(self) -> int:
@@ -247,15 +250,16 @@ def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> di
     Args:
         run: that has ended.
         vae: name of the decoder that made the frames.
-        adapters: that were added to the model's weights, each with its file's digest.
+        adapters: that were loaded with the model, each with its file's digest.
     """
+    added = () if run.adapters is None else run.adapters.described
     model, description = run.model, run.model.description
     devices = model.mesh.devices
     return {
         "model": description.name,
         "model_revision": description.revision,
         "model_variant": description.variant,
-        "adapters": list(adapters),
+        "adapters": [*adapters, *added],
         "defaults_from": dict(description.defaults_from),
         "request": dataclasses.asdict(run.request),
         "seed": run.request.seed,
