@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import shutil
 import weakref
 
@@ -12,17 +11,16 @@ import pytest
 
 from tests.adapters.make_purple import COLOR, PURPLE
 from tests.checkpoint_factory import make_random_model
+from tests.pipeline.adapted import latents_of, write_lora
 from tests.pipeline.media import make_png
 from tests.tolerances import LAYOUT, relative_error
 from wan_tpu.adapters.chosen import open_adapters
-from wan_tpu.adapters.form import Factors
-from wan_tpu.adapters.write import AdapterMetadata, write_adapter
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.demo.judge import choose_scenes
 from wan_tpu.demo.recognition import WORDS, judge_frames
 from wan_tpu.errors import InputError, OutOfMemoryError, UnknownNameError
 from wan_tpu.family import TRANSFORMER
-from wan_tpu.media import NO_MEDIA, Media, digest_of
+from wan_tpu.media import Media, digest_of
 from wan_tpu.pipeline import resident
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
@@ -31,22 +29,6 @@ from wan_tpu.sharding.layout import parse_layout
 
 PROMPT = "a red circle moving right on a black background"
 PURPLE_NAME = PURPLE.name
-
-
-def write_lora(path, shapes, ends, *, seed=0, scale=0.3):
-    """Random factors of the weights whose names end so."""
-    rng = np.random.default_rng(seed)
-    factors = {
-        name: Factors(
-            up=rng.normal(0, scale, (shape[0], 4)).astype("f4"),
-            down=rng.normal(0, scale, (4, math.prod(shape[1:]))).astype("f4"),
-            alpha=2,
-        )
-        for name, shape in shapes.items()
-        if name.endswith(ends)
-    }
-    metadata = AdapterMetadata(base_model="random")
-    return write_adapter(path, factors, metadata=metadata, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +54,6 @@ def load(model, devices, layout="single", **choices):
 @pytest.fixture(scope="module")
 def pipeline(folder, devices):
     return load(open_model("wan-tiny"), devices, adapter_folder=folder)
-
-
-def latents_of(pipeline, request, media=NO_MEDIA):
-    """After the last step; nothing is decoded."""
-    run = pipeline._plan(request, Watch(), media)
-    executor = pipeline._executor
-    executor.add_adapters(run, pipeline._chooser.read)
-    encoded = executor.encode_pictures(run)
-    contexts = executor.encode_text(run, None)
-    conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
-    return executor.denoise(run, contexts, conditions, start)
 
 
 def small(*adapters, **fields):
