@@ -5,7 +5,6 @@ import ipaddress
 import math
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -111,6 +110,10 @@ class Settings(BaseSettings):
         default=None,
         pattern=r"^[\w.:@/+-]{1,128}$",
         description="what clients call the model; default its own name, or its folder's",
+    )
+    adapters: pathlib.Path | None = Field(
+        default=None,
+        description="folder of adapters that requests may name; what is put there is there at once",
     )
     variant: str | None = Field(
         default=None, description="of the weights' files, as diffusers names them, for example fp16"
@@ -309,6 +312,7 @@ class Settings(BaseSettings):
             vae_dtype=self.vae_dtype,
             dtype=self.dtype,
             host_devices=self.host_devices,
+            adapter_folder=self.adapters,
         )
 
     @functools.cached_property
@@ -382,19 +386,3 @@ def parse_warm_up(text: str) -> tuple[int, int, int]:
             f"a size to warm up is WIDTHxHEIGHTxFRAMES, for example 832x480x81, got {text!r}"
         )
     return *parse_size(match[1]), int(match[2])
-
-
-def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """Variables with our prefix that mean nothing here: most likely misspelt."""
-    known = {f"WAN_TPU_{name}".upper() for name in Settings.model_fields}
-    ours = (name for name in environment if name.upper().startswith("WAN_TPU_"))
-    return sorted(name for name in ours if name.upper() not in known)
-
-
-def describe_settings() -> str:
-    """Every variable with its default and meaning, one per line."""
-    lines = []
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f" (default {field.default})"
-        lines.append(f"  WAN_TPU_{name.upper():<34}{field.description}{default}")
-    return "\n".join(lines)

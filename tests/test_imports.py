@@ -79,7 +79,7 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"files"},
+    {"environment", "files"},
     {"engine"},
     {"jobs"},
     {"answered"},

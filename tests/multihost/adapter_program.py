@@ -26,6 +26,7 @@ from wan_tpu.family import TRANSFORMER
 from wan_tpu.multihost.group import Joined, find_group
 from wan_tpu.pipeline.load import checked_parts
 from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.request_adapters import RequestAdapters
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import make_request
 from wan_tpu.sharding.layout import parse_layout
@@ -79,14 +80,14 @@ def main(coordinator, processes, process_id, folder, out):
     found["of none"] = answer(pipeline, "of-none.safetensors")
     found["same again"] = answer(pipeline, "same.safetensors")
     # Between the choice, for which digests are known, and the reading.
-    read = pipeline._chooser.read
+    read = RequestAdapters.read
 
     def changed(adapters):
         if not group.leads:
             shutil.copy(folder / "other.safetensors", folder / "same.safetensors")
         return read(adapters)
 
-    pipeline._chooser.read = changed
+    RequestAdapters.read = changed
     pipeline._executor.weights.drop()
     found["changed"] = answer(pipeline, "same.safetensors")
     found["plain again"] = answer(pipeline)

@@ -30,7 +30,7 @@ def latents_of(pipeline, request, media=NO_MEDIA):
     """After the last step; nothing is decoded."""
     run = pipeline._plan(request, Watch(), media)
     executor = pipeline._executor
-    executor.add_adapters(run, pipeline._chooser.read)
+    executor.add_adapters(run)
     encoded = executor.encode_pictures(run)
     contexts = executor.encode_text(run, None)
     conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)

@@ -23,6 +23,7 @@ from wan_tpu.family import TRANSFORMER
 from wan_tpu.media import Media, digest_of
 from wan_tpu.pipeline import resident
 from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.together import Calls
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import make_request
 from wan_tpu.sharding.layout import parse_layout
@@ -129,7 +130,7 @@ def test_two_adapters_with_strengths_are_what_loading_gives(pipeline, folder, de
     )
     expected = loaded._executor.weights.base[TRANSFORMER]
     run = pipeline._plan(small(*said), Watch())
-    pipeline._executor.add_adapters(run, pipeline._chooser.read)
+    pipeline._executor.add_adapters(run)
     merged = pipeline._executor.weights.of(TRANSFORMER, run.adapters, on_one_branch=False)
     for name, array in expected.items():
         np.testing.assert_allclose(merged[name], array, rtol=0, atol=1e-6, err_msg=name)
@@ -209,6 +210,19 @@ def test_without_a_folder_none_can_be_named(pipeline, devices):
     bare = VideoPipeline(pipeline.model, pipeline._executor.tokenizer, pipeline._executor.vae)
     with pytest.raises(InputError, match="loaded without a folder of adapters"):
         bare(make_request(PROMPT, adapters=("fox.safetensors",)))
+
+
+def test_several_made_together_have_theirs(pipeline):
+    """Red when the steps of a batch are the base's."""
+    requests = [
+        make_request(prompt, adapters=("fox.safetensors",), seed=seed, steps=2)
+        for seed, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue")))
+    ]
+    pipeline._executor.weights.drop()
+    latents = pipeline._together(requests, Calls())._latents()
+    for number, request in enumerate(requests):
+        alone = latents_of(pipeline, request)
+        assert relative_error(latents[number : number + 1], alone) <= LAYOUT
 
 
 def test_other_weights_take_the_sets_place(pipeline, merges):

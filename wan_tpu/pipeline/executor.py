@@ -15,7 +15,7 @@ from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_
 from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.programs import Program, Programs
-from wan_tpu.pipeline.resident import ReadAdapters, ResidentWeights
+from wan_tpu.pipeline.resident import ResidentWeights
 from wan_tpu.pipeline.run import Run
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
@@ -59,12 +59,8 @@ class Executor:
         """
         self.weights.set_base(params)
 
-    def add_adapters(self, run: Run, read: ReadAdapters) -> None:
+    def add_adapters(self, run: Run) -> None:
         """Makes the weights with the adapters of a run, unless the last ones were made with them.
-
-        Args:
-            run: that needs them, or none.
-            read: the numbers of adapters.
 
         Raises:
             CheckpointError: a file is damaged or has changed.
@@ -73,7 +69,7 @@ class Executor:
         if run.adapters is None or self.weights.has(run.adapters):
             return
         with run.watch.stage("adapters", 1) as report:
-            self.weights.add(run.adapters, read, lambda stage: self.program(run, stage))
+            self.weights.add(run.adapters, lambda stage: self.program(run, stage))
             report(1)
 
     def encode_pictures(self, run: Run) -> np.ndarray | None:
@@ -117,9 +113,7 @@ class Executor:
             batch: self.program(run, run.context_stage(len(ids), batch)) for batch in run.batches
         }
         with run.watch.stage("text", len(ids)) as report:
-            whole = named(self.model.mesh)
-            tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
-            embeddings, is_finite = encode(self.weights.base[TEXT_ENCODER], *tokens)
+            embeddings, is_finite = self.embed(encode, ids, mask)
             embeddings = seen_on(embeddings, named(run.model.mesh))
             contexts = {
                 (component, batch): programs[batch](
@@ -132,6 +126,19 @@ class Executor:
             jax.block_until_ready(contexts)
             report(len(ids))
         return contexts
+
+    def embed(
+        self, encode: Program, ids: np.ndarray, mask: np.ndarray
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embeddings `[prompts, 512, text_dim]` of tokenized prompts, and whether all are finite.
+
+        Args:
+            encode: the program of so many prompts.
+            ids: as `wan_tpu.text.prompt.tokenize` has them. mask: likewise.
+        """
+        whole = named(self.model.mesh)
+        tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
+        return encode(self.weights.base[TEXT_ENCODER], *tokens)
 
     def conditions(self, run: Run, encoded: np.ndarray | None) -> dict[str, Condition | None]:
         """What pictures add at every step, by component."""
@@ -217,6 +224,21 @@ class Executor:
     def program(self, run: Run, stage: Stage) -> Program:
         """The compiled stage, compiled on first use."""
         return self.programs.get(stage, run.watch)
+
+    def params_seen_on(
+        self, run: Run, component: str, weights: Iterable[Weight]
+    ) -> dict[str, jax.Array]:
+        """Some parameters of a component, with a run's adapters, on another mesh of the devices.
+
+        Args:
+            run: its model is one of `wan_tpu.pipeline.load.for_batch`.
+            component: whose.
+            weights: which.
+        """
+        lie = run.model.components[component].weights
+        names = [weight.name for weight in weights]
+        params = self.weights.of(component, run.adapters, on_one_branch=False)
+        return {name: seen_on(params[name], lie[name].sharding) for name in names}
 
     def _params_on(self, run: Run, component: str) -> Params:
         """A component's parameters on the mesh of a run, with its adapters."""

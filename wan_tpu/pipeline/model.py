@@ -60,7 +60,7 @@ class VideoModel(PlacedModel):
         tokens = abstract((num_prompts, TEXT_TOKENS), jnp.int32, whole)
         shape = (num_vectors, self.text_encoder.config.d_model)
         new_words = (abstract(shape, jnp.float32, whole), tokens) if num_vectors else ()
-        return self._stage(
+        return self.stage(
             "text",
             encode,
             (dict(self.components[TEXT_ENCODER].weights), tokens, tokens, *new_words),
@@ -80,7 +80,7 @@ class VideoModel(PlacedModel):
 
         size = encoder.config.image_size
         pixels = abstract((num_pictures, size, size, 3), jnp.float32, named(self.mesh))
-        return self._stage(
+        return self.stage(
             "image",
             encode,
             (dict(self.components[IMAGE_ENCODER].weights), pixels),
@@ -111,7 +111,7 @@ class VideoModel(PlacedModel):
                 self.image_encoder.config.hidden_size,
             )
             image = abstract(image_shape, self.dtype, whole)
-        return self._stage(
+        return self.stage(
             "context",
             context,
             (
@@ -144,7 +144,7 @@ class VideoModel(PlacedModel):
                     return FirstFrameCondition(tokens)
             case Conditioning.NONE:
                 raise AssertionError("no step is told anything")
-        return self._stage(
+        return self.stage(
             "condition",
             condition,
             (abstract_weights(weights, self.mesh), self.abstract_tokens(geometry, channels)),
@@ -156,7 +156,7 @@ class VideoModel(PlacedModel):
     def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
         """(noise in token form) -> the scheduler's state before the first step."""
         state = self.abstract_state(geometry, schedule)
-        return self._stage(
+        return self.stage(
             "start",
             schedule.init_state,
             (self.abstract_tokens(geometry),),
@@ -211,7 +211,7 @@ class VideoModel(PlacedModel):
 
         numbers = abstract(pack_numbers(schedule, 0, 0.0).shape, jnp.float32, named(self.mesh))
         state = self.abstract_state(geometry, schedule)
-        return self._stage(
+        return self.stage(
             "step",
             step,
             (
@@ -252,7 +252,7 @@ class VideoModel(PlacedModel):
             predicted = denoiser.predict(params, tokens, timestep, context, geometry, condition)
             return unpatchify(predicted[:batch], geometry)
 
-        return self._stage(
+        return self.stage(
             "velocity",
             velocity,
             (
@@ -273,7 +273,7 @@ class VideoModel(PlacedModel):
         def latents(tokens: jax.Array) -> jax.Array:
             return unpatchify(tokens, geometry)
 
-        return self._stage(
+        return self.stage(
             "latents",
             latents,
             (self.abstract_tokens(geometry),),
@@ -311,9 +311,10 @@ class VideoModel(PlacedModel):
             made = jax.eval_shape(stage.function, *stage.arguments)
         return jax.tree.map(lambda x: abstract(x.shape, x.dtype, stage.out_shardings), made)
 
-    def _stage(
+    def stage(
         self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], **kwargs: Any
     ) -> Stage:
+        """A program of this model: what all of them have in common, and what this one is."""
         exact = self.dtype == jnp.float32
         return Stage(
             name=name,

@@ -15,6 +15,7 @@ import jax
 
 from wan_tpu.adapters.account import ModelShapes
 from wan_tpu.adapters.chosen import ChosenAdapter, assign, open_adapters
+from wan_tpu.adapters.fit import Shapes
 from wan_tpu.adapters.library import AdapterLibrary
 from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.styles import file_digest
@@ -40,10 +41,14 @@ class RequestAdapters:
     Attributes:
         chosen: in the order in which they are added; their numbers are zeros.
         described: for metadata, with the transformers that each is added to.
+        shapes: of the tensors of each of the model's transformers.
+        model: its name.
     """
 
     chosen: Sequence[ChosenAdapter]
     described: Described
+    shapes: Mapping[str, Shapes]
+    model: str
 
     @property
     def key(self) -> tuple[tuple[Any, ...], ...]:
@@ -51,6 +56,17 @@ class RequestAdapters:
         return tuple(
             (each.file.digest, each.choice.strength, each.choice.expert) for each in self.chosen
         )
+
+    def read(self) -> Mapping[str, Sequence[Strengthened]]:
+        """Their numbers by transformer; all processes are here.
+
+        Raises:
+            InputError: a file is another one than it was when it was chosen.
+            CheckpointError: it is damaged.
+            MismatchError: so it is in another process. In all processes alike.
+        """
+        found = _alike(lambda: [_read_again(each) for each in self.chosen])
+        return assign(found, self.shapes, model=self.model).by_component
 
 
 class AdapterChooser:
@@ -114,28 +130,12 @@ class AdapterChooser:
         if not chosen:
             return None
         assigned = assign(chosen, self._shapes, model=self._model, quiet=True)
-        return RequestAdapters(chosen=chosen, described=assigned.described)
-
-    def read(self, adapters: RequestAdapters) -> Mapping[str, Sequence[Strengthened]]:
-        """The numbers of adapters by transformer; all processes are here.
-
-        Raises:
-            CheckpointError: a file is damaged, or another one than it was when it was chosen.
-            MismatchError: so it is in another process. In all processes alike.
-        """
-
-        def read() -> list[ChosenAdapter]:
-            found = []
-            for planned in adapters.chosen:
-                path = str(planned.file.path)
-                (each,) = open_adapters([dataclasses.replace(planned.choice, path=path)])
-                if each.file.digest != planned.file.digest:
-                    raise InputError(f"{each.file.path.name} changed while it was read; ask again")
-                found.append(each)
-            return found
-
-        found = _alike(read)
-        return assign(found, self._shapes, model=self._model).by_component
+        return RequestAdapters(
+            chosen=chosen,
+            described=assigned.described,
+            shapes=self._shapes,
+            model=self._model,
+        )
 
     def _named(self, text: str) -> list[ChosenAdapter]:
         """The files that a name of the folder stands for."""
@@ -147,6 +147,15 @@ class AdapterChooser:
         digests = dict(zip(entry.files, entry.digests, strict=True))
         opened = open_adapters([choice], with_numbers=False)
         return [_with_digest(each, digests[each.file.path]) for each in opened]
+
+
+def _read_again(planned: ChosenAdapter) -> ChosenAdapter:
+    """With its numbers."""
+    choice = dataclasses.replace(planned.choice, path=str(planned.file.path))
+    (found,) = open_adapters([choice])
+    if found.file.digest != planned.file.digest:
+        raise InputError(f"{found.file.path.name} changed while it was read; ask again")
+    return found
 
 
 def _embedded(paths: Any) -> list[ChosenAdapter]:

@@ -8,10 +8,9 @@ is not made before the old one's memory is free.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.on_mesh import Compile, merge_on_mesh
 from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.pipeline.model import VideoModel
@@ -21,8 +20,6 @@ from wan_tpu.stage import Stage
 from wan_tpu.torch_bridge import Params
 
 logger = logging.getLogger(__name__)
-
-ReadAdapters = Callable[[RequestAdapters], Mapping[str, Sequence[Strengthened]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,12 +85,11 @@ class ResidentWeights:
         """Whether `add` has nothing to do."""
         return self._merged is not None and self._key == adapters.key
 
-    def add(self, adapters: RequestAdapters, read: ReadAdapters, compile: Compile) -> None:
+    def add(self, adapters: RequestAdapters, compile: Compile) -> None:
         """Makes the set with these adapters, in place of another one.
 
         Args:
             adapters: of a request.
-            read: their numbers.
             compile: gives the program of a stage.
 
         Raises:
@@ -113,7 +109,7 @@ class ResidentWeights:
             return program
 
         params, bytes_moved, bytes_added, count = dict(self.base), 0, 0, 0
-        for component, added in read(adapters).items():
+        for component, added in adapters.read().items():
             weights, mesh = self._model.denoiser.weights(), self._model.mesh
             merged = merge_on_mesh(weights, self.base[component], added, mesh, compile_timed)
             params[component] = {**self.base[component], **merged.changed}

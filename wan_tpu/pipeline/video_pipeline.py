@@ -30,6 +30,7 @@ from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.request_adapters import AdapterChooser
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
+from wan_tpu.pipeline.together import Calls, Together
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.text.embedding_file import Embedding
@@ -196,7 +197,7 @@ class VideoPipeline:
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
         with self._reporting_memory(run):
-            executor.add_adapters(run, self._chooser.read)
+            executor.add_adapters(run)
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
@@ -212,6 +213,66 @@ class VideoPipeline:
             metadata=metadata_of(run, executor.vae.name, self.adapters),
         )
 
+    def make_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
+        """Makes several videos in one denoising run, each as if it were made alone.
+
+        What becomes of each, `calls.on_end` is told as soon as it is known: one that is cancelled,
+        or whose numbers go bad, ends alone.
+
+        Args:
+            requests: alike in all but prompt, negative prompt and seed; without pictures.
+            calls: whom to tell, and to ask.
+
+        Raises:
+            InputError: they cannot be made together; nothing was compiled.
+            OutOfMemoryError: a batch of this size and length does not fit.
+        """
+        together = self._together(requests, calls)
+        with self._reporting_memory(together.first):
+            together.make()
+
+    def warm_up_together(self, request: VideoRequest, count: int) -> float:
+        """Compiles what so many requests like this one run together, and measures it.
+
+        The programs are kept for good.
+
+        Args:
+            request: like those that will be made.
+            count: of them; one is made as a request alone is.
+
+        Returns:
+            Seconds that a denoising step takes, of all of them at once.
+
+        Raises:
+            InputError: such requests cannot be made together.
+            OutOfMemoryError: a batch of this size and length does not fit.
+        """
+        if count > 1:
+            stages = self._together([request] * count, Calls()).stages()
+            self._executor.programs.prepare(sorted(stages, key=compile_order))
+        self._denoise_seconds(request, count)  # the first run of a program is no measure of it
+        return self._denoise_seconds(request, count)
+
+    def _denoise_seconds(self, request: VideoRequest, count: int) -> float:
+        """Makes videos but for their frames; a step's seconds."""
+        run, executor = self._plan(request, Watch()), self._executor
+        with self._reporting_memory(run):
+            executor.add_adapters(run)
+            if count > 1:
+                seconds = self._together([request] * count, Calls()).denoise_seconds()
+                return seconds / len(run.steps)
+            contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
+            executor.denoise(run, contexts, conditions, executor.start(run, None))
+            return run.watch.seconds["denoise"] / len(run.steps)
+
+    def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
+        for request in requests:
+            check_prompt(request.prompt)
+        runs = [self._plan(request, Watch(), NO_MEDIA) for request in requests]
+        # Of one set for all: a file could have changed between two of them.
+        runs = [dataclasses.replace(run, adapters=runs[0].adapters) for run in runs]
+        return Together(self._executor, runs, calls, self.adapters)
+
     def intermediate(
         self, request: VideoRequest, *, media: Media = NO_MEDIA
     ) -> dict[str, np.ndarray]:
@@ -224,7 +285,7 @@ class VideoPipeline:
         """
         run = self._plan(request, Watch(), media)
         executor = self._executor
-        executor.add_adapters(run, self._chooser.read)
+        executor.add_adapters(run)
         encoded = executor.encode_pictures(run)
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)

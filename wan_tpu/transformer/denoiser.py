@@ -211,7 +211,7 @@ class Denoiser:
             params: the parameters named in `step_weights`.
             latents: `[samples, padded tokens, token channels]`, float32; one for each entry of the
                 batch, or one for all of them.
-            timestep: `[samples]`, float32, or a scalar for one sample.
+            timestep: `[samples]`, float32, or a scalar for all of them.
             context: from `text_context`.
             geometry: sizes of the video.
             condition: what pictures add; of channels where the model has channels for it.
@@ -224,7 +224,7 @@ class Denoiser:
         samples, tokens, _ = latents.shape
         batch = context.key.shape[1]
         assert samples in (1, batch), (latents.shape, context.key.shape)
-        timesteps = timestep.reshape(samples, 1)
+        timesteps = timestep.reshape(-1, 1)  # one where all samples share it
         if isinstance(condition, FirstFrameCondition):
             latents, timesteps = _with_first_frame(latents, timesteps, condition, geometry)
         time_embedding, modulation = self._time(params, timesteps)
