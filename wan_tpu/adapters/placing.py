@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from wan_tpu.adapters.form import Difference, Factors, Hadamard, Kronecker
 from wan_tpu.adapters.merge import Strengthened
@@ -16,6 +17,7 @@ from wan_tpu.checkpoints.loading import Part, place_parts
 from wan_tpu.checkpoints.source import Index
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.sharding.mesh import place
+from wan_tpu.stage import abstract
 
 RANKS = 16
 """Ranks are filled up with zeros to a multiple of it: adapters of near ranks share programs."""
@@ -60,12 +62,33 @@ def place_terms(weight: Weight, adapters: Sequence[Strengthened], mesh: Mesh) ->
             )
 
 
+def abstract_term(weight: Weight, mesh: Any, rank: int, dtype: DTypeLike) -> Plain:
+    """What stands for factors of every layer of a matrix, to plan and compile without them.
+
+    Args:
+        weight: of matrices.
+        mesh: of devices, or an `AbstractMesh` where only sizes matter.
+        rank: of the factors.
+        dtype: of their file.
+    """
+    placing, layers = _Placing(weight=weight, mesh=mesh), len(weight.tensors)
+    rows, columns = (placing._size(dim) for dim in (0, 1))
+    rank += -rank % RANKS
+
+    def stand_in(shape: tuple[int, ...], dtype: DTypeLike, *axes: Any) -> Any:
+        return abstract(shape, dtype, placing._sharding(*axes))
+
+    up = stand_in((layers, rows, rank), dtype, placing._axes(0), None)
+    down = stand_in((layers, rank, columns), dtype, None, placing._axes(1))
+    return Plain(Low(up, down), stand_in((layers,), np.float32))
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Placing:
     """Puts matrices for some layers of a weight onto its devices; for the others zeros."""
 
     weight: Weight
-    mesh: Mesh
+    mesh: Any
 
     def matrix(self, differences: Mapping[int, Difference]) -> Matrix:
         """What differences of one form make, but for their scales."""
@@ -152,7 +175,10 @@ class _Placing:
         return spec[dim] if dim < len(spec) and not is_kernel else None
 
     def _place(self, stacked: np.ndarray, *axes: Any) -> jax.Array:
-        return place(stacked, NamedSharding(self.mesh, PartitionSpec(None, *axes)))
+        return place(stacked, self._sharding(*axes))
+
+    def _sharding(self, *axes: Any) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(None, *axes))
 
 
 def _whole(matrix: np.ndarray | Factors) -> np.ndarray:
