@@ -207,6 +207,7 @@ class LoadOptions:
             vae_dtype=self.vae_dtype,
             embeddings=self.open_embeddings(model),
             adapters=self.open_adapters() if adapters is None else adapters,
+            adapter_folder=self.adapter_folder,
             compile_for=compile_for,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_tpu.media import ROLES
+from wan_tpu.planner.adapters import AdapterSwitch
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
@@ -20,18 +21,26 @@ _COLUMNS = (
 _TEXT_COLUMNS = ("layout", "fits")
 
 
-def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> str:
+def format_table(
+    job: Job,
+    rows: Sequence[LayoutPlan],
+    *,
+    explain: int = 0,
+    switch: AdapterSwitch | None = None,
+) -> str:
     """The table: a line per layout, best first; collectives, what does not fit, the choice.
 
     Args:
         job: what was planned.
         rows: sorted, as `Planner.plan` returns them.
         explain: this many kinds of operation and sources per stage of the best row.
+        switch: of an adapter on the best row; None says nothing of it.
     """
     lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
     lines += ["", *_legend(job), *_resident(rows), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
+    lines += [] if switch is None else [str(switch)]
     lines.append(_choice(rows))
     return "\n".join(lines) + "\n"
 
