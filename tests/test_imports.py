@@ -14,7 +14,7 @@ ROOT = pathlib.Path(wan_tpu.__file__).parent
 FLOORS = [
     {"errors", "family", "fast", "geometry", "media", "request", "json_lines", "multihost"},
     {"sharding", "torch_compat", "runtime", "compile_cache"},
-    {"stage", "torch_bridge", "torch_module", "checkpoints"},
+    {"stage", "int8", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
     {"adapters", "text", "image", "transformer", "vae", "schedulers"},
     {"pipeline"},

@@ -8,7 +8,12 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from wan_tpu.cli.options import add_few_steps_arguments, positive_int, read_few_steps
+from wan_tpu.cli.options import (
+    add_few_steps_arguments,
+    add_quantize_argument,
+    positive_int,
+    read_few_steps,
+)
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import UnknownNameError
@@ -70,6 +75,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
+    add_quantize_argument(parser)
     parser.add_argument(
         "--stages", default="all",
         help="what to compile: all, or text, pictures, step, decode joined by ',' "
@@ -178,6 +184,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
         where,
         dtype=str(parse_dtype(parsed.dtype)),
         attention=parsed.attention,
+        quantize=parsed.quantize,
         stages=tuple(dict.fromkeys(stages)),
     )
 
