@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import (
     add_few_steps_arguments,
+    add_quantize_argument,
     add_step_cache_argument,
     positive_int,
     read_few_steps,
@@ -77,6 +78,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
+    add_quantize_argument(parser)
     parser.add_argument(
         "--stages", default="all",
         help="what to compile: all, or text, pictures, step, decode joined by ',' "
@@ -195,6 +197,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
         where,
         dtype=str(parse_dtype(parsed.dtype)),
         attention=parsed.attention,
+        quantize=parsed.quantize,
         stages=tuple(dict.fromkeys(stages)),
     )
 

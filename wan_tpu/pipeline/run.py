@@ -319,6 +319,7 @@ def metadata_of(
         "attention": model.denoiser.setting.implementation,
         "vae": vae,
         "dtype": str(jnp.dtype(model.dtype)),
+        "quantize": model.quantize,
         "vae_dtype": str(jnp.dtype(model.vae_dtype)),
         "device_kind": devices.flat[0].device_kind,
         "num_devices": int(devices.size),

@@ -108,6 +108,7 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        quantize: str | None = None,
         embeddings: Sequence[Embedding] = (),
         adapters: Sequence[ChosenAdapter] = (),
         adapter_folder: Path | None = None,
@@ -123,6 +124,7 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            quantize: `int8` for weights and products of the transformers' blocks; None for `dtype`.
             embeddings: words that prompts may hold besides the tokenizer's.
             adapters: of `open_adapters`; added to the transformers' weights, in this order.
             adapter_folder: of those that requests may name; see `wan_tpu.adapters.library`.
@@ -141,6 +143,7 @@ class VideoPipeline:
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            quantize=quantize,
         )
         # What is wrong with them is said before anything compiles.
         parts, added = checked_parts(model, adapters=adapters)
@@ -159,7 +162,8 @@ class VideoPipeline:
         return (
             f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
-            f"VAE {self._executor.vae.name}, {model.dtype}, "
+            f"VAE {self._executor.vae.name}, {model.dtype}"
+            f"{f' and {model.quantize}' if model.quantize else ''}, "
             f"{devices.size} x {devices.flat[0].device_kind}"
         )
 

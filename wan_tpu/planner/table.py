@@ -71,10 +71,12 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "step_plan": job.step_letters,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
+        "quantize": job.quantize,
         "attention": job.attention,
         "chip": {
             "name": chip.name,
             "bf16_flops": chip.bf16_flops,
+            "int8_flops": chip.int8_flops,
             "hbm_bytes": chip.hbm_bytes,
             "hbm_bandwidth": chip.hbm_bandwidth,
             "link_bandwidth": chip.link_bandwidth,
@@ -137,6 +139,7 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
     seconds = plan.seconds
     result |= {
         "flops": facts.costs.total("flops"),
+        "int8_flops": facts.costs.total("int8_flops"),
         "hbm_bytes": facts.costs.total("hbm_bytes"),
         "hbm_bytes_plain_rule": facts.costs.total("plain_bytes"),
         "link_bytes": facts.costs.total("link_bytes"),
@@ -179,7 +182,8 @@ def _title(job: Job) -> str:
     where, geometry = job.where, job.geometry
     return (
         f"{job.description.name}, {geometry.width}x{geometry.height}, {geometry.num_frames} frames "
-        f"({geometry.num_tokens} tokens), {_steps(job)}, {job.dtype}, "
+        f"({geometry.num_tokens} tokens), {_steps(job)}, "
+        f"{job.dtype}{f' and {job.quantize}' if job.quantize else ''}, "
         f"on {where.name}: {where.num_devices} x {where.chip.device_kind}, hosts: {where.num_hosts}"
     )
 
@@ -254,7 +258,8 @@ def _legend(job: Job) -> list[str]:
         "that is computed, padding and repeated branches too",
         "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",
         "the compiler's own count of everything but attention",
-        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
+        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s "
+        f"({chip.int8_flops / 1e12:.0f} of int8), "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
         "direction; rules: wan_tpu/planner/estimate.py",
         f"video s: the stages {', '.join(job.stages)}, as often as a video runs them",
