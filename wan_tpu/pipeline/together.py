@@ -6,7 +6,7 @@ each other: one that is cancelled, or whose numbers go bad, ends alone, and the 
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,34 +18,13 @@ from wan_tpu.pipeline.denoise import pack_numbers
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.latents import make_noises, place_padded, to_tokens
 from wan_tpu.pipeline.load import for_batch
-from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.progress import Calls, Outcome, Progress, Watch
 from wan_tpu.pipeline.run import Run, metadata_of
 from wan_tpu.pipeline.together_stages import TogetherStages
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
 from wan_tpu.text.prompt import tokenize
-
-Outcome = dict[str, Any] | Exception
-"""Of a member: its video's metadata, or why there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """What whoever asks for several videos is called with; a member is its place among them.
-
-    Attributes:
-        on_progress: with the members that have got on, and how far.
-        on_end: with a member and its outcome, as soon as that is known; once for each.
-        on_frames: with a member and frames `[n, height, width, 3]`, uint8, in order; None where
-            nobody wants them.
-        cancelled: asked at every step for the members to be stopped; others may come later.
-    """
-
-    on_progress: Callable[[Sequence[int], Progress], None] = lambda members, progress: None
-    on_end: Callable[[int, Outcome], None] = lambda member, outcome: None
-    on_frames: Callable[[int, np.ndarray], None] | None = None
-    cancelled: Callable[[], Collection[int]] = lambda: ()
 
 
 class Together:
@@ -107,7 +86,7 @@ class Together:
                 ended by then have no outcome.
         """
         try:
-            latents = self._denoise(self._texts())
+            latents = self._latents()
         except Cancelled:
             return  # all of them, and they know
         for member, run in enumerate(self._runs):
@@ -116,8 +95,13 @@ class Together:
 
     def denoise_seconds(self) -> float:
         """Makes all but the frames; returns how long the steps took, compiling left out."""
-        self._denoise(self._texts())
+        self._latents()
         return self._watch.seconds["denoise"]
+
+    def _latents(self) -> np.ndarray:
+        """Of all samples; see `_denoise`."""
+        self._executor.add_adapters(dataclasses.replace(self.first, watch=self._watch))
+        return self._denoise(self._texts())
 
     def _texts(self) -> list[jax.Array]:
         """Embeddings of each member's prompts, `[prompts, 512, text_dim]`."""
@@ -145,12 +129,10 @@ class Together:
             make = self._program(stages.context(batch, first.batch))
             weights = self.model.denoiser.context_weights()
             contexts[component, batch] = make(
-                executor.params_seen_on(self.model, component, weights), filled
+                executor.params_seen_on(first, component, weights), filled
             )
         weights = self.model.denoiser.step_weights()
-        params = {
-            name: executor.params_seen_on(self.model, name, weights) for name in first.components
-        }
+        params = {name: executor.params_seen_on(first, name, weights) for name in first.components}
         whole = named(self.model.mesh)
         numbers = [
             place(pack_numbers(first.schedule, index, step.guidance_scale), whole)
