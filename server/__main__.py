@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from server.environment import describe_settings, unknown_variables
 from server.keys import KeysError, add_key, read_keys, remove_key
 from server.logs import start_logging
-from server.settings import Settings, describe_settings, unknown_variables
+from server.settings import Settings
 from server.signals import Told
 from server.systemd import Notifier
 from wan_tpu.errors import WanTpuError

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -169,8 +170,9 @@ class Service:
         model: str,
         request_digest: str,
         idempotency_key: str | None,
-    ) -> Job:
-        """Takes a job.
+        number: int = 1,
+    ) -> list[Job]:
+        """Takes a job, or several that differ by their seeds: all or none.
 
         Args:
             owner: name of the key that asks.
@@ -180,6 +182,7 @@ class Service:
             model: as clients call it.
             request_digest: of what the client sent, the same for the same fields.
             idempotency_key: the client's.
+            number: of jobs, with the seeds of the request and those after it.
 
         Raises:
             ApiError: the queue is full, the key has as much as it may have, or no work is taken
@@ -189,12 +192,12 @@ class Service:
             message = f"Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
             raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
 
-        def make(newest: str | None) -> Job:
+        def make(newest: str | None) -> list[Job]:
             before = self.repeated(owner, idempotency_key, request_digest)
             if before is not None:
-                return before
-            self.check_open(owner)
-            return Job(
+                return self.board.group_of(before)
+            self.check_open(owner, number)
+            first = Job(
                 id=make_id(newest),
                 owner=owner,
                 model=model,
@@ -205,11 +208,12 @@ class Service:
                 idempotency_key=idempotency_key,
                 request_digest=request_digest,
             )
+            return [first, *_variations(first, number)]
 
         with answered():
-            await self._make_place(owner, idempotency_key)
+            await self._make_place(owner, idempotency_key, number)
             if not media:
-                return await self.board.accept(make)
+                return await self.board.accept_all(make)
             if idempotency_key is None or not self.board.find_idempotent(owner, idempotency_key):
                 self._check_share(owner, media)
             return await self.board.to_the_end(self._accept_with(media, make))
@@ -229,12 +233,14 @@ class Service:
         param = "Idempotency-Key"
         raise ApiError(409, "idempotency_conflict", message, param=param, headers=DO_NOT_RETRY)
 
-    async def _accept_with(self, media: Media, make: Callable[[str | None], Job]) -> Job:
-        """Takes a job whose pictures and clips are on the disk first, and stay as long as it."""
+    async def _accept_with(
+        self, media: Media, make: Callable[[str | None], list[Job]]
+    ) -> list[Job]:
+        """Takes jobs whose pictures and clips are on the disk first, and stay as long as they."""
         try:
             with contextlib.ExitStack() as kept:
                 await asyncio.to_thread(kept.enter_context, self.uploads.keeping(media))
-                return await self.board.accept(make)
+                return await self.board.accept_all(make)
         finally:
             self.uploads.remove(media, self.board.needs)
 
@@ -301,20 +307,25 @@ class Service:
                 await asyncio.to_thread(self.media.remove, job_id)
             await self.board.delete(job_ids)
 
-    async def _make_place(self, owner: str, idempotency_key: str | None) -> None:
+    async def _make_place(self, owner: str, idempotency_key: str | None, number: int) -> None:
         """Forgets the oldest jobs without a video of an owner that has as many as may be kept."""
-        too_many = self.board.kept_of(owner).jobs + 1 - self.settings.finished_share
+        too_many = self.board.kept_of(owner).jobs + number - self.settings.finished_share
         if too_many <= 0:
             return
         if idempotency_key is None or self.board.find_idempotent(owner, idempotency_key) is None:
-            self.check_open(owner)
+            self.check_open(owner, number)
             await self.delete(self.board.oldest_failed(owner, int(too_many)))
 
-    def check_open(self, owner: str) -> None:
-        """Refuses a job that cannot be taken now.
+    def check_open(self, owner: str, number: int = 1) -> None:
+        """Refuses jobs that cannot be taken now.
+
+        Args:
+            owner: who asks.
+            number: of jobs, which are taken together or not at all.
 
         Raises:
-            ApiError: the queue is full, the disk is, or the service ends.
+            ApiError: the queue is full, the disk is, or the service ends; or there will never be
+                room for so many.
         """
         settings, queue = self.settings, self.board.queue
         later = retry_after(self.retry_seconds)
@@ -322,15 +333,21 @@ class Service:
             raise ApiError(503, "draining", "the service is shutting down", headers=later)
         if not self.media.has_room():
             raise ApiError(503, "disk_full", "the server's disk is nearly full", headers=later)
-        if len(queue) >= settings.max_queued_jobs:
-            message = f"the queue is full: {len(queue)} jobs wait"
+        most = min(settings.max_queued_jobs, settings.queue_share)
+        if number > most:
+            message = f"n is {number}, and no more than {most} jobs may wait; ask for fewer"
+            raise ApiError(400, "invalid_value", message, param="n")
+        asked = "" if number == 1 else f", and n asks for {number}"
+        if len(queue) + number > settings.max_queued_jobs:
+            message = f"the queue is full: {len(queue)} jobs wait{asked}"
             raise ApiError(429, "queue_full", message, headers=later)
-        if queue.count(owner) >= settings.queue_share:
-            message = f"{queue.count(owner)} jobs of this key wait, which is as many as may"
+        if queue.count(owner) + number > settings.queue_share:
+            which = "which is as many as may" if number == 1 else f"{settings.queue_share} may"
+            message = f"{queue.count(owner)} jobs of this key wait, {which}{asked}"
             raise ApiError(429, "queue_full", message, headers=later)
         kept = self.board.kept_of(owner)
-        is_full = kept.jobs >= settings.finished_share
-        if is_full and not self.board.oldest_failed(owner, 1):
+        too_many = kept.jobs + number - settings.finished_share
+        if too_many > 0 and len(self.board.oldest_failed(owner, int(too_many))) < too_many:
             message = f"{kept.jobs} finished videos of this key are kept, which is as many as may"
             raise ApiError(429, "quota_exceeded", f"{message}; delete some", headers=later)
         if kept.file_bytes >= settings.kept_bytes_share:
@@ -374,3 +391,14 @@ class Service:
     @property
     def _grace(self) -> float:
         return self.settings.drain_seconds
+
+
+def _variations(first: Job, number: int) -> list[Job]:
+    """The jobs after the first one of a request, whose ids and seeds follow it."""
+    found, newest = [], first.id
+    for step in range(1, number):
+        newest = make_id(newest)
+        request = dataclasses.replace(first.request, seed=first.request.seed + step)
+        changes = {"id": newest, "request": request, "first_id": first.id, "idempotency_key": None}
+        found.append(dataclasses.replace(first, **changes))
+    return found

@@ -5,7 +5,6 @@ import ipaddress
 import math
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -112,6 +111,10 @@ class Settings(BaseSettings):
         pattern=r"^[\w.:@/+-]{1,128}$",
         description="what clients call the model; default its own name, or its folder's",
     )
+    adapters: pathlib.Path | None = Field(
+        default=None,
+        description="folder of adapters that requests may name; what is put there is there at once",
+    )
     variant: str | None = Field(
         default=None, description="of the weights' files, as diffusers names them, for example fp16"
     )
@@ -199,6 +202,12 @@ class Settings(BaseSettings):
         default=3,
         ge=1,
         description="failures of the engine in a row after which it has to prove itself",
+    )
+
+    batch: int = Field(default=1, ge=1, le=8, description="jobs made together, where it is faster")
+    batch_wait_seconds: float = Field(default=0, ge=0, description="to wait for others like a job")
+    batch_delay_seconds: float = Field(
+        default=10, ge=0, description="that the steps of a job may take longer for others' sake"
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
@@ -315,6 +324,7 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             quantize=self.quantize,
             host_devices=self.host_devices,
+            adapter_folder=self.adapters,
         )
 
     @functools.cached_property
@@ -388,19 +398,3 @@ def parse_warm_up(text: str) -> tuple[int, int, int]:
             f"a size to warm up is WIDTHxHEIGHTxFRAMES, for example 832x480x81, got {text!r}"
         )
     return *parse_size(match[1]), int(match[2])
-
-
-def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """Variables with our prefix that mean nothing here: most likely misspelt."""
-    known = {f"WAN_TPU_{name}".upper() for name in Settings.model_fields}
-    ours = (name for name in environment if name.upper().startswith("WAN_TPU_"))
-    return sorted(name for name in ours if name.upper() not in known)
-
-
-def describe_settings() -> str:
-    """Every variable with its default and meaning, one per line."""
-    lines = []
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f" (default {field.default})"
-        lines.append(f"  WAN_TPU_{name.upper():<34}{field.description}{default}")
-    return "\n".join(lines)

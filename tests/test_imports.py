@@ -12,7 +12,17 @@ import wan_tpu
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
-    {"errors", "family", "fast", "geometry", "media", "request", "json_lines", "multihost"},
+    {
+        "errors",
+        "family",
+        "fast",
+        "geometry",
+        "media",
+        "request",
+        "json_lines",
+        "multihost",
+        "step_cache",
+    },
     {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "int8", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
@@ -79,7 +89,7 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"files"},
+    {"environment", "files"},
     {"engine"},
     {"jobs"},
     {"answered"},

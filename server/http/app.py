@@ -42,7 +42,7 @@ def make_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), app.state.model.adapters.watched():
             yield
 
     app = FastAPI(

@@ -1,18 +1,53 @@
 """What the routes that make videos take in their bodies, as types that check and document it."""
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from server.http import reference
+from server.http.lists import LORA_EXPECTED, SIGMAS_EXPECTED, read_lora, read_sigmas
 from server.http.schemas import VIDEO_ID, Number, Whole
-from wan_tpu.request import MAX_SEED
+from wan_tpu.request import MAX_SEED, MOST_STEPS
 
 SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
 """Text that is surely seconds; what else reads as a number is taken, too."""
 
+MOST_VARIATIONS = 10
+"""`n`, at most: as OpenAI's image API has it."""
+
+_STEP_CACHE = r"^[a-z]+(:[0-9]+(\.[0-9]+)?)*$"
+"""A name and numbers: no file of the server can be named."""
+
+_NAME = r"^[A-Za-z0-9_.:-]{1,64}$"
+_LORA_OBJECT = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "strength": {"type": "number", "default": 1, "minimum": -100, "maximum": 100},
+        "expert": {"enum": ["high", "low", None]},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
 _DATA_URL = {"type": "string", "pattern": "^(data:[^,]*;base64,.*)?$"}
+
+
+def _read_fast(value: object) -> object:
+    """A form has `true` as text."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "": None}.get(value, value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(_NAME, value):
+        return value
+    raise ValueError("neither a truth nor a name")
+
+
+def _read_empty(value: object) -> object:
+    """Of a form, an input that nobody filled in."""
+    return None if value == "" else value
 
 
 def _file_field(description: str, *, takes_id: bool = False, is_needed: bool = False) -> Any:
@@ -36,11 +71,16 @@ class Making(BaseModel):
 
     Attributes:
         FILES: fields that take a picture or clip, and whether also a video by its id.
+        NESTED: which brackets may be open inside of the others, within them.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     FILES: ClassVar[dict[str, bool]] = {}
+    NESTED: ClassVar[dict[str, frozenset[str]]] = {
+        "sigmas": frozenset({"["}),
+        "lora": frozenset({"[", "[{", "{"}),
+    }
 
     prompt: str = Field(
         min_length=1,
@@ -100,8 +140,55 @@ class Making(BaseModel):
         le=MAX_SEED,
         description="of the noise; chosen and reported when left out, null or -1",
     )
-    scheduler: Literal["unipc", "euler"] | None = Field(
-        default=None, description="`unipc` or `euler`"
+    scheduler: Literal["unipc", "euler", "renoise"] | None = Field(
+        default=None, description="`unipc` or `euler`; with `sigmas` `euler` or `renoise`"
+    )
+    sigmas: Annotated[tuple[float, ...] | None, BeforeValidator(read_sigmas)] = Field(
+        default=None,
+        description="the noise level of each step, falling from at most 1, as a list or text; "
+        "instead of `num_inference_steps` and `flow_shift`",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}, "maxItems": MOST_STEPS},
+                {"type": "string", "pattern": "^[0-9.,]*$"},
+                {"type": "null"},
+            ]
+        },
+    )
+    fast: Annotated[bool | str | None, BeforeValidator(_read_fast)] = Field(
+        default=None,
+        description="the few steps that the model or its adapters were distilled to: true, or the "
+        "name of one of the model's `presets`; it decides steps, sigmas, scheduler and guidance",
+        json_schema_extra={
+            "anyOf": [{"type": "boolean"}, {"type": "string", "pattern": _NAME}, {"type": "null"}]
+        },
+    )
+    step_cache: Annotated[str | None, BeforeValidator(_read_empty)] = Field(
+        default=None,
+        pattern=_STEP_CACHE,
+        max_length=64,
+        description="what is reused between steps, for example `magcache:0.12`; every step is "
+        "computed when left out",
+    )
+    lora: Annotated[tuple[str, ...] | None, BeforeValidator(read_lora)] = Field(
+        default=None,
+        description="adapters of the model, of the names that `GET /v1/models` lists, in the order "
+        "in which they are added: objects, or text `NAME[:STRENGTH][@high|@low]`, several joined "
+        "by commas",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"anyOf": [_LORA_OBJECT, {"type": "string"}]}},
+                _LORA_OBJECT,
+                {"type": "string"},
+                {"type": "null"},
+            ]
+        },
+    )
+    n: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_VARIATIONS,
+        description="so many jobs, with the seeds `seed`, `seed + 1`, ...",
     )
 
     @field_validator("size", mode="after")
@@ -115,6 +202,12 @@ class Making(BaseModel):
     def _choose_seed(cls, seed: int | None) -> int | None:
         """Other programs write -1 for any seed."""
         return None if seed == -1 else seed
+
+    @field_validator("n", mode="after")
+    @classmethod
+    def _one_is_usual(cls, n: int | None) -> int | None:
+        """Said or not, so that a repetition is known for one."""
+        return None if n == 1 else n
 
 
 class VideoCreate(Making):
@@ -175,7 +268,12 @@ EXPECTED = {
     "flow_shift": "a number between 0.001 and 100",
     "strength": "a number above 0 and at most 1",
     "seed": f"a whole number between 0 and {MAX_SEED}, or -1 for any",
-    "scheduler": "unipc or euler",
+    "scheduler": "unipc, euler or renoise",
+    "sigmas": SIGMAS_EXPECTED,
+    "fast": "true, false or the name of a preset",
+    "step_cache": "the name of a cache and its number, for example magcache:0.12",
+    "lora": LORA_EXPECTED,
+    "n": f"a whole number between 1 and {MOST_VARIATIONS}",
     "input_reference": reference.EXPECTED,
     "last_image": reference.EXPECTED,
     "video": reference.EXPECTED_VIDEO,

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from server.errors import ApiError
 from server.http.answers import unknown_field
 from server.http.bodies import EXPECTED, Making
+from server.http.lists import MOST_CHARACTERS
 
 MAX_FIELDS = 64
 
@@ -45,31 +46,69 @@ def parse_json(body: bytes, kind: type[Making]) -> dict[str, Any]:
 
 
 def check_flat(body: bytes, kind: type[Making]) -> None:
-    """Refuses what is not one object of a few texts, numbers and nulls, before it is parsed.
+    """Refuses what is not one object of texts, numbers and nulls, before it is parsed.
+
+    But of the fields that hold more: a file in an object, a list of numbers or of adapters.
 
     Raises:
         ApiError: it is something else; names the field that is to blame.
     """
-    depth, texts, name, field = 0, 0, b'""', ""
-    for token in tokens_of(body):
+    texts, name, field, begin = 0, b'""', "", 0
+    opened: list[str] = []
+    for start, end in _spans_of(body):
+        token = body[start:end]
         if token.startswith(b'"'):
-            name, texts = token, texts + 1
+            texts += 1
+            name = name if len(opened) > 1 else token
             if texts > 2 * MAX_FIELDS:
                 message = f"the body has more than {MAX_FIELDS} fields"
                 raise ApiError(400, "invalid_json", message)
-        elif token in b"[{":
-            if depth > 1:
-                message = f"{field} must be {EXPECTED[field]}, got lists or objects in an object"
-                raise ApiError(400, "invalid_value", message, param=field)
-            field = next((each for each in kind.FILES if name == b'"%s"' % each.encode()), "")
-            if depth and not (field and token == b"{"):
-                raise _nested(name, "a list" if token == b"[" else "an object", kind)
-            if token == b"[":
-                message = 'the body must be a JSON object, {"prompt": "..."}, got a list'
-                raise ApiError(400, "invalid_json", message)
-            depth += 1
-        elif depth > 1:
-            depth -= 1
+            continue
+        if len(opened) > 1:
+            _check_length(field, end - begin, kind)
+        if token in b"[{":
+            if len(opened) == 1:
+                field, begin = _field_named(name, kind), start
+            opened.append(token.decode())
+            _check_nesting("".join(opened), field, name, kind)
+        elif len(opened) > 1:
+            opened.pop()
+    if len(opened) > 1:
+        _check_length(field, len(body) - begin, kind)
+
+
+def _field_named(name: bytes, kind: type[Making]) -> str:
+    """The field of this name, if it holds lists or objects."""
+    return next((f for f in (*kind.FILES, *kind.NESTED) if name == b'"%s"' % f.encode()), "")
+
+
+def _check_nesting(opened: str, field: str, name: bytes, kind: type[Making]) -> None:
+    """Refuses a bracket where none may be.
+
+    Args:
+        opened: all that are open, with this one.
+        field: that holds it, of those that hold lists or objects.
+        name: as the body writes the field.
+        kind: of the body.
+    """
+    what = "a list" if opened[-1] == "[" else "an object"
+    if opened == "[":
+        message = 'the body must be a JSON object, {"prompt": "..."}, got a list'
+        raise ApiError(400, "invalid_json", message)
+    if opened == "{" or opened[1:] in kind.NESTED.get(field, ("{",) if field else ()):
+        return
+    if len(opened) == 2:
+        raise _nested(name, what, kind)
+    inside = "a list" if opened[-2] == "[" else "an object"
+    message = f"{field} must be {EXPECTED[field]}, got {what} in {inside}"
+    raise ApiError(400, "invalid_value", message, param=field)
+
+
+def _check_length(field: str, length: int, kind: type[Making]) -> None:
+    """Refuses a list of more bytes than any that has a meaning; a file in an object may be long."""
+    if field in kind.NESTED and length > MOST_CHARACTERS:
+        message = f"{field} has {length} bytes, at most {MOST_CHARACTERS} are taken"
+        raise ApiError(400, "invalid_value", message, param=field)
 
 
 def tokens_of(body: bytes) -> Iterator[bytes]:
@@ -78,12 +117,16 @@ def tokens_of(body: bytes) -> Iterator[bytes]:
     Of a text no more than its beginning. Most of a body may be one text, a picture in base64: the
     way through it is `bytes.find`'s, since a regular expression would hold all other threads up.
     """
+    return (body[start:end] for start, end in _spans_of(body))
+
+
+def _spans_of(body: bytes) -> Iterator[tuple[int, int]]:
     at = 0
     while (match := _QUOTE_OR_BRACKET.search(body, at)) is not None:
         start, at = match.span()
         if match[0] == b'"':
             at = _end_of_text(body, at)
-        yield body[start : min(at, start + SHOWN_BYTES)]
+        yield start, min(at, start + SHOWN_BYTES)
 
 
 def _end_of_text(body: bytes, at: int) -> int:

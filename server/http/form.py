@@ -11,9 +11,14 @@ from starlette.exceptions import HTTPException
 from server.errors import ApiError
 from server.http.bodies import Making
 from server.http.flat_json import MAX_FIELDS
+from server.http.lists import objects_of
 
 _INSIDE = re.compile(r"(\w+)\[(\w*)\]")
 """How OpenAI's clients write a field of an object: `input_reference[image_url]`."""
+
+_IN_LIST = re.compile(r"(\w+)(?:\[\])?(?:\[(\w+)\])?")
+"""How they write a part of a list, or of an object in one: `sigmas[]`, `lora[][name]`; a field that
+is there several times is one, too."""
 
 
 async def read_form(request: Request, kind: type[Making], *, max_text_bytes: int) -> dict[str, Any]:
@@ -47,6 +52,8 @@ async def read_form(request: Request, kind: type[Making], *, max_text_bytes: int
 
 async def _fields_of(form: FormData, kind: type[Making]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    lists: dict[str, list[Any]] = {}
+    columns: dict[str, dict[str, list[str]]] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if not value.filename and not value.size:
@@ -56,6 +63,12 @@ async def _fields_of(form: FormData, kind: type[Making]) -> dict[str, Any]:
                 message = f"{name} is a file, and the fields that take one are: {known}"
                 raise ApiError(400, "unknown_field", message, param=name)
             value = await value.read()
+        elif (part := _IN_LIST.fullmatch(name)) is not None and part[1] in kind.NESTED:
+            if part[2] is None:
+                lists.setdefault(part[1], []).append(value)
+            else:
+                columns.setdefault(part[1], {}).setdefault(part[2], []).append(value)
+            continue
         inside = _INSIDE.fullmatch(name)
         if inside is not None and inside[1] in kind.FILES:
             within = fields.setdefault(inside[1], {})
@@ -66,7 +79,28 @@ async def _fields_of(form: FormData, kind: type[Making]) -> dict[str, Any]:
         if name in fields:
             raise ApiError(400, "invalid_value", f"{name} is there more than once", param=name)
         fields[name] = value
-    return fields
+    return fields | _lists_of(lists, columns)
+
+
+def _lists_of(
+    lists: dict[str, list[Any]], columns: dict[str, dict[str, list[str]]]
+) -> dict[str, Any]:
+    """The fields that came in parts; one part alone is what it says, for it may be all.
+
+    Raises:
+        ApiError: it cannot be told what belongs together.
+    """
+    for name, keys in columns.items():
+        try:
+            lists.setdefault(name, []).extend(objects_of(keys))
+        except ValueError:
+            message = (
+                f"not every object of {name} has the same keys in this form, so that nobody knows "
+                f"what belongs together; send {name} as text, for example a.safetensors:0.8,"
+                "b.safetensors, or as one text of JSON"
+            )
+            raise ApiError(400, "invalid_value", message, param=name) from None
+    return {name: list_[0] if len(list_) == 1 else list_ for name, list_ in lists.items()}
 
 
 def _check_text(content_type: str, body: bytes, files: list[bytes]) -> None:

@@ -1,10 +1,14 @@
 """A model as `GET /v1/models` shows it."""
 
-from server.http.schemas import Model, ModelDefaults, ModelLimits
+import dataclasses
+
+from server.http.bodies import MOST_VARIATIONS
+from server.http.schemas import Adapter, Model, ModelDefaults, ModelLimits, Preset
 from server.http.served_model import ServedModel
 from server.jobs.video_object import format_seconds
 from wan_tpu.checkpoints.known import EMBEDDED
 from wan_tpu.media import ROLES
+from wan_tpu.pipeline.fast import embedded_adapters, own_presets, presets_of
 from wan_tpu.request import SCHEDULERS
 
 OWNER = "wan-tpu"
@@ -23,7 +27,7 @@ WAN_PROMPTS = (
 
 
 def model_object(model: ServedModel, created: int) -> Model:
-    """The model, its defaults and limits, and what it takes.
+    """The model, its defaults and limits, and what it takes; reads the folder of adapters.
 
     Args:
         model: that is served.
@@ -56,9 +60,25 @@ def model_object(model: ServedModel, created: int) -> Model:
             max_num_inference_steps=MAX_STEPS,
             max_work=model.max_work,
             max_upload_bytes=model.max_upload_bytes,
+            max_n=MOST_VARIATIONS,
         ),
         inputs=[[role for role in ROLES if role in roles] for roles in kind.inputs],  # pyright: ignore[reportArgumentType] - the model checks it
         sizes=list(model.warm_sizes),
         schedulers=list(SCHEDULERS),
+        experts=len(kind.experts),
+        adapters=[Adapter(**dataclasses.asdict(each)) for each in model.adapters.look()],
+        presets=_presets(model),
         example_prompts=list(TINY_PROMPTS if model.description.name in EMBEDDED else WAN_PROMPTS),
     )
+
+
+def _presets(model: ServedModel) -> list[Preset]:
+    own = own_presets(model.description)
+    return [
+        Preset(
+            **preset.to_json(),
+            own=preset in own,
+            needs_lora=bool(preset.adapters) and not embedded_adapters(preset),
+        )
+        for preset in presets_of(model.description)
+    ]

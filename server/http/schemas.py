@@ -79,6 +79,14 @@ class Video(BaseModel):
     seconds_left: float | None
 
 
+class VideoCreated(Video):
+    """The first job that a request asked for, and with `n` all of them."""
+
+    videos: list[Video] | None = Field(
+        default=None, description="where `n` is more than 1: all of them, the first one, too"
+    )
+
+
 class VideoList(BaseModel):
     """One page of jobs."""
 
@@ -125,6 +133,33 @@ class ModelLimits(BaseModel):
     max_num_inference_steps: int
     max_work: int
     max_upload_bytes: int
+    max_n: int
+
+
+class Adapter(BaseModel):
+    """An adapter of the server's folder, that a request may name in `lora`."""
+
+    name: str
+    summary: str = Field(description="rank, how much it changes, style and size")
+    description: str | None = Field(description="what its file says")
+    trigger: str | None = Field(description="words that a prompt needs for it, if its file says so")
+    expert: Literal["high", "low"] | None = Field(description="of a model of two, if it is for one")
+    fault: str | None = Field(description="why it cannot be used; null for one that can")
+
+
+class Preset(BaseModel):
+    """Few steps that a request may name in `fast`."""
+
+    name: str
+    label: str
+    sigmas: list[float]
+    timesteps: list[float]
+    update: str
+    guidance_scale: float
+    adapters: list[str] = Field(description="files that make the model so fast")
+    source: str
+    own: bool = Field(description="whether `fast: true` may take it, the first of these")
+    needs_lora: bool = Field(description="whether a request must name the adapters")
 
 
 class Model(BaseModel):
@@ -142,6 +177,9 @@ class Model(BaseModel):
     )
     sizes: list[str] = Field(description="compiled at start, so without waiting")
     schedulers: list[str]
+    experts: int = Field(description="transformers: 1, or 2 that take turns")
+    adapters: list[Adapter]
+    presets: list[Preset]
     example_prompts: list[str]
 
 

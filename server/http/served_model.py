@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Set
 
 from server.engine.samples import sample_requests
 from server.errors import ApiError, shown
+from server.http.blame import refused
 from server.http.bodies import Making
 from server.http.reference import Reference
+from server.http.served_adapters import ServedAdapters
 from server.jobs.estimate import work_of
 from server.settings import Settings, parse_warm_up
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
@@ -19,7 +21,8 @@ from wan_tpu.image.picture import read_picture
 from wan_tpu.image.video import video_info
 from wan_tpu.media import ROLES, Media
 from wan_tpu.pipeline.check import check_request, compression_of
-from wan_tpu.request import VideoRequest, make_request
+from wan_tpu.pipeline.fast import embedded_adapters, find_preset
+from wan_tpu.request import MAX_SEED, VideoRequest, make_request
 from wan_tpu.text.prompt import check_prompt
 
 LARGEST_CHOSEN_SEED = 2**31 - 1
@@ -39,6 +42,7 @@ class ServedModel:
         max_prompt_characters: of a prompt, and of a negative prompt.
         warm_sizes: `WxH` that are compiled at start.
         max_upload_bytes: of a picture or clip.
+        adapters: that requests may name.
     """
 
     id: str
@@ -47,6 +51,7 @@ class ServedModel:
     max_prompt_characters: int
     warm_sizes: tuple[str, ...]
     max_upload_bytes: int
+    adapters: ServedAdapters
 
     @property
     def compression(self) -> Compression:
@@ -68,7 +73,7 @@ class ServedModel:
         )
 
     def request(self, body: Making, references: Iterable[Reference] = ()) -> VideoRequest:
-        """The complete request of what a client sent; slow where there is a picture or clip.
+        """The complete request of what a client sent; slow where there is a file or an adapter.
 
         Args:
             body: the fields.
@@ -95,24 +100,49 @@ class ServedModel:
         self._check_meaning(body, by_role.keys())
         has_own_length = "video" in by_role
         field, num_frames = self._num_frames(body, has_own_length=has_own_length)
-        request = make_request(
-            body.prompt,
-            negative_prompt=body.negative_prompt,
+        request = self._make(
+            body,
             size=self._size(body, has_own_size=bool(by_role)),
-            frames=num_frames,
-            fps=body.fps,
-            steps=body.num_inference_steps,
-            guidance_scale=body.guidance_scale,
-            guidance_scale_2=body.guidance_scale_2,
-            flow_shift=body.flow_shift,
-            scheduler=body.scheduler,
-            strength=body.strength,
-            seed=secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if body.seed is None else body.seed,
-            **{role: each.digest for role, each in by_role.items()},
+            num_frames=num_frames,
+            digests={role: each.digest for role, each in by_role.items()},
         )
         complete = self._check(field, request, by_role)
+        self._check_adapters(complete)
         self._check_work(complete, body)
         return complete
+
+    def _make(
+        self,
+        body: Making,
+        *,
+        size: tuple[int, int] | None,
+        num_frames: int | None,
+        digests: Mapping[str, str],
+    ) -> VideoRequest:
+        """What the client wrote, with a seed."""
+        seed = secrets.randbelow(LARGEST_CHOSEN_SEED + 1) if body.seed is None else body.seed
+        try:
+            return make_request(
+                body.prompt,
+                negative_prompt=body.negative_prompt,
+                size=size,
+                frames=num_frames,
+                fps=body.fps,
+                steps=body.num_inference_steps,
+                guidance_scale=body.guidance_scale,
+                guidance_scale_2=body.guidance_scale_2,
+                flow_shift=body.flow_shift,
+                scheduler=body.scheduler,
+                strength=body.strength,
+                seed=seed,
+                sigmas=body.sigmas,
+                fast=body.fast or None,
+                adapters=body.lora or (),
+                step_cache=body.step_cache,
+                **digests,
+            )
+        except InputError as error:
+            raise refused(error) from None
 
     def check_inputs(self, given: Mapping[str, str], why: str = "") -> None:
         """Refuses pictures and clips that the model does not take, or the lack of those it needs.
@@ -153,6 +183,9 @@ class ServedModel:
         if body.strength is not None and "video" not in given:
             message = "strength says how much of a video is replaced, and no video is given"
             raise ApiError(400, "invalid_value", message, param="strength")
+        if body.n is not None and body.seed is not None and body.seed + body.n - 1 > MAX_SEED:
+            message = f"seed {body.seed} and {body.n - 1} after it go beyond {MAX_SEED}"
+            raise ApiError(400, "invalid_value", message, param="seed")
         experts = len(self.description.kind.experts)
         if body.guidance_scale_2 is not None and experts < 2:
             message = (
@@ -210,8 +243,18 @@ class ServedModel:
             ) from None
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
-        except InputError as error:  # what is left: a strength that leaves no step to run
-            raise ApiError(400, "invalid_value", str(error), param="strength") from None
+        except InputError as error:  # a strength that leaves no step to run, a preset, a cache
+            raise refused(error, otherwise=self._blamed(request)) from None
+
+    def _blamed(self, request: VideoRequest) -> str:
+        """`step_cache` where the request can be made without one, else `fast`."""
+        if request.step_cache is None:
+            return "fast"
+        try:
+            check_request(self.description, dataclasses.replace(request, step_cache=None))
+        except InputError:
+            return "fast"
+        return "step_cache"
 
     def _blamed_for_geometry(self, request: VideoRequest, field: str) -> str:
         """`size` where the model cannot make one frame of it, else the field of its frames."""
@@ -222,6 +265,18 @@ class ServedModel:
         except InputError:  # said when it is checked whole
             pass
         return field
+
+    def _check_adapters(self, request: VideoRequest) -> None:
+        """Refuses adapters that are not there, and a preset that lacks its own."""
+        self.adapters.check(request.adapters)
+        preset = find_preset(self.description, request.fast)
+        if preset is None or request.adapters or embedded_adapters(preset):
+            return
+        try:
+            preset.check_adapters((), self.description.kind, self.id)
+        except InputError as error:
+            message = str(error).replace("by --lora", "by lora")
+            raise ApiError(400, "missing_field", message, param="lora") from None
 
     def _check_work(self, request: VideoRequest, body: Making) -> None:
         work = work_of(request)
@@ -247,6 +302,7 @@ class ServedModel:
             "num_frames": frames,
             "seconds": frames,
             "num_inference_steps": request.num_steps / defaults.num_inference_steps,
+            "sigmas": request.num_steps / defaults.num_inference_steps,
         }
         sent = body.model_dump(exclude_none=True)
         return max((name for name in times if name in sent), key=times.__getitem__, default=None)
@@ -292,6 +348,7 @@ def serve_model(settings: Settings) -> ServedModel:
         max_prompt_characters=settings.max_prompt_characters,
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
         max_upload_bytes=settings.max_upload_bytes,
+        adapters=ServedAdapters(settings.adapters, description),
     )
 
 

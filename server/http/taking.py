@@ -12,7 +12,7 @@ from server.http.bodies import Making
 from server.http.dependencies import ModelDependency, Owner, ServiceDependency
 from server.http.intake import Sent, digest
 from server.http.reference import Reference
-from server.http.schemas import Video
+from server.http.schemas import Video, VideoCreated
 from server.http.served_model import ServedModel
 from server.jobs.job import Extended, Job
 from server.service import Service
@@ -80,7 +80,7 @@ class Taking:
 
     async def complete(self, body: Making, references: Mapping[str, Reference]) -> VideoRequest:
         """The complete request of a body; see `ServedModel.request`."""
-        if not references:
+        if not references and body.lora is None:
             return self.model.request(body)
         return await self.decoded(self.model.request, body, references.values())
 
@@ -92,9 +92,9 @@ class Taking:
         *context: str,
         source_id: str | None = None,
         extended: Extended | None = None,
-    ) -> Video:
-        """Takes the job; arguments as of `Service.accept` and `repeated`."""
-        job = await self.service.accept(
+    ) -> VideoCreated:
+        """Takes the job or jobs; arguments as of `Service.accept` and `repeated`."""
+        jobs = await self.service.accept(
             self.owner,
             request,
             media=media,
@@ -103,13 +103,22 @@ class Taking:
             model=self.model.id,
             request_digest=digest(sent, *context),
             idempotency_key=self._idempotency_key,
+            number=sent.body.n or 1,
         )
-        logger.info("job accepted", extra={"job": job.id, "owner": self.owner})
-        return self.answer(job)
+        for job in jobs:
+            logger.info("job accepted", extra={"job": job.id, "owner": self.owner})
+        return self._answer(jobs)
 
-    def answer(self, job: Job) -> Video:
-        """The job's object."""
-        return video_answer(self.service, job.id)
+    def answer(self, first: Job) -> VideoCreated:
+        """The job's object, and those of the others that its request asked for."""
+        return self._answer(self.service.board.group_of(first))
+
+    def _answer(self, jobs: list[Job]) -> VideoCreated:
+        bodies = [self.service.board.body(job.id) for job in jobs]
+        body = bodies[0]
+        if len(bodies) > 1:
+            body = body.removesuffix(b"}") + b',"videos":[%s]}' % b",".join(bodies)
+        return ready_json(body, _poll_headers(self.service))
 
 
 TakingDependency = Annotated[Taking, Depends()]
@@ -117,8 +126,11 @@ TakingDependency = Annotated[Taking, Depends()]
 
 def video_answer(service: Service, job_id: str) -> Video:
     """A job's object."""
-    headers = {"openai-poll-after-ms": str(service.settings.poll_after_ms)}
-    return ready_json(service.board.body(job_id), headers)
+    return ready_json(service.board.body(job_id), _poll_headers(service))
+
+
+def _poll_headers(service: Service) -> dict[str, str]:
+    return {"openai-poll-after-ms": str(service.settings.poll_after_ms)}
 
 
 def ready_json(body: bytes, headers: dict[str, str] | None = None) -> Any:

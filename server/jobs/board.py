@@ -116,6 +116,10 @@ class Board:
         """The job that was accepted with this idempotency key."""
         return self._shelf.find_idempotent(owner, key)
 
+    def group_of(self, first: Job) -> list[Job]:
+        """A job and those that the same request asked for; see `Shelf.group_of`."""
+        return self._shelf.group_of(first)
+
     def page(
         self, owner: str, *, after: str | None, limit: int, newest_first: bool
     ) -> tuple[list[str], bool]:
@@ -201,7 +205,18 @@ class Board:
         Raises:
             StoreUnavailable: it is not taken, now or later.
         """
-        return await self.to_the_end(self._accept(make_job))
+        return (await self.accept_all(lambda newest: [make_job(newest)]))[0]
+
+    async def accept_all(self, make_jobs: Callable[[str | None], list[Job]]) -> list[Job]:
+        """Takes several new jobs, all or none; only the first may have an idempotency key.
+
+        Args:
+            make_jobs: makes them, each with the id of the first; see `accept`.
+
+        Raises:
+            StoreUnavailable: none is taken, now or later.
+        """
+        return await self.to_the_end(self._accept(make_jobs))
 
     async def claim(self, job_id: str) -> Job | None:
         """Starts a queued job; None if it is not there any more."""
@@ -285,39 +300,40 @@ class Board:
             await asyncio.wait(self._operations)
         await self._calls.close()
 
-    async def _accept(self, make_job: Callable[[str | None], Job]) -> Job:
+    async def _accept(self, make_jobs: Callable[[str | None], list[Job]]) -> list[Job]:
         async with self._writing:
-            job = make_job(self._shelf.newest)
-            if job.id in self._shelf.entries:
-                return job
+            jobs = make_jobs(self._shelf.newest)
+            if jobs[0].id in self._shelf.entries:
+                return jobs
             self._calls.require()
             try:
-                await self._insert(job)
+                await self._insert(jobs)
             except StoreRefused:
-                await self._learn_of_row(job)
-                return make_job(self._shelf.newest)  # it answers for the one that is there
+                await self._learn_of_row(jobs[0])
+                return make_jobs(self._shelf.newest)  # it answers for those that are there
             except StoreUnavailable:
-                if not await self._was_inserted(job):
+                if not await self._were_inserted(jobs):
                     raise
-            self._add(job)
+            for job in jobs:
+                self._add(job)
             self._notify(queue=True)
-            return job
+            return jobs
 
-    async def _insert(self, job: Job) -> None:
+    async def _insert(self, jobs: list[Job]) -> None:
         try:
-            await self._calls.call(self._store.insert, job)
+            await self._calls.call(self._store.insert, *jobs)
         except StoreRefused:
             if not await self._was_older():  # where a deleted job may have its idempotency key
                 raise
-            await self._calls.call(self._store.insert, job)
+            await self._calls.call(self._store.insert, *jobs)
 
-    async def _was_inserted(self, job: Job) -> bool:
+    async def _were_inserted(self, jobs: list[Job]) -> bool:
         """What became of an insertion that gave no answer."""
         try:
-            return await self._calls.call(self._store.find, job.id) is not None
+            return await self._calls.call(self._store.find, jobs[0].id) is not None
         except StoreUnavailable as error:
-            # Nobody is told that it is accepted; if it is there later, it goes.
-            self._doubtful[job.id] = job
+            # Nobody is told that they are accepted; if they are there later, they go.
+            self._doubtful |= {job.id: job for job in jobs}
             self._calls.note(error)
             raise
 
@@ -344,7 +360,7 @@ class Board:
             if not await self._move(entry, entry.job.started()):
                 return None
             self.queue.served(entry.job.owner, work_of(entry.job.request))
-            self._forecast.running = job_id
+            self._forecast.running.add(job_id)
             return entry.job
 
     async def _cancel(self, job_id: str) -> Job | None:
@@ -499,9 +515,10 @@ class Board:
 
     def _learn(self, job: Job) -> None:
         """Takes a finished job's seconds into account."""
-        seconds = (job.metadata or {}).get("seconds")
+        metadata = job.metadata or {}
+        seconds, count = metadata.get("seconds"), metadata.get("made_together")
         if job.state == State.COMPLETED and isinstance(seconds, dict):
-            self.durations.observe(job.request, seconds)
+            self.durations.observe(job.request, seconds, count if isinstance(count, int) else 1)
 
     def _notify(self, *, queue: bool) -> None:
         """Wakes those who wait for a change; when the queue moved, its jobs end at other times."""

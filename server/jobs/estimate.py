@@ -11,6 +11,9 @@ from wan_tpu.request import VideoRequest
 WEIGHT_OF_NEW = 0.3
 """Of the latest job in the running average: a few jobs settle it, one odd job does not move it."""
 
+MOST_CACHES = 32
+"""Settings of step caches that are told apart, those seen last."""
+
 DENOISE_FROM, DECODE_FROM, ALMOST = 2, 90, 99
 """Percent at which denoising and decoding begin, and the most before the files are in place."""
 
@@ -35,22 +38,44 @@ class Running:
 
 
 class Durations:
-    """Seconds that each stage takes per unit of work, learned from finished jobs."""
+    """Seconds that each stage takes per unit of work, learned from finished jobs.
+
+    A step cache leaves out a share of the work that its settings do not tell: what it takes is
+    learned by itself.
+    """
 
     def __init__(self) -> None:
-        self._denoise: float | None = None  # seconds per pixel, frame and step
+        # Seconds per pixel, frame and evaluation, by step cache; "" for none.
+        self._denoise: dict[str, float] = {}
         self._decode: float | None = None  # seconds per pixel and frame
 
-    def observe(self, request: VideoRequest, seconds: dict[str, Any]) -> None:
-        """Learns from a finished job's seconds by stage."""
-        self._denoise = _average(self._denoise, seconds.get("denoise"), work_of(request))
+    def observe(
+        self, request: VideoRequest, seconds: dict[str, Any], made_together: int = 1
+    ) -> None:
+        """Learns from a finished job's seconds by stage.
+
+        Args:
+            request: of the job.
+            seconds: by stage; those of the steps are of all jobs that were made with it.
+            made_together: how many those were.
+        """
+        cache = request.step_cache or ""
+        before = self._denoise.pop(cache, None)
+        work = evaluated(request) * max(made_together, 1)
+        rate = _average(before, seconds.get("denoise"), work)
+        if rate is not None:
+            self._denoise[cache] = rate  # behind the others: seen last
+        if len(self._denoise) > MOST_CACHES:
+            del self._denoise[next(each for each in self._denoise if each)]
         self._decode = _average(self._decode, seconds.get("decode"), volume_of(request))
 
     def total(self, request: VideoRequest) -> float | None:
         """Seconds that a whole job takes."""
-        if self._denoise is None or self._decode is None:
+        # Of a cache that is new here, no more than without one.
+        rate = self._denoise.get(request.step_cache or "", self._denoise.get(""))
+        if rate is None or self._decode is None:
             return None
-        return self._denoise * work_of(request) + self._decode * volume_of(request)
+        return rate * evaluated(request) + self._decode * volume_of(request)
 
     def running(self, job: Job, progress: Progress, before: Running | None) -> Running:
         """Where a job is that reported `progress`."""
@@ -89,6 +114,12 @@ def volume_of(request: VideoRequest) -> int:
 def work_of(request: VideoRequest) -> int:
     """Pixels x frames x steps of a complete request: those that run."""
     return volume_of(request) * request.num_steps
+
+
+def evaluated(request: VideoRequest) -> int:
+    """Pixels x frames x evaluations of the model: guidance takes two of them a step."""
+    is_guided = request.guidance_scale is None or request.uses_guidance
+    return work_of(request) * (2 if is_guided else 1)
 
 
 def _average(before: float | None, seconds: object, work: int) -> float | None:

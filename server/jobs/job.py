@@ -63,6 +63,7 @@ class Job:
         model: as clients call it.
         request: complete, with the seed.
         source_id: of the video that it was made from, which may be gone.
+        first_id: of the first of several that one request asked for; None for that one itself.
         extended: the clip that it continues; None where the request makes the whole video.
         attempts: times it was started.
         created_at: unix seconds, like every `_at`.
@@ -79,6 +80,7 @@ class Job:
     model: str
     request: VideoRequest
     source_id: str | None = None
+    first_id: str | None = None
     extended: Extended | None = None
     state: State = State.QUEUED
     attempts: int = 0

@@ -23,7 +23,7 @@ ID = re.compile(r"video_[0-9a-f]{32}")
 """What `server.jobs.job.make_id` makes."""
 
 REQUEST_FIELDS = {field.name for field in dataclasses.fields(VideoRequest)}
-MADE_FROM = ("source_id", "extended")
+MADE_FROM = ("source_id", "first_id", "extended")
 """Fields of a job that lie among those of its request."""
 
 NEW_FIELDS = (
@@ -51,7 +51,8 @@ class _NotUnderstoodError(Exception):
 def to_row(job: Job) -> dict[str, Any]:
     """The columns of a job."""
     row = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    del row["is_unreadable"], row["unread_media"], row["source_id"], row["extended"]
+    for name in ("is_unreadable", "unread_media", *MADE_FROM):
+        del row[name]
     fields = dataclasses.asdict(job.request)
     for name in MADE_FROM:
         value = getattr(job, name)
@@ -81,7 +82,7 @@ def _read(row: dict[str, Any]) -> Job:
     fields = json.loads(row["request"])
     if not isinstance(fields, dict):
         raise _NotUnderstoodError
-    source_id, extended = (fields.pop(name, None) for name in MADE_FROM)
+    source_id, first_id, extended = (fields.pop(name, None) for name in MADE_FROM)
     unknown = fields.keys() - REQUEST_FIELDS
     # What is made already stays as it is, whatever else the request said.
     if state not in FINISHED and (unknown or int(row["version"]) > JOB_VERSION):
@@ -98,6 +99,7 @@ def _read(row: dict[str, Any]) -> Job:
         model=str(row["model"]),
         request=request,
         source_id=_text(source_id),
+        first_id=_text(first_id),
         extended=None if extended is None else _extended(extended),
         state=state,
         attempts=int(row["attempts"]),

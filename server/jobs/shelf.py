@@ -80,6 +80,18 @@ class Shelf:
         entry = self.entries.get(self._idempotent.get((owner, key), ""))
         return None if entry is None else entry.job
 
+    def group_of(self, first: Job) -> list[Job]:
+        """A job and those after it that the same request asked for, as far as they are there."""
+        ids = self.ids_of(first.owner)
+        group = [first]
+        for job_id in ids[bisect.bisect_right(ids, first.id) :]:
+            job = self.entries[job_id].job
+            if job.first_id is None:
+                break  # they were taken together, so that no other lies between them
+            if job.first_id == first.id:
+                group.append(job)
+        return group
+
     def ids_of(self, owner: str) -> list[str]:
         """An owner's jobs, oldest first; not to be changed."""
         return self._ids.get(owner, [])

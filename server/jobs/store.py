@@ -113,10 +113,11 @@ class Store:
             row = connection.execute(wanted).mappings().first()
         return None if row is None else from_row(dict(row))
 
-    def insert(self, job: Job) -> None:
-        """Accepts a job: once this returns, it survives."""
+    def insert(self, *accepted: Job) -> None:
+        """Accepts jobs, all or none: once this returns, they survive."""
         with self._writing() as connection:
-            connection.execute(sa.insert(jobs).values(to_row(job)))
+            for job in accepted:
+                connection.execute(sa.insert(jobs).values(to_row(job)))
 
     def update(self, job: Job) -> bool:
         """Writes a job's new state; False if its row is not there any more."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from server.jobs.estimate import Running
 from server.jobs.job import Job, State
+from server.jobs.lora import lora_objects
 
 REQUEST_FIELDS = (
     "negative_prompt",
@@ -19,7 +20,7 @@ REQUEST_FIELDS = (
 )
 """Fields beyond the API's own, in requests and in `metadata.request`."""
 
-OPTIONAL_FIELDS = ("guidance_scale_2", "strength")
+OPTIONAL_FIELDS = ("guidance_scale_2", "strength", "sigmas", "fast", "step_cache")
 """The same, where the model or the request has what they are about."""
 
 
@@ -42,6 +43,8 @@ def video_object(
     fields |= {
         name: value for name in OPTIONAL_FIELDS if (value := getattr(request, name)) is not None
     }
+    if request.adapters:
+        fields["lora"] = lora_objects(request.adapters)
     metadata: dict[str, Any] = {"request": fields | request.media}
     if job.extended is not None:
         metadata["extended"] = dataclasses.asdict(job.extended)

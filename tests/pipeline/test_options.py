@@ -94,3 +94,8 @@ def test_identity_is_every_option_and_ready_for_json():
     assert (identity["layout"], identity["vae_dtype"]) == ("sp2 ring", "float32")
     assert identity["adapters"] == [{"path": "fox.safetensors", "strength": 0.5, "expert": None}]
     assert identity != LoadOptions.from_text(layout="sp2").identity()
+
+
+def test_the_folder_of_adapters_may_lie_elsewhere_on_another_machine(tmp_path):
+    here, there = (LoadOptions(adapter_folder=tmp_path / name) for name in ("here", "there"))
+    assert here.identity() == there.identity() != LoadOptions().identity()

@@ -1,4 +1,4 @@
-"""The mesh for steps without guidance: nobody computes a copy, and no weight moves."""
+"""Meshes for batches of another size: nobody computes a copy, and no weight moves."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 
 from wan_tpu.sharding.layout import Layout, factorisations, parse_layout, variants
 from wan_tpu.sharding.mesh import make_mesh, named
-from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout, seen_on
+from wan_tpu.sharding.one_branch import batch_layout, merged_mesh, one_branch_layout, seen_on
 from wan_tpu.sharding.rules import split_weight
 
 HEADS = (3, 12, 24, 40)
@@ -52,12 +52,30 @@ def test_the_way_tokens_are_shared(text, mode, num_heads, expected):
     assert str(one_branch_layout(layout, num_heads)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "num_heads", "batch", "expected"),
+    [
+        ("sp8", 40, 4, "dp4-sp2"),
+        ("dp2-sp4", 12, 8, "dp8"),
+        ("dp2-sp4", 12, 16, "dp8"),
+        ("dp2-sp4 ring", 12, 2, "dp2-sp4 ring"),
+        ("sp8", 12, 8, "sp8"),  # 16 heads, which no other share of sp pads so
+        ("dp2-sp4", 12, 1, "sp8 allgather"),
+        ("dp2-sp2-tp2 replicated", 12, 4, "dp4-tp2 replicated"),
+        ("dp3-sp2", 7, 4, "dp3-sp2"),  # two of six entries are copies
+    ],
+)
+def test_a_batch_takes_as_much_of_sp_as_it_fills(text, num_heads, batch, expected):
+    assert str(batch_layout(parse_layout(text), num_heads, batch)) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("tp_dim", [None, 0, 1])
 @pytest.mark.parametrize("weights", ["sharded", "replicated"])
 @pytest.mark.parametrize("text", ["dp2-sp4", "dp2-sp2-tp2", "dp4-sp2", "dp2-tp4"])
-def test_the_same_memory_is_seen_on_both_meshes(devices, text, weights, tp_dim):
+def test_the_same_memory_is_seen_on_both_meshes(devices, text, weights, tp_dim, batch):
     layout = parse_layout(text, weights=weights)
-    merged = one_branch_layout(layout, 16)
+    merged = batch_layout(layout, 16, batch)
     mesh = make_mesh(layout, devices)
     shape = (256, 128)
     numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)

@@ -53,7 +53,7 @@ def describe_adapter(path: pathlib.Path, models: list[ModelShapes]) -> dict[str,
         "expert": expert,
         "expert_from": why,
         "parts": [{"expert": named, **_part(adapter)} for named, adapter in file.adapters.items()],
-        "models": {model.name: _fits(file, model) for model in models},
+        "models": {model.name: fit_of(file, model) for model in models},
         "header": dict(file.header),
     }
 
@@ -79,7 +79,8 @@ def _part(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _fits(file: AdapterFile, model: ModelShapes) -> Mapping[str, Any]:
+def fit_of(file: AdapterFile, model: ModelShapes) -> Mapping[str, Any]:
+    """Whether a file fits a model: `fits`, `why_not` (None, or a line) and what is `left_out`."""
     left_out: dict[str, None] = {}
     named = [expert for expert in file.adapters if expert is not None]
     try:

@@ -52,8 +52,17 @@ class AdapterChoice:
         Raises:
             InputError: the strength is no number.
         """
+        return cls(path=text) if _is_there(text) else cls.parse_name(text)
+
+    @classmethod
+    def parse_name(cls, text: str) -> "AdapterChoice":
+        """The same, whatever files there are: `path` is the name that the text begins with.
+
+        Raises:
+            InputError: the strength is no number.
+        """
         match = _TEXT.fullmatch(text)
-        if match is None or _is_there(text):
+        if match is None:
             return cls(path=text)
         path, strength, expert = match.group("path", "strength", "expert")
         if strength is None:

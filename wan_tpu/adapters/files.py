@@ -17,7 +17,8 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN_NAMES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 """What PEFT and diffusers call the one file of a folder."""
 
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+"""Suffixes of files that can run code."""
 
 
 def find_files(name: str) -> list[pathlib.Path]:
@@ -66,7 +67,7 @@ def _choose(names: Sequence[str], where: str, called: str = "") -> list[str]:
             f"{called} has {len(files)} {SUFFIX} files ({some(files)}); give one of them, for "
             f"example {where}/{files[0]}"
         )
-    pickles = [name for name in names if name.endswith(_PICKLES)]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     hint = f"; {some(pickles)} cannot be used, because pickle files can run code" if pickles else ""
     if PEFT_CONFIG in names and not pickles:
         hint = f"; {PEFT_CONFIG} is there, {PEFT_FILE} is missing"
@@ -76,7 +77,7 @@ def _choose(names: Sequence[str], where: str, called: str = "") -> list[str]:
 def _check_suffix(file: str, name: str) -> None:
     if file.endswith(SUFFIX):
         return
-    if file.endswith(_PICKLES):
+    if file.endswith(PICKLES):
         raise CheckpointError(
             f"{name} is a pickle file, which can run code; convert it to {SUFFIX}, where its "
             "origin is trusted"

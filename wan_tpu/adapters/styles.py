@@ -83,7 +83,7 @@ def read_adapter(path: pathlib.Path, *, with_numbers: bool = True) -> AdapterFil
     }
     return AdapterFile(
         path=path,
-        digest=_digest(path) if with_numbers else "",
+        digest=file_digest(path) if with_numbers else "",
         style=next((key.style for key in keys if key.part not in _TELL_NOTHING), keys[0].style),
         header=header,
         adapters=adapters,
@@ -102,7 +102,12 @@ def _header(path: pathlib.Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _digest(path: pathlib.Path) -> str:
+def file_digest(path: pathlib.Path) -> str:
+    """`sha256:` and 64 hexadecimal digits, of a whole file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -118,12 +118,13 @@ class Repository:
         return [file.path for _, file in files]
 
     def _is_cached(self) -> bool:
-        """Whether some revision's files are in the cache."""
+        """Whether a model or an adapter of some revision is in the cache."""
         from huggingface_hub import constants
 
         folder = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{self.hub_id.replace('/', '--')}"
         try:
-            return any((folder / "snapshots").glob("*/model_index.json"))
+            kept = ("*/model_index.json", "**/*.safetensors")
+            return any(any((folder / "snapshots").glob(pattern)) for pattern in kept)
         except OSError:
             return False
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from wan_tpu.cli.options import (
     add_few_steps_arguments,
     add_quantize_argument,
+    add_step_cache_argument,
     positive_int,
     read_few_steps,
+    read_step_cache,
 )
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
@@ -59,6 +61,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     )
     parser.add_argument("--scheduler", choices=ALL_SCHEDULERS, help="default: the model's")
     add_few_steps_arguments(parser)
+    add_step_cache_argument(parser)
     parser.add_argument(
         "--inputs", metavar="NAMES",
         help=f"what the video is made from besides the prompt: of {', '.join(ROLES)}, joined by "
@@ -80,6 +83,10 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
         "--stages", default="all",
         help="what to compile: all, or text, pictures, step, decode joined by ',' "
         "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapter-rank", type=positive_int, metavar="N",
+        help="also what it costs to add a LoRA of this rank for a request, on the best layout",
     )  # fmt: skip
     parser.add_argument(
         "--explain", type=positive_int, metavar="N", default=0,
@@ -157,11 +164,16 @@ def run(parsed: argparse.Namespace) -> int:
     base = None if parsed.no_cache else runtime.default_cache_base()
     cache = planner.FactsCache(None if base is None else base / "plans")
     rows = planner.Planner(job, cache, StageLines().say).plan(layouts)
+    switch = None
+    if parsed.adapter_rank is not None:
+        switch = planner.plan_switch(job, rows[0], parsed.adapter_rank)
     if json_file is not None:
-        write_json_atomically(json_file, planner.to_json(job, rows, operations=parsed.operations))
+        found = planner.to_json(job, rows, operations=parsed.operations)
+        added = {} if switch is None else {"adapter_switch": switch.to_json()}
+        write_json_atomically(json_file, found | added)
     if plot is not None:
         planner.write_plot(plot, job, rows)
-    write_data(planner.format_table(job, rows, explain=parsed.explain))
+    write_data(planner.format_table(job, rows, explain=parsed.explain, switch=switch))
     return 0
 
 
@@ -169,6 +181,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
     from wan_tpu.attention.api import IMPLEMENTATIONS
     from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.model import parse_dtype
+    from wan_tpu.pipeline.step_cache import with_curve
     from wan_tpu.planner import STAGE_GROUPS, make_job
 
     if parsed.attention not in IMPLEMENTATIONS:
@@ -179,7 +192,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
             raise UnknownNameError("stage", name, tuple(STAGE_GROUPS))
         stages += STAGE_GROUPS[name.strip()]
     return make_job(
-        describe_model(parsed.model),
+        with_curve(describe_model(parsed.model), read_step_cache(parsed)[1]),
         request,
         where,
         dtype=str(parse_dtype(parsed.dtype)),
@@ -200,6 +213,7 @@ def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRe
         guidance_scale_2=parsed.guidance_scale_2,
         scheduler=parsed.scheduler,
         strength=parsed.strength,
+        step_cache=read_step_cache(parsed)[0],
         **read_few_steps(parsed),
     )
     roles = [name.strip() for name in parsed.inputs.split(",")] if parsed.inputs else []

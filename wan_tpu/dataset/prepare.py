@@ -119,16 +119,7 @@ def prepare(
 
         def load(*, text: bool) -> Encoders:
             wanted = [c for c in encoders_of(description) if (c == TEXT_ENCODER) == text]
-            with watch.stage("load", 1) as report:
-                encoders = load_encoders(
-                    description,
-                    wanted,
-                    devices=devices,
-                    dtype=options.dtype,
-                    vae_dtype=options.vae_dtype,
-                )
-                report(1)
-            return encoders
+            return _load(description, wanted, options, devices, watch)
 
         work = Work(cache, claims, watch)
         work.captions(captions, made, lambda: load(text=True))
@@ -192,6 +183,25 @@ def open_or_prepare(
         len(outcome.manifest.refused),
     )
     return open_dataset(folder, description)
+
+
+def _load(
+    description: ModelDescription,
+    components: Sequence[str],
+    options: PrepareOptions,
+    devices: Sequence[Any],
+    watch: Watch,
+) -> Encoders:
+    with watch.stage("load", 1) as report:
+        encoders = load_encoders(
+            description,
+            components,
+            devices=devices,
+            dtype=options.dtype,
+            vae_dtype=options.vae_dtype,
+        )
+        report(1)
+    return encoders
 
 
 def _check_any(planned: Plan | Manifest, source: pathlib.Path) -> None:

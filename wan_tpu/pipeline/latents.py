@@ -56,7 +56,9 @@ def to_tokens(latents: Latents, geometry: Geometry) -> Tokens:
     return patchify(np.moveaxis(latents, -1, 1), geometry.compression.patch)
 
 
-def place_padded(tokens: Tokens, target: jax.ShapeDtypeStruct) -> jax.Array:
-    """Tokens on the mesh with zeros after them, as many as the target `[1, n, channels]` has."""
+def place_padded(
+    tokens: Float32[np.ndarray, "samples tokens token_channels"], target: jax.ShapeDtypeStruct
+) -> jax.Array:
+    """Tokens on the mesh with zeros after them, as many as the target `[samples, n, channels]`."""
     padding = target.shape[1] - tokens.shape[1]
     return place(np.pad(tokens, ((0, 0), (0, padding), (0, 0))), target.sharding)

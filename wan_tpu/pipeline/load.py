@@ -23,7 +23,7 @@ from wan_tpu.pipeline.model import VideoModel, make_video_model
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE, check_quantize
 from wan_tpu.sharding.layout import Layout, default_layout, default_weights
 from wan_tpu.sharding.mesh import make_mesh, memory_bytes
-from wan_tpu.sharding.one_branch import merged_mesh, one_branch_layout
+from wan_tpu.sharding.one_branch import batch_layout, merged_mesh
 from wan_tpu.text.embedding_file import Embedding
 from wan_tpu.text.new_words import NewWords, WordTokenizer, check_widths
 from wan_tpu.text.tokenizer import load_tokenizer
@@ -99,11 +99,18 @@ def place_model(
 
 def on_one_branch(model: VideoModel) -> VideoModel:
     """The same model on the same devices for steps without guidance; see `sharding.one_branch`."""
+    found = for_batch(model, 1)
+    if found is model and model.layout.dp > 1:
+        layout = model.layout
+        logger.info("without guidance layout %s computes each step %d times", layout, layout.dp)
+    return found
+
+
+def for_batch(model: VideoModel, batch: int) -> VideoModel:
+    """The same model on the same devices for steps of so many entries; see `batch_layout`."""
     denoiser = model.denoiser
-    layout = one_branch_layout(model.layout, denoiser.config.num_attention_heads)
+    layout = batch_layout(model.layout, denoiser.config.num_attention_heads, batch)
     if layout == model.layout:
-        if layout.dp > 1:
-            logger.info("without guidance layout %s computes each step %d times", layout, layout.dp)
         return model
     return make_video_model(
         model.description,

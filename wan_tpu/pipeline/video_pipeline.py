@@ -1,8 +1,10 @@
 """From a request to a video, top to bottom: the one place that knows the order of the stages."""
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import load_parts
-from wan_tpu.errors import InputError
+from wan_tpu.errors import InputError, OutOfMemoryError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.load import (
@@ -25,8 +27,11 @@ from wan_tpu.pipeline.load import (
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
-from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.progress import Calls, Progress, Watch
+from wan_tpu.pipeline.request_adapters import AdapterChooser
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
+from wan_tpu.pipeline.step_program import Keeps
+from wan_tpu.pipeline.together import Together
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.text.embedding_file import Embedding
@@ -43,13 +48,20 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
-        adapters: what was added to its weights, for the metadata.
+        adapters: what was added to its weights when they were loaded, for the metadata.
     """
 
-    def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
+    def __init__(
+        self,
+        model: VideoModel,
+        tokenizer: WordTokenizer,
+        vae: VaeBackend,
+        adapter_folder: Path | None = None,
+    ):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
         self.adapters: Sequence[Mapping[str, Any]] = ()
+        self._chooser = AdapterChooser(model, adapter_folder)
         self._executor = Executor(model, tokenizer, vae)
 
     def set_words(self, tokenizer: WordTokenizer) -> None:
@@ -99,6 +111,7 @@ class VideoPipeline:
         quantize: str | None = None,
         embeddings: Sequence[Embedding] = (),
         adapters: Sequence[ChosenAdapter] = (),
+        adapter_folder: Path | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -114,10 +127,11 @@ class VideoPipeline:
             quantize: `int8` for weights and products of the transformers' blocks; None for `dtype`.
             embeddings: words that prompts may hold besides the tokenizer's.
             adapters: of `open_adapters`; added to the transformers' weights, in this order.
+            adapter_folder: of those that requests may name; see `wan_tpu.adapters.library`.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
-            InputError: a layout or name that does not fit.
+            InputError: a layout or name that does not fit, or a folder that is not there.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
             OutOfMemoryError: the weights do not fit.
@@ -135,7 +149,7 @@ class VideoPipeline:
         parts, added = checked_parts(model, adapters=adapters)
         tokenizer = load_words(model, embeddings)
         with reporting_memory("loading the model", model):
-            pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline = cls(model, tokenizer, load_vae_of(model, vae), adapter_folder)
             pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
@@ -178,6 +192,8 @@ class VideoPipeline:
 
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
+            CheckpointError: the file of an adapter is damaged.
+            MismatchError: it is another one in another process.
             Cancelled: `should_cancel` said so.
             BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
             OutOfMemoryError: this size and length does not fit; says what would.
@@ -186,11 +202,12 @@ class VideoPipeline:
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
         with self._reporting_memory(run):
+            executor.add_adapters(run)
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
-            latents = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
-            for frames in executor.decode(run, run.way.finish(latents, encoded)):
+            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
                 if on_frames is not None:
@@ -198,8 +215,92 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, executor.vae.name, self.adapters),
+            metadata=metadata_of(run, executor.vae.name, self.adapters, made.computed),
         )
+
+    def make_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
+        """Makes several videos in one denoising run, each as if it were made alone.
+
+        What becomes of each, `calls.on_end` is told as soon as it is known: one that is cancelled,
+        or whose numbers go bad, ends alone.
+
+        Args:
+            requests: alike in all but prompt, negative prompt and seed; without pictures.
+            calls: whom to tell, and to ask.
+
+        Raises:
+            InputError: they cannot be made together; nothing was compiled.
+            OutOfMemoryError: a batch of this size and length does not fit.
+        """
+        together = self._together(requests, calls)
+        with self._reporting_memory(together.first):
+            together.make()
+
+    def warm_up_together(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Compiles every program that so many requests like this one run together, for good.
+
+        Raises:
+            InputError: such requests cannot be made together.
+            OutOfMemoryError: a batch of this size and length does not fit.
+        """
+        stages = self._together([request] * count, Calls()).stages()
+        self._executor.programs.prepare(sorted(stages, key=compile_order))
+        run = self._plan(request, Watch(on_progress))
+        with self._reporting_memory(run):
+            for stage in stages:
+                self._executor.program(run, stage)
+
+    def step_seconds(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> float:
+        """Makes so many videos like this one but for their frames, to measure it.
+
+        Args:
+            request: like those that will be made; its steps are averaged.
+            count: of them; one is made as a request alone is.
+            on_progress: called at every step.
+            should_cancel: asked between steps; true ends it.
+
+        Returns:
+            Seconds that a denoising step takes, of all of them at once.
+
+        Raises:
+            Cancelled: `should_cancel` said so.
+            InputError, OutOfMemoryError: as of `warm_up_together`.
+        """
+        watch, executor = Watch(on_progress, should_cancel), self._executor
+        run = self._plan(request, watch)
+        with self._reporting_memory(run):
+            executor.add_adapters(run)
+            if count > 1:
+                calls = Calls(
+                    on_progress=lambda _, progress: watch.note(progress),
+                    cancelled=lambda: range(count) if watch.is_stopped() else (),
+                )
+                seconds = self._together([request] * count, calls).denoise_seconds()
+                return seconds / len(run.steps)
+            contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
+            executor.denoise(run, contexts, conditions, executor.start(run, None))
+            return watch.seconds["denoise"] / len(run.steps)
+
+    def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
+        for request in requests:
+            check_prompt(request.prompt)
+        runs = [self._plan(request, Watch(), NO_MEDIA) for request in requests]
+        # Of one set for all: a file could have changed between two of them.
+        runs = [dataclasses.replace(run, adapters=runs[0].adapters) for run in runs]
+        return Together(self._executor, runs, calls, self.adapters)
 
     def intermediate(
         self, request: VideoRequest, *, media: Media = NO_MEDIA
@@ -213,13 +314,40 @@ class VideoPipeline:
         """
         run = self._plan(request, Watch(), media)
         executor = self._executor
+        executor.add_adapters(run)
         encoded = executor.encode_pictures(run)
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        latents = run.way.finish(executor.denoise(run, contexts, conditions, start), encoded)
+        made = executor.denoise(run, contexts, conditions, start)
+        latents = run.way.finish(made.latents, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
+
+    def step_ratios(
+        self,
+        request: VideoRequest,
+        *,
+        media: Media = NO_MEDIA,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """How what the transformer's blocks add grows from step to step, for MagCache.
+
+        Every step is computed; nothing is decoded. Arguments and errors as of `__call__`.
+
+        Returns:
+            `[steps, 2]`, float32, as `WithRatios.ratios`; without guidance both columns are equal.
+        """
+        planned = self._plan(request, Watch(on_progress, should_cancel), media)
+        run, executor = dataclasses.replace(planned, keeps=Keeps.RATIOS), self._executor
+        with self._reporting_memory(run):
+            encoded = executor.encode_pictures(run)
+            contexts = executor.encode_text(run, executor.encode_images(run))
+            conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
+            ratios = executor.denoise(run, contexts, conditions, start).ratios
+        assert ratios is not None
+        return ratios
 
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None
@@ -250,8 +378,12 @@ class VideoPipeline:
         one_branch, vae = self._executor.one_branch, self._executor.vae
         words = self._executor.tokenizer.words
         run = plan_run(request, self.model, one_branch, watch, media or NO_MEDIA, words)
+        loaded = self.adapters
+        adapters = self._chooser.choose(run.request, run.preset, loaded, alike=media is not None)
+        run = dataclasses.replace(run, adapters=adapters)
         if run.preset is not None:
-            given = {component for added in self.adapters for component in added["components"]}
+            added = (*loaded, *(() if adapters is None else adapters.described))
+            given = {component for each in added for component in each["components"]}
             run.preset.check_adapters(
                 given, run.model.description.kind, self.model.description.name
             )
@@ -264,7 +396,15 @@ class VideoPipeline:
             )
         return run
 
-    def _reporting_memory(self, run: Run) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _reporting_memory(self, run: Run) -> Iterator[None]:
         geometry = run.geometry
         what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
-        return reporting_memory(what, run.model, geometry)
+        if run.adapters is not None:
+            what += " with adapters, whose weights lie beside the base's,"
+        try:
+            with reporting_memory(what, run.model, geometry):
+                yield
+        except OutOfMemoryError:
+            self._executor.weights.drop()  # so that a request without adapters has its room
+            raise

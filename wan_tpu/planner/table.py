@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_tpu.media import ROLES
+from wan_tpu.planner.adapters import AdapterSwitch
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.rows import LayoutPlan, StagePlan
+from wan_tpu.step_cache import Blocks
 
 _COLUMNS = (
     "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
@@ -19,18 +21,26 @@ _COLUMNS = (
 _TEXT_COLUMNS = ("layout", "fits")
 
 
-def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> str:
+def format_table(
+    job: Job,
+    rows: Sequence[LayoutPlan],
+    *,
+    explain: int = 0,
+    switch: AdapterSwitch | None = None,
+) -> str:
     """The table: a line per layout, best first; collectives, what does not fit, the choice.
 
     Args:
         job: what was planned.
         rows: sorted, as `Planner.plan` returns them.
         explain: this many kinds of operation and sources per stage of the best row.
+        switch: of an adapter on the best row; None says nothing of it.
     """
     lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
     lines += ["", *_legend(job), *_resident(rows), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
+    lines += [] if switch is None else [str(switch)]
     lines.append(_choice(rows))
     return "\n".join(lines) + "\n"
 
@@ -57,6 +67,8 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "pictures": sorted(job.way.roles),
         "num_inference_steps": job.request.num_inference_steps,
         "fast": job.request.fast,
+        "step_cache": None if job.cache is None else str(job.cache),
+        "step_plan": job.step_letters,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
         "quantize": job.quantize,
@@ -154,7 +166,16 @@ def _steps(job: Job) -> str:
     counts = collections.Counter(step.component for step in job.steps)
     by_transformer = f" ({' + '.join(map(str, counts.values()))})" if len(counts) > 1 else ""
     pictures = "".join(f", with {role}" for role in ROLES if role in job.way.roles)
-    return f"{len(job.steps)} steps{by_transformer}{pictures}"
+    return f"{len(job.steps)} steps{by_transformer}{_cache(job)}{pictures}"
+
+
+def _cache(job: Job) -> str:
+    """How many of the steps a step cache computes; where it decides as it runs, all are counted."""
+    if job.cache is None:
+        return ""
+    if Blocks.OPEN.value in job.step_letters:
+        return f", {job.cache} (at most: it decides as it runs)"
+    return f", {job.step_letters.count(Blocks.COMPUTED.value)} computed by {job.cache}"
 
 
 def _title(job: Job) -> str:

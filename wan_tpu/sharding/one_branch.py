@@ -1,12 +1,14 @@
-"""One branch of guidance on all devices: a second mesh over them, and the same bytes seen on it.
+"""Other meshes over the same devices, for batches of another size, and the same bytes seen on them.
 
 A layout with dp works on the two branches of guidance side by side. Without guidance there is one,
-and half of the slice would compute a copy of it. So dp is merged into sp: the same devices in the
-same order, twice the shards of tokens. Weights that are sharded over (dp, sp) lie on the merged
-mesh exactly as they lie already; nothing is moved, nothing is held twice.
+and half of the slice would compute a copy of it; several videos made together are more than two,
+and none of them needs the others' tokens. So what dp and sp share is divided anew: the same devices
+in the same order, other shards. Weights that are sharded over (dp, sp) lie on the other mesh
+exactly as they lie already; nothing is moved, nothing is held twice.
 """
 
 import dataclasses
+import math
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -22,18 +24,35 @@ def one_branch_layout(layout: Layout, num_heads: int) -> Layout:
         num_heads: of the model; how it is padded must not change, or weights would.
 
     Returns:
-        `layout` with dp merged into sp. Its own way to share the sequence where that pads the same
-        heads, else one that splits no heads over sp. `layout` itself where dp is 1 or no way pads
+        `layout` with dp merged into sp, as `batch_layout` says. `layout` itself where no way pads
         the same: then the second branch computes a copy.
     """
-    if layout.dp == 1:
-        return layout
-    merged = dataclasses.replace(layout, dp=1, sp=layout.dp * layout.sp)
-    modes = (layout.sequence_parallel, *SEQUENCE_PARALLEL)
-    for mode in modes:
-        found = dataclasses.replace(merged, sequence_parallel=mode)
-        if found.padded_heads(num_heads) == layout.padded_heads(num_heads):
-            return found
+    return batch_layout(layout, num_heads, 1)
+
+
+def batch_layout(layout: Layout, num_heads: int, batch: int) -> Layout:
+    """The layout for a batch over the devices of `layout`, with the same padded weights.
+
+    As much of dp as the batch fills without a copy: entries of a batch exchange nothing, tokens of
+    one do so in every layer. What remains is sp's; tp, which the weights know, stays.
+
+    Args:
+        layout: of the model.
+        num_heads: of the model; how it is padded must not change, or weights would.
+        batch: entries of the transformer's batch: for each video one, with guidance two.
+
+    Returns:
+        Of the layouts with the same tp whose dp divides the batch and which pad the same heads,
+        the one of the largest dp: its own way to share the sequence where that pads the same, else
+        another. `layout` itself where there is none: then dp computes copies.
+    """
+    ways = layout.dp * layout.sp
+    common = math.gcd(ways, batch)
+    for dp in (dp for dp in range(common, 0, -1) if common % dp == 0):
+        for mode in (layout.sequence_parallel, *SEQUENCE_PARALLEL):
+            found = dataclasses.replace(layout, dp=dp, sp=ways // dp, sequence_parallel=mode)
+            if found.padded_heads(num_heads) == layout.padded_heads(num_heads):
+                return found
     return layout
 
 

@@ -20,6 +20,7 @@ from wan_tpu.dataset.sample import Batch
 from wan_tpu.pipeline.programs import Programs
 from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.pipeline.whole_file import reporting, write_json_atomically
+from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.training.agreed import check_same_data, check_same_folder
 from wan_tpu.training.asked import Asked
@@ -133,15 +134,7 @@ def evaluate(
         "layout": str(trainer.model.layout),
         "noise_seed": SEED,
         "losses": _rows(losses),
-        "videos": [
-            {
-                "prompt": request.prompt,
-                "seed": request.seed,
-                BASE: f"{BASE}/{file_of(number)}",
-                TRAINED: f"{TRAINED}/{file_of(number)}",
-            }
-            for number, request in enumerate(requests)
-        ],
+        "videos": _videos(requests),
     }
     if jax.process_index():
         return output / PAGE
@@ -298,6 +291,19 @@ def _rows(losses: Mapping[str, Losses]) -> list[dict[str, Any]]:
         }
         for expert, levels in losses[BASE].items()
         for sigma in levels
+    ]
+
+
+def _videos(requests: Sequence[VideoRequest]) -> list[dict[str, Any]]:
+    """A row for each prompt: where its two videos are, below the evaluation's folder."""
+    return [
+        {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            BASE: f"{BASE}/{file_of(number)}",
+            TRAINED: f"{TRAINED}/{file_of(number)}",
+        }
+        for number, request in enumerate(requests)
     ]
 
 

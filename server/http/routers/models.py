@@ -1,5 +1,7 @@
 """`/v1/models`: what is served, its defaults and limits."""
 
+import asyncio
+
 from fastapi import APIRouter
 
 from server.errors import ApiError
@@ -13,8 +15,10 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", operation_id="listModels")
 async def list_models(service: ServiceDependency, model: ModelDependency) -> ModelList:
-    """Lists the models with their defaults and limits."""
-    return ModelList(object="list", data=[model_object(model, service.started_at)])
+    """Lists the models with their defaults, limits, adapters and presets."""
+    return ModelList(
+        object="list", data=[await asyncio.to_thread(model_object, model, service.started_at)]
+    )
 
 
 @router.get("/{model_id:path}", operation_id="retrieveModel", responses=errors(404))
@@ -25,4 +29,4 @@ async def retrieve_model(
     if model_id != model.id:
         message = f"there is no model {model_id[:80]!r} here; known: {model.id}"
         raise ApiError(404, "model_not_found", message, param="model_id")
-    return model_object(model, service.started_at)
+    return await asyncio.to_thread(model_object, model, service.started_at)

@@ -1,16 +1,19 @@
 """`remix`, `edits`, `extensions`: videos that are made from videos."""
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter, Depends, Request
 
 from server.errors import ApiError
 from server.http.answers import errors
-from server.http.bodies import VideoEdit, VideoExtend, VideoRemix, request_body
+from server.http.bodies import Making, VideoEdit, VideoExtend, VideoRemix, request_body
 from server.http.extension import read_extension
 from server.http.intake import Sent, SentEdit, SentExtend, SentRemix
 from server.http.reference import Reference
-from server.http.schemas import Video
-from server.http.source import Source, inherit, read_source
+from server.http.schemas import VideoCreated
+from server.http.source import Source, explained, inherit, read_source
 from server.http.taking import Taking, TakingDependency, room_in_queue
+from wan_tpu.request import VideoRequest
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 """Stands before the routes of one video: no id is called `edits`."""
@@ -27,7 +30,7 @@ _ERRORS = errors(403, 404, 408, 409, 410, 413, 415)
     openapi_extra=request_body(VideoEdit),
     dependencies=_ROOM,
 )
-async def edit_video(taking: TakingDependency, sent: SentEdit) -> Video:
+async def edit_video(taking: TakingDependency, sent: SentEdit) -> VideoCreated:
     """Makes a video anew by another prompt: of the one that is sent, or of a completed one.
 
     The model must take a video; `strength` says how much of it is replaced.
@@ -43,7 +46,7 @@ async def edit_video(taking: TakingDependency, sent: SentEdit) -> Video:
     openapi_extra=request_body(VideoRemix),
     dependencies=_ROOM,
 )
-async def remix_video(video_id: str, taking: TakingDependency, sent: SentRemix) -> Video:
+async def remix_video(video_id: str, taking: TakingDependency, sent: SentRemix) -> VideoCreated:
     """Makes a completed video anew by another prompt, with its seed and its other settings.
 
     The model must take a video; `strength` says how much of it is replaced.
@@ -59,7 +62,7 @@ async def remix_video(video_id: str, taking: TakingDependency, sent: SentRemix) 
     openapi_extra=request_body(VideoExtend),
     dependencies=_ROOM,
 )
-async def extend_video(taking: TakingDependency, sent: SentExtend) -> Video:
+async def extend_video(taking: TakingDependency, sent: SentExtend) -> VideoCreated:
     """Makes a longer video: the one that is sent, or a completed one, and what comes after it.
 
     The model must take an image: it continues from the last frame, for `seconds` more.
@@ -81,7 +84,27 @@ def _without_video(sent: Sent) -> list[Reference]:
     return [each for each in sent.references.values() if each.role != "video"]
 
 
-async def _extend(taking: Taking, sent: Sent) -> Video:
+async def _complete(
+    taking: Taking,
+    sent: Sent,
+    body: Making,
+    references: Mapping[str, Reference],
+    source: Source | None,
+) -> VideoRequest:
+    """The complete request of a body; what it has from another video is said where it is refused.
+
+    Raises:
+        ApiError: it cannot be made.
+    """
+    try:
+        return await taking.complete(body, references)
+    except ApiError as error:
+        if source is None:
+            raise
+        raise explained(error, sent.body, body, source.job) from None
+
+
+async def _extend(taking: Taking, sent: Sent) -> VideoCreated:
     """The clip that was sent, or a completed video, and what comes after it."""
     before = taking.repeated(sent, "extensions")
     if before is not None:
@@ -98,7 +121,7 @@ async def _extend(taking: Taking, sent: Sent) -> Video:
         body = inherit(body, source.job, model, length=False)
     extension = await taking.decoded(read_extension, model, body, clip)
     references = {each.field: each for each in _without_video(sent)} | {"video": extension.image}
-    request = await taking.complete(extension.body, references)
+    request = await _complete(taking, sent, extension.body, references, source)
     return await taking.accept(
         sent,
         request,
@@ -111,18 +134,18 @@ async def _extend(taking: Taking, sent: Sent) -> Video:
 
 async def _make_anew(
     taking: Taking, sent: Sent, route: str, *, video_id: str | None, field: str
-) -> Video:
+) -> VideoCreated:
     """Video to video, of the clip that was sent or of a completed video."""
     context = (route, video_id or "")
     before = taking.repeated(sent, *context)
     if before is not None:
         return taking.answer(before)
     taking.model.check_inputs({"video": field})
-    body, references = sent.body, sent.references
+    body, references, source = sent.body, sent.references, None
     if video_id is not None:
-        source: Source = await read_source(taking.service, taking.owner, video_id, field=field)
+        source = await read_source(taking.service, taking.owner, video_id, field=field)
         body = inherit(body, source.job, taking.model, length=True)
         references = {field: source.reference}
-    request = await taking.complete(body, references)
+    request = await _complete(taking, sent, body, references, source)
     (clip,) = references.values()
     return await taking.accept(sent, request, clip.media, *context, source_id=video_id)

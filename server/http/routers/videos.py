@@ -21,7 +21,14 @@ from server.http.dependencies import (
 )
 from server.http.events import Streams
 from server.http.intake import SentVideo
-from server.http.schemas import VIDEO_ID, PageLimit, Video, VideoDeleted, VideoList
+from server.http.schemas import (
+    VIDEO_ID,
+    PageLimit,
+    Video,
+    VideoCreated,
+    VideoDeleted,
+    VideoList,
+)
 from server.http.taking import TakingDependency, ready_json, room_in_queue, video_answer
 from server.http.tickets import Tickets
 from wan_tpu.media import Media
@@ -47,7 +54,7 @@ async def retrieve_video(job: OwnedJob, service: ServiceDependency) -> Video:
     openapi_extra=request_body(VideoCreate),
     dependencies=[Depends(room_in_queue)],
 )
-async def create_video(taking: TakingDependency, sent: SentVideo) -> Video:
+async def create_video(taking: TakingDependency, sent: SentVideo) -> VideoCreated:
     """Accepts a job and answers at once; it then waits its turn."""
     before = taking.repeated(sent)
     if before is not None:

@@ -78,7 +78,21 @@ def check_taken(response, field, value):
         return
     if field in VideoCreate.FILES or (field == "seed" and float(value) == -1):  # as if left out
         return
+    if value in ("", [], "false") or value is False:  # what a form has of an empty input
+        assert field in {"sigmas", "fast", "step_cache", "lora"}
+        assert field not in video["metadata"]["request"]
+        return
+    if field == "n":
+        assert len(video.get("videos", [video])) == value
+        return
     taken = video["metadata"]["request"].get(field, video.get(field))
+    if field == "fast":
+        assert taken == ("wan-tiny-4" if value in (True, "true") else value)
+        return
+    if field == "sigmas":
+        given = value.split(",") if isinstance(value, str) else value
+        assert taken == [float(each) for each in given]
+        return
     if isinstance(taken, str):
         assert taken == (re.sub("[X*×]", "x", value) if field == "size" else value)
     else:

@@ -122,8 +122,8 @@ def test_a_request_of_text_alone_names_no_picture(server):
         ({}, "invalid_value", "got an object with nothing"),
         ({"file_id": "file-1"}, "invalid_value", "an object with 'file_id'; the one field it may"),
         ({"image_url": 7}, "invalid_value", "got 7"),
-        ({"image_url": ["x"]}, "invalid_value", "got lists or objects in an object"),
-        ({"image_url": {"url": "x"}}, "invalid_value", "got lists or objects in an object"),
+        ({"image_url": ["x"]}, "invalid_value", "got a list in an object"),
+        ({"image_url": {"url": "x"}}, "invalid_value", "got an object in an object"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -87,6 +87,46 @@ def test_a_seed_of_any_kind_is_another_one(server, first):
         assert made["metadata"]["request"]["seed"] != 7
 
 
+LEVELS = [1.0, 0.75, 0.5]
+
+
+def remix(server, source, **fields):
+    body = {"prompt": NEW, **fields}
+    return server.client.post(f"/v1/videos/{source['id']}/remix", json=body)
+
+
+def test_a_preset_holds_as_a_whole_or_not_at_all(server):
+    source = server.finish(server.create("x", fast="fastwan-3", num_frames=5))
+    wanted = {name: source["metadata"]["request"][name] for name in ("fast", "sigmas", "scheduler")}
+    request = accepted(remix(server, source))["metadata"]["request"]
+    assert wanted.items() <= request.items()
+    error = check_shape(
+        remix(server, source, num_inference_steps=9), 400, "invalid_value", "num_inference_steps"
+    )
+    assert "the preset fastwan-3 has 3" in error["message"]
+    assert error["message"].endswith(
+        f"fast is as for {source['id']}: null, or empty text, does without"
+    )
+    for none in (False, None, ""):
+        request = accepted(remix(server, source, fast=none, num_inference_steps=9))["metadata"]
+        assert not {"fast", "sigmas"} & request["request"].keys()
+        assert request["request"]["guidance_scale"] > 1
+    own = accepted(remix(server, source, sigmas=LEVELS))["metadata"]["request"]
+    assert ("fast" in own, own["sigmas"]) == (False, LEVELS)
+
+
+def test_noise_levels_hold_until_something_else_says_the_steps(server):
+    source = server.finish(server.create("x", sigmas=LEVELS, num_frames=5, guidance_scale=3))
+    held = accepted(remix(server, source))["metadata"]["request"]
+    assert (held["sigmas"], held["guidance_scale"]) == (LEVELS, 3)
+    for fields in ({"num_inference_steps": 4}, {"flow_shift": 3}, {"sigmas": None}):
+        request = accepted(remix(server, source, **fields))["metadata"]["request"]
+        assert "sigmas" not in request
+        assert request["guidance_scale"] == 3
+    fast = accepted(remix(server, source, fast="fastwan-3"))["metadata"]["request"]
+    assert (fast["fast"], fast["guidance_scale"]) == ("fastwan-3", 1)
+
+
 def test_edit_of_a_file(server, client, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(clip(num_frames=9))

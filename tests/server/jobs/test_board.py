@@ -170,6 +170,41 @@ def test_a_row_with_the_same_idempotency_key_is_the_answer(open_board, run_sql):
     asyncio.run(scenario())
 
 
+def test_of_several_jobs_whose_insertion_is_in_doubt_none_comes_later(open_board, monkeypatch):
+    """Red when the first alone is looked up, or forgotten: the others run, and nobody asked."""
+
+    async def scenario():
+        board = open_board()
+        store = board._store
+        insert = store.insert
+
+        def several(newest):
+            first = make_job()(newest)
+            return [first, dataclasses.replace(make_job()(first.id), first_id=first.id)]
+
+        def lose_answer(*jobs):
+            insert(*jobs)
+            raise StoreUnavailable("no answer")
+
+        def be_away(job_id):
+            raise StoreUnavailable("away")
+
+        monkeypatch.setattr(store, "insert", lose_answer)
+        taken = await board.accept_all(several)  # it is looked up
+        assert board.group_of(taken[0]) == taken
+        assert store.states().keys() == {job.id for job in taken}
+        monkeypatch.setattr(store, "find", be_away)
+        with pytest.raises(StoreUnavailable):
+            await board.accept_all(several)
+        assert len(store.states()) == 4
+        await board.check()
+        assert store.states().keys() == {job.id for job in taken}
+        assert board.queue.order() == sorted(job.id for job in taken)
+        await board.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_locked_database_is_said_at_once_to_all_and_found_again(open_board, tmp_path):
     """Red when each waits for its own time-out behind the others."""
 

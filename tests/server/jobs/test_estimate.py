@@ -1,5 +1,6 @@
 """Percent and seconds left."""
 
+import dataclasses
 import time
 
 import pytest
@@ -57,3 +58,29 @@ def test_one_odd_job_does_not_move_it_far():
 
 def test_work():
     assert work_of(REQUEST) == 64 * 64 * 17 * 10
+
+
+def test_few_steps_without_guidance_take_half_of_what_their_number_says():
+    """Red when only steps are counted: a step of guidance is two evaluations."""
+    guided = dataclasses.replace(REQUEST, guidance_scale=5.0)
+    fast = dataclasses.replace(
+        REQUEST, num_inference_steps=4, guidance_scale=1.0, sigmas=(1, 0.9, 0.8, 0.6)
+    )
+    durations = Durations()
+    durations.observe(guided, {"denoise": 10.0, "decode": 1.0})
+    assert durations.total(fast) == pytest.approx(10.0 * 4 / 10 / 2 + 1.0)
+
+
+def test_what_a_step_cache_saves_is_learned_apart():
+    cached = dataclasses.replace(REQUEST, step_cache="magcache:0.12")
+    durations = Durations()
+    durations.observe(REQUEST, {"denoise": 10.0, "decode": 1.0})
+    assert durations.total(cached) == pytest.approx(11)
+    durations.observe(cached, {"denoise": 5.0, "decode": 1.0})
+    assert durations.total(cached) == pytest.approx(6)
+    assert durations.total(REQUEST) == pytest.approx(11)
+    for number in range(100):
+        other = dataclasses.replace(REQUEST, step_cache=f"easycache:0.{number}")
+        durations.observe(other, {"denoise": 5.0, "decode": 1.0})
+    assert durations.total(cached) == pytest.approx(11)  # forgotten
+    assert durations.total(REQUEST) == pytest.approx(11)

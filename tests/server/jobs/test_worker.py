@@ -36,8 +36,9 @@ def service(monkeypatch, tmp_path):
     return Service(Settings())
 
 
-def accept(service, request=QUICK):
-    return service.accept("", request, model="m", request_digest="d", idempotency_key=None)
+async def accept(service, request=QUICK):
+    (job,) = await service.accept("", request, model="m", request_digest="d", idempotency_key=None)
+    return job
 
 
 async def ended(service, job):
