@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wan_tpu.checkpoints.models import describe_model
+from tests.pipeline.adapted import write_lora
+from wan_tpu.checkpoints.models import describe_model, open_model
 from wan_tpu.cli import main as command
 from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.family import TRANSFORMER
 from wan_tpu.pipeline.consistency import TOLERANCES, Run, compare
+from wan_tpu.pipeline.fast import embedded_adapters, find_preset
 from wan_tpu.pipeline.load import on_one_branch, place_model
+from wan_tpu.pipeline.request_adapters import AdapterChooser
+from wan_tpu.request import make_request
 from wan_tpu.sharding.layout import Layout, parse_layout
 from wan_tpu.training.trainer import Trainer
 
@@ -47,6 +53,28 @@ def test_whole_numbers_are_not_trained(devices):
     model = place_model(describe_model("wan-tiny"), devices=devices[:1], quantize="int8")
     with pytest.raises(InputError, match="quantised to int8"):
         Trainer(None, model)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_request_s_adapters_are_refused_and_those_that_were_loaded_are_not(tmp_path, devices):
+    """Red when they are merged into whole numbers, or a preset's, already loaded, is refused."""
+    shapes = open_model("wan-tiny").source(TRANSFORMER).shapes
+    write_lora(tmp_path / "fox.safetensors", shapes, ".to_q.weight")
+    request = make_request(PROMPT, adapters=["fox.safetensors"])
+
+    def choose(quantize, loaded=()):
+        model = place_model(describe_model("wan-tiny"), devices=devices[:1], quantize=quantize)
+        return AdapterChooser(model, tmp_path).choose(request, None, loaded, alike=False)
+
+    chosen = choose(None)
+    assert chosen is not None
+    with pytest.raises(InputError, match=r"fox.safetensors cannot be added to wan-tiny, whose wei"):
+        choose("int8")
+    fast = find_preset(describe_model("wan-tiny"), True)
+    model = place_model(describe_model("wan-tiny"), devices=devices[:1], quantize="int8")
+    loaded = [{"file": Path(path).name} for path in embedded_adapters(fast)]
+    plain = dataclasses.replace(request, adapters=())
+    assert loaded
+    assert AdapterChooser(model).choose(plain, fast, loaded, alike=False) is None
 
 
 def test_the_coarsest_rounding_decides_what_a_layout_may_differ():
