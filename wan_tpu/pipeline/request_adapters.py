@@ -19,6 +19,7 @@ from wan_tpu.adapters.fit import Shapes
 from wan_tpu.adapters.library import AdapterLibrary
 from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.styles import file_digest
+from wan_tpu.checkpoints.quantized import without_scales
 from wan_tpu.checkpoints.weights import expected_tensors
 from wan_tpu.errors import InputError, MismatchError, WanTpuError
 from wan_tpu.fast import FastPreset
@@ -83,8 +84,9 @@ class AdapterChooser:
             InputError: there is no such folder.
         """
         name, experts = model.description.name, model.description.kind.experts
-        self._model = name
-        self._shapes = dict.fromkeys(experts, expected_tensors(model.denoiser.weights()))
+        self._model, self._quantize = name, model.quantize
+        tensors = without_scales(expected_tensors(model.denoiser.weights()))
+        self._shapes = dict.fromkeys(experts, tensors)
         self._library = None
         if folder is not None:
             shapes = ModelShapes(
@@ -112,7 +114,8 @@ class AdapterChooser:
             alike: whether all processes are here, and what they chose is to be the same.
 
         Raises:
-            InputError: there is no folder, or nothing in it that is called so and fits the model.
+            InputError: there is no folder, or nothing in it that is called so and fits the model,
+                or its weights are quantised.
             CheckpointError: a file is damaged.
             MismatchError: another process has another file under a name. In all processes alike.
         """
@@ -129,6 +132,12 @@ class AdapterChooser:
         chosen = _alike(choose) if alike else choose()
         if not chosen:
             return None
+        if self._quantize is not None:
+            raise InputError(
+                f"{chosen[0].file.path.name} cannot be added to {self._model}, whose weights are "
+                f"quantised to {self._quantize}; load the model with it (--lora), or without "
+                "quantising"
+            )
         assigned = assign(chosen, self._shapes, model=self._model, quiet=True)
         return RequestAdapters(
             chosen=chosen,
