@@ -9,7 +9,7 @@ from server.jobs.video_object import format_seconds
 from wan_tpu.checkpoints.known import EMBEDDED
 from wan_tpu.media import ROLES
 from wan_tpu.pipeline.fast import embedded_adapters, own_presets, presets_of
-from wan_tpu.request import SCHEDULERS
+from wan_tpu.request import ALL_SCHEDULERS
 
 OWNER = "wan-tpu"
 MAX_STEPS = 1000
@@ -64,7 +64,7 @@ def model_object(model: ServedModel, created: int) -> Model:
         ),
         inputs=[[role for role in ROLES if role in roles] for roles in kind.inputs],  # pyright: ignore[reportArgumentType] - the model checks it
         sizes=list(model.warm_sizes),
-        schedulers=list(SCHEDULERS),
+        schedulers=list(ALL_SCHEDULERS),
         experts=len(kind.experts),
         adapters=[Adapter(**dataclasses.asdict(each)) for each in model.adapters.look()],
         presets=_presets(model),
