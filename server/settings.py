@@ -199,6 +199,12 @@ class Settings(BaseSettings):
         description="failures of the engine in a row after which it has to prove itself",
     )
 
+    batch: int = Field(default=1, ge=1, le=8, description="jobs made together, where it is faster")
+    batch_wait_seconds: float = Field(default=0, ge=0, description="to wait for others like a job")
+    batch_delay_seconds: float = Field(
+        default=10, ge=0, description="that the steps of a job may take longer for others' sake"
+    )
+
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
     max_queued_jobs_per_key: int | None = Field(
         default=None,

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
+import pathlib
 from typing import Any
 
 from wan_tpu.adapters.choice import AdapterChoice
@@ -10,6 +11,7 @@ from wan_tpu.errors import InputError
 from wan_tpu.pipeline.names import DTYPES, VAES
 from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout
+from wan_tpu.step_cache import split_file
 
 
 def positive_int(text: str) -> int:
@@ -73,6 +75,26 @@ def add_few_steps_arguments(parser: Any) -> None:
         "--fast-preset", metavar="NAME",
         help="the same by name; `wan-tpu inspect MODEL` lists a model's",
     )  # fmt: skip
+
+
+def add_step_cache_argument(parser: Any) -> None:
+    """`--step-cache`."""
+    parser.add_argument(
+        "--step-cache", metavar="CACHE",
+        help="leave out steps that change little: magcache[:THRESHOLD[:MOST_IN_A_ROW[:RETENTION]]]"
+        "[@FILE of `wan-tpu calibrate`], for example magcache:0.12, or easycache[:THRESHOLD]; "
+        "default: every step is computed",
+    )  # fmt: skip
+
+
+def read_step_cache(parsed: argparse.Namespace) -> tuple[str | None, pathlib.Path | None]:
+    """What it says, for a request; and the file of ratios, for `LoadOptions`.
+
+    Raises:
+        InputError: a file is named that the cache does not take.
+    """
+    text = getattr(parsed, "step_cache", None)
+    return (None, None) if text is None else split_file(text)
 
 
 def read_few_steps(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -160,6 +182,7 @@ def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
         host_devices=parsed.host_devices,
         embeddings=tuple(parsed.embedding),
         adapters=tuple(AdapterChoice.parse(text) for text in getattr(parsed, "lora", ())),
+        ratios=read_step_cache(parsed)[1],
     )
 
 

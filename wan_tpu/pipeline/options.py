@@ -20,6 +20,7 @@ from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.step_cache import with_curve
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
@@ -27,6 +28,7 @@ from wan_tpu.sharding.layout import (
     Layout,
     parse_layout,
 )
+from wan_tpu.step_cache import read_curve
 from wan_tpu.text.embedding_file import Embedding, read_embedding
 from wan_tpu.text.new_words import NewWords, check_widths
 from wan_tpu.transformer.config import TransformerConfig
@@ -59,6 +61,7 @@ class LoadOptions:
         adapters: added to the transformers' weights, in this order.
         adapter_folder: of those that requests may name (`wan_tpu.adapters.library`); each process
             has its own copy of it.
+        ratios: a file of `wan-tpu calibrate`, that MagCache goes by; None for a published curve.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -77,6 +80,7 @@ class LoadOptions:
     embeddings: tuple[str, ...] = ()
     adapters: tuple[AdapterChoice, ...] = ()
     adapter_folder: pathlib.Path | None = None
+    ratios: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -127,18 +131,20 @@ class LoadOptions:
 
         Raises:
             UnknownNameError: nothing is called so.
+            InputError: the file of ratios is none, or of another transformer.
             CheckpointError: its files are not those of a model of the family.
         """
-        return describe_model(self.model, self.variant)
+        return with_curve(describe_model(self.model, self.variant), self.ratios)
 
     def open_model(self) -> ModelDescription:
         """The model with all its files here, downloaded from the hub if they were not.
 
         Raises:
             UnknownNameError: nothing is called so.
+            InputError: as of `describe_model`.
             CheckpointError: files are missing, cannot be had, or are of another kind of model.
         """
-        return open_model(self.model, self.variant)
+        return with_curve(open_model(self.model, self.variant), self.ratios)
 
     def with_adapters(self, paths: Sequence[str]) -> "LoadOptions":
         """The same with further adapters in front, at strength 1."""
@@ -244,6 +250,7 @@ class LoadOptions:
             "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
             "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
             "adapter_folder": self.adapter_folder is not None,  # where it lies is each one's own
+            "ratios": None if self.ratios is None else read_curve(self.ratios).to_json(),
         }
 
 

@@ -22,6 +22,7 @@ from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
 from wan_tpu.pipeline.step_plan import contexts_of
+from wan_tpu.pipeline.step_program import abstract_carried
 from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
     FactsCache,
@@ -237,6 +238,7 @@ class Planner:
             key["attention"] = job.attention
         if "schedulers" in packages:
             key["scheduler"] = job.request.scheduler
+            key["step_cache"] = None if job.cache is None else job.cache.name
         return key
 
     def _run(self, layout: Layout) -> Run:
@@ -278,7 +280,9 @@ class Planner:
                 "components": {name: part.bytes_per_device for name, part in parts},
                 "context": sum(contexts),
                 "condition": tree_bytes(condition) * len(run.components),
-                "state": tree_bytes(run.model.abstract_state(run.geometry, run.schedule))
+                "state": tree_bytes(
+                    abstract_carried(run.model, run.geometry, run.schedule, run.keeps, run.batch)
+                )
                 + self._job.num_noises * tree_bytes(run.model.abstract_tokens(run.geometry)),
                 "carried": {
                     name: tree_bytes(stages[name].arguments[2])

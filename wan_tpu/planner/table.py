@@ -11,6 +11,7 @@ from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.rows import LayoutPlan, StagePlan
+from wan_tpu.step_cache import Blocks
 
 _COLUMNS = (
     "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
@@ -57,6 +58,8 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "pictures": sorted(job.way.roles),
         "num_inference_steps": job.request.num_inference_steps,
         "fast": job.request.fast,
+        "step_cache": None if job.cache is None else str(job.cache),
+        "step_plan": job.step_letters,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
         "attention": job.attention,
@@ -151,7 +154,16 @@ def _steps(job: Job) -> str:
     counts = collections.Counter(step.component for step in job.steps)
     by_transformer = f" ({' + '.join(map(str, counts.values()))})" if len(counts) > 1 else ""
     pictures = "".join(f", with {role}" for role in ROLES if role in job.way.roles)
-    return f"{len(job.steps)} steps{by_transformer}{pictures}"
+    return f"{len(job.steps)} steps{by_transformer}{_cache(job)}{pictures}"
+
+
+def _cache(job: Job) -> str:
+    """How many of the steps a step cache computes; where it decides as it runs, all are counted."""
+    if job.cache is None:
+        return ""
+    if Blocks.OPEN.value in job.step_letters:
+        return f", {job.cache} (at most: it decides as it runs)"
+    return f", {job.step_letters.count(Blocks.COMPUTED.value)} computed by {job.cache}"
 
 
 def _title(job: Job) -> str:
