@@ -70,13 +70,18 @@ def test_the_list_says_what_each_is_and_what_is_wrong(server):
     assert str(server.environment["WAN_TPU_ADAPTERS"]) not in str(found)
 
 
-def test_presets_are_listed_and_the_client_of_openai_still_lists_models(server):
+def test_presets_and_caches_are_listed_and_the_client_of_openai_still_lists_models(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         (model,) = client.models.list().data
         assert client.models.retrieve(model.id) == model
     (preset,) = [each for each in model.model_extra["presets"] if each["own"]]
     assert (preset["name"], preset["needs_lora"]) == ("wan-tiny-4", False)
     assert len(preset["sigmas"]) == len(preset["timesteps"]) == 4
+    names = [each["name"] for each in model.model_extra["step_caches"]]
+    assert [name.partition(":")[0] for name in names] == ["magcache", "easycache"]
+    for name in names:
+        answer = server.client.post("/v1/videos", json={"prompt": "x", "step_cache": name})
+        assert answer.json()["metadata"]["request"]["step_cache"] == name
 
 
 def test_what_is_used_is_said_by_the_video(server):
