@@ -44,14 +44,24 @@ class Entry:
     description: str = ""
 
     @functools.cached_property
-    def digest(self) -> str:
-        """`sha256:` and 64 hexadecimal digits of the file, of several of their digests in order.
+    def digests(self) -> tuple[str, ...]:
+        """`sha256:` and 64 hexadecimal digits of each file.
 
-        Of the files as they are when it is first asked for, which reads them whole. Empty for an
-        entry with a fault, and for one whose files are gone meanwhile.
+        As the files are when this is first asked for, which reads them whole.
+
+        Raises:
+            CheckpointError: one is gone meanwhile.
+        """
+        return tuple(map(file_digest, self.files))
+
+    @property
+    def digest(self) -> str:
+        """That of the one file, of several a digest of theirs in order; empty where there is none.
+
+        That is an entry with a fault, and one whose files are gone meanwhile.
         """
         try:
-            digests = [file_digest(file) for file in self.files]
+            digests = self.digests
         except CheckpointError:
             return ""
         if len(digests) < 2:
@@ -108,6 +118,14 @@ class AdapterLibrary:
         """What `NAME[:STRENGTH][@high|@low]` means, its path inside the folder.
 
         Raises:
+            InputError: see `find`.
+        """
+        return self.find(text)[0]
+
+    def find(self, text: str) -> tuple[AdapterChoice, Entry]:
+        """The same with the entry that is named.
+
+        Raises:
             UnknownNameError: no entry is called so; names those that can be used.
             InputError: the entry has a fault, or the strength is no number.
         """
@@ -119,7 +137,7 @@ class AdapterLibrary:
             raise UnknownNameError("adapter", choice.path, known or ["none"])
         if entry.fault is not None:
             raise InputError(f"the adapter {entry.name} cannot be used: {entry.fault}")
-        return dataclasses.replace(choice, path=str(self.folder / entry.name))
+        return dataclasses.replace(choice, path=str(self.folder / entry.name)), entry
 
     def _read(self, name: str) -> Entry:
         path, shown = self.folder / name, name.encode(errors="backslashreplace").decode()

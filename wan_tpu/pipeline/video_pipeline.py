@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import load_parts
-from wan_tpu.errors import InputError
+from wan_tpu.errors import InputError, OutOfMemoryError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.load import (
@@ -27,6 +28,7 @@ from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.pipeline.progress import Calls, Progress, Watch
+from wan_tpu.pipeline.request_adapters import AdapterChooser
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
 from wan_tpu.pipeline.step_program import Keeps
 from wan_tpu.pipeline.together import Together
@@ -46,13 +48,20 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
-        adapters: what was added to its weights, for the metadata.
+        adapters: what was added to its weights when they were loaded, for the metadata.
     """
 
-    def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
+    def __init__(
+        self,
+        model: VideoModel,
+        tokenizer: WordTokenizer,
+        vae: VaeBackend,
+        adapter_folder: Path | None = None,
+    ):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
         self.adapters: Sequence[Mapping[str, Any]] = ()
+        self._chooser = AdapterChooser(model, adapter_folder)
         self._executor = Executor(model, tokenizer, vae)
 
     def set_words(self, tokenizer: WordTokenizer) -> None:
@@ -99,8 +108,10 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        quantize: str | None = None,
         embeddings: Sequence[Embedding] = (),
         adapters: Sequence[ChosenAdapter] = (),
+        adapter_folder: Path | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -113,12 +124,14 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            quantize: `int8` for weights and products of the transformers' blocks; None for `dtype`.
             embeddings: words that prompts may hold besides the tokenizer's.
             adapters: of `open_adapters`; added to the transformers' weights, in this order.
+            adapter_folder: of those that requests may name; see `wan_tpu.adapters.library`.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
-            InputError: a layout or name that does not fit.
+            InputError: a layout or name that does not fit, or a folder that is not there.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
             OutOfMemoryError: the weights do not fit.
@@ -130,12 +143,13 @@ class VideoPipeline:
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            quantize=quantize,
         )
         # What is wrong with them is said before anything compiles.
         parts, added = checked_parts(model, adapters=adapters)
         tokenizer = load_words(model, embeddings)
         with reporting_memory("loading the model", model):
-            pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline = cls(model, tokenizer, load_vae_of(model, vae), adapter_folder)
             pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
@@ -148,7 +162,8 @@ class VideoPipeline:
         return (
             f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
-            f"VAE {self._executor.vae.name}, {model.dtype}, "
+            f"VAE {self._executor.vae.name}, {model.dtype}"
+            f"{f' and {model.quantize}' if model.quantize else ''}, "
             f"{devices.size} x {devices.flat[0].device_kind}"
         )
 
@@ -177,6 +192,8 @@ class VideoPipeline:
 
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
+            CheckpointError: the file of an adapter is damaged.
+            MismatchError: it is another one in another process.
             Cancelled: `should_cancel` said so.
             BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
             OutOfMemoryError: this size and length does not fit; says what would.
@@ -185,6 +202,7 @@ class VideoPipeline:
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
         with self._reporting_memory(run):
+            executor.add_adapters(run)
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
@@ -264,6 +282,7 @@ class VideoPipeline:
         watch, executor = Watch(on_progress, should_cancel), self._executor
         run = self._plan(request, watch)
         with self._reporting_memory(run):
+            executor.add_adapters(run)
             if count > 1:
                 calls = Calls(
                     on_progress=lambda _, progress: watch.note(progress),
@@ -279,6 +298,8 @@ class VideoPipeline:
         for request in requests:
             check_prompt(request.prompt)
         runs = [self._plan(request, Watch(), NO_MEDIA) for request in requests]
+        # Of one set for all: a file could have changed between two of them.
+        runs = [dataclasses.replace(run, adapters=runs[0].adapters) for run in runs]
         return Together(self._executor, runs, calls, self.adapters)
 
     def intermediate(
@@ -293,6 +314,7 @@ class VideoPipeline:
         """
         run = self._plan(request, Watch(), media)
         executor = self._executor
+        executor.add_adapters(run)
         encoded = executor.encode_pictures(run)
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
@@ -356,8 +378,12 @@ class VideoPipeline:
         one_branch, vae = self._executor.one_branch, self._executor.vae
         words = self._executor.tokenizer.words
         run = plan_run(request, self.model, one_branch, watch, media or NO_MEDIA, words)
+        loaded = self.adapters
+        adapters = self._chooser.choose(run.request, run.preset, loaded, alike=media is not None)
+        run = dataclasses.replace(run, adapters=adapters)
         if run.preset is not None:
-            given = {component for added in self.adapters for component in added["components"]}
+            added = (*loaded, *(() if adapters is None else adapters.described))
+            given = {component for each in added for component in each["components"]}
             run.preset.check_adapters(
                 given, run.model.description.kind, self.model.description.name
             )
@@ -370,7 +396,15 @@ class VideoPipeline:
             )
         return run
 
-    def _reporting_memory(self, run: Run) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _reporting_memory(self, run: Run) -> Iterator[None]:
         geometry = run.geometry
         what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
-        return reporting_memory(what, run.model, geometry)
+        if run.adapters is not None:
+            what += " with adapters, whose weights lie beside the base's,"
+        try:
+            with reporting_memory(what, run.model, geometry):
+                yield
+        except OutOfMemoryError:
+            self._executor.weights.drop()  # so that a request without adapters has its room
+            raise
