@@ -273,12 +273,12 @@ class ServedModel:
 
     def _check_adapters(self, request: VideoRequest) -> None:
         """Refuses adapters that are not there, and a preset that lacks its own."""
-        self.adapters.check(request.adapters)
+        given = self.adapters.check(request.adapters)
         preset = find_preset(self.description, request.fast)
-        if preset is None or request.adapters or embedded_adapters(preset):
+        if preset is None or embedded_adapters(preset):
             return
         try:
-            preset.check_adapters((), self.description.kind, self.id)
+            preset.check_adapters(given, self.description.kind, self.id)
         except InputError as error:
             message = str(error).replace("by --lora", "by lora")
             raise ApiError(400, "missing_field", message, param="lora") from None

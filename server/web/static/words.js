@@ -115,6 +115,7 @@ const FAILURES = {
   out_of_memory: ["Out of memory", "A smaller size or fewer frames need less."],
   interrupted: ["Interrupted", "The service stopped while it was made, more than once. Try again."],
   disk_full: ["No room left", "The service had no room to keep it. Try again later."],
+  adapter_lost: ["Adapter gone", "One of its adapters is not there any more, or cannot be used. Choose others."],
   upload_lost: ["Picture lost", "The service lost the picture it begins with. Send it again."],
   bad_numbers: ["No picture", "What the model computed is no picture. Another seed, or settings nearer to its defaults, may help."],
 };
