@@ -1,5 +1,6 @@
 """Adapters of single requests: the video that loading with them gives, and the base untouched."""
 
+import dataclasses
 import hashlib
 import logging
 import shutil
@@ -206,6 +207,18 @@ def test_what_is_refused_is_refused_before_anything_runs(pipeline, adapters, err
         pipeline(make_request(PROMPT, adapters=adapters))
 
 
+def test_a_quantised_model_takes_none(pipeline, folder, monkeypatch):
+    """Neither by name nor by a preset; plain requests are planned."""
+    whole = [dataclasses.replace(w, dtype=jnp.int8) for w in pipeline.model.denoiser.weights()]
+    monkeypatch.setattr(type(pipeline.model.denoiser), "weights", lambda self: whole)
+    executor = pipeline._executor
+    bare = VideoPipeline(pipeline.model, executor.tokenizer, executor.vae, folder)
+    for fields in ({"adapters": ("fox.safetensors",)}, {"fast": True}):
+        with pytest.raises(InputError, match="wan-tiny is loaded with weights of whole numbers"):
+            bare._plan(make_request(PROMPT, **fields), Watch(), NO_MEDIA)
+    assert bare._plan(make_request(PROMPT), Watch(), NO_MEDIA).adapters is None
+
+
 def test_without_a_folder_none_can_be_named(pipeline, devices):
     bare = VideoPipeline(pipeline.model, pipeline._executor.tokenizer, pipeline._executor.vae)
     with pytest.raises(InputError, match="loaded without a folder of adapters"):
@@ -250,22 +263,27 @@ def test_a_switch_tells_what_it_cost(pipeline, caplog):
     assert told.endswith(f"{resident_mib:.1f} MiB more on each")
 
 
-def test_where_the_set_does_not_fit_one_line_says_so_and_the_next_is_made(pipeline, monkeypatch):
-    pipeline._executor.weights.drop()
+@pytest.mark.parametrize("stage", ["merge", "step"])
+def test_where_the_set_does_not_fit_one_line_says_so_and_the_next_is_made(
+    stage, pipeline, monkeypatch
+):
+    """Neither when it is made nor beside the video; then its memory is free."""
+    weights = pipeline._executor.weights
+    weights.drop()
     expected = latents_of(pipeline, small())
     program = pipeline._executor.program
 
-    def greedy(run, stage):
-        if stage.name == "merge":
+    def greedy(run, wanted):
+        if wanted.name == stage and run.adapters is not None:
             return lambda *_: jnp.zeros(10**15, jnp.float32).block_until_ready()
-        return program(run, stage)
+        return program(run, wanted)
 
     monkeypatch.setattr(pipeline._executor, "program", greedy)
-    with pytest.raises(
-        OutOfMemoryError, match="17 frames with adapters, whose weights lie"
-    ) as caught:
-        pipeline(small("fox.safetensors"))
+    request = small("fox.safetensors")
+    with pytest.raises(OutOfMemoryError, match="17 frames with adapters, whose") as caught:
+        pipeline(request)
     assert "\n" not in str(caught.value)
+    assert not weights.has(pipeline._plan(request, Watch()).adapters)
     np.testing.assert_array_equal(latents_of(pipeline, small()), expected)
     monkeypatch.undo()
-    assert relative_error(latents_of(pipeline, small("fox.safetensors")), expected) > 1e-2
+    assert relative_error(latents_of(pipeline, request), expected) > 1e-2

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from wan_tpu.adapters.account import ModelShapes
 from wan_tpu.adapters.chosen import ChosenAdapter, assign, open_adapters
@@ -83,8 +84,10 @@ class AdapterChooser:
             InputError: there is no such folder.
         """
         name, experts = model.description.name, model.description.kind.experts
+        weights = model.denoiser.weights()
         self._model = name
-        self._shapes = dict.fromkeys(experts, expected_tensors(model.denoiser.weights()))
+        self._is_quantized = not all(jnp.issubdtype(w.dtype, jnp.floating) for w in weights)
+        self._shapes = dict.fromkeys(experts, expected_tensors(weights))
         self._library = None
         if folder is not None:
             shapes = ModelShapes(
@@ -112,23 +115,28 @@ class AdapterChooser:
             alike: whether all processes are here, and what they chose is to be the same.
 
         Raises:
-            InputError: there is no folder, or nothing in it that is called so and fits the model.
+            InputError: there is no folder, or nothing in it that is called so and fits the model;
+                or the model is quantised.
             CheckpointError: a file is damaged.
             MismatchError: another process has another file under a name. In all processes alike.
         """
         embedded = [pathlib.Path(path) for path in embedded_adapters(preset)]
+        present = {each["file"] for each in loaded}
+        embedded = [path for path in embedded if path.name not in present]
         if not (request.adapters or embedded):
             return None
-        present = {each["file"] for each in loaded}
+        if self._is_quantized:
+            raise InputError(
+                f"{self._model} is loaded with weights of whole numbers, to which nothing can be "
+                "added for one request; load it without --quantize, or with its adapters by --lora"
+            )
 
         def choose() -> list[ChosenAdapter]:
             named = [each for text in request.adapters for each in self._named(text)]
-            known = present | {each.file.path.name for each in named}
+            known = {each.file.path.name for each in named}
             return [*_embedded(path for path in embedded if path.name not in known), *named]
 
         chosen = _alike(choose) if alike else choose()
-        if not chosen:
-            return None
         assigned = assign(chosen, self._shapes, model=self._model, quiet=True)
         return RequestAdapters(
             chosen=chosen,
