@@ -21,7 +21,7 @@ from wan_tpu.demo.judge import choose_scenes
 from wan_tpu.demo.recognition import WORDS, judge_frames
 from wan_tpu.errors import InputError, OutOfMemoryError, UnknownNameError
 from wan_tpu.family import TRANSFORMER
-from wan_tpu.media import Media, digest_of
+from wan_tpu.media import NO_MEDIA, Media, digest_of
 from wan_tpu.pipeline import resident
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.together import Calls
