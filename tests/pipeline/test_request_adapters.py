@@ -287,3 +287,20 @@ def test_where_the_set_does_not_fit_one_line_says_so_and_the_next_is_made(
     np.testing.assert_array_equal(latents_of(pipeline, small()), expected)
     monkeypatch.undo()
     assert relative_error(latents_of(pipeline, request), expected) > 1e-2
+
+
+def test_a_plain_request_is_told_that_a_set_was_in_its_way(pipeline, monkeypatch):
+    latents_of(pipeline, small("fox.safetensors"))
+    program = pipeline._executor.program
+
+    def greedy(run, wanted):
+        if wanted.name == "step":
+            return lambda *_: jnp.zeros(10**15, jnp.float32).block_until_ready()
+        return program(run, wanted)
+
+    monkeypatch.setattr(pipeline._executor, "program", greedy)
+    with pytest.raises(OutOfMemoryError, match="adapters made took some of it and are gone now"):
+        pipeline(small())
+    with pytest.raises(OutOfMemoryError) as caught:
+        pipeline(small())
+    assert "adapters" not in str(caught.value)
