@@ -28,6 +28,7 @@ FIELDS = (
     "client",
     "owner",
     "attempt",
+    "together",
     "unlogged",
 )
 """What a record may carry as `extra`, in the order in which it is written."""

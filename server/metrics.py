@@ -11,6 +11,7 @@ from server.logs import dropped_lines
 
 STAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 WAITING_BUCKETS = (0.1, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21_600, 86_400)
+GROUP_BUCKETS = (1, 2, 3, 4, 6, 8)
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
@@ -30,6 +31,8 @@ class Metrics:
         self.oldest_waiting_seconds = gauge("wan_tpu_oldest_waiting_seconds", words)
         words = "Seconds from a job's acceptance to its first start"
         self.waiting_seconds = histogram("wan_tpu_waiting_seconds", words, buckets=WAITING_BUCKETS)
+        words = "Jobs in each piece of work that the engine was given"
+        self.made_together = histogram("wan_tpu_jobs_made_together", words, buckets=GROUP_BUCKETS)
         words = "Jobs that ended, by what became of them: completed, deleted or the error's code"
         self.jobs = counter("wan_tpu_jobs", words, ("outcome",))
         words = "Failures of the service around the engine"

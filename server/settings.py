@@ -16,7 +16,7 @@ from wan_tpu.geometry import parse_size
 from wan_tpu.media import MAX_MEDIA_BYTES
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
 from wan_tpu.pipeline.options import LoadOptions, listed
 
 FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
@@ -131,6 +131,11 @@ class Settings(BaseSettings):
     dtype: str | None = Field(
         default=None, description=f"{listed(DTYPES)}; default bfloat16, on a CPU float32"
     )
+    quantize: str | None = Field(
+        default=None,
+        description=f"weights and products of the transformer's blocks, {' or '.join(QUANTIZE)}; "
+        "default as the rest",
+    )
     host_devices: int | None = Field(
         default=None, ge=1, description="virtual CPU devices, no accelerator"
     )
@@ -197,6 +202,12 @@ class Settings(BaseSettings):
         default=3,
         ge=1,
         description="failures of the engine in a row after which it has to prove itself",
+    )
+
+    batch: int = Field(default=1, ge=1, le=8, description="jobs made together, where it is faster")
+    batch_wait_seconds: float = Field(default=0, ge=0, description="to wait for others like a job")
+    batch_delay_seconds: float = Field(
+        default=10, ge=0, description="that the steps of a job may take longer for others' sake"
     )
 
     max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait")
@@ -311,6 +322,7 @@ class Settings(BaseSettings):
             vae=self.vae,
             vae_dtype=self.vae_dtype,
             dtype=self.dtype,
+            quantize=self.quantize,
             host_devices=self.host_devices,
             adapter_folder=self.adapters,
         )

@@ -12,9 +12,19 @@ import wan_tpu
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
 FLOORS = [
-    {"errors", "family", "fast", "geometry", "media", "request", "json_lines", "multihost"},
+    {
+        "errors",
+        "family",
+        "fast",
+        "geometry",
+        "media",
+        "request",
+        "json_lines",
+        "multihost",
+        "step_cache",
+    },
     {"sharding", "torch_compat", "runtime", "compile_cache"},
-    {"stage", "torch_bridge", "torch_module", "checkpoints"},
+    {"stage", "int8", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
     {"adapters", "text", "image", "transformer", "vae", "schedulers"},
     {"pipeline"},

@@ -73,6 +73,7 @@ class FastPreset:
             "flow_shift": None,
             "guidance_scale": 1.0,
             "guidance_scale_2": 1.0 if len(kind.experts) > 1 else None,
+            "step_cache": None,
         }
 
     def apply(self, request: VideoRequest, kind: ModelKind) -> VideoRequest:

@@ -15,6 +15,7 @@ import numpy as np
 from wan_tpu.errors import InputError, PromptError, UnknownNameError
 from wan_tpu.geometry import Compression, Geometry, parse_size
 from wan_tpu.media import DIGEST, ROLES
+from wan_tpu.step_cache import StepCache
 
 SCHEDULERS = ("unipc", "euler")
 """Those that place their noise levels by a number of steps and a flow shift."""
@@ -23,7 +24,9 @@ SIGMA_SCHEDULERS = ("euler", "renoise")
 """Those that take given noise levels, where a request has `sigmas`."""
 
 ALL_SCHEDULERS = tuple(dict.fromkeys(SCHEDULERS + SIGMA_SCHEDULERS))
-MOST_SIGMAS = 1000
+MOST_STEPS = 1000
+"""Denoising steps of one video."""
+
 MOST_ADAPTERS = 8
 MAX_SEED = 2**63 - 1
 
@@ -127,7 +130,7 @@ class VideoRequest:
             raise UnknownNameError("scheduler", self.scheduler, ALL_SCHEDULERS)
         for name, low, high in (
             ("fps", 1, 240),
-            ("num_inference_steps", 1, 1000),
+            ("num_inference_steps", 1, MOST_STEPS),
             ("guidance_scale", 0, 100),
             ("guidance_scale_2", 0, 100),
             ("flow_shift", 1e-3, 100),
@@ -152,6 +155,7 @@ class VideoRequest:
             raise InputError(f"fast must be true or the name of a preset, got {self.fast!r}")
         self._check_adapters()
         self._check_sigmas()
+        self._check_step_cache()
 
     def _check_adapters(self) -> None:
         """Takes a list as well, where it comes from JSON."""
@@ -167,6 +171,17 @@ class VideoRequest:
             raise InputError(f"{len(adapters)} adapters are too many; at most {MOST_ADAPTERS} go")
         object.__setattr__(self, "adapters", tuple(adapters))
 
+    def _check_step_cache(self) -> None:
+        """Refuses text that is none, and steps that are too few to leave any out."""
+        if self.step_cache is None:
+            return
+        StepCache.parse(self.step_cache)
+        if self.sigmas is not None:
+            raise InputError(
+                f"step_cache is {self.step_cache} and sigmas names {len(self.sigmas)} noise levels "
+                "that a model was distilled for, each of which is needed; leave one of them out"
+            )
+
     def _check_sigmas(self) -> None:
         """Refuses levels that lead nowhere, and what says something else than they do."""
         if self.sigmas is None:
@@ -180,7 +195,7 @@ class VideoRequest:
         object.__setattr__(self, "sigmas", sigmas)  # a list, where it comes from JSON
         are_numbers = all(isinstance(sigma, int | float) for sigma in sigmas)
         falls = are_numbers and all(high > low for high, low in itertools.pairwise((*sigmas, 0.0)))
-        if not (sigmas and falls and sigmas[0] <= 1 and len(sigmas) <= MOST_SIGMAS):
+        if not (sigmas and falls and sigmas[0] <= 1 and len(sigmas) <= MOST_STEPS):
             raise InputError(
                 "sigmas must be numbers that fall, each above 0 and at most 1, for example "
                 f"1,0.9375,0.8333,0.625; got {','.join(map(str, sigmas))[:80] or 'none'}"

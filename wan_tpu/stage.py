@@ -25,6 +25,8 @@ class Stage:
         arguments: pytrees of `jax.ShapeDtypeStruct` with shardings, one per positional argument.
         mesh: the devices it runs on; Pallas kernels ask it which chip they are for.
         donate: positions of the arguments whose memory the result may take.
+        keeps_unused: whether arguments that the function does not read are passed all the same, so
+            that their memory can be donated.
         out_shardings: a prefix tree of shardings for the result; None leaves it to the compiler.
         matmul_precision: `highest` where float32 products must be float32; None is the platform's
             default (a TPU multiplies float32 in bfloat16 passes).
@@ -38,6 +40,7 @@ class Stage:
     mesh: Mesh
     closes_over: Hashable = ()
     donate: tuple[int, ...] = ()
+    keeps_unused: bool = False
     out_shardings: Any = None
     matmul_precision: str | None = None
     tpu_compiler_options: Mapping[str, str] | None = None
@@ -55,9 +58,13 @@ class Stage:
         platform = platform_of(self.mesh)
         kwargs = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
         with jax.set_mesh(self.mesh), jax.default_matmul_precision(self.matmul_precision):
-            traced = jax.jit(self.function, donate_argnums=self.donate, **kwargs).trace(
-                *self.arguments
+            jitted = jax.jit(
+                self.function,
+                donate_argnums=self.donate,
+                keep_unused=self.keeps_unused,
+                **kwargs,
             )
+            traced = jitted.trace(*self.arguments)
             return traced.lower(lowering_platforms=(platform,))
 
     def compile(self) -> jax.stages.Compiled:

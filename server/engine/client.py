@@ -5,9 +5,10 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from server.engine.call import Call
 from server.engine.child import STOP_SECONDS, Child, how_it_ended
 from server.engine.failure import EngineFailure, Failure, ProcessLost
 from server.engine.messages import (
@@ -16,6 +17,7 @@ from server.engine.messages import (
     Done,
     Failed,
     Generate,
+    GenerateTogether,
     Loading,
     Message,
     Probe,
@@ -165,6 +167,37 @@ class EngineClient:
         size = (request.width, request.height, request.num_frames)
         return await self._do(work, on_progress, size, timeout_seconds)
 
+    async def generate_together(self, calls: Sequence[Call], *, timeout_seconds: float) -> None:
+        """Makes the videos of several jobs in one run; each call learns its own outcome.
+
+        Args:
+            calls: the jobs, alike in what `wan_tpu.pipeline.alike` says.
+            timeout_seconds: that the caller will wait for all of them; nothing ends by it here.
+
+        Raises:
+            EngineFailure: the engine ended; calls that have no outcome by then get none.
+            ProcessLost: another process of the slice was lost; likewise.
+        """
+        line = self._working_line()
+        request = calls[0].request
+        size = (request.width, request.height, request.num_frames, len(calls))
+        self._patience.begin(size, timeout_seconds)
+        work = GenerateTogether(jobs=[dataclasses.asdict(call.message) for call in calls])
+        line.child.send(encode(work))
+        waiting = {call.job_id: call for call in calls}
+        try:
+            while waiting:
+                match await self._receive(line):
+                    case Progress(job=name) as progress if name in waiting:
+                        self._patience.moved(progress.stage, progress.done, progress.total)
+                        waiting[name].on_progress(progress)
+                    case Done(job=name, metadata=metadata) if name in waiting:
+                        waiting.pop(name).succeed(metadata)
+                    case Failed(job=str(name), code=code, message=message) if name in waiting:
+                        waiting.pop(name).fail(EngineFailure(Failure(code), message))
+        finally:
+            self._patience.end()
+
     async def probe(self, *, timeout_seconds: float) -> None:
         """Has the engine make a small video of its own, which is thrown away.
 
@@ -254,9 +287,7 @@ class EngineClient:
         timeout_seconds: float,
     ) -> dict[str, Any]:
         """Gives the engine work and waits for what becomes of it."""
-        line = self._line
-        if line is None:
-            raise EngineFailure(Failure.ENGINE_CRASHED, "the engine was ended before the job began")
+        line = self._working_line()
         self._patience.begin(size, timeout_seconds)
         line.child.send(encode(work))
         try:
@@ -271,6 +302,11 @@ class EngineClient:
                         raise EngineFailure(Failure(code), message)
         finally:
             self._patience.end()
+
+    def _working_line(self) -> _Line:
+        if self._line is None:
+            raise EngineFailure(Failure.ENGINE_CRASHED, "the engine was ended before the job began")
+        return self._line
 
     async def _receive(self, line: _Line) -> Message:
         said = await line.inbox.get()

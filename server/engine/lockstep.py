@@ -26,7 +26,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -44,7 +44,7 @@ from wan_tpu.multihost.identity import Identity, make_identity
 from wan_tpu.multihost.join import join
 from wan_tpu.multihost.leader import Leader
 from wan_tpu.multihost.lockstep import EXIT_LOST, Lockstep, run_in_step
-from wan_tpu.pipeline.progress import Progress
+from wan_tpu.pipeline.progress import Calls, Outcome, Progress
 from wan_tpu.request import VideoRequest
 
 logger = logging.getLogger("server.lockstep")
@@ -86,6 +86,23 @@ class LeadingEngine:
             self._engine.warm_up(on_progress)
         self._leading.loaded()
 
+    def measure(
+        self, on_progress: Callable[[Progress], None], should_cancel: Callable[[], bool]
+    ) -> None:
+        """See `Engine.measure`; in all processes, as a job of its own."""
+        if self._settings.batch == 1:
+            return
+        leader = self._leading
+
+        def report(progress: Progress) -> None:
+            _note(leader, progress)
+            on_progress(progress)
+
+        def make(_: dict[str, Any], should_stop: Callable[[], bool]) -> None:
+            self._engine.measure(report, should_stop)
+
+        run_in_step(leader, {"measure": True}, make, asked=should_cancel)
+
     def describe(self) -> dict[str, Any]:
         """See `Engine.describe`."""
         return {**self._engine.describe(), "num_processes": self._settings.group.num_processes}
@@ -122,6 +139,30 @@ class LeadingEngine:
         task = {"request": dataclasses.asdict(request)}
         metadata = run_in_step(leader, task, make, media=media, asked=should_cancel)
         return {**metadata, "lockstep": leader.account()}
+
+    def generate_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
+        """See `Engine.generate_together`; in all processes."""
+        leader = self._leading
+
+        def note(members: Sequence[int], progress: Progress) -> None:
+            _note(leader, progress)
+            calls.on_progress(members, progress)
+
+        def end(member: int, outcome: Outcome) -> None:
+            if isinstance(outcome, dict):
+                outcome = {**outcome, "lockstep": leader.account()}
+            calls.on_end(member, outcome)
+
+        def make(_: dict[str, Any], __: Callable[[], bool]) -> None:
+            in_step = dataclasses.replace(
+                calls,
+                on_progress=note,
+                on_end=end,
+                cancelled=lambda: leader.stopped(calls.cancelled),
+            )
+            self._engine.generate_together(requests, in_step)
+
+        run_in_step(leader, {"together": [dataclasses.asdict(each) for each in requests]}, make)
 
     def failure_of(self, error: Exception) -> Failure:
         """See `Engine.failure_of`."""
@@ -253,7 +294,7 @@ def _identity(settings: Settings) -> Identity:
     importlib.import_module("wan_tpu.runtime")
     # What decides which programs run; the other settings are process 0's own affair.
     shared = settings.load_options.identity()
-    shared |= {"warm_up": settings.warm_up, "engine": settings.engine}
+    shared |= {name: getattr(settings, name) for name in ("warm_up", "engine", "batch")}
     return make_identity(
         model_paths=settings.load_options.open_model().paths,
         settings={f"WAN_TPU_{name.upper()}": value for name, value in shared.items()},
@@ -269,13 +310,25 @@ def _make(engine: Engine, process: Lockstep) -> None:
     """One job, from the message that begins it until this process has left it."""
 
     def make(task: dict[str, Any], should_stop: Callable[[], bool]) -> None:
-        engine.generate(
-            VideoRequest(**task["request"]),
-            media=process.receive_media(),
-            on_frames=None,
-            on_progress=lambda progress: _note(process, progress),
-            should_cancel=should_stop,
-        )
+        def note(progress: Progress) -> None:
+            _note(process, progress)
+
+        if "measure" in task:
+            engine.measure(note, should_stop)
+        elif "together" in task:
+            calls = Calls(
+                on_progress=lambda _, progress: note(progress),
+                cancelled=lambda: process.stopped(lambda: ()),
+            )
+            engine.generate_together([VideoRequest(**each) for each in task["together"]], calls)
+        else:
+            engine.generate(
+                VideoRequest(**task["request"]),
+                media=process.receive_media(),
+                on_frames=None,
+                on_progress=note,
+                should_cancel=should_stop,
+            )
 
     try:
         run_in_step(process, None, make)

@@ -28,6 +28,17 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateTogether:
+    """To the engine: make these videos in one run; `Done` or `Failed` comes for each by itself.
+
+    Attributes:
+        jobs: the fields of a `Generate` for each, alike in what `wan_tpu.pipeline.alike` says.
+    """
+
+    jobs: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """To the engine: show that you work, with a video that nobody asked for; then throw it away."""
 
@@ -132,12 +143,12 @@ class Stop:
 
 
 Message = (
-    Generate | Probe | Cancel | Record | Stop
+    Generate | GenerateTogether | Probe | Cancel | Record | Stop
     | Loading | Ready | Progress | Beat | Recorded | Done | Failed
 )  # fmt: skip
 
 _LINES = JsonLines(
-    Generate, Probe, Cancel, Record, Stop,
+    Generate, GenerateTogether, Probe, Cancel, Record, Stop,
     Loading, Ready, Progress, Beat, Recorded, Done, Failed,
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The real engine: the library's pipeline. It loads JAX: for the engine process only."""
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,18 @@ from wan_tpu import runtime
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
 from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
+from wan_tpu.pipeline.alike import SAMPLES, can_be_together, samples_for, step_kind
 from wan_tpu.pipeline.check import check_request
-from wan_tpu.pipeline.progress import Progress
+from wan_tpu.pipeline.progress import Calls, Progress
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest, make_request
 
+logger = logging.getLogger("server.engine")
+
 PROBE_STEPS = 2
+
+MEASURED_STEPS = 3
+"""A step begins while the one before it runs: the first of a run alone waits for nothing."""
 
 
 class PipelineEngine:
@@ -28,6 +35,7 @@ class PipelineEngine:
         self._settings = settings
         self._warm_up_requests: list[VideoRequest] = []
         self._pipeline: VideoPipeline | None = None
+        self._together: dict[tuple[Hashable, ...], dict[int, float]] = {}
 
     def start(self, joined: Joined | None = None) -> None:
         """See `Engine.start`: check, load."""
@@ -49,6 +57,37 @@ class PipelineEngine:
         """See `Engine.warm_up`."""
         for each in self._warm_up_requests:
             self._loaded.warm_up(each, on_progress=on_progress)
+        for each in self._measured_requests:
+            self._together[step_kind(each)] = {1: 0.0}
+            for samples in self._batches:
+                try:
+                    self._loaded.warm_up_together(each, samples, on_progress=on_progress)
+                except OutOfMemoryError as error:  # in all processes: it is their compilers' word
+                    logger.warning("%d videos are never made together: %s", samples, error)
+                    break
+                self._together[step_kind(each)][samples] = 0.0
+
+    def measure(
+        self, on_progress: Callable[[Progress], None], should_cancel: Callable[[], bool]
+    ) -> None:
+        """See `Engine.measure`."""
+        for each in self._measured_requests:
+            short = dataclasses.replace(each, num_inference_steps=MEASURED_STEPS)
+            seconds = self._together[step_kind(each)]
+            for samples in seconds:
+                for _ in range(2):  # the first run of a program is no measure of it
+                    seconds[samples] = self._loaded.step_seconds(
+                        short, samples, on_progress=on_progress, should_cancel=should_cancel
+                    )
+
+    @property
+    def _batches(self) -> list[int]:
+        """Sizes of a batch in which several jobs may be made."""
+        return [n for n in SAMPLES if 1 < n <= samples_for(self._settings.batch)]
+
+    @property
+    def _measured_requests(self) -> list[VideoRequest]:
+        return [each for each in self._warm_up_requests if self._batches and can_be_together(each)]
 
     def describe(self) -> dict[str, Any]:
         """See `Engine.describe`."""
@@ -60,6 +99,10 @@ class PipelineEngine:
             "dtype": str(np.dtype(model.dtype)),
             "device_kind": devices.flat[0].device_kind,
             "num_devices": int(devices.size),
+            "together": [
+                {"kind": list(kind), "seconds": {str(n): each[n] for n in each}}
+                for kind, each in self._together.items()
+            ],
         }
 
     def probe_request(self) -> tuple[VideoRequest, Media]:
@@ -88,6 +131,10 @@ class PipelineEngine:
             keep_frames=False,
         )
         return result.metadata
+
+    def generate_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
+        """See `Engine.generate_together`."""
+        self._loaded.make_together(requests, calls)
 
     def failure_of(self, error: Exception) -> Failure:
         """See `Engine.failure_of`."""

@@ -30,6 +30,7 @@ from server.engine.messages import (
     Done,
     Failed,
     Generate,
+    GenerateTogether,
     Loading,
     Message,
     Probe,
@@ -40,10 +41,11 @@ from server.engine.messages import (
     decode,
     encode,
 )
+from server.engine.outcome import code_of, words_for
 from server.engine.recorder import Recorder
 from server.engine.seam import Engine
-from server.files.disk import is_disk_full
-from server.files.uploads import UploadLost, read_uploads
+from server.engine.together import make_together
+from server.files.uploads import read_uploads
 from server.files.writer import MediaFiles
 from server.logs import flush_logging, start_logging
 from server.settings import Settings
@@ -58,7 +60,7 @@ PR_SET_PDEATHSIG = 1
 
 BEAT_SECONDS = 2.0
 
-Work = Generate | Probe
+Work = Generate | GenerateTogether | Probe
 
 
 class Connection:
@@ -105,7 +107,7 @@ class Connection:
         with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:
             for line in lines:
                 match decode(line):
-                    case Generate() | Probe() as request:
+                    case Generate() | GenerateTogether() | Probe() as request:
                         self._requests.put(request)
                     case Record() as record:
                         self.recorder.begin(record)
@@ -121,11 +123,12 @@ class Connection:
 
 
 def serve(engine: Engine, service: Connection) -> None:
-    """Starts the engine, then makes one video after the other, for ever."""
+    """Starts the engine, then makes videos, one after the other or some together, for ever."""
     try:
         service.send(Loading(what="loading the model"))
         engine.start()
         engine.warm_up(lambda p: service.send(Loading(what=f"compiling: {p.stage}")))
+        engine.measure(lambda p: service.send(Loading(what=f"measuring: {p.stage}")), lambda: False)
     except ProcessLostError as error:
         end_for_loss(str(error))
     except WanTpuError as error:
@@ -134,11 +137,14 @@ def serve(engine: Engine, service: Connection) -> None:
     service.send(Ready(description=engine.describe()))
     while True:
         work = service.next_request()
+        if isinstance(work, GenerateTogether):
+            make_together(engine, service, [Generate(**job) for job in work.jobs])
+            continue
         service.send(_answer(engine, service, work))
         service.forget(work.job)
 
 
-def _answer(engine: Engine, service: Connection, work: Work) -> Message:
+def _answer(engine: Engine, service: Connection, work: Generate | Probe) -> Message:
     """Makes one video; whatever goes wrong with it ends here, and the next one is made."""
     try:
         if isinstance(work, Probe):
@@ -147,21 +153,12 @@ def _answer(engine: Engine, service: Connection, work: Work) -> Message:
     except Cancelled as error:
         return Failed(job=work.job, code=Failure.CANCELLED, message=str(error))
     except Exception as error:
-        code = _code_of(engine, error)
+        code = code_of(engine, error)
         logger.exception("generation failed", extra={"job": work.job, "code": code})
-        return Failed(job=work.job, code=code, message=_words(error, code))
+        return Failed(job=work.job, code=code, message=words_for(error, code))
 
 
-def _code_of(engine: Engine, error: Exception) -> Failure:
-    """Which kind of failure it is: some are the same for every engine."""
-    if isinstance(error, UploadLost):
-        return Failure.UPLOAD_LOST
-    if is_disk_full(error):
-        return Failure.DISK_FULL
-    return engine.failure_of(error)
-
-
-def _reporter(service: Connection, work: Work) -> Callable[[PipelineProgress], None]:
+def _reporter(service: Connection, work: Generate | Probe) -> Callable[[PipelineProgress], None]:
     """Tells the service how far the work is."""
 
     def report(progress: PipelineProgress) -> None:
@@ -221,19 +218,6 @@ def _generate(engine: Engine, service: Connection, work: Generate) -> dict[str, 
     return {**metadata, "spritesheet": files.sheet}
 
 
-def _words(error: Exception, code: Failure) -> str:
-    """What the client is told: no paths, no insides."""
-    match code:
-        case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS | Failure.UPLOAD_LOST:
-            return str(error)
-        case Failure.OUT_OF_MEMORY:
-            return "the accelerator ran out of memory; ask for a smaller size or fewer frames"
-        case Failure.DISK_FULL:
-            return "the server's disk is full"
-        case _:
-            return f"the engine failed with {type(error).__name__}; the server's log says more"
-
-
 def _die_with_parent(parent: int) -> None:
     """Asks Linux to kill this process with its parent; the parent may be gone already."""
     if sys.platform == "linux":
@@ -261,7 +245,7 @@ def main(arguments: list[str]) -> None:
         serve(engine, service)
     except Exception as error:
         logger.exception("the engine cannot start")
-        words = f"{_words(error, Failure.ENGINE_ERROR)}"
+        words = f"{words_for(error, Failure.ENGINE_ERROR)}"
         service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=words))
     flush_logging()
     os._exit(1)  # an orderly end of Python would wait in JAX for other processes

@@ -1,6 +1,6 @@
 """The seam: what the service needs of whatever makes videos. Runs in the engine process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from server.engine.failure import Failure
 from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
-from wan_tpu.pipeline.progress import Progress
+from wan_tpu.pipeline.progress import Calls, Progress
 from wan_tpu.request import VideoRequest
 
 
@@ -34,8 +34,25 @@ class Engine(Protocol):
         """Compiles what the configured sizes need."""
         ...
 
+    def measure(
+        self, on_progress: Callable[[Progress], None], should_cancel: Callable[[], bool]
+    ) -> None:
+        """Measures what `describe` says of making jobs together, where that is configured.
+
+        All processes have compiled by then. It asks and tells as `generate` does.
+
+        Raises:
+            Cancelled: `should_cancel` said so.
+        """
+        ...
+
     def describe(self) -> dict[str, Any]:
-        """Layout, attention, devices; JSON-ready."""
+        """Layout, attention, devices; JSON-ready.
+
+        `together`, where jobs may be made so: for each kind of step (`alike.step_kind`) that was
+        compiled at the start, `{"kind": [...], "seconds": {"1": ..., "2": ...}}`, a step's seconds
+        by the size of the batch.
+        """
         ...
 
     def probe_request(self) -> tuple[VideoRequest, Media]:
@@ -69,6 +86,16 @@ class Engine(Protocol):
 
         Raises:
             Cancelled: `should_cancel` said so.
+        """
+        ...
+
+    def generate_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
+        """Makes several videos in one run, each as `generate` would.
+
+        Args:
+            requests: complete and checked; alike in what `wan_tpu.pipeline.alike` says.
+            calls: told of each one's progress, frames and end, and asked at every step which are
+                to be stopped. Without frames none need leave the devices.
         """
         ...
 

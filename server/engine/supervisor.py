@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from server.engine.client import EngineClient
 from server.engine.failure import ENGINES_OWN, EngineFailure
@@ -26,7 +27,11 @@ START = "starting the engine"
 
 
 class Supervisor:
-    """The life of the engine's processes, one after the other."""
+    """The life of the engine's processes, one after the other.
+
+    Attributes:
+        description: of the engine that was started last, as `Engine.describe`.
+    """
 
     def __init__(self, engine: EngineClient, settings: Settings, metrics: Metrics):
         self._engine = engine
@@ -40,6 +45,7 @@ class Supervisor:
         self._failures = 0
         self._last_failure = ""
         self._last_job: str | None = None
+        self.description: dict[str, Any] = {}
 
     @property
     def missing(self) -> list[str]:
@@ -89,11 +95,13 @@ class Supervisor:
         self._failures, self._trouble, self._last_job = 0, "", None
         self._delay = FIRST_RETRY_SECONDS
 
-    async def note_failure(self, job_id: str, failure: EngineFailure) -> None:
+    def note_failure(self, job_id: str, failure: EngineFailure) -> None:
         """A job failed; only what is the engine's own fault counts against it."""
-        if failure.code not in ENGINES_OWN:
-            return
-        self._note(job_id, str(failure))
+        if failure.code in ENGINES_OWN:
+            self._note(job_id, str(failure))
+
+    async def end_suspect(self) -> None:
+        """Ends an engine that has failed too often, once it has no work."""
         if self._is_suspect:
             self._at = "starting the engine anew"
             await self._engine.kill()  # a new process is the best cure there is
@@ -123,7 +131,9 @@ class Supervisor:
                 raise
             at, seconds = self._at, self._settings.start_timeout_seconds
             raise TimeoutError(f"it did not start within {seconds:g} s ({at})") from None
-        words = ", ".join(f"{name} {value}" for name, value in description.items())
+        self.description = description
+        told = (f"{name} {value}" for name, value in description.items() if name != "together")
+        words = ", ".join(told)
         seconds = time.monotonic() - started
         logger.info("the engine is ready: %s", words, extra={"seconds": seconds})
         if not self._is_suspect:

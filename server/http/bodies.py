@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from server.http import reference
 from server.http.lists import LORA_EXPECTED, SIGMAS_EXPECTED, read_lora, read_sigmas
 from server.http.schemas import VIDEO_ID, Number, Whole
-from wan_tpu.request import MAX_SEED, MOST_SIGMAS
+from wan_tpu.request import MAX_SEED, MOST_STEPS
 
 SECONDS = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
 """Text that is surely seconds; what else reads as a number is taken, too."""
@@ -149,7 +149,7 @@ class Making(BaseModel):
         "instead of `num_inference_steps` and `flow_shift`",
         json_schema_extra={
             "anyOf": [
-                {"type": "array", "items": {"type": "number"}, "maxItems": MOST_SIGMAS},
+                {"type": "array", "items": {"type": "number"}, "maxItems": MOST_STEPS},
                 {"type": "string", "pattern": "^[0-9.,]*$"},
                 {"type": "null"},
             ]

@@ -243,8 +243,18 @@ class ServedModel:
             ) from None
         except GeometryError as error:
             raise ApiError(400, "invalid_value", str(error), param=field) from None
-        except InputError as error:  # a strength that leaves no step to run, or a preset
-            raise refused(error, otherwise="fast") from None
+        except InputError as error:  # a strength that leaves no step to run, a preset, a cache
+            raise refused(error, otherwise=self._blamed(request)) from None
+
+    def _blamed(self, request: VideoRequest) -> str:
+        """`step_cache` where the request can be made without one, else `fast`."""
+        if request.step_cache is None:
+            return "fast"
+        try:
+            check_request(self.description, dataclasses.replace(request, step_cache=None))
+        except InputError:
+            return "fast"
+        return "step_cache"
 
     def _blamed_for_geometry(self, request: VideoRequest, field: str) -> str:
         """`size` where the model cannot make one frame of it, else the field of its frames."""

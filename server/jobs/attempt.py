@@ -20,6 +20,7 @@ from server.files.disk import is_disk_full
 from server.files.media import Media
 from server.files.uploads import Uploads
 from server.jobs.board import Board
+from server.jobs.gathered import Gathered
 from server.jobs.job import Job, State
 from server.jobs.persistence import GaveUpError, Persistence
 from server.metrics import Metrics
@@ -53,11 +54,13 @@ class Attempt:
         metrics: Metrics,
         settings: Settings,
         has_crashed: Set[str],
+        gathered: Gathered,
     ):
         """Begins nothing.
 
         Args:
             job: as it was claimed.
+            gathered: the jobs that are made together with it, itself among them.
             has_crashed: ids of jobs at which the engine has crashed before.
         """
         self.job = job
@@ -74,6 +77,7 @@ class Attempt:
         self._metrics = metrics
         self._settings = settings
         self._has_crashed = has_crashed
+        self._gathered = gathered
         self._why: Why | None = None
         self._late: asyncio.Task[None] | None = None
         self._stopped, self._hurried = asyncio.Event(), asyncio.Event()
@@ -93,7 +97,7 @@ class Attempt:
             ProcessLost: another process of the slice was lost; the job is put back.
             GaveUpError: the database could not be written before the server ended.
         """
-        extra = {"job": self.job.id, "attempt": self.job.attempts}
+        extra = {"job": self.job.id, "attempt": self.job.attempts, "together": self._gathered.count}
         logger.info("job started", extra=extra)
         started = time.monotonic()
         work = asyncio.create_task(self._work(), name=self.job.id)
@@ -110,22 +114,24 @@ class Attempt:
 
     async def _work(self) -> dict[str, Any]:
         """Has the engine make the video; returns what it says about it."""
-        folder: pathlib.Path = await asyncio.to_thread(self._media.begin, self.job.id)
-        extended = self.job.extended
-        return await self._engine.generate(
-            self.job.id,
-            self.job.request,
-            folder,
-            self._note_progress,
-            uploads=self._uploads.folder,
-            extended=None if extended is None else dataclasses.asdict(extended),
-            timeout_seconds=self._settings.job_timeout_seconds,
-        )
+        try:
+            folder: pathlib.Path = await asyncio.to_thread(self._media.begin, self.job.id)
+            extended = self.job.extended
+            return await self._gathered.generate(
+                self.job.id,
+                self.job.request,
+                folder,
+                self._note_progress,
+                uploads=self._uploads.folder,
+                extended=None if extended is None else dataclasses.asdict(extended),
+            )
+        finally:
+            self._gathered.leave(self.job.id)
 
     async def _watch(self, work: asyncio.Task[dict[str, Any]]) -> None:
         """Waits for the engine; makes it stop when it is asked to, or takes too long."""
         settings = self._settings
-        if await _done(work, self._stopped, settings.job_timeout_seconds):
+        if await _done(work, self._stopped, self._gathered.timeout_seconds):
             return
         if self._why is None:
             self._why = Why.TIMEOUT
@@ -177,7 +183,8 @@ class Attempt:
         elif self.crashed and self._settings.group.num_processes > 1:
             await self._put_back("a process was lost")  # that may be what the engine ended of
         else:
-            await self._supervisor.note_failure(self.job.id, failure)
+            if not self.crashed or self._gathered.is_first_to_crash():
+                self._supervisor.note_failure(self.job.id, failure)
             if self.crashed and self._may_be_innocent:
                 await self._put_back(str(failure))
             else:
@@ -216,7 +223,7 @@ class Attempt:
             logger.error("the job is put back: %s", reason, extra=self._extra)
 
     async def _fail_for_time(self) -> None:
-        seconds = self._settings.job_timeout_seconds
+        seconds = self._gathered.timeout_seconds
         words = f"the video took longer than {seconds:g} seconds"
         await self._fail(EngineFailure(Failure.TIMEOUT, words))
 

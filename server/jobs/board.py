@@ -360,7 +360,7 @@ class Board:
             if not await self._move(entry, entry.job.started()):
                 return None
             self.queue.served(entry.job.owner, work_of(entry.job.request))
-            self._forecast.running = job_id
+            self._forecast.running.add(job_id)
             return entry.job
 
     async def _cancel(self, job_id: str) -> Job | None:
@@ -515,9 +515,10 @@ class Board:
 
     def _learn(self, job: Job) -> None:
         """Takes a finished job's seconds into account."""
-        seconds = (job.metadata or {}).get("seconds")
+        metadata = job.metadata or {}
+        seconds, count = metadata.get("seconds"), metadata.get("made_together")
         if job.state == State.COMPLETED and isinstance(seconds, dict):
-            self.durations.observe(job.request, seconds)
+            self.durations.observe(job.request, seconds, count if isinstance(count, int) else 1)
 
     def _notify(self, *, queue: bool) -> None:
         """Wakes those who wait for a change; when the queue moved, its jobs end at other times."""

@@ -49,11 +49,20 @@ class Durations:
         self._denoise: dict[str, float] = {}
         self._decode: float | None = None  # seconds per pixel and frame
 
-    def observe(self, request: VideoRequest, seconds: dict[str, Any]) -> None:
-        """Learns from a finished job's seconds by stage."""
+    def observe(
+        self, request: VideoRequest, seconds: dict[str, Any], made_together: int = 1
+    ) -> None:
+        """Learns from a finished job's seconds by stage.
+
+        Args:
+            request: of the job.
+            seconds: by stage; those of the steps are of all jobs that were made with it.
+            made_together: how many those were.
+        """
         cache = request.step_cache or ""
         before = self._denoise.pop(cache, None)
-        rate = _average(before, seconds.get("denoise"), evaluated(request))
+        work = evaluated(request) * max(made_together, 1)
+        rate = _average(before, seconds.get("denoise"), work)
         if rate is not None:
             self._denoise[cache] = rate  # behind the others: seen last
         if len(self._denoise) > MOST_CACHES:

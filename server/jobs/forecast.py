@@ -15,14 +15,14 @@ class Forecast:
     """Seconds left of waiting jobs, worked out when they are asked for.
 
     Attributes:
-        running: the job that was started last.
+        running: the jobs that were started and not seen to have ended; some are made together.
     """
 
     def __init__(self, shelf: Shelf, queue: FairQueue, durations: Durations):
         self._shelf, self._queue, self._durations = shelf, queue, durations
         self._ends: dict[str, float | None] | None = None
         self._refreshed_at = 0.0
-        self.running: str | None = None
+        self.running: set[str] = set()
 
     @property
     def is_old(self) -> bool:
@@ -46,9 +46,14 @@ class Forecast:
         return self._ends[job_id]
 
     def _running_left(self) -> float | None:
-        entry = None if self.running is None else self._shelf.entries.get(self.running)
-        if entry is None or entry.job.state != State.IN_PROGRESS:
-            return 0.0
-        if entry.running is None:
-            return self._durations.total(entry.job.request)
-        return entry.running.seconds_left
+        entries = [self._shelf.entries.get(job_id) for job_id in self.running]
+        running = [e for e in entries if e is not None and e.job.state == State.IN_PROGRESS]
+        self.running = {entry.job.id for entry in running}
+        lefts = [
+            self._durations.total(entry.job.request)
+            if entry.running is None
+            else entry.running.seconds_left
+            for entry in running
+        ]
+        known = [left for left in lefts if left is not None]
+        return max(known, default=0.0) if len(known) == len(lefts) else None

@@ -14,6 +14,8 @@ from server.files.media import Media
 from server.files.uploads import Uploads
 from server.jobs.attempt import Attempt, Why
 from server.jobs.board import Board
+from server.jobs.companions import Choice, Gains, choose
+from server.jobs.gathered import Gathered
 from server.jobs.job import Job, State
 from server.jobs.persistence import GaveUpError, Persistence
 from server.metrics import Metrics
@@ -63,7 +65,9 @@ class Worker:
         self._persistence = Persistence()
         self._draining, self._hurried = asyncio.Event(), asyncio.Event()
         self._is_abandoned = False
-        self._attempt: Attempt | None = None
+        self._attempts: list[Attempt] = []
+        self._measured: tuple[dict[str, Any], Gains] = ({}, Gains([]))
+        self._first: tuple[str, float] = ("", 0.0)  # in line, and since when
         self._has_crashed: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._own_failures = 0
@@ -105,8 +109,9 @@ class Worker:
 
     async def stop_running(self, job_id: str) -> None:
         """Stops a job that was cancelled or deleted, if it runs: within a step, or by force."""
-        if self._attempt is not None and self._attempt.job.id == job_id:
-            self._attempt.stop(Why.UNWANTED)
+        for attempt in self._attempts:
+            if attempt.job.id == job_id:
+                attempt.stop(Why.UNWANTED)
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no more jobs; the running one finishes within the grace, or goes back.
@@ -114,8 +119,8 @@ class Worker:
         The engine has ended, and nothing is written any more, when this returns.
         """
         self._draining.set()
-        if self._attempt is not None:
-            self._attempt.is_last = True
+        for attempt in self._attempts:
+            attempt.is_last = True
         if self._task is not None:
             hurried = asyncio.ensure_future(self._hurried.wait())
             await asyncio.wait(
@@ -125,8 +130,8 @@ class Worker:
             )
             hurried.cancel()
             self._persistence.is_over.set()
-            if self._attempt is not None:
-                self._attempt.stop(Why.ABANDONED if self._is_abandoned else Why.GIVEN_BACK)
+            for attempt in self._attempts:
+                attempt.stop(Why.ABANDONED if self._is_abandoned else Why.GIVEN_BACK)
             await asyncio.wait({self._task}, timeout=END_SECONDS)
             if not self._task.done():
                 logger.error("the worker does not end and is left")
@@ -153,9 +158,9 @@ class Worker:
         while not self.is_draining and not self.has_lost_process:
             try:
                 if await self._unless_draining(self._supervisor.ensure()):
-                    job = await self._next_job()
-                    if job is not None:
-                        await self._make(job)
+                    jobs = await self._next_jobs()
+                    if jobs:
+                        await self._make(jobs)
                         self._own_failures = 0
             except ProcessLost:
                 self.has_lost_process = True
@@ -186,37 +191,79 @@ class Worker:
             task.result()
         return is_done and not self.is_draining
 
-    async def _next_job(self) -> Job | None:
-        """Waits for a job and claims it; None when there is another reason to look around."""
+    async def _next_jobs(self) -> list[Job]:
+        """Waits for a job, claims it and those that are made with it; none when there is another
+        reason to look around."""
         changed = self._board.next_change()
         now = time.monotonic()
         waiting = self._board.queue.order()
         order = [job_id for job_id in waiting if self._skipped_until.get(job_id, 0) <= now]
+        patience = ROOM_CHECK_SECONDS if waiting else None
         if order and self._media.has_room():
-            return await self._claim(order[0])
+            choice = self._choose(order)
+            patience = self._patience_of(choice, now)
+            if patience <= 0:
+                return await self._claim_all(choice.jobs)
         events = [
             asyncio.ensure_future(what)
             for what in (changed.wait(), self._engine.ended(), self._draining.wait())
         ]
         try:
-            await asyncio.wait(
-                events,
-                timeout=ROOM_CHECK_SECONDS if waiting else None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for event in events:
                 event.cancel()
         if not waiting:
             self._own_failures = 0
-        return None
+        return []
 
-    async def _claim(self, job_id: str) -> Job | None:
+    def _choose(self, order: list[str]) -> Choice:
+        """What of the line is made now."""
+        settings = self._settings
+        found = (self._board.find(job_id) for job_id in order[: settings.batch + 1])
+        return choose(
+            [job for job in found if job is not None],
+            self._gains(),
+            most=settings.batch,
+            delay_seconds=settings.batch_delay_seconds,
+        )
+
+    def _gains(self) -> Gains:
+        """What the engine that runs has measured."""
+        if self._measured[0] is not self._supervisor.description:
+            gains = Gains(self._supervisor.description.get("together", []))
+            self._measured = (self._supervisor.description, gains)
+            if str(gains):
+                logger.info("made together, a step takes %s", gains)
+        return self._measured[1]
+
+    def _patience_of(self, choice: Choice, now: float) -> float:
+        """How long the first in line waits for others still: never longer than is set, in all."""
+        first = choice.jobs[0].id
+        if self._first[0] != first:
+            self._first = (first, now)
+        if not choice.may_wait:
+            return 0.0
+        return self._first[1] + self._settings.batch_wait_seconds - now
+
+    async def _claim_all(self, chosen: list[Job]) -> list[Job]:
+        """Takes jobs; with one that cannot be taken at once those before it begin."""
+        first = await self._claim(chosen[0].id, until=self._draining)
+        taken = [] if first is None else [first]
+        at_once = asyncio.Event()
+        at_once.set()
+        try:
+            for job in chosen[1:] if taken else []:
+                companion = await self._claim(job.id, until=at_once)
+                taken += [] if companion is None else [companion]
+        except Exception as error:  # noqa: BLE001 - `_claim` has noted it; the others can be made
+            logger.warning("%d jobs begin without others: %s", len(taken), error)
+        return taken
+
+    async def _claim(self, job_id: str, *, until: asyncio.Event) -> Job | None:
         """Takes a job; one that fails again and again is left aside, the others go on."""
         try:
-            job = await self._persistence.write(
-                lambda: self._board.claim(job_id), until=self._draining
-            )
+            job = await self._persistence.write(lambda: self._board.claim(job_id), until=until)
         except GaveUpError:
             raise
         except Exception:
@@ -231,18 +278,40 @@ class Worker:
         self._skipped_until.pop(job_id, None)
         return job
 
-    async def _make(self, job: Job) -> None:
-        """Makes a job's video; however it goes, the next one can be made."""
+    async def _make(self, jobs: list[Job]) -> None:
+        """Makes the videos of jobs; however it goes, the next ones can be made."""
         if self.is_draining:
             # The claim was on its way when the end came: as if it had not been.
-            await self._persistence.write(lambda: self._board.requeue(job.id))
+            for job in jobs:
+                await self._persistence.write(lambda job=job: self._board.requeue(job.id))
             return
-        now = self._board.find(job.id)
-        if now is None or now.state != State.IN_PROGRESS:
+        jobs = [job for job in jobs if self._is_in_progress(job)]
+        if not jobs:
             return  # cancelled or deleted meanwhile
-        if job.attempts == 1:
-            self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
-        attempt = self._attempt = Attempt(
+        self._metrics.made_together.observe(len(jobs))
+        for job in jobs:
+            if job.attempts == 1:
+                self._metrics.waiting_seconds.observe(max(0.0, time.time() - job.created_at))
+        gathered = Gathered(
+            self._engine, [job.id for job in jobs], self._settings.job_timeout_seconds
+        )
+        attempts = self._attempts = [self._attempt_at(job, gathered) for job in jobs]
+        try:
+            ended = await asyncio.gather(
+                *(attempt.run() for attempt in attempts), return_exceptions=True
+            )
+        finally:
+            self._attempts = []
+            await gathered.close()
+            for attempt in attempts:
+                self._note_end(attempt)
+        await self._supervisor.end_suspect()
+        errors = [error for error in ended if isinstance(error, BaseException)]
+        for error in sorted(errors, key=lambda error: not isinstance(error, ProcessLost)):
+            raise error
+
+    def _attempt_at(self, job: Job, gathered: Gathered) -> Attempt:
+        return Attempt(
             job,
             board=self._board,
             media=self._media,
@@ -253,16 +322,21 @@ class Worker:
             metrics=self._metrics,
             settings=self._settings,
             has_crashed=self._has_crashed,
+            gathered=gathered,
         )
-        try:
-            await attempt.run()
-        finally:
-            self._attempt = None
-            if attempt.crashed:
-                self._has_crashed.add(job.id)
-            after = self._board.find(job.id)
-            if after is None or after.is_finished:
-                self._has_crashed.discard(job.id)
+
+    def _is_in_progress(self, job: Job) -> bool:
+        now = self._board.find(job.id)
+        return now is not None and now.state == State.IN_PROGRESS
+
+    def _note_end(self, attempt: Attempt) -> None:
+        """Remembers a job at which the engine crashed, until it has ended."""
+        job_id = attempt.job.id
+        if attempt.crashed:
+            self._has_crashed.add(job_id)
+        after = self._board.find(job_id)
+        if after is None or after.is_finished:
+            self._has_crashed.discard(job_id)
 
 
 @contextlib.asynccontextmanager

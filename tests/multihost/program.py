@@ -4,11 +4,13 @@
         OUT [interleaved]
 
 `interleaved` deals the devices of the processes out in turn, as a walk over the chips of a slice
-comes from host to host. Process 0 writes velocity, latents and frames to OUT.npz; every process the
-bytes it read of each component, and what its devices hold of it, to OUT.PROCESS_ID.json.
+comes from host to host; with it the video is made once more, together with another. Process 0
+writes velocity, latents and frames to OUT.npz; every process the bytes it read of each component,
+and what its devices hold of it, to OUT.PROCESS_ID.json.
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,6 +24,7 @@ from jax.experimental import multihost_utils
 from wan_tpu import runtime
 from wan_tpu.checkpoints.source import SafetensorsSource
 from wan_tpu.multihost.group import Joined, find_group
+from wan_tpu.pipeline.progress import Calls
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
@@ -53,6 +56,19 @@ def held_bytes(params):
     )
 
 
+def frames_together(pipeline):
+    """Of `REQUEST`, made together with another one."""
+    frames = []
+
+    def take(member, chunk):
+        if member == 1:
+            frames.append(chunk)
+
+    calls = Calls(on_frames=take)
+    pipeline.make_together([dataclasses.replace(REQUEST, seed=6), REQUEST], calls)
+    return np.concatenate(frames)
+
+
 def main(coordinator, processes, process_id, layout, sequence_parallel, out, order=""):
     group = find_group(coordinator, int(processes), int(process_id))
     joined = None if group.num_processes == 1 else Joined(group=group, jax_coordinator=coordinator)
@@ -81,6 +97,8 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out, ord
     }
     pathlib.Path(f"{out}.{process_id}.json").write_text(json.dumps(found))
     parts = pipeline.intermediate(REQUEST)
+    if order == "interleaved":
+        parts["together"] = frames_together(pipeline)
     if group.leads:
         np.savez(f"{out}.npz", **parts)
     multihost_utils.sync_global_devices("all have their frames")

@@ -103,6 +103,31 @@ def test_a_failure_of_process_0_is_told_to_the_others(pair):
     assert pair.lost == []
 
 
+def stops(pair, number, times, ask=lambda: ()):
+    """Asks which of several videos end, so often; gives the answers."""
+
+    def make(task, should_stop):
+        return [list(pair.processes[number].stopped(ask)) for _ in range(times)]
+
+    return make
+
+
+def test_which_of_several_videos_end_is_one_decision(pair):
+    asked = iter([(), {2, 0}, {1}])
+    first = stops(pair, 0, 3, lambda: next(asked))
+    second = stops(pair, 1, 3, lambda: {7})  # nobody asks a follower
+    assert pair.run(first, second) == [[[], [0, 2], [1]]] * 2
+    assert pair.lost == []
+
+
+def test_a_failure_of_process_0_ends_several_videos_of_the_others(pair):
+    first, second = pair.run(fails_after(2), stops(pair, 1, 5))
+    assert isinstance(first, OSError)
+    assert str(second) == "process 0 has left the job"
+    assert pair.run(asks(1), asks(1)) == [{}, {}]
+    assert pair.lost == []
+
+
 def returns_media(pair, number):
     def make(task, should_stop):
         media = pair.processes[number].receive_media()

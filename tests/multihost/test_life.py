@@ -51,6 +51,22 @@ def test_cancel_in_the_middle_stops_all_and_the_next_job_is_made(start_slice):
     assert found.pids() == pids, "nobody had to be started anew"
 
 
+def test_jobs_made_together_of_which_one_is_cancelled(start_slice):
+    """Nobody begins before the fourth has come; who ends is one decision for all processes."""
+    found = start_slice(batch=4, batch_wait_seconds=60).wait_ready()
+    pids = found.pids()
+    videos = [found.create("slow", num_inference_steps=12, seed=i) for i in range(4)]
+    found.wait_step(videos[1], 2)
+    found.client.post(f"/v1/videos/{videos[1]['id']}/cancel")
+    ended = [found.finish(video) for video in videos]
+    assert ended[1]["error"]["code"] == "cancelled"
+    for i in (0, 2, 3):
+        assert ended[i]["status"] == "completed", ended[i]
+        assert ended[i]["metadata"]["made_together"] == 4
+    assert files_of(found) == sorted(ended[i]["id"] for i in (0, 2, 3))
+    assert found.pids() == pids, "nobody had to be started anew"
+
+
 @pytest.mark.parametrize(("prompt", "code"), [("boom", "engine_error"), ("oom", "out_of_memory")])
 def test_what_fails_in_all_fails_its_job_alone(start_slice, prompt, code):
     found = start_slice().wait_ready()

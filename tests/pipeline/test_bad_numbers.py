@@ -9,7 +9,7 @@ from tests.checkpoint_factory import PROMPT
 from tests.damaged_models import copy_wan_tiny, edit_tensor
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.geometry import Geometry
-from wan_tpu.pipeline.model import all_finite_tokens
+from wan_tpu.pipeline.step_program import all_finite_tokens
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout

@@ -129,7 +129,7 @@ def latents_of(pipeline, request):
     contexts = pipeline._executor.encode_text(run, None)
     return pipeline._executor.denoise(
         run, contexts, pipeline._executor.conditions(run, None), pipeline._executor.start(run, None)
-    )
+    ).latents
 
 
 def small(**fields):

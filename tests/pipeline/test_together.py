@@ -11,8 +11,7 @@ from tests.consistency.conftest import SMALL_VAE
 from tests.tolerances import LAYOUT, psnr, relative_error
 from wan_tpu.errors import BadNumbersError, Cancelled, InputError
 from wan_tpu.pipeline import together as making
-from wan_tpu.pipeline.progress import Watch
-from wan_tpu.pipeline.together import Calls
+from wan_tpu.pipeline.progress import Calls, Watch
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
@@ -58,7 +57,8 @@ def pipeline_of(tmp_path_factory, devices):
 def latents_alone(pipeline, request):
     executor, run = pipeline._executor, pipeline._plan(request, Watch())
     contexts = executor.encode_text(run, None)
-    return executor.denoise(run, contexts, dict.fromkeys(run.components), executor.start(run, None))
+    conditions = dict.fromkeys(run.components)
+    return executor.denoise(run, contexts, conditions, executor.start(run, None)).latents
 
 
 def latents_together(pipeline, requests):
@@ -273,9 +273,11 @@ def test_programs_are_those_of_the_next_larger_batch(wan_tiny, tiny_requests):
 
 
 def test_a_step_is_measured_alone_and_together(wan_tiny, tiny_requests):
+    wan_tiny.warm_up_together(tiny_requests[0], 4)
     for count in (1, 4):
-        seconds = wan_tiny.warm_up_together(tiny_requests[0], count)
-        assert 0 < seconds < 60
+        assert wan_tiny.step_seconds(tiny_requests[0], count) > 0
+    with pytest.raises(Cancelled):
+        wan_tiny.step_seconds(tiny_requests[0], 4, should_cancel=lambda: True)
 
 
 def test_what_cannot_be_made_together_is_refused(wan_tiny, tiny_requests):

@@ -69,6 +69,18 @@ def test_steps_without_guidance_beside_those_with_it():
     assert (runs["context"], runs["context-unguided"]) == (1, 1)
 
 
+def test_steps_that_reuse_are_a_program_of_their_own():
+    """Half of the 14B's steps; of the A14B's, with one expert guided, of each batch its own."""
+    runs = job_of("wan2.1-t2v-14b", step_cache="magcache").runs()
+    assert (runs["step"], runs["step-reuse"]) == (25, 25)
+    scales = {"guidance_scale": 4.0, "guidance_scale_2": 1.0}
+    job = job_of("wan2.2-t2v-a14b", step_cache="magcache:0.04", **scales)
+    names = ("step", "step-unguided", "step-reuse", "step-reuse-unguided")
+    assert [job.runs()[name] for name in names] == [12, 11, 14, 3]
+    decided = job_of("wan2.1-t2v-14b", step_cache="easycache").runs()
+    assert (decided["step"], "step-reuse" in decided) == (50, False)
+
+
 SMALL = {"width": 64, "height": 64, "num_frames": 5}
 
 
@@ -78,6 +90,8 @@ SMALL = {"width": 64, "height": 64, "num_frames": 5}
         job_of("wan2.1-flf2v-14b-720p", **SMALL),
         job_of("wan2.2-i2v-a14b", "last_image", guidance_scale_2=1.0, **SMALL),
         job_of("wan2.2-ti2v-5b", "image", guidance_scale=1.0, **SMALL),
+        job_of("wan2.2-t2v-a14b", guidance_scale_2=1.0, step_cache="magcache", **SMALL),
+        job_of("wan2.1-t2v-1.3b", step_cache="easycache", **SMALL),
     ],
     ids=lambda job: job.description.name,
 )
@@ -91,6 +105,7 @@ def test_its_stages_are_those_of_the_pipeline(job, devices):
     stages = job.stages_of(run)
     assert list(stages) == list(job.runs()) == list(job.stages)
     assert len(stages) == len(run.stages())
+    assert [name.removesuffix("-unguided") for name in stages] == [s.name for s in run.stages()]
     batches = {name: stages[name].arguments[1].key.shape[1] for name in stages if "step" in name}
     assert set(batches.values()) == {model.denoiser.padded_batch(b) for b in job.batches}
 
@@ -127,6 +142,15 @@ def test_both_experts_and_what_pictures_add_are_resident(uncompiled):
     assert "40 steps (15 + 25), with image" in table
     assert report["layouts"][0]["resident_bytes"] == row.resident.parts
     assert report["steps_by_transformer"] == {"transformer": 15, "transformer_2": 25}
+
+
+def test_what_a_step_cache_keeps_is_resident(uncompiled):
+    """The residual of 75,600 tokens of 5,120 in bfloat16, both branches, over eight devices."""
+    plain, kept = (
+        uncompiled("wan2.1-t2v-14b", step_cache=cache)[1].resident.state
+        for cache in (None, "magcache")
+    )
+    assert kept - plain == pytest.approx(2 * 75_600 * 5120 * 2 / 8, rel=0.01)
 
 
 def test_an_image_s_keys_are_resident(uncompiled):

@@ -11,6 +11,7 @@ hang      stops for ever at the second step, deaf to cancellation
 compile   stops for ever in the compiler
 stop      stops its whole process at the second step, as SIGSTOP does
 
+Made together, each does so by itself: an error ends its own video, a crash that of all.
 `boom@1` and so on happen in process 1 of several alone. Two files in the folder that
 SCRIPTED_ENGINE_MARKS names, or else in the data folder, change what it does without a prompt: with
 `broken-probe` it fails at the service's own small video, while there is a `slow-start` it loads.
@@ -27,9 +28,9 @@ import time
 import numpy as np
 
 from server.engine.failure import Failure
-from wan_tpu.errors import BadNumbersError
+from wan_tpu.errors import BadNumbersError, Cancelled
 from wan_tpu.media import NO_MEDIA
-from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.progress import Progress, Watch
 from wan_tpu.request import VideoRequest
 
 QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2
@@ -37,6 +38,7 @@ QUICK_SECONDS, SLOW_SECONDS = 0.002, 0.2
 
 class ScriptedEngine:
     def __init__(self, settings):
+        self.batch = settings.batch
         self.cannot_start = os.environ.get("SCRIPTED_ENGINE_CANNOT_START")
         self.process_id = 0
         self.marks = pathlib.Path(os.environ.get("SCRIPTED_ENGINE_MARKS", settings.data_dir))
@@ -53,8 +55,15 @@ class ScriptedEngine:
         with Watch(on_progress).stage("compile everything", 1) as report:
             report(1)
 
+    def measure(self, on_progress, should_cancel):
+        assert not should_cancel()
+
     def describe(self):
-        return {"layout": "single"}
+        """Any number of wan-tiny's videos together take hardly longer than one."""
+        kind = [64, 64, 17, "unipc", True, False]
+        seconds = {str(n): 0.1 + n / 1000 for n in (1, 2, 4, 8)}
+        together = [{"kind": kind, "seconds": seconds}] if self.batch > 1 else []
+        return {"layout": "single", "together": together}
 
     def probe_request(self):
         prompt = "boom" if (self.marks / "broken-probe").exists() else "probe"
@@ -82,6 +91,45 @@ class ScriptedEngine:
                     on_frames(np.full(shape, 255 * index // request.num_frames, np.uint8))
                 report(index + 1)
         return {"layout": "single", "seconds": watch.seconds}
+
+    def generate_together(self, requests, calls):
+        running, steps = set(range(len(requests))), requests[0].num_inference_steps
+
+        def end(member, outcome):
+            running.discard(member)
+            calls.on_end(member, outcome)
+
+        def tell(members, stage, done, total):
+            progress = Progress(stage=stage, done=done, total=total, seconds=0.0)
+            calls.on_progress(members, progress)
+            for member in sorted(set(calls.cancelled()) & running):
+                end(member, Cancelled("the generation was cancelled"))
+
+        tell(sorted(running), "denoise", 0, steps)
+        for step in range(steps):
+            if not running:
+                return
+            is_slow = any("slow" in request.prompt for request in requests)
+            time.sleep(SLOW_SECONDS if is_slow else QUICK_SECONDS)
+            for member in sorted(running) if step == 1 else ():
+                try:
+                    self.misbehave(requests[member].prompt)
+                except Exception as error:  # noqa: BLE001 - any, as the engine's own do
+                    end(member, error)
+            tell(sorted(running), "denoise", step + 1, steps)
+        for member in range(len(requests)):
+            if member in running:
+                self.show(requests[member], lambda *step, m=member: tell([m], *step), calls, member)
+            if member in running:
+                end(member, {"layout": "single", "seconds": {}, "made_together": len(requests)})
+
+    def show(self, request, tell, calls, member):
+        """The frames of one of several."""
+        for index in range(request.num_frames):
+            if calls.on_frames is not None:
+                shape = (1, request.height, request.width, 3)
+                calls.on_frames(member, np.full(shape, request.seed % 256, np.uint8))
+            tell("decode", index + 1, request.num_frames)
 
     def note_media(self, request, media):
         """Leaves what it got in a file of its own, for the test to look at."""

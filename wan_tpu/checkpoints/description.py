@@ -11,6 +11,7 @@ from wan_tpu.errors import CheckpointError
 from wan_tpu.family import TEXT_TO_VIDEO, ModelKind
 from wan_tpu.fast import FastPreset
 from wan_tpu.request import GenerationDefaults
+from wan_tpu.step_cache import Curve
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class ModelDescription:
         variant: which variant of the weights, for example fp16, where a component has it.
         files: components, tokenizer included, whose files lie outside `folder`.
         distilled: what its weights were distilled to, where its files say so.
+        curve: of step caches, measured on it; None leaves a published one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelDescription:
     variant: str | None = None
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     distilled: FastPreset | None = None
+    curve: Curve | None = None
 
     @property
     def revision(self) -> str | None:

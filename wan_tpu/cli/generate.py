@@ -26,9 +26,11 @@ from wan_tpu.cli.options import (
     add_machine_arguments,
     add_model_arguments,
     add_seed_argument,
+    add_step_cache_argument,
     positive_int,
     read_few_steps,
     read_load_options,
+    read_step_cache,
 )
 from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, open_video, print_path, write_metadata
 from wan_tpu.cli.progress import ProgressBars
@@ -73,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_embedding_argument(parser)
     add_lora_argument(parser)
-    add_few_steps_arguments(add_video_arguments(parser))
+    video = add_video_arguments(parser)
+    add_few_steps_arguments(video)
+    add_step_cache_argument(video)
     add_media_arguments(parser.add_argument_group(MADE_FROM))
     _add_where_arguments(parser)
 
@@ -187,7 +191,8 @@ def _read(parsed: argparse.Namespace) -> Order:
     """
     check_prompt(parsed.prompt)
     files = read_media_files(parsed)
-    request = read_request(parsed, **read_few_steps(parsed), **files.digests)
+    few_steps, (cache, _) = read_few_steps(parsed), read_step_cache(parsed)
+    request = read_request(parsed, **few_steps, step_cache=cache, **files.digests)
     options = read_load_options(parsed)
     group = find_group(
         parsed.coordinator, parsed.processes, parsed.process_id, parsed.group_secret_file

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from wan_tpu import __version__
 from wan_tpu.cli import (
     adapter,
+    calibrate,
     compare,
     consistency,
     dataset,
@@ -40,6 +41,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare": compare,
     "adapter": adapter,
+    "calibrate": calibrate,
     "remote": remote,
 }
 

@@ -1,15 +1,17 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
+import pathlib
 from typing import Any
 
 from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
 from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout
+from wan_tpu.step_cache import split_file
 
 
 def positive_int(text: str) -> int:
@@ -75,6 +77,26 @@ def add_few_steps_arguments(parser: Any) -> None:
     )  # fmt: skip
 
 
+def add_step_cache_argument(parser: Any) -> None:
+    """`--step-cache`."""
+    parser.add_argument(
+        "--step-cache", metavar="CACHE",
+        help="leave out steps that change little: magcache[:THRESHOLD[:MOST_IN_A_ROW[:RETENTION]]]"
+        "[@FILE of `wan-tpu calibrate`], for example magcache:0.12, or easycache[:THRESHOLD]; "
+        "default: every step is computed",
+    )  # fmt: skip
+
+
+def read_step_cache(parsed: argparse.Namespace) -> tuple[str | None, pathlib.Path | None]:
+    """What it says, for a request; and the file of ratios, for `LoadOptions`.
+
+    Raises:
+        InputError: a file is named that the cache does not take.
+    """
+    text = getattr(parsed, "step_cache", None)
+    return (None, None) if text is None else split_file(text)
+
+
 def read_few_steps(parsed: argparse.Namespace) -> dict[str, Any]:
     """What they say, for `wan_tpu.request.make_request`."""
     return {"sigmas": parsed.sigmas, "fast": parsed.fast_preset or parsed.fast or None}
@@ -93,6 +115,15 @@ def add_vae_dtype_argument(parser: Any) -> None:
     parser.add_argument(
         "--vae-dtype", metavar="NAME",
         help=f"of the VAE, {listed(DTYPES)} (default: as --dtype)",
+    )  # fmt: skip
+
+
+def add_quantize_argument(parser: Any) -> None:
+    """`--quantize`."""
+    parser.add_argument(
+        "--quantize", metavar="NAME",
+        help=f"weights and products of the transformer's blocks in {' or '.join(QUANTIZE)}: half "
+        "the memory, faster linears (default: as --dtype)",
     )  # fmt: skip
 
 
@@ -126,6 +157,7 @@ def add_machine_arguments(parser: Any) -> None:
         "--vae", default="flax", metavar="NAME", help=f"{listed(VAES)} (default: %(default)s)"
     )
     add_vae_dtype_argument(parser)
+    add_quantize_argument(parser)
     add_dtype_and_devices_arguments(parser)
 
 
@@ -157,9 +189,11 @@ def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
         vae=parsed.vae,
         vae_dtype=parsed.vae_dtype,
         dtype=parsed.dtype,
+        quantize=parsed.quantize,
         host_devices=parsed.host_devices,
         embeddings=tuple(parsed.embedding),
         adapters=tuple(AdapterChoice.parse(text) for text in getattr(parsed, "lora", ())),
+        ratios=read_step_cache(parsed)[1],
     )
 
 

@@ -8,7 +8,14 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from wan_tpu.cli.options import add_few_steps_arguments, positive_int, read_few_steps
+from wan_tpu.cli.options import (
+    add_few_steps_arguments,
+    add_quantize_argument,
+    add_step_cache_argument,
+    positive_int,
+    read_few_steps,
+    read_step_cache,
+)
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import UnknownNameError
@@ -54,6 +61,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     )
     parser.add_argument("--scheduler", choices=ALL_SCHEDULERS, help="default: the model's")
     add_few_steps_arguments(parser)
+    add_step_cache_argument(parser)
     parser.add_argument(
         "--inputs", metavar="NAMES",
         help=f"what the video is made from besides the prompt: of {', '.join(ROLES)}, joined by "
@@ -70,6 +78,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
+    add_quantize_argument(parser)
     parser.add_argument(
         "--stages", default="all",
         help="what to compile: all, or text, pictures, step, decode joined by ',' "
@@ -172,6 +181,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
     from wan_tpu.attention.api import IMPLEMENTATIONS
     from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.model import parse_dtype
+    from wan_tpu.pipeline.step_cache import with_curve
     from wan_tpu.planner import STAGE_GROUPS, make_job
 
     if parsed.attention not in IMPLEMENTATIONS:
@@ -182,11 +192,12 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
             raise UnknownNameError("stage", name, tuple(STAGE_GROUPS))
         stages += STAGE_GROUPS[name.strip()]
     return make_job(
-        describe_model(parsed.model),
+        with_curve(describe_model(parsed.model), read_step_cache(parsed)[1]),
         request,
         where,
         dtype=str(parse_dtype(parsed.dtype)),
         attention=parsed.attention,
+        quantize=parsed.quantize,
         stages=tuple(dict.fromkeys(stages)),
     )
 
@@ -202,6 +213,7 @@ def read_request(parsed: argparse.Namespace, prompt: str = "planned") -> VideoRe
         guidance_scale_2=parsed.guidance_scale_2,
         scheduler=parsed.scheduler,
         strength=parsed.strength,
+        step_cache=read_step_cache(parsed)[0],
         **read_few_steps(parsed),
     )
     roles = [name.strip() for name in parsed.inputs.split(",")] if parsed.inputs else []

@@ -8,10 +8,10 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from wan_tpu.errors import MismatchError, ProcessLostError
+from wan_tpu.errors import MismatchError, ProcessLostError, WanTpuError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.multihost.connection import Connection, connect_to_leader
 from wan_tpu.multihost.group import ProcessGroup
@@ -149,21 +149,30 @@ class Follower:
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`; whether this process was asked to stop does not count."""
+        return not isinstance(self._pass_barrier(), Continue)
+
+    def stopped(self, asked: Callable[[], Collection[int]]) -> Collection[int]:
+        """See `Lockstep.stopped`; what this process was asked for does not count."""
+        decision = self._pass_barrier()
+        if not isinstance(decision, Continue):
+            raise WanTpuError("process 0 has left the job")
+        return decision.stopped
+
+    def _pass_barrier(self) -> Continue | Cancel | End:
+        """Waits for what process 0 decides at the next barrier."""
         self._position = dataclasses.replace(self._position, barrier=self._position.barrier + 1)
         if self._compiled:
             self._send(self._position)  # process 0 waits for it
             self._compiled = False
         match self._inbox.get():
-            case Continue():
-                return False
-            case Cancel():
-                return True
+            case Continue() | Cancel() as decision:
+                return decision
             case End() as end:  # process 0 failed, or was stopped, on its way here
                 self._position = dataclasses.replace(
                     self._position, barrier=self._position.barrier - 1
                 )
                 self._ended_by = end
-                return True
+                return end
             case message:
                 raise AssertionError(f"{message} in the middle of a job")
 

@@ -4,20 +4,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from wan_tpu.errors import InputError, MismatchError, ProcessLostError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.multihost.connection import Connection
 from wan_tpu.multihost.group import ProcessGroup, join_address
-from wan_tpu.multihost.health import (
-    LeaderPosition,
-    Peer,
-    StallDetector,
-    is_compiling,
-    stage_name,
-)
+from wan_tpu.multihost.health import LeaderPosition, Peer, StallDetector, is_compiling, stage_name
 from wan_tpu.multihost.identity import Identity, differences
 from wan_tpu.multihost.listener import DENIAL, Listener, listen_at
 from wan_tpu.multihost.lockstep import Outcome
@@ -44,6 +38,8 @@ from wan_tpu.multihost.messages import (
 from wan_tpu.multihost.transfer import frames_of
 
 logger = logging.getLogger(__name__)
+
+Decision = TypeVar("Decision", Continue, Continue | Cancel)
 
 CLOSE_SECONDS = 5.0
 """For all followers to confirm that they end."""
@@ -176,6 +172,14 @@ class Leader:
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`."""
+        return isinstance(self._decide(lambda: Cancel() if asked() else Continue()), Cancel)
+
+    def stopped(self, asked: Callable[[], Collection[int]]) -> Collection[int]:
+        """See `Lockstep.stopped`."""
+        return self._decide(lambda: Continue(stopped=sorted(asked()))).stopped
+
+    def _decide(self, make: Callable[[], Decision]) -> Decision:
+        """Passes a barrier with a decision, made when all have come so far."""
         if self._compiled:
             # Collectives wait only so long for a process that still compiles.
             here = (self._position.job, self._position.barrier)
@@ -183,12 +187,12 @@ class Leader:
                 "to compile", lambda peer: (peer.position.job, peer.position.barrier) > here
             )
             self._compiled = False
-        stop = asked()
+        decision = make()
         with self._changed:
             self._position = dataclasses.replace(self._position, barrier=self._position.barrier + 1)
             self._stall.advance()
-        self._send(Cancel() if stop else Continue())
-        return stop
+        self._send(decision)
+        return decision
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:
         """See `Lockstep.leave`; a process that left otherwise than this one is lost."""

@@ -2,7 +2,7 @@
 
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 from wan_tpu.errors import Cancelled, WanTpuError
@@ -27,9 +27,9 @@ class Outcome(enum.StrEnum):
 class Lockstep(Protocol):
     """A process among those of a slice; made by `wan_tpu.multihost.join.join`.
 
-    In this order: `agree`, `loaded`, then for each job `begin`, `should_stop` as often as the
-    pipeline asks, `leave`; at last `close`. Process 0 decides in each of them, the followers obey.
-    Each `should_stop` is a barrier of the job: it has the same number in all processes.
+    In this order: `agree`, `loaded`, then for each job `begin`, `should_stop` or `stopped` as often
+    as the pipeline asks, `leave`; at last `close`. Process 0 decides in each of them, the followers
+    obey. Each time that is asked is a barrier of the job: it has the same number in all processes.
     """
 
     def agree(self, identity: Identity) -> str:
@@ -67,6 +67,14 @@ class Lockstep(Protocol):
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """Whether to leave the job at this barrier: process 0's `asked` decides, for all."""
+        ...
+
+    def stopped(self, asked: Callable[[], Collection[int]]) -> Collection[int]:
+        """Which of several videos of a job end at this barrier: process 0's `asked` decides.
+
+        Raises:
+            WanTpuError: in a follower, that process 0 has left the job.
+        """
         ...
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:
@@ -122,6 +130,10 @@ class Alone:
 
     def should_stop(self, asked: Callable[[], bool]) -> bool:
         """See `Lockstep.should_stop`."""
+        return asked()
+
+    def stopped(self, asked: Callable[[], Collection[int]]) -> Collection[int]:
+        """See `Lockstep.stopped`."""
         return asked()
 
     def leave(self, outcome: Outcome, reason: str = "") -> str:

@@ -85,7 +85,13 @@ class Begin:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Continue:
-    """To a follower, at a barrier: go on with the job."""
+    """To a follower, at a barrier: go on with the job.
+
+    Attributes:
+        stopped: of several videos that the job makes together, those that end here.
+    """
+
+    stopped: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,21 @@ def alike(request: VideoRequest) -> dict[str, Hashable]:
 def can_be_together(request: VideoRequest) -> bool:
     """Whether a request can be made with others like it at all.
 
-    Pictures are conditions of one video, and a step cache decides by one video what it leaves out.
+    Pictures are conditions of one video, a step cache decides by one video what it leaves out, and
+    adapters are merged for one request.
     """
-    return not request.media and request.step_cache is None
+    return not request.media and request.step_cache is None and not request.adapters
+
+
+def step_kind(request: VideoRequest) -> tuple[Hashable, ...]:
+    """What decides the program of a request's steps: equal for those whose steps take as long.
+
+    Args:
+        request: complete.
+    """
+    size = (request.width, request.height, request.num_frames)
+    scales = (request.guidance_scale, request.guidance_scale_2)
+    return (*size, request.scheduler, *(scale is not None and scale > 1 for scale in scales))
 
 
 def samples_for(count: int) -> int:
@@ -52,7 +64,7 @@ def check_alike(requests: list[VideoRequest]) -> None:
     first = alike(requests[0])
     for request in requests:
         if not can_be_together(request):
-            raise InputError("a request with pictures or a step cache is made alone")
+            raise InputError("a request with pictures, adapters or a step cache is made alone")
         differing = [name for name, value in alike(request).items() if value != first[name]]
         if differing:
             raise InputError(

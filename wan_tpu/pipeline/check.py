@@ -10,6 +10,7 @@ from wan_tpu.geometry import Compression, Geometry
 from wan_tpu.media import NO_MEDIA, ROLES, Media
 from wan_tpu.pipeline.fast import with_preset
 from wan_tpu.pipeline.pictures import Pictures, decode, sized
+from wan_tpu.pipeline.step_cache import find_cache
 from wan_tpu.request import VideoRequest
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.vae.config import VaeConfig
@@ -78,7 +79,8 @@ def check(
             or names bytes that are not what it says.
         GeometryError: the model cannot make this size or length.
         InputError: a field that means nothing for this model or without another field, or that
-            contradicts a preset of few steps; or the model has no such preset.
+            contradicts a preset of few steps; or the model has no such preset, or no curve for the
+            step cache.
     """
     description.kind.check_inputs(request.media.keys(), description.name)
     _check_fields(description, request)
@@ -88,6 +90,7 @@ def check(
         media = media.only(request.media)
         request = sized(description, request, media, compression)
     request = request.resolved(description.defaults)
+    find_cache(description, request)  # says where there is no curve
     _check_steps(request)
     geometry = request.geometry(compression)
     _check_frames(request)

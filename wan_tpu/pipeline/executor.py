@@ -9,14 +9,16 @@ from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.errors import BadNumbersError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
 from wan_tpu.image.preprocess import for_image_encoder
-from wan_tpu.pipeline.denoise import StepCall, pack_numbers
+from wan_tpu.pipeline.denoise import StepCall
 from wan_tpu.pipeline.denoise import denoise as run_calls
+from wan_tpu.pipeline.denoised import Denoised, denoised
 from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_tokens
 from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.programs import Program, Programs
 from wan_tpu.pipeline.resident import ResidentWeights
 from wan_tpu.pipeline.run import Run
+from wan_tpu.pipeline.step_plan import programs_of
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
@@ -186,11 +188,14 @@ class Executor:
         contexts: Mapping[tuple[str, int], Context],
         conditions: Mapping[str, Condition | None],
         start: jax.Array,
-    ) -> np.ndarray:
-        """Latents `[1, frames, height, width, channels]` after the last step."""
+    ) -> Denoised:
+        """Runs every step."""
         model, geometry, schedule = run.model, run.geometry, run.schedule
-        begin = self.program(run, model.start_stage(geometry, schedule))
-        programs = {batch: self.program(run, run.step_stage(batch)) for batch in run.batches}
+        begin = self.program(run, run.start_stage())
+        programs = {
+            program: self.program(run, run.step_stage(*program))
+            for program in programs_of(run.steps)
+        }
         params = {component: self._step_params(run, component) for component in run.components}
         noises: Sequence[jax.Array | None] = [None] * len(run.steps)
         if schedule.renoises:
@@ -199,17 +204,17 @@ class Executor:
             )
         calls = [
             StepCall(
-                program=programs[step.batch],
+                program=programs[step.program],
                 params=params[step.component],
                 context=contexts[step.component, step.batch],
-                numbers=pack_numbers(schedule, index, step.guidance_scale),
+                numbers=run.numbers(index),
                 condition=conditions[step.component],
                 noise=noises[index],
             )
             for index, step in enumerate(run.steps)
         ]
         state = run_calls(calls, begin(start), mesh=model.mesh, watch=run.watch)
-        return np.asarray(self.program(run, model.latents_stage(geometry))(state.sample))
+        return denoised(run, state, self.program(run, model.latents_stage(geometry)))
 
     def decode(self, run: Run, latents: np.ndarray) -> Iterator[jax.Array]:
         """Frames in order, `[n, height, width, 3]`, uint8, while later ones decode."""

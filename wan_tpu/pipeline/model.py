@@ -20,9 +20,10 @@ from wan_tpu.errors import UnknownNameError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE, Conditioning
 from wan_tpu.geometry import TEXT_TOKENS, Geometry
 from wan_tpu.pipeline.components import make_components, transformer_config
-from wan_tpu.pipeline.denoise import pack_numbers, unpack_numbers
+from wan_tpu.pipeline.denoise import pack_numbers
 from wan_tpu.pipeline.names import DTYPES
 from wan_tpu.pipeline.placed import PlacedModel
+from wan_tpu.pipeline.step_program import Keeps, abstract_carried, make_start, make_step
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
@@ -153,16 +154,29 @@ class VideoModel(PlacedModel):
             out_shardings=self.abstract_tokens(geometry).sharding,
         )
 
-    def start_stage(self, geometry: Geometry, schedule: Schedule) -> Stage:
-        """(noise in token form) -> the scheduler's state before the first step."""
-        state = self.abstract_state(geometry, schedule)
+    def start_stage(
+        self,
+        geometry: Geometry,
+        schedule: Schedule,
+        keeps: Keeps = Keeps.NOTHING,
+        batch: int = 1,
+    ) -> Stage:
+        """(noise in token form) -> what travels from step to step, before the first one.
+
+        Args:
+            geometry: sizes of the video.
+            schedule: of the run.
+            keeps: what travels besides the scheduler's state.
+            batch: the largest of the steps'; without anything besides it is of no account.
+        """
+        carried = abstract_carried(self, geometry, schedule, keeps, batch)
         return self.stage(
             "start",
-            schedule.init_state,
+            make_start(schedule, carried),
             (self.abstract_tokens(geometry),),
             size=geometry,
-            closes_over=jax.tree.structure(state),
-            out_shardings=jax.tree.map(lambda x: x.sharding, state),
+            closes_over=(jax.tree.structure(carried), batch),
+            out_shardings=jax.tree.map(lambda x: x.sharding, carried),
         )
 
     def step_stage(
@@ -172,13 +186,18 @@ class VideoModel(PlacedModel):
         batch: int,
         num_pictures: int = 0,
         in_steps: Conditioning = Conditioning.NONE,
+        *,
+        keeps: Keeps = Keeps.NOTHING,
+        kept_batch: int | None = None,
+        reuses: bool = False,
     ) -> Stage:
-        """(parameters, context, state, numbers, condition, noise) -> state, whether it is finite.
+        """(parameters, context, carried, numbers, condition, noise) -> carried, whether finite.
 
         One program for all steps of all requests of this geometry and scheduler; `numbers` are
         those of `wan_tpu.pipeline.denoise.pack_numbers`, and `noise` is fresh, in token form, or
         None where the schedule does not renoise. Finite means every real token of its sample: what
-        padding holds is nobody's.
+        padding holds is nobody's. What is carried is the scheduler's state, or that with what a
+        step cache keeps (`wan_tpu.pipeline.step_program`).
 
         Args:
             geometry: sizes of the video.
@@ -186,46 +205,30 @@ class VideoModel(PlacedModel):
             batch: 2 with guidance, 1 without.
             num_pictures: that the context has image tokens of.
             in_steps: how pictures enter the step; the condition is of `condition_stage`, or None.
+            keeps: what is carried besides the scheduler's state; a step that may decide to reuse
+                is told a threshold after the other numbers.
+            kept_batch: the largest batch of the run's steps, where something is kept; this one's
+                when not given.
+            reuses: whether it reuses the residual that is carried: its blocks do not run.
         """
-        denoiser = self.denoiser
-
-        def step(
-            params: Params,
-            context: Context,
-            state: Any,
-            numbers: jax.Array,
-            condition: Condition | None,
-            noise: jax.Array | None,
-        ) -> tuple[Any, jax.Array]:
-            timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
-            velocity = denoiser.predict(
-                params, state.sample, timestep, context, geometry, condition
-            )
-            if batch == 2:
-                positive, negative = velocity[0:1], velocity[1:2]
-                velocity = negative + guidance_scale * (positive - negative)
-            else:
-                velocity = velocity[0:1]
-            state = schedule.update(state, velocity, coefficients, noise)
-            return state, all_finite_tokens(state.sample, geometry)
-
-        numbers = abstract(pack_numbers(schedule, 0, 0.0).shape, jnp.float32, named(self.mesh))
-        state = self.abstract_state(geometry, schedule)
+        numbers = pack_numbers(schedule, 0, 0.0).shape[0] + (keeps is Keeps.VELOCITY)
+        carried = abstract_carried(self, geometry, schedule, keeps, kept_batch or batch)
         return self.stage(
-            "step",
-            step,
+            "step-reuse" if reuses else "step",
+            make_step(self, geometry, schedule, batch, keeps, reuses=reuses),
             (
-                abstract_weights(denoiser.step_weights(), self.mesh),
+                abstract_weights(self.denoiser.step_weights(), self.mesh),
                 self.abstract_context(batch, num_pictures),
-                state,
-                numbers,
+                carried,
+                abstract((numbers,), jnp.float32, named(self.mesh)),
                 self.abstract_condition(geometry, in_steps),
                 self.abstract_tokens(geometry) if schedule.renoises else None,
             ),
             size=geometry,
             closes_over=(geometry, batch),
             donate=(2,),
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), named(self.mesh)),
+            keeps_unused=keeps is Keeps.RESIDUAL and not reuses,  # the last residual's memory
+            out_shardings=(jax.tree.map(lambda x: x.sharding, carried), named(self.mesh)),
         )
 
     def velocity_stage(
@@ -327,12 +330,6 @@ class VideoModel(PlacedModel):
         )
 
 
-def all_finite_tokens(tokens: jax.Array, geometry: Geometry) -> jax.Array:
-    """Whether the real ones of `[1, padded tokens, channels]` are finite, padding left out."""
-    inside = jnp.arange(tokens.shape[1]) < geometry.num_tokens
-    return _all_finite(jnp.where(inside[:, None], tokens, 0))
-
-
 def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
@@ -345,6 +342,7 @@ def make_video_model(
     dtype: DTypeLike,
     vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
+    quantize: str | None = None,
 ) -> VideoModel:
     """The components of a described model on a mesh.
 
@@ -355,6 +353,7 @@ def make_video_model(
         dtype: of weights and activations.
         vae_dtype: the autoencoder's; the same when not given.
         attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        quantize: what the transformers' blocks multiply in; None for `dtype`.
 
     Raises:
         UnknownNameError: there is no such attention.
@@ -370,7 +369,7 @@ def make_video_model(
         head_dim=transformer.attention_head_dim,
     )
     setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
-    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype)
+    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype, quantize=quantize)
     return VideoModel(
         description=description,
         mesh=mesh,

@@ -19,7 +19,8 @@ from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
+from wan_tpu.pipeline.step_cache import with_curve
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
     SEQUENCE_PARALLEL,
@@ -27,6 +28,7 @@ from wan_tpu.sharding.layout import (
     Layout,
     parse_layout,
 )
+from wan_tpu.step_cache import read_curve
 from wan_tpu.text.embedding_file import Embedding, read_embedding
 from wan_tpu.text.new_words import NewWords, check_widths
 from wan_tpu.transformer.config import TransformerConfig
@@ -53,12 +55,15 @@ class LoadOptions:
         vae_dtype: of the autoencoder, one of `names.DTYPES`; None for that of the rest.
         dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
             float32.
+        quantize: what weights and products of the transformers' blocks are, one of
+            `names.QUANTIZE`; None for `dtype`.
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
         embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
             `wan_tpu.text.embedding_file.read_embedding`.
         adapters: added to the transformers' weights, in this order.
         adapter_folder: of those that requests may name (`wan_tpu.adapters.library`); each process
             has its own copy of it.
+        ratios: a file of `wan-tpu calibrate`, that MagCache goes by; None for a published curve.
 
     Raises:
         UnknownNameError: a name that does not exist.
@@ -73,10 +78,12 @@ class LoadOptions:
     vae: str = "flax"
     vae_dtype: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     host_devices: int | None = None
     embeddings: tuple[str, ...] = ()
     adapters: tuple[AdapterChoice, ...] = ()
     adapter_folder: pathlib.Path | None = None
+    ratios: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -86,6 +93,7 @@ class LoadOptions:
             ("VAE", self.vae, VAES),
             ("VAE dtype", self.vae_dtype, DTYPES),
             ("dtype", self.dtype, DTYPES),
+            ("quantization", self.quantize, QUANTIZE),
         ):
             if name is not None and name not in known:
                 raise UnknownNameError(kind, name, known)
@@ -127,18 +135,20 @@ class LoadOptions:
 
         Raises:
             UnknownNameError: nothing is called so.
+            InputError: the file of ratios is none, or of another transformer.
             CheckpointError: its files are not those of a model of the family.
         """
-        return describe_model(self.model, self.variant)
+        return with_curve(describe_model(self.model, self.variant), self.ratios)
 
     def open_model(self) -> ModelDescription:
         """The model with all its files here, downloaded from the hub if they were not.
 
         Raises:
             UnknownNameError: nothing is called so.
+            InputError: as of `describe_model`.
             CheckpointError: files are missing, cannot be had, or are of another kind of model.
         """
-        return open_model(self.model, self.variant)
+        return with_curve(open_model(self.model, self.variant), self.ratios)
 
     def with_adapters(self, paths: Sequence[str]) -> "LoadOptions":
         """The same with further adapters in front, at strength 1."""
@@ -190,7 +200,9 @@ class LoadOptions:
 
         devices = jax.devices() if devices is None else devices
         batch = 2 if compile_for is None else largest_batch(model, compile_for)
-        suiting = self.layout or choose_layout(model, devices, self.dtype, batch=batch)
+        suiting = self.layout or choose_layout(
+            model, devices, self.dtype, batch=batch, quantize=self.quantize
+        )
         return VideoPipeline.load(
             model,
             layout=self.layout_for(len(devices), suiting),
@@ -199,6 +211,7 @@ class LoadOptions:
             attention=self.attention,
             vae=self.vae,
             vae_dtype=self.vae_dtype,
+            quantize=self.quantize,
             embeddings=self.open_embeddings(model),
             adapters=self.open_adapters() if adapters is None else adapters,
             adapter_folder=self.adapter_folder,
@@ -245,6 +258,7 @@ class LoadOptions:
             "embeddings": [f"{each.word} {each.digest}" for each in embeddings],
             "adapters": [dataclasses.asdict(adapter) for adapter in self.adapters],
             "adapter_folder": self.adapter_folder is not None,  # where it lies is each one's own
+            "ratios": None if self.ratios is None else read_curve(self.ratios).to_json(),
         }
 
 

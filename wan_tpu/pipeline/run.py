@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.family import IMAGE_ENCODER, Conditioning
@@ -16,23 +17,28 @@ from wan_tpu.geometry import Geometry
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.check import check, check_request
 from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
+from wan_tpu.pipeline.denoise import pack_numbers
 from wan_tpu.pipeline.fast import find_preset
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.request_adapters import RequestAdapters
+from wan_tpu.pipeline.step_cache import find_cache, told, with_cache
 from wan_tpu.pipeline.step_plan import (
     PlannedStep,
     batches_of,
     components_of,
     contexts_of,
     plan_steps,
+    programs_of,
 )
+from wan_tpu.pipeline.step_program import Keeps
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.api import make_given_schedule, make_schedule
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.schedulers.sigmas import read_num_train_timesteps
 from wan_tpu.stage import Stage
+from wan_tpu.step_cache import MAGCACHE, Blocks, StepCache
 from wan_tpu.text.new_words import NO_WORDS, NewWords
 from wan_tpu.text.prompt import clean_prompt
 
@@ -67,6 +73,8 @@ class Run:
         watch: reports, measures, stops.
         words: that its prompts may hold besides the tokenizer's.
         preset: of few steps, which decided the steps; None where none was asked for.
+        cache: complete, where steps may reuse what others left; None where each is computed.
+        keeps: what travels from step to step besides the scheduler's state.
         adapters: that it adds to the transformers' weights; None for none.
     """
 
@@ -81,6 +89,8 @@ class Run:
     watch: Watch
     words: NewWords = NO_WORDS
     preset: FastPreset | None = None
+    cache: StepCache | None = None
+    keeps: Keeps = Keeps.NOTHING
     adapters: RequestAdapters | None = None
 
     @property
@@ -116,11 +126,33 @@ class Run:
         """The stage of what the steps of a batch attend to."""
         return self.model.context_stage(num_prompts, batch, self.num_encoder_pictures)
 
-    def step_stage(self, batch: int) -> Stage:
-        """The stage of the steps of a batch."""
+    def step_stage(self, batch: int, reuses: bool = False) -> Stage:
+        """The stage of the steps of a batch; or of those of them that reuse a residual."""
         return self.model.step_stage(
-            self.geometry, self.schedule, batch, self.num_encoder_pictures, self.way.in_steps
+            self.geometry,
+            self.schedule,
+            batch,
+            self.num_encoder_pictures,
+            self.way.in_steps,
+            keeps=self.keeps,
+            kept_batch=self.batch,
+            reuses=reuses,
         )
+
+    def numbers(self, step: int) -> np.ndarray:
+        """What the program of a step is told, `[n]`, float32."""
+        planned = self.steps[step]
+        numbers = pack_numbers(self.schedule, step, planned.guidance_scale)
+        if self.keeps is not Keeps.VELOCITY:
+            return numbers
+        assert self.cache is not None
+        is_open = planned.blocks is Blocks.OPEN
+        threshold = self.cache.threshold if is_open else 0.0  # no change is less: it is computed
+        return np.append(numbers, np.float32(threshold))
+
+    def start_stage(self) -> Stage:
+        """The stage of what travels from step to step, before the first."""
+        return self.model.start_stage(self.geometry, self.schedule, self.keeps, self.batch)
 
     def velocity_stage(self, batch: int) -> Stage:
         """The stage of the transformer alone, on what its steps take."""
@@ -155,8 +187,8 @@ class Run:
             *(self.context_stage(self.batch, batch) for batch in self.batches),
             *self.encode_stages(vae),
             *([] if in_steps is Conditioning.NONE else [model.condition_stage(geometry, in_steps)]),
-            model.start_stage(geometry, self.schedule),
-            *(self.step_stage(batch) for batch in self.batches),
+            self.start_stage(),
+            *(self.step_stage(*program) for program in programs_of(self.steps)),
             model.latents_stage(geometry),
             *self.decode_stages(vae),
         ]
@@ -189,6 +221,7 @@ def plan_run(
     words.used(map(clean_prompt, request.prompts))  # says which it names and are not there
     schedule, steps = schedule_steps(description, request)
     has_guidance = any(step.batch == 2 for step in steps)
+    cache, _ = find_cache(description, request) or (None, None)
     return Run(
         request=request,
         geometry=checked.geometry,
@@ -201,7 +234,15 @@ def plan_run(
         watch=watch,
         words=words,
         preset=find_preset(description, request.fast),
+        cache=cache,
+        keeps=_keeps(cache),
     )
+
+
+def _keeps(cache: StepCache | None) -> Keeps:
+    if cache is None:
+        return Keeps.NOTHING
+    return Keeps.RESIDUAL if cache.name == MAGCACHE else Keeps.VELOCITY
 
 
 def schedule_steps(
@@ -228,7 +269,7 @@ def schedule_steps(
         experts=description.kind.experts,
         boundary=None if ratio is None else ratio * read_num_train_timesteps(config),
     )
-    return schedule, steps
+    return schedule, with_cache(description, request, steps)
 
 
 def largest_batch(description: ModelDescription, request: VideoRequest) -> int:
@@ -240,17 +281,20 @@ def largest_batch(description: ModelDescription, request: VideoRequest) -> int:
 def compile_order(stage: Stage) -> int:
     """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
     order = ("step", "text", "image", "encode-next", "encode-first", "context", "condition")
-    order = (*order, "start", "latents", "decode-next", "decode-first")
+    order = (*order, "start", "step-reuse", "latents", "decode-next", "decode-first")
     return order.index(stage.name)
 
 
-def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def metadata_of(
+    run: Run, vae: str, adapters: Sequence[Mapping[str, Any]], computed: Sequence[bool] = ()
+) -> dict[str, Any]:
     """Everything needed to make the same video again, and how long each stage took.
 
     Args:
         run: that has ended.
         vae: name of the decoder that made the frames.
         adapters: that were loaded with the model, each with its file's digest.
+        computed: of each step, whether the transformer's blocks ran; of a run with a step cache.
     """
     added = () if run.adapters is None else run.adapters.described
     model, description = run.model, run.model.description
@@ -267,6 +311,7 @@ def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> di
         "pictures": {role: picture.fit for role, picture in run.pictures.items()},
         "steps": dict(collections.Counter(step.component for step in run.steps)),
         "fast": None if run.preset is None else run.preset.to_json(),
+        "step_cache": None if run.cache is None else told(run.cache, computed),
         "tokens": run.geometry.num_tokens,
         "layout": str(model.layout),
         "sequence_parallel": model.layout.sequence_parallel,
@@ -274,6 +319,7 @@ def metadata_of(run: Run, vae: str, adapters: Sequence[Mapping[str, Any]]) -> di
         "attention": model.denoiser.setting.implementation,
         "vae": vae,
         "dtype": str(jnp.dtype(model.dtype)),
+        "quantize": model.quantize,
         "vae_dtype": str(jnp.dtype(model.vae_dtype)),
         "device_kind": devices.flat[0].device_kind,
         "num_devices": int(devices.size),

@@ -1,8 +1,8 @@
 """Which program, parameters and guidance each denoising step takes: a table made before the run.
 
 It is made on the host from the request and the schedule alone, so every process of a slice makes
-the same. Experts that take turns are a table here; guidance that stops half-way and few-step
-samplers would be others. The loop (`denoise.py`) knows none of them.
+the same. Experts that take turns are a table here, and steps that reuse what an earlier one left;
+guidance that stops half-way would be another. The loop (`denoise.py`) knows none of them.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from wan_tpu.family import TRANSFORMER
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
+from wan_tpu.step_cache import Blocks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +21,22 @@ class PlannedStep:
     Attributes:
         component: whose parameters predict the velocity.
         guidance_scale: of classifier-free guidance; at 1 or below the prompt alone is evaluated.
+        blocks: whether the transformer's run, or what they added at an earlier step is reused.
     """
 
     component: str = TRANSFORMER
     guidance_scale: float
+    blocks: Blocks = Blocks.COMPUTED
 
     @property
     def batch(self) -> int:
         """Entries of the transformer's batch: 2 with guidance (prompt, negative prompt), else 1."""
         return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def program(self) -> tuple[int, bool]:
+        """Which of a run's programs it takes: its batch, and whether that leaves out the blocks."""
+        return self.batch, self.blocks is Blocks.REUSED
 
 
 def plan_steps(
@@ -71,3 +79,8 @@ def components_of(steps: Sequence[PlannedStep]) -> list[str]:
 def contexts_of(steps: Sequence[PlannedStep]) -> list[tuple[str, int]]:
     """What the steps attend to, as (component, batch): each transformer makes it anew for each."""
     return sorted({(step.component, step.batch) for step in steps})
+
+
+def programs_of(steps: Sequence[PlannedStep]) -> list[tuple[int, bool]]:
+    """Of the steps, each once, as `PlannedStep.program` says it: those with blocks first."""
+    return sorted({step.program for step in steps}, key=lambda program: program[::-1])

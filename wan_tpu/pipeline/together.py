@@ -6,7 +6,7 @@ each other: one that is cancelled, or whose numbers go bad, ends alone, and the 
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,34 +18,13 @@ from wan_tpu.pipeline.denoise import pack_numbers
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.latents import make_noises, place_padded, to_tokens
 from wan_tpu.pipeline.load import for_batch
-from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.progress import Calls, Outcome, Progress, Watch
 from wan_tpu.pipeline.run import Run, metadata_of
 from wan_tpu.pipeline.together_stages import TogetherStages
 from wan_tpu.sharding.mesh import named, place
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
 from wan_tpu.text.prompt import tokenize
-
-Outcome = dict[str, Any] | Exception
-"""Of a member: its video's metadata, or why there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """What whoever asks for several videos is called with; a member is its place among them.
-
-    Attributes:
-        on_progress: with the members that have got on, and how far.
-        on_end: with a member and its outcome, as soon as that is known; once for each.
-        on_frames: with a member and frames `[n, height, width, 3]`, uint8, in order; None where
-            nobody wants them.
-        cancelled: asked at every step for the members to be stopped; others may come later.
-    """
-
-    on_progress: Callable[[Sequence[int], Progress], None] = lambda members, progress: None
-    on_end: Callable[[int, Outcome], None] = lambda member, outcome: None
-    on_frames: Callable[[int, np.ndarray], None] | None = None
-    cancelled: Callable[[], Collection[int]] = lambda: ()
 
 
 class Together:
@@ -221,7 +200,8 @@ class Together:
         except (BadNumbersError, Cancelled) as error:
             return error
         run.watch.seconds.update(self._watch.seconds)
-        metadata = metadata_of(run, self._executor.vae.name, self._adapters)
+        computed = [True] * len(run.steps)  # runs with a step cache are made alone
+        metadata = metadata_of(run, self._executor.vae.name, self._adapters, computed)
         return {**metadata, "made_together": len(self._runs)}
 
     def _end(self, member: int, outcome: Outcome) -> None:

@@ -27,10 +27,11 @@ from wan_tpu.pipeline.load import (
 from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
-from wan_tpu.pipeline.progress import Progress, Watch
+from wan_tpu.pipeline.progress import Calls, Progress, Watch
 from wan_tpu.pipeline.request_adapters import AdapterChooser
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
-from wan_tpu.pipeline.together import Calls, Together
+from wan_tpu.pipeline.step_program import Keeps
+from wan_tpu.pipeline.together import Together
 from wan_tpu.request import VideoRequest, VideoResult
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.text.embedding_file import Embedding
@@ -107,6 +108,7 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        quantize: str | None = None,
         embeddings: Sequence[Embedding] = (),
         adapters: Sequence[ChosenAdapter] = (),
         adapter_folder: Path | None = None,
@@ -122,6 +124,7 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            quantize: `int8` for weights and products of the transformers' blocks; None for `dtype`.
             embeddings: words that prompts may hold besides the tokenizer's.
             adapters: of `open_adapters`; added to the transformers' weights, in this order.
             adapter_folder: of those that requests may name; see `wan_tpu.adapters.library`.
@@ -140,6 +143,7 @@ class VideoPipeline:
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            quantize=quantize,
         )
         # What is wrong with them is said before anything compiles.
         parts, added = checked_parts(model, adapters=adapters)
@@ -158,7 +162,8 @@ class VideoPipeline:
         return (
             f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
-            f"VAE {self._executor.vae.name}, {model.dtype}, "
+            f"VAE {self._executor.vae.name}, {model.dtype}"
+            f"{f' and {model.quantize}' if model.quantize else ''}, "
             f"{devices.size} x {devices.flat[0].device_kind}"
         )
 
@@ -201,8 +206,8 @@ class VideoPipeline:
             encoded = executor.encode_pictures(run)
             contexts = executor.encode_text(run, executor.encode_images(run))
             conditions = executor.conditions(run, encoded)
-            latents = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
-            for frames in executor.decode(run, run.way.finish(latents, encoded)):
+            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
                 if on_frames is not None:
@@ -210,7 +215,7 @@ class VideoPipeline:
         nothing = np.empty((0, run.geometry.height, run.geometry.width, 3), np.uint8)
         return VideoResult(
             frames=np.concatenate(chunks) if chunks else nothing,
-            metadata=metadata_of(run, executor.vae.name, self.adapters),
+            metadata=metadata_of(run, executor.vae.name, self.adapters, made.computed),
         )
 
     def make_together(self, requests: Sequence[VideoRequest], calls: Calls) -> None:
@@ -231,39 +236,63 @@ class VideoPipeline:
         with self._reporting_memory(together.first):
             together.make()
 
-    def warm_up_together(self, request: VideoRequest, count: int) -> float:
-        """Compiles what so many requests like this one run together, and measures it.
-
-        The programs are kept for good.
-
-        Args:
-            request: like those that will be made.
-            count: of them; one is made as a request alone is.
-
-        Returns:
-            Seconds that a denoising step takes, of all of them at once.
+    def warm_up_together(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Compiles every program that so many requests like this one run together, for good.
 
         Raises:
             InputError: such requests cannot be made together.
             OutOfMemoryError: a batch of this size and length does not fit.
         """
-        if count > 1:
-            stages = self._together([request] * count, Calls()).stages()
-            self._executor.programs.prepare(sorted(stages, key=compile_order))
-        self._denoise_seconds(request, count)  # the first run of a program is no measure of it
-        return self._denoise_seconds(request, count)
+        stages = self._together([request] * count, Calls()).stages()
+        self._executor.programs.prepare(sorted(stages, key=compile_order))
+        run = self._plan(request, Watch(on_progress))
+        with self._reporting_memory(run):
+            for stage in stages:
+                self._executor.program(run, stage)
 
-    def _denoise_seconds(self, request: VideoRequest, count: int) -> float:
-        """Makes videos but for their frames; a step's seconds."""
-        run, executor = self._plan(request, Watch()), self._executor
+    def step_seconds(
+        self,
+        request: VideoRequest,
+        count: int,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> float:
+        """Makes so many videos like this one but for their frames, to measure it.
+
+        Args:
+            request: like those that will be made; its steps are averaged.
+            count: of them; one is made as a request alone is.
+            on_progress: called at every step.
+            should_cancel: asked between steps; true ends it.
+
+        Returns:
+            Seconds that a denoising step takes, of all of them at once.
+
+        Raises:
+            Cancelled: `should_cancel` said so.
+            InputError, OutOfMemoryError: as of `warm_up_together`.
+        """
+        watch, executor = Watch(on_progress, should_cancel), self._executor
+        run = self._plan(request, watch)
         with self._reporting_memory(run):
             executor.add_adapters(run)
             if count > 1:
-                seconds = self._together([request] * count, Calls()).denoise_seconds()
+                calls = Calls(
+                    on_progress=lambda _, progress: watch.note(progress),
+                    cancelled=lambda: range(count) if watch.is_stopped() else (),
+                )
+                seconds = self._together([request] * count, calls).denoise_seconds()
                 return seconds / len(run.steps)
             contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
             executor.denoise(run, contexts, conditions, executor.start(run, None))
-            return run.watch.seconds["denoise"] / len(run.steps)
+            return watch.seconds["denoise"] / len(run.steps)
 
     def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
         for request in requests:
@@ -290,9 +319,35 @@ class VideoPipeline:
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        latents = run.way.finish(executor.denoise(run, contexts, conditions, start), encoded)
+        made = executor.denoise(run, contexts, conditions, start)
+        latents = run.way.finish(made.latents, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
+
+    def step_ratios(
+        self,
+        request: VideoRequest,
+        *,
+        media: Media = NO_MEDIA,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """How what the transformer's blocks add grows from step to step, for MagCache.
+
+        Every step is computed; nothing is decoded. Arguments and errors as of `__call__`.
+
+        Returns:
+            `[steps, 2]`, float32, as `WithRatios.ratios`; without guidance both columns are equal.
+        """
+        planned = self._plan(request, Watch(on_progress, should_cancel), media)
+        run, executor = dataclasses.replace(planned, keeps=Keeps.RATIOS), self._executor
+        with self._reporting_memory(run):
+            encoded = executor.encode_pictures(run)
+            contexts = executor.encode_text(run, executor.encode_images(run))
+            conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
+            ratios = executor.denoise(run, contexts, conditions, start).ratios
+        assert ratios is not None
+        return ratios
 
     def warm_up(
         self, request: VideoRequest, *, on_progress: Callable[[Progress], None] | None = None

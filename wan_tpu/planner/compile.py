@@ -263,7 +263,9 @@ STAGE_PACKAGES = ("text", "image", "transformer", "schedulers", "vae")
 """Packages that a stage may not depend on; every other one of ours decides every program."""
 
 _NO_INFLUENCE = ("cli", "demo", "compile_cache.py", "runtime.py", "errors.py", "__init__.py")
-_OF_STAGES = ("model.py", "placed.py", "components.py", "conditions.py", "run.py")
+_OF_STAGES = (
+    "model.py", "placed.py", "components.py", "conditions.py", "run.py", "step_program.py",
+)  # fmt: skip
 """Files of the pipeline that say what its stages are."""
 _COUNTERS = ("kernel_cycles.py", "kernels.py", "schedule.py")
 

@@ -13,11 +13,19 @@ from wan_tpu.image.encoder import ImageEncoderConfig
 from wan_tpu.media import placeholders
 from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
 from wan_tpu.pipeline.run import Run
-from wan_tpu.pipeline.step_plan import PlannedStep, batches_of, components_of, contexts_of
+from wan_tpu.pipeline.step_cache import find_cache
+from wan_tpu.pipeline.step_plan import (
+    PlannedStep,
+    batches_of,
+    components_of,
+    contexts_of,
+    programs_of,
+)
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.stage import Stage
+from wan_tpu.step_cache import StepCache
 from wan_tpu.vae.config import FRAMES_PER_CHUNK
 
 UNGUIDED = "-unguided"
@@ -25,14 +33,15 @@ UNGUIDED = "-unguided"
 
 STAGES = (
     "text", "image", "context-unguided", "context", "encode-first", "encode-next", "condition",
-    "start", "step-unguided", "step", "latents", "decode-first", "decode-next",
+    "start", "step-unguided", "step", "step-reuse-unguided", "step-reuse", "latents",
+    "decode-first", "decode-next",
 )  # fmt: skip
 """What a video may run, in the order in which it does."""
 
 STAGE_GROUPS = {
     "text": ("text", "context-unguided", "context"),
     "pictures": ("image", "encode-first", "encode-next", "condition"),
-    "step": ("start", "step-unguided", "step"),
+    "step": ("start", "step-unguided", "step", "step-reuse-unguided", "step-reuse"),
     "decode": ("latents", "decode-first", "decode-next"),
     "all": STAGES,
 }
@@ -51,6 +60,7 @@ class Job:
         steps: what each denoising step takes.
         where: the slice.
         dtype: of weights and activations.
+        quantize: what the transformers' blocks multiply in; None for `dtype`.
         attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
         stages: those of `STAGES` to look at, of those that the video runs.
     """
@@ -62,6 +72,7 @@ class Job:
     steps: tuple[PlannedStep, ...]
     where: Slice
     dtype: str = "bfloat16"
+    quantize: str | None = None
     attention: str = "auto"
     stages: tuple[str, ...] = STAGES
 
@@ -71,9 +82,20 @@ class Job:
         return way_of_pictures(self.description.kind, frozenset(self.request.media))
 
     @property
+    def cache(self) -> StepCache | None:
+        """The step cache, complete; None where every step is computed."""
+        found = find_cache(self.description, self.request)
+        return None if found is None else found[0]
+
+    @property
     def batches(self) -> list[int]:
         """Of the steps, each once: 2 with guidance, 1 without."""
         return batches_of(self.steps)
+
+    @property
+    def step_letters(self) -> str:
+        """Of each step a letter: computed, reused, or open until it runs (`Blocks`)."""
+        return "".join(step.blocks.value for step in self.steps)
 
     @property
     def image_tokens(self) -> int:
@@ -108,13 +130,20 @@ class Job:
         for batch in self.batches:
             suffix = self._suffix(batch)
             counts[f"context{suffix}"] = sum(of == batch for _, of in contexts)
-            counts[f"step{suffix}"] = sum(step.batch == batch for step in steps)
+        for batch, reuses in programs_of(steps):
+            name = "step-reuse" if reuses else "step"
+            counts[name + self._suffix(batch)] = sum(s.program == (batch, reuses) for s in steps)
         return {name: counts[name] for name in STAGES if counts.get(name)}
 
     def stages_of(self, run: Run) -> dict[str, Stage]:
         """The stages of a run of this request, by their names in `STAGES`."""
         found = {}
-        batches = {name: iter(self.batches) for name in ("context", "step")}
+        programs = programs_of(self.steps)
+        batches = {
+            "context": iter(self.batches),
+            "step": iter([batch for batch, reuses in programs if not reuses]),
+            "step-reuse": iter([batch for batch, reuses in programs if reuses]),
+        }
         for stage in run.stages():
             suffix = self._suffix(next(batches[stage.name])) if stage.name in batches else ""
             found[stage.name + suffix] = stage

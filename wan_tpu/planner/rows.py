@@ -20,7 +20,7 @@ class Resident:
         components: weights, by component of the model; of two experts both.
         context: keys and values of text and pictures, each expert's, while a video is made.
         condition: what its steps are told of pictures, each expert's, likewise.
-        state: the scheduler's state, likewise.
+        state: the scheduler's state, and what a step cache keeps with it, likewise.
         carried: what a stage hands to its next run besides, by the stage's name: the
             autoencoder's cache.
     """

@@ -12,6 +12,7 @@ from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.rows import LayoutPlan, StagePlan
+from wan_tpu.step_cache import Blocks
 
 _COLUMNS = (
     "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
@@ -66,12 +67,16 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "pictures": sorted(job.way.roles),
         "num_inference_steps": job.request.num_inference_steps,
         "fast": job.request.fast,
+        "step_cache": None if job.cache is None else str(job.cache),
+        "step_plan": job.step_letters,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
+        "quantize": job.quantize,
         "attention": job.attention,
         "chip": {
             "name": chip.name,
             "bf16_flops": chip.bf16_flops,
+            "int8_flops": chip.int8_flops,
             "hbm_bytes": chip.hbm_bytes,
             "hbm_bandwidth": chip.hbm_bandwidth,
             "link_bandwidth": chip.link_bandwidth,
@@ -134,6 +139,7 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
     seconds = plan.seconds
     result |= {
         "flops": facts.costs.total("flops"),
+        "int8_flops": facts.costs.total("int8_flops"),
         "hbm_bytes": facts.costs.total("hbm_bytes"),
         "hbm_bytes_plain_rule": facts.costs.total("plain_bytes"),
         "link_bytes": facts.costs.total("link_bytes"),
@@ -160,14 +166,24 @@ def _steps(job: Job) -> str:
     counts = collections.Counter(step.component for step in job.steps)
     by_transformer = f" ({' + '.join(map(str, counts.values()))})" if len(counts) > 1 else ""
     pictures = "".join(f", with {role}" for role in ROLES if role in job.way.roles)
-    return f"{len(job.steps)} steps{by_transformer}{pictures}"
+    return f"{len(job.steps)} steps{by_transformer}{_cache(job)}{pictures}"
+
+
+def _cache(job: Job) -> str:
+    """How many of the steps a step cache computes; where it decides as it runs, all are counted."""
+    if job.cache is None:
+        return ""
+    if Blocks.OPEN.value in job.step_letters:
+        return f", {job.cache} (at most: it decides as it runs)"
+    return f", {job.step_letters.count(Blocks.COMPUTED.value)} computed by {job.cache}"
 
 
 def _title(job: Job) -> str:
     where, geometry = job.where, job.geometry
     return (
         f"{job.description.name}, {geometry.width}x{geometry.height}, {geometry.num_frames} frames "
-        f"({geometry.num_tokens} tokens), {_steps(job)}, {job.dtype}, "
+        f"({geometry.num_tokens} tokens), {_steps(job)}, "
+        f"{job.dtype}{f' and {job.quantize}' if job.quantize else ''}, "
         f"on {where.name}: {where.num_devices} x {where.chip.device_kind}, hosts: {where.num_hosts}"
     )
 
@@ -242,7 +258,8 @@ def _legend(job: Job) -> list[str]:
         "that is computed, padding and repeated branches too",
         "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",
         "the compiler's own count of everything but attention",
-        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
+        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s "
+        f"({chip.int8_flops / 1e12:.0f} of int8), "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
         "direction; rules: wan_tpu/planner/estimate.py",
         f"video s: the stages {', '.join(job.stages)}, as often as a video runs them",

@@ -66,3 +66,19 @@ def row_of_each_token(
         return rows
     is_first = is_first_frame(tokens, geometry)[:, None]
     return jnp.where(is_first, rows[:, :1], rows[:, 1:])
+
+
+def with_first_frame(
+    latents: Float32[Array, "samples tokens channels"],
+    timesteps: Float32[Array, "samples 1"],
+    condition: FirstFrameCondition,
+    geometry: Geometry,
+) -> tuple[Float32[Array, "samples tokens channels"], Float32[Array, "samples 2"]]:
+    """The pictures in the place of the first latent frame, which is at timestep 0 there."""
+    is_first = is_first_frame(latents.shape[1], geometry)[:, None]  # [tokens, 1]
+    first = jnp.zeros_like(timesteps)
+    if condition.given is not None:
+        is_first = is_first & condition.given[:, None, None]
+        first = jnp.where(condition.given[:, None], first, timesteps)
+    latents = jnp.where(is_first, condition.tokens, latents)
+    return latents, jnp.concatenate([first, timesteps], axis=1)

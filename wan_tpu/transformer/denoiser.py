@@ -7,7 +7,7 @@ whole run, so no step folds or unfolds patches, and patch embedding is one produ
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
+from wan_tpu.sharding.rules import CONTEXT, KEY_TOKENS, LATENT_TOKENS, RESIDUAL, gathered
 from wan_tpu.torch_bridge import Params, call_module
 from wan_tpu.torch_module import LayeredModule, Remat, named_linear, replace_linears
 from wan_tpu.transformer.block import TransformerBlock
@@ -28,8 +28,8 @@ from wan_tpu.transformer.conditions import (
     ChannelCondition,
     Condition,
     FirstFrameCondition,
-    is_first_frame,
     row_of_each_token,
+    with_first_frame,
 )
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.context import (
@@ -62,6 +62,14 @@ Hidden = Float[Array, "batch tokens dim"]
 """The residual stream."""
 
 
+class _Begun(NamedTuple):
+    """What the blocks begin with, and what modulates them and the last norm."""
+
+    hidden: Hidden
+    time_embedding: Float[Array, "samples timesteps dim"]
+    modulation: Float[Array, "samples timesteps 6 dim"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Denoiser:
     """Wan's transformer on a mesh: pure functions of its parameters.
@@ -74,6 +82,7 @@ class Denoiser:
         remat: what a backward pass finds kept of each block; everything when not given.
         recompute_cross: it does not find results of cross-attention to few keys, whatever `remat`
             names.
+        quantize: `int8` where the blocks' linears are; None where all is of `dtype`.
     """
 
     config: TransformerConfig
@@ -82,15 +91,16 @@ class Denoiser:
     lora: LoraShape | None = None
     remat: Remat | None = None
     recompute_cross: bool = False
+    quantize: str | None = None
 
     @property
     def module(self) -> LayeredModule:
         """diffusers' model: names, shapes and code."""
-        return denoiser_module(self.config)
+        return denoiser_module(self.config, self.quantize)
 
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
-        return denoiser_weights(self.config, self.setting.layout, self.dtype)
+        return denoiser_weights(self.config, self.setting.layout, self.dtype, self.quantize)
 
     def lora_weights(self) -> list[Weight]:
         """The two matrices of every target of `lora`, in float32."""
@@ -158,7 +168,7 @@ class Denoiser:
         """
         assert (image is None) == (self.config.image_dim is None), self.config
         embedded = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
-        # [batch, 512, dim]
+        embedded = self.setting.constrain(embedded, KEY_TOKENS)  # [batch, 512, dim]
         embedded_image = None
         if image is not None:
             image = image.astype(self.dtype)
@@ -219,21 +229,73 @@ class Denoiser:
         Returns:
             `[batch, padded tokens, token channels]`, float32.
         """
+        how = (params, latents, timestep, context, geometry, condition)
+        return self.predict_with_residual(*how)[0]
+
+    def predict_with_residual(
+        self,
+        params: Params,
+        latents: Float32[Array, "samples tokens channels"],
+        timestep: Float32[Array, "*samples"],
+        context: Context,
+        geometry: Geometry,
+        condition: Condition | None = None,
+    ) -> tuple[Float32[Array, "batch tokens channels"], Hidden]:
+        """`predict`, and what all blocks together added to the tokens, for `predict_reusing`.
+
+        Returns:
+            The velocity, and `[batch, padded tokens, dim]` of the model's dtype, split as the
+            residual stream is.
+        """
+        begun = self._begin(params, latents, timestep, context.key.shape[1], geometry, condition)
+        hidden = self._blocks(params, begun.hidden, context, begun.modulation, geometry)
+        residual = self.setting.constrain(hidden - begun.hidden, RESIDUAL)
+        return self._project_out(params, hidden, begun.time_embedding, geometry), residual
+
+    def predict_reusing(
+        self,
+        params: Params,
+        latents: Float32[Array, "samples tokens channels"],
+        timestep: Float32[Array, "*samples"],
+        residual: Hidden,
+        geometry: Geometry,
+        condition: Condition | None = None,
+    ) -> Float32[Array, "batch tokens channels"]:
+        """`predict` without its blocks: these tokens with another step's residual, projected out.
+
+        Args:
+            params: as of `predict`; those of the blocks are not read.
+            latents: as of `predict`. timestep: likewise. condition: likewise.
+            residual: of `predict_with_residual`, for the batch.
+            geometry: sizes of the video.
+        """
+        begun = self._begin(params, latents, timestep, residual.shape[0], geometry, condition)
+        hidden = self.setting.constrain(begun.hidden + residual, RESIDUAL)
+        return self._project_out(params, hidden, begun.time_embedding, geometry)
+
+    def _begin(
+        self,
+        params: Params,
+        latents: Float32[Array, "samples tokens channels"],
+        timestep: Float32[Array, "*samples"],
+        batch: int,
+        geometry: Geometry,
+        condition: Condition | None,
+    ) -> "_Begun":
+        """Everything ahead of the blocks."""
         with_channels = isinstance(condition, ChannelCondition)
         assert with_channels == (self.config.condition_channels > 0), self.config
         samples, tokens, _ = latents.shape
-        batch = context.key.shape[1]
-        assert samples in (1, batch), (latents.shape, context.key.shape)
+        assert samples in (1, batch), (latents.shape, batch)
         timesteps = timestep.reshape(-1, 1)  # one where all samples share it
         if isinstance(condition, FirstFrameCondition):
-            latents, timesteps = _with_first_frame(latents, timesteps, condition, geometry)
+            latents, timesteps = with_first_frame(latents, timesteps, condition, geometry)
         time_embedding, modulation = self._time(params, timesteps)
         hidden = self._embed_patches(params, latents.astype(self.dtype))  # [samples, tokens, dim]
         if isinstance(condition, ChannelCondition):
             hidden += condition.embedded
         hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
-        hidden = self._blocks(params, hidden, context, modulation, geometry)
-        return self._project_out(params, hidden, time_embedding, geometry)
+        return _Begun(hidden, time_embedding, modulation)
 
     def _blocks(
         self,
@@ -333,19 +395,3 @@ class Denoiser:
 def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedSharding:
     """How latents in token form lie on the mesh."""
     return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)
-
-
-def _with_first_frame(
-    latents: Float32[Array, "samples tokens channels"],
-    timesteps: Float32[Array, "samples 1"],
-    condition: FirstFrameCondition,
-    geometry: Geometry,
-) -> tuple[Float32[Array, "samples tokens channels"], Float32[Array, "samples 2"]]:
-    """The pictures in the place of the first latent frame, which is at timestep 0 there."""
-    is_first = is_first_frame(latents.shape[1], geometry)[:, None]  # [tokens, 1]
-    first = jnp.zeros_like(timesteps)
-    if condition.given is not None:
-        is_first = is_first & condition.given[:, None, None]
-        first = jnp.where(condition.given[:, None], first, timesteps)
-    latents = jnp.where(is_first, condition.tokens, latents)
-    return latents, jnp.concatenate([first, timesteps], axis=1)

@@ -1,22 +1,31 @@
 """`wan-tpu remote` against a real service with a scripted engine, and lines to it that break."""
 
 import os
+import pathlib
+import shutil
 import socket
 import subprocess
 
 import pytest
 
+import wan_tpu
 from tests.cli.conftest import COMMAND
 from tests.server.running import PATIENCE_SECONDS, SCRIPTED, RunningServer
+
+ADAPTER = pathlib.Path(wan_tpu.__file__).parent / "demo" / "wan-tiny-4.safetensors"
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
-    """A service without keys, ready, whose port stays when it is started again."""
+    """A service without keys, ready, with an adapter; its port stays when it is started again."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("remote") / "data"
-    server = RunningServer(folder, engine=SCRIPTED, port=port)
+    root = tmp_path_factory.mktemp("remote")
+    adapters = root / "adapters"
+    adapters.mkdir()
+    shutil.copy(ADAPTER, adapters / "fox.safetensors")
+    (adapters / "bad.safetensors").write_bytes(b"no tensors at all")
+    server = RunningServer(root / "data", engine=SCRIPTED, port=port, adapters=adapters)
     yield server.wait_ready()
     server.stop()
 

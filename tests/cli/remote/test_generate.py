@@ -94,14 +94,67 @@ def test_what_is_wrong_is_one_line_and_no_job(remote, service, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["fox.json"]
 
 
-@pytest.mark.parametrize("option", ["--fast", "--fast-preset=rcm-4", "--sigmas=1,0.5"])
-def test_what_no_request_of_the_api_holds_is_no_option(remote, service, option):
-    """Red when it is taken, and not sent."""
+LEVELS = "1,0.9375,0.8333,0.625"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--fast"], {"fast": "wan-tiny-4", "num_inference_steps": 4, "guidance_scale": 1.0}),
+        (["--fast-preset", "wan-tiny-4"], {"fast": "wan-tiny-4"}),
+        (["--sigmas", LEVELS], {"sigmas": [1.0, 0.9375, 0.8333, 0.625], "scheduler": "euler"}),
+        (["--sigmas", "1,0.3333333333333333", "--scheduler", "renoise"],
+         {"sigmas": [1.0, 1 / 3], "scheduler": "renoise"}),
+        (["--step-cache", "easycache:0.05"], {"step_cache": "easycache:0.05"}),
+        (["--lora", "fox.safetensors:0.8", "--lora", "fox.safetensors"],
+         {"lora": [{"name": "fox.safetensors", "strength": 0.8},
+                   {"name": "fox.safetensors", "strength": 1.0}]}),
+    ],
+)  # fmt: skip
+def test_shortcuts_and_adapters_arrive(remote, service, options, expected):
+    """Red when an option is taken, and not sent."""
+    code, out, err = remote("generate", "x", *options, "--detach")
+    assert code == 0, err
+    request = service.finish({"id": out.strip()})["metadata"]["request"]
+    assert expected.items() <= request.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lora", "/etc/passwd"], "unknown adapter '/etc/passwd'; known: fox.safetensors"),
+        (["--lora", "bad.safetensors"], "the adapter bad.safetensors cannot be used"),
+        (["--fast", "--steps", "20"], "the preset wan-tiny-4 has 4"),
+        (["--fast-preset", "lightx2v-a14b-4"], "known: wan-tiny-4"),
+        (["--sigmas", "1,2"], "sigmas must be numbers that fall"),
+        (["-n", "11"], "n must be a whole number between 1 and 10"),
+    ],
+)
+def test_what_the_server_refuses_is_one_line(remote, service, options, words):
     before = len(jobs(service))
-    code, out, err = remote("generate", "x", option)
-    assert (code, out) == (2, "")
-    assert f"unrecognized arguments: {option}" in err
+    code, out, err = remote("generate", "x", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert words in err
     assert len(jobs(service)) == before
+
+
+def test_several_videos_come_one_after_the_other(remote, service, tmp_path):
+    """Red when all are written into one file, or only the first is brought."""
+    few = ("generate", "x", "--steps", "2")
+    code, out, err = remote(*few, "--seed", "4", "-n", "3", "-o", "a.mp4")
+    assert code == 0, err
+    assert out.split() == ["a-1.mp4", "a-2.mp4", "a-3.mp4"]
+    stories = [json.loads((tmp_path / f"a-{i}.json").read_text()) for i in (1, 2, 3)]
+    assert [story["request"]["seed"] for story in stories] == [4, 5, 6]
+    (tmp_path / "video-2.mp4").write_bytes(b"mine")
+    code, out, err = remote("generate", "boom", "--steps", "3", "-n", "2")
+    assert (code, out) == (1, ""), err
+    assert err.count("failed: engine_error") == 2
+    code, out, _ = remote(*few, "-n", "2")
+    assert (code, out.split()) == (0, ["video-1.mp4", "video-3.mp4"])
+    assert (tmp_path / "video-2.mp4").read_bytes() == b"mine"
+    code, out, _ = remote(*few, "-n", "2", "--detach")
+    assert {service.finish({"id": each})["status"] for each in out.split()} == {"completed"}
 
 
 def test_a_story_that_is_not_ours_is_not_replaced(remote, service, tmp_path):

@@ -167,3 +167,20 @@ def test_wrong_usage(remote, words, said):
 def test_an_address_beside_the_api(remote, service):
     code, _, err = remote("list", server=f"{service.url}/elsewhere")
     assert (code, err.count("\n"), "there is nothing at" in err) == (2, 1, True), err
+
+
+def test_models_says_what_there_is(remote, service):
+    code, out, err = remote("models")
+    assert code == 0, err
+    first, *rows = out.splitlines()
+    assert first == "wan-tiny"
+    for kind, name, words in (
+        ("adapter", "bad.safetensors", "cannot be used: "),
+        ("adapter", "fox.safetensors", "rank"),
+        ("preset", "wan-tiny-4", "wan-tiny in 4 steps"),
+        ("preset", "rcm-4", "distilled to it"),
+    ):
+        (row,) = [row for row in rows if row.split()[:2] == [kind, name]]
+        assert words in row
+    code, out, _ = remote("models", "--json")
+    assert json.loads(out) == service.client.get("/v1/models").json()["data"]

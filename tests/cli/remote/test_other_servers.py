@@ -28,6 +28,14 @@ def test_a_video_of_another_make(run_here, other, tmp_path):
     assert json.loads((tmp_path / "fox.json").read_text())["remote"]["id"] == "other-1"
 
 
+def test_a_server_that_knows_no_number_of_videos_makes_one(run_here, other):
+    code, out, err = run_here(
+        "remote", "generate", "a fox", "-n", "2", "-o", "a.mp4", "--server", other.url
+    )
+    assert (code, out) == (0, "a-1.mp4\n"), err
+    assert "knows no -n: it makes 1 instead of 2" in err
+
+
 def test_a_file_that_arrives_damaged_is_not_kept(run_here, other, tmp_path):
     other.say_digest(b"what it was")
     code, out, err = run_here("remote", "fetch", "other-1", "-o", "a.mp4", "--server", other.url)

@@ -1,13 +1,38 @@
 """What clients do that are in use: old ones, proxies, browsers, other people's tools."""
 
 import json
+import os
 import re
+import subprocess
 
+import numpy as np
 import pytest
 
+from tests.cli.conftest import COMMAND
 from tests.server.http.test_errors import check_shape
 from tests.server.http.test_wire import connect, post, read_response, request, send
 from tests.server.running import wait_for
+from wan_tpu.pipeline.video_file import read_frames
+
+
+def test_the_command_line_makes_the_same_frames_there_as_here(tiny, tmp_path):
+    """Red when a field of the request is lost on the way, or the server's programs differ."""
+    drop = ("XLA_FLAGS", "JAX_PLATFORMS")
+    environment = {name: value for name, value in os.environ.items() if name not in drop}
+    prompt = "a red circle moving right on a black background"
+    request = ("generate", prompt, "--seed", "3", "--sigmas", "1,0.75,0.5")  # compiled already
+    frames = {}
+    for name, words in (("there", ("remote",)), ("here", ())):
+        path = tmp_path / f"{name}.mp4"
+        server = ("--server", tiny.url) if words else ()
+        done = subprocess.run(
+            [*COMMAND, *words, *request, *server, "-o", str(path)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        frames[name] = read_frames(path)
+    assert frames["there"].shape == (17, 64, 64, 3)
+    np.testing.assert_array_equal(frames["there"], frames["here"])
 
 
 def read_all(connection):

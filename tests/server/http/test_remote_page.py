@@ -22,7 +22,7 @@ def test_the_commands_of_the_page(tiny, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("red.mp4", "blue.mp4", "green.mp4"):
+    for name in ("red.mp4", "blue.mp4", "green.mp4", "white-1.mp4", "white-2.mp4"):
         assert read_frames(tmp_path / name).shape == (17, 64, 64, 3)
     assert (tmp_path / "green.jpg").read_bytes()[:2] == b"\xff\xd8"
     assert "a green triangle" in done.stdout

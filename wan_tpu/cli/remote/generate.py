@@ -6,6 +6,8 @@ lost, are waited for. --detach prints the id of the job and waits for nothing.
 """
 
 import argparse
+import itertools
+import json
 import pathlib
 import re
 import shlex
@@ -16,20 +18,22 @@ import uuid
 from wan_tpu.cli.generate import MADE_FROM, add_video_arguments, read_request
 from wan_tpu.cli.interruptible import ended_by_signals
 from wan_tpu.cli.media_files import MediaFiles, add_media_arguments, read_media_files
+from wan_tpu.cli.options import add_few_steps_arguments, read_few_steps
 from wan_tpu.cli.output import DEFAULT_OUTPUT, check_output, print_path, say_metadata
 from wan_tpu.cli.progress import ProgressBars, say
-from wan_tpu.cli.remote.answers import AwayError, NotCancellableError
+from wan_tpu.cli.remote.answers import AwayError, NotCancellableError, RemoteError
 from wan_tpu.cli.remote.download import download
 from wan_tpu.cli.remote.follow import follow
-from wan_tpu.cli.remote.options import open_server
+from wan_tpu.cli.remote.options import add_remote_arguments, open_server
 from wan_tpu.cli.remote.server import RemoteServer
 from wan_tpu.cli.remote.video import RemoteVideo
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.side_file import write_side_file
+from wan_tpu.pipeline.side_file import side_file_of, write_side_file
 from wan_tpu.request import VideoRequest
 from wan_tpu.text.prompt import check_prompt
 
+EXIT_FAILED = 1
 SECONDS_TO_CANCEL = 3.0
 
 FIELDS = (
@@ -43,6 +47,8 @@ FIELDS = (
     "scheduler",
     "strength",
     "seed",
+    "fast",
+    "step_cache",
 )
 """Of a request and of the API, by the same names."""
 
@@ -66,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="ID", help="of those that the server has (default: the server's)"
     )
     parser.add_argument("--detach", action="store_true", help="print the job's id, and leave")
-    add_video_arguments(parser)
+    video = add_video_arguments(parser)
+    add_few_steps_arguments(video)
+    add_remote_arguments(video)
     add_media_arguments(parser.add_argument_group(MADE_FROM))
 
 
@@ -80,27 +88,73 @@ def run(parsed: argparse.Namespace) -> int:
     files = read_media_files(parsed)
     fields = read_fields(parsed, files)
     contents = {FILE_FIELDS[role]: files.media[digest] for role, digest in files.digests.items()}
-    output = None if parsed.detach else check_video_output(parsed.output)
+    outputs = [] if parsed.detach else check_video_outputs(parsed.output, parsed.n)
     with open_server(parsed) as server, ended_by_signals():
         try:
-            video = server.create(fields, contents, key=f"wan-tpu-{uuid.uuid4()}")
+            videos = server.create(fields, contents, key=f"wan-tpu-{uuid.uuid4()}")
         except KeyboardInterrupt:
             say("the server had not answered; wan-tpu remote list says whether it took the job")
             raise
-        if output is None:
-            write_data(f"{video.id}\n")
+        if len(videos) < parsed.n:
+            say(f"{server.address} knows no -n: it makes {len(videos)} instead of {parsed.n}")
+        if parsed.detach:
+            write_data("".join(f"{video.id}\n" for video in videos))
             return 0
-        try:
+        for video in videos:
             say(f"{video.id} accepted by {server.address}")
+        return _bring_all(server, list(zip(videos, outputs, strict=False)), parsed)
+
+
+def _bring_all(
+    server: RemoteServer, left: list[tuple[RemoteVideo, pathlib.Path]], parsed: argparse.Namespace
+) -> int:
+    """Brings one video after the other, and prints the path of each.
+
+    Raises:
+        InputError, RemoteError: the only one failed, or the server stays away.
+    """
+    is_alone, failed = len(left) == 1, 0
+    while left:
+        video, output = left[0]
+        try:
             bring(server, video, output)
+            print_path(output)
         except AwayError:
-            say(_how_to_get(video, output, parsed))
+            for each in left:
+                say(_how_to_get(*each, parsed))
             raise
         except KeyboardInterrupt as interrupt:
-            _leave(server, video, _how_to_get(video, output, parsed), by_hand=not interrupt.args)
+            _leave(server, left, parsed, by_hand=not interrupt.args)
             raise
-    print_path(output)
-    return 0
+        except (InputError, RemoteError) as error:
+            if is_alone:
+                raise
+            say(str(error))
+            failed += 1
+        left = left[1:]
+    return EXIT_FAILED if failed else 0
+
+
+def check_video_outputs(given: str | None, number: int) -> list[pathlib.Path]:
+    """Where the server's videos go: of several, `fox.mp4` means `fox-1.mp4`, `fox-2.mp4`, ...
+
+    Args:
+        given: the file that was named; None for those that are free.
+        number: of videos.
+
+    Raises:
+        InputError: another suffix than the server's files have; OutputError: something is in the
+            way.
+    """
+    path = check_video_output(given)
+    if number == 1:
+        return [path]
+    numbered = (path.with_stem(f"{path.stem}-{index}") for index in itertools.count(1))
+    if given is None:
+        path = pathlib.Path(DEFAULT_OUTPUT)
+        every = (path.with_stem(f"{path.stem}-{index}") for index in itertools.count(1))
+        numbered = (each for each in every if not (each.exists() or side_file_of(each).exists()))
+    return [check_output(str(each), None) for each in itertools.islice(numbered, number)]
 
 
 def check_video_output(given: str | None) -> pathlib.Path:
@@ -124,13 +178,21 @@ def read_fields(parsed: argparse.Namespace, files: MediaFiles) -> dict[str, obje
     """
     if "image" in files.digests and "video" in files.digests:
         raise InputError("a server takes --image or --video, and not both")
-    request = read_request(parsed)
+    request = read_request(parsed, **read_few_steps(parsed), step_cache=parsed.step_cache)
     fields: dict[str, object] = {"prompt": _utf8(request.prompt)}
     if parsed.model is not None:
         fields["model"] = _utf8(parsed.model)
     if request.width is not None:
         fields["size"] = f"{request.width}x{request.height}"
-    return fields | _said(request)
+    if request.sigmas is not None:
+        fields["sigmas"] = ",".join(map(repr, request.sigmas))
+    if request.fast is True:
+        fields["fast"] = "true"
+    if parsed.lora:
+        fields["lora"] = json.dumps([_utf8(text) for text in parsed.lora])
+    if parsed.n > 1:
+        fields["n"] = parsed.n
+    return _said(request) | fields
 
 
 def _said(request: VideoRequest) -> dict[str, object]:
@@ -176,18 +238,27 @@ def _how_to_get(video: RemoteVideo, output: pathlib.Path, parsed: argparse.Names
     return f"{video.id} goes on at the server; to get it: {shlex.join(words)}"
 
 
-def _leave(server: RemoteServer, video: RemoteVideo, how_to_get: str, *, by_hand: bool) -> None:
-    """Says what becomes of the job, and cancels it if Ctrl-C comes once more."""
+def _leave(
+    server: RemoteServer,
+    left: list[tuple[RemoteVideo, pathlib.Path]],
+    parsed: argparse.Namespace,
+    *,
+    by_hand: bool,
+) -> None:
+    """Says what becomes of the jobs, and cancels them if Ctrl-C comes once more."""
     try:
-        say(how_to_get)
+        for each in left:
+            say(_how_to_get(*each, parsed))
         if by_hand:
-            say(f"Ctrl-C within {SECONDS_TO_CANCEL:.0f} s cancels it there")
+            it = "it" if len(left) == 1 else "them"
+            say(f"Ctrl-C within {SECONDS_TO_CANCEL:.0f} s cancels {it} there")
             time.sleep(SECONDS_TO_CANCEL)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one waits for nothing
-        try:
-            server.cancel(video.id)
-        except NotCancellableError as error:
-            say(str(error))
-        else:
-            say(f"{video.id} is cancelled")
+        for video, _ in left:
+            try:
+                server.cancel(video.id)
+            except NotCancellableError as error:
+                say(str(error))
+            else:
+                say(f"{video.id} is cancelled")

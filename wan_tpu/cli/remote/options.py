@@ -39,6 +39,23 @@ def add_server_arguments(group: Any) -> None:
     )  # fmt: skip
 
 
+def add_remote_arguments(group: Any) -> None:
+    """`--lora`, `--step-cache`, `-n`: what a server has, or does, and no file from here."""
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="NAME[:STRENGTH][@high|@low]",
+        help="an adapter of the server's, as wan-tpu remote models lists them; how much of it "
+        "(default: 1); of two experts the one it is for; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--step-cache", metavar="CACHE",
+        help="what is reused between steps, for example magcache:0.12",
+    )  # fmt: skip
+    group.add_argument(
+        "-n", "--n", type=positive_int, default=1, metavar="N",
+        help="so many videos, with the seeds SEED, SEED + 1, ... (default: %(default)s)",
+    )  # fmt: skip
+
+
 def open_server(parsed: argparse.Namespace) -> RemoteServer:
     """The server that the options and the environment name; nothing is sent yet.
 

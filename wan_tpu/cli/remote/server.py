@@ -29,7 +29,7 @@ from wan_tpu.errors import InputError
 if TYPE_CHECKING:
     import httpx2
 
-VIDEOS = "/v1/videos"
+VIDEOS, MODELS = "/v1/videos", "/v1/models"
 PAGE = 100
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
@@ -91,13 +91,16 @@ class RemoteServer:
 
     def create(
         self, fields: Mapping[str, Any], files: Mapping[str, bytes], *, key: str
-    ) -> RemoteVideo:
-        """Asks for a video; a lost answer is asked for again and makes no second job.
+    ) -> list[RemoteVideo]:
+        """Asks for a video, or several; a lost answer is asked for again and makes no other job.
 
         Args:
             fields: of the request, by the names of the API.
             files: pictures and clips, by the field that takes them.
             key: `Idempotency-Key`: of this job and no other.
+
+        Returns:
+            The video, or all that the server says to make.
 
         Raises:
             InputError: the server does not take the request.
@@ -106,9 +109,16 @@ class RemoteServer:
         self._json("GET", VIDEOS, params={"limit": 1})  # before a large clip is sent to nobody
         form: dict[str, Any] = {name: (None, str(value)) for name, value in fields.items()}
         form |= {name: (name, data) for name, data in files.items()}
-        return RemoteVideo.read(
-            self._json("POST", VIDEOS, files=form, headers={"Idempotency-Key": key})
-        )
+        first = self._json("POST", VIDEOS, files=form, headers={"Idempotency-Key": key})
+        every = first.get("videos")
+        return [RemoteVideo.read(each) for each in (every if isinstance(every, list) else [first])]
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the server has, as it says it. Raises as `create`."""
+        found = self._json("GET", MODELS).get("data")
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise RemoteError(f"{self.address} answers {MODELS} with no list of models")
+        return found
 
     def retrieve(self, video_id: str) -> RemoteVideo:
         """How far a video is.
