@@ -21,7 +21,7 @@ from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.styles import file_digest
 from wan_tpu.checkpoints.quantized import without_scales
 from wan_tpu.checkpoints.weights import expected_tensors
-from wan_tpu.errors import InputError, MismatchError, WanTpuError
+from wan_tpu.errors import AdapterError, InputError, MismatchError, WanTpuError
 from wan_tpu.fast import FastPreset
 from wan_tpu.pipeline.fast import embedded_adapters
 from wan_tpu.pipeline.model import VideoModel
@@ -62,7 +62,7 @@ class RequestAdapters:
         """Their numbers by transformer; all processes are here.
 
         Raises:
-            InputError: a file is another one than it was when it was chosen.
+            AdapterError: a file is another one than it was when it was chosen.
             CheckpointError: it is damaged.
             MismatchError: so it is in another process. In all processes alike.
         """
@@ -163,7 +163,7 @@ def _read_again(planned: ChosenAdapter) -> ChosenAdapter:
     choice = dataclasses.replace(planned.choice, path=str(planned.file.path))
     (found,) = open_adapters([choice])
     if found.file.digest != planned.file.digest:
-        raise InputError(f"{found.file.path.name} changed while it was read; ask again")
+        raise AdapterError(f"{found.file.path.name} changed while it was read; ask again")
     return found
 
 
