@@ -250,22 +250,44 @@ def test_a_switch_tells_what_it_cost(pipeline, caplog):
     assert told.endswith(f"{resident_mib:.1f} MiB more on each")
 
 
-def test_where_the_set_does_not_fit_one_line_says_so_and_the_next_is_made(pipeline, monkeypatch):
-    pipeline._executor.weights.drop()
+@pytest.mark.parametrize("stage", ["merge", "step"])
+def test_where_the_set_does_not_fit_one_line_says_so_and_the_next_is_made(
+    stage, pipeline, monkeypatch
+):
+    """Neither when it is made nor beside the video; then its memory is free."""
+    weights = pipeline._executor.weights
+    weights.drop()
     expected = latents_of(pipeline, small())
     program = pipeline._executor.program
 
-    def greedy(run, stage):
-        if stage.name == "merge":
+    def greedy(run, wanted):
+        if wanted.name == stage and run.adapters is not None:
             return lambda *_: jnp.zeros(10**15, jnp.float32).block_until_ready()
-        return program(run, stage)
+        return program(run, wanted)
 
     monkeypatch.setattr(pipeline._executor, "program", greedy)
-    with pytest.raises(
-        OutOfMemoryError, match="17 frames with adapters, whose weights lie"
-    ) as caught:
-        pipeline(small("fox.safetensors"))
+    request = small("fox.safetensors")
+    with pytest.raises(OutOfMemoryError, match="17 frames with adapters, whose") as caught:
+        pipeline(request)
     assert "\n" not in str(caught.value)
+    assert not weights.has(pipeline._plan(request, Watch()).adapters)
     np.testing.assert_array_equal(latents_of(pipeline, small()), expected)
     monkeypatch.undo()
-    assert relative_error(latents_of(pipeline, small("fox.safetensors")), expected) > 1e-2
+    assert relative_error(latents_of(pipeline, request), expected) > 1e-2
+
+
+def test_a_plain_request_is_told_that_a_set_was_in_its_way(pipeline, monkeypatch):
+    latents_of(pipeline, small("fox.safetensors"))
+    program = pipeline._executor.program
+
+    def greedy(run, wanted):
+        if wanted.name == "step":
+            return lambda *_: jnp.zeros(10**15, jnp.float32).block_until_ready()
+        return program(run, wanted)
+
+    monkeypatch.setattr(pipeline._executor, "program", greedy)
+    with pytest.raises(OutOfMemoryError, match="adapters made took some of it and are gone now"):
+        pipeline(small())
+    with pytest.raises(OutOfMemoryError) as caught:
+        pipeline(small())
+    assert "adapters" not in str(caught.value)

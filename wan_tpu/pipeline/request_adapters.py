@@ -120,24 +120,23 @@ class AdapterChooser:
             MismatchError: another process has another file under a name. In all processes alike.
         """
         embedded = [pathlib.Path(path) for path in embedded_adapters(preset)]
-        if not (request.adapters or embedded):
-            return None
         present = {each["file"] for each in loaded}
-
-        def choose() -> list[ChosenAdapter]:
-            named = [each for text in request.adapters for each in self._named(text)]
-            known = present | {each.file.path.name for each in named}
-            return [*_embedded(path for path in embedded if path.name not in known), *named]
-
-        chosen = _alike(choose) if alike else choose()
-        if not chosen:
+        embedded = [path for path in embedded if path.name not in present]
+        if not (request.adapters or embedded):
             return None
         if self._quantize is not None:
             raise InputError(
-                f"{chosen[0].file.path.name} cannot be added to {self._model}, whose weights are "
-                f"quantised to {self._quantize}; load the model with it (--lora), or without "
-                "quantising"
+                f"the weights of {self._model} are quantised to {self._quantize}, to which nothing "
+                "can be added for one request; load it without --quantize, or with its adapters by "
+                "--lora"
             )
+
+        def choose() -> list[ChosenAdapter]:
+            named = [each for text in request.adapters for each in self._named(text)]
+            known = {each.file.path.name for each in named}
+            return [*_embedded(path for path in embedded if path.name not in known), *named]
+
+        chosen = _alike(choose) if alike else choose()
         assigned = assign(chosen, self._shapes, model=self._model, quiet=True)
         return RequestAdapters(
             chosen=chosen,

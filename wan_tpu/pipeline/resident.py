@@ -60,9 +60,11 @@ class ResidentWeights:
         self.drop()
         self._base = self._seen_by_both(params)
 
-    def drop(self) -> None:
-        """Gives the memory of the weights with adapters back."""
+    def drop(self) -> bool:
+        """Gives the memory of the weights with adapters back; whether there were any."""
+        had_one = self._merged is not None
         self._merged = self._key = None
+        return had_one
 
     def of(
         self, component: str, adapters: RequestAdapters | None, *, on_one_branch: bool

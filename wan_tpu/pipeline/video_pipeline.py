@@ -394,6 +394,11 @@ class VideoPipeline:
         try:
             with reporting_memory(what, run.model, geometry):
                 yield
-        except OutOfMemoryError:
-            self._executor.weights.drop()  # so that a request without adapters has its room
+        except OutOfMemoryError as error:
+            # So that a request without adapters has its room.
+            if self._executor.weights.drop() and run.adapters is None:
+                raise OutOfMemoryError(
+                    f"{error}; the weights that an earlier request's adapters made took some of it "
+                    "and are gone now, so that it may do to ask again"
+                ) from error
             raise
