@@ -16,7 +16,7 @@ from wan_tpu.geometry import parse_size
 from wan_tpu.media import MAX_MEDIA_BYTES
 from wan_tpu.multihost.group import ProcessGroup, find_group
 from wan_tpu.multihost.join import JOIN_SECONDS, PATIENCE_SECONDS
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
 from wan_tpu.pipeline.options import LoadOptions, listed
 
 FINISHED_JOBS_PER_KEY, KEPT_BYTES_PER_KEY = 10_000, 100_000_000_000
@@ -130,6 +130,11 @@ class Settings(BaseSettings):
     )
     dtype: str | None = Field(
         default=None, description=f"{listed(DTYPES)}; default bfloat16, on a CPU float32"
+    )
+    quantize: str | None = Field(
+        default=None,
+        description=f"weights and products of the transformer's blocks, {' or '.join(QUANTIZE)}; "
+        "default as the rest",
     )
     host_devices: int | None = Field(
         default=None, ge=1, description="virtual CPU devices, no accelerator"
@@ -317,6 +322,7 @@ class Settings(BaseSettings):
             vae=self.vae,
             vae_dtype=self.vae_dtype,
             dtype=self.dtype,
+            quantize=self.quantize,
             host_devices=self.host_devices,
             adapter_folder=self.adapters,
         )

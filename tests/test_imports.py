@@ -24,7 +24,7 @@ FLOORS = [
         "step_cache",
     },
     {"sharding", "torch_compat", "runtime", "compile_cache"},
-    {"stage", "torch_bridge", "torch_module", "checkpoints"},
+    {"stage", "int8", "torch_bridge", "torch_module", "checkpoints"},
     {"attention"},
     {"adapters", "text", "image", "transformer", "vae", "schedulers"},
     {"pipeline"},

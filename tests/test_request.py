@@ -275,3 +275,9 @@ def test_sigmas_that_lead_nowhere_or_are_contradicted_are_refused(fields, messag
 def test_sigmas_that_are_no_numbers_are_refused():
     with pytest.raises(InputError, match=r"numbers joined by commas, .* got '1,half'"):
         make_request("a fox", sigmas="1,half")
+
+
+def test_more_adapters_than_eight_are_refused():
+    assert request_with(adapters=("fox",) * 8).adapters == ("fox",) * 8
+    with pytest.raises(InputError, match="9 adapters are too many; at most 8 go"):
+        request_with(adapters=("fox",) * 9)

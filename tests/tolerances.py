@@ -21,6 +21,16 @@ BFLOAT16_GRADIENT = 1e-2
 """Attention's gradients in bfloat16: queries, the result, weights and the scores' gradients are
 each rounded to 8 bits, 2^-8 = 4e-3, and so is what comes out: 5e-3 together, twice that allowed."""
 
+INT8 = 0.03
+"""A prediction in int8 on a layout against one device's, float32 around it: where sums differ by
+1e-7 a number half way between two of 127 steps may go to the other, 1/127 = 8e-3 of its token's
+largest away, and the products after it are rounded anew: a few such steps add up. Products of equal
+whole numbers are exact, which has tests of its own."""
+
+INT8_COSINE = 0.999
+"""A block in int8 against bfloat16, as a cosine: each product is off by some 1/127 of 127 steps'
+noise, 1 % of its size at worst, and 1 - 0.01^2 / 2 = 0.99995 a product; ten follow one another."""
+
 MERGED = 1e-6
 """Weights with an adapter merged into them, float32: a sum of at most a few dozen products and
 three roundings more, in whichever order."""

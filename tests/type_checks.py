@@ -5,6 +5,7 @@ from beartype import BeartypeConf, beartype
 PACKAGES = [
     "wan_tpu.attention",
     "wan_tpu.image",
+    "wan_tpu.int8",
     "wan_tpu.schedulers",
     "wan_tpu.text",
     "wan_tpu.transformer",

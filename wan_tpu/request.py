@@ -27,6 +27,7 @@ ALL_SCHEDULERS = tuple(dict.fromkeys(SCHEDULERS + SIGMA_SCHEDULERS))
 MOST_STEPS = 1000
 """Denoising steps of one video."""
 
+MOST_ADAPTERS = 8
 MAX_SEED = 2**63 - 1
 
 RANDOM_SEED = -1
@@ -92,7 +93,8 @@ class VideoRequest:
         fast: the name of a preset of few steps (`wan_tpu.fast`), or True for the model's own;
             None or False for none. It decides sigmas, scheduler and guidance.
         adapters: added to the transformers' weights for this video, in this order, each
-            `NAME[:STRENGTH][@high|@low]`; the names are those of the loaded model's folder.
+            `NAME[:STRENGTH][@high|@low]`; the names are those of the loaded model's folder
+            (`wan_tpu.adapters.library`), and at most `MOST_ADAPTERS`.
         step_cache: what is reused between steps, such as `magcache:0.12`
             (`wan_tpu.step_cache`); None to compute every step.
 
@@ -165,6 +167,8 @@ class VideoRequest:
                 "adapters must be names, each with a strength where it is not 1, for example "
                 f"fox.safetensors:0.8; got {str(adapters)[:80]!r}"
             )
+        if len(adapters) > MOST_ADAPTERS:
+            raise InputError(f"{len(adapters)} adapters are too many; at most {MOST_ADAPTERS} go")
         object.__setattr__(self, "adapters", tuple(adapters))
 
     def _check_step_cache(self) -> None:

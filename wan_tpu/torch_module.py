@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int8
 
+from wan_tpu.checkpoints.quantized import SCALE
 from wan_tpu.checkpoints.weights import Weight
+from wan_tpu.int8 import int8_linear
 from wan_tpu.torch_bridge import Params, call_module, to_jax, to_torch, with_prefix
 
 Carry = TypeVar("Carry")
@@ -150,19 +152,23 @@ class LayeredModule:
 
 def linear(
     x: Float[Array, "*batch in_features"],
-    weight: Float[Array, "out_features in_features"],
+    weight: Float[Array, "out_features in_features"] | Int8[Array, "out_features in_features"],
     bias: Float[Array, " out_features"] | None = None,
+    scale: Float32[Array, " out_features"] | None = None,
 ) -> Float[Array, "*batch out_features"]:
     """`torch.nn.Linear`: the one place where a projection's weights meet its input.
 
     Args:
         x: `[..., in_features]`.
-        weight: `[out_features, in_features]`.
+        weight: `[out_features, in_features]`; quantised where it has a scale.
         bias: `[out_features]`; None for none.
+        scale: of each row of a quantised weight; None of another.
 
     Returns:
         `[..., out_features]`.
     """
+    if scale is not None:
+        return int8_linear(x, weight, scale, bias)
     product = x @ weight.T
     return product if bias is None else product + bias
 
@@ -174,13 +180,17 @@ def named_linear(
 
     `[..., in]` -> `[..., out]`.
     """
-    out = linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    weight, bias, scale = f"{name}.weight", f"{name}.bias", f"{name}.{WEIGHT_SCALE}"
+    out = linear(x, params[weight], params[bias], params.get(scale))
     down, up = (params.get(f"{name}.{part}") for part in (LORA_DOWN, LORA_UP))
     return out if down is None or up is None else out + low_rank(x, down, up)
 
 
 LORA_DOWN, LORA_UP = "lora_down", "lora_up"
 """The two matrices of what is trained beside a linear, by their names within it."""
+
+WEIGHT_SCALE = f"weight{SCALE}"
+"""The scales of a quantised weight's rows, by their name within a linear."""
 
 
 def low_rank(
@@ -219,6 +229,7 @@ class Linear(torch.nn.Linear):
         torch.nn.Module.__init__(self)  # torch.nn.Linear's would make parameters of its own
         self.in_features, self.out_features = original.in_features, original.out_features
         self.weight, self.bias = original.weight, original.bias
+        self.register_parameter(WEIGHT_SCALE, getattr(original, WEIGHT_SCALE, None))
         self._split, self._rank = split, rank
         if rank:
             with torch.device("meta"):
@@ -228,9 +239,8 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        bias = None if self.bias is None else to_jax(self.bias)
         x = self._split.before(to_jax(input))
-        out = linear(x, to_jax(self.weight), bias)
+        out = linear(x, to_jax(self.weight), to_jax(self.bias), to_jax(self.weight_scale))
         if self._rank:
             thin = self._split.between(x @ to_jax(self.lora_down).T)
             out = out + thin @ to_jax(self.lora_up).T
@@ -267,3 +277,12 @@ def replace_linears(
     found = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]
     for name, original in found:
         module.set_submodule(name, Linear(original, splits(name), ranks.get(name, 0)))
+
+
+def quantize_linears(module: torch.nn.Module) -> None:
+    """Makes the weights of a template's `Linear`s int8, with a scale for each row, in place."""
+    for found in [m for m in module.modules() if isinstance(m, Linear)]:
+        whole = torch.empty(found.weight.shape, dtype=torch.int8, device="meta")
+        found.weight = torch.nn.Parameter(whole, requires_grad=False)
+        scale = torch.empty(found.out_features, device="meta")
+        found.register_parameter(WEIGHT_SCALE, torch.nn.Parameter(scale, requires_grad=False))

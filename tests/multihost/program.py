@@ -91,8 +91,8 @@ def main(coordinator, processes, process_id, layout, sequence_parallel, out, ord
     found = {
         "read": dict(read_bytes),
         "held": {
-            "transformer": held_bytes(pipeline._executor._params["transformer"]),
-            "text_encoder": held_bytes(pipeline._executor._params["text_encoder"]),
+            "transformer": held_bytes(pipeline._executor.weights.base["transformer"]),
+            "text_encoder": held_bytes(pipeline._executor.weights.base["text_encoder"]),
         },
     }
     pathlib.Path(f"{out}.{process_id}.json").write_text(json.dumps(found))

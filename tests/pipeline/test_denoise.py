@@ -151,12 +151,12 @@ def test_a_table_of_experts_and_guidance_runs_as_it_is_written(monkeypatch, devi
     )
     plain = pipeline.intermediate(request)["latents"]
 
-    params = dict(pipeline._executor._params["transformer"])
+    params = dict(pipeline._executor.weights.base["transformer"])
     still = {
         name: jnp.zeros_like(value) if name.startswith("proj_out") else value
         for name, value in params.items()
     }
-    pipeline._executor._params = {**pipeline._executor._params, "still": still}
+    pipeline.set_weights({**pipeline._executor.weights.base, "still": still})
 
     def run_table(*steps: PlannedStep) -> np.ndarray:
         monkeypatch.setattr(planning, "plan_steps", lambda *_, **__: steps)

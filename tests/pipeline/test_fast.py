@@ -146,11 +146,11 @@ def test_the_noise_of_each_step_is_the_seeds_next_draw(pipeline):
     Red where two steps have the same noise, or the first latents are not scaled.
     """
     request = renoising(0.75, 0.5, 0.25)
-    params = dict(pipeline._executor._params[TRANSFORMER])
+    params = dict(pipeline._executor.weights.base[TRANSFORMER])
     still = {n: jnp.zeros_like(p) if n.startswith("proj_out") else p for n, p in params.items()}
-    pipeline.set_weights({**pipeline._executor._params, TRANSFORMER: still})
+    pipeline.set_weights({**pipeline._executor.weights.base, TRANSFORMER: still})
     got = latents_of(pipeline, request)
-    pipeline.set_weights({**pipeline._executor._params, TRANSFORMER: params})
+    pipeline.set_weights({**pipeline._executor.weights.base, TRANSFORMER: params})
     generator = torch.Generator().manual_seed(11)
     shape = (1, 6, 2, 6, 10)
     first, second, third = (torch.randn(shape, generator=generator).numpy() for _ in range(3))
@@ -195,12 +195,30 @@ def _whole(pipeline, request: VideoRequest) -> VideoRequest:
 
 def test_a_run_without_the_adapters_of_its_preset_is_refused(devices):
     """The check is made when the run is planned, before anything is compiled."""
-    model = open_model("wan-tiny")
-    mesh = make_mesh(Layout(), devices[:1])
-    placed = make_video_model(model, mesh, Layout(), dtype=jnp.float32)
-    bare = VideoPipeline(placed, load_words(placed), cast(Any, None))
-    with pytest.raises(InputError, match=r"needs wan-tiny with the adapters wan-tiny-4\.safet"):
-        bare.prepare(make_request(PROMPT, fast=True))
-    (path,) = embedded_adapters(find_preset(model, True))
+    bare = bare_pipeline("wan2.2-i2v-a14b", devices)
+    request = make_request(PROMPT, fast=True, image=f"sha256:{'0' * 64}")
+    with pytest.raises(InputError, match=r"the preset .* needs wan2\.2-i2v-a14b with"):
+        bare.prepare(request)
+
+
+def test_what_a_preset_brings_along_is_added_by_itself(devices):
+    bare = bare_pipeline("wan-tiny", devices)
+    run = bare._plan(make_request(PROMPT, fast=True), Watch())
+    assert run.adapters is not None
+    (added,) = run.adapters.described
+    assert (added["file"], added["components"]) == ("wan-tiny-4.safetensors", [TRANSFORMER])
+    bare.adapters = [added]  # as when it was loaded with it
+    assert bare._plan(make_request(PROMPT, fast=True), Watch()).adapters is None
+    (path,) = embedded_adapters(find_preset(open_model("wan-tiny"), True))
     assert path.endswith("demo/wan-tiny-4.safetensors")
     assert embedded_adapters(None) == ()
+
+
+def bare_pipeline(name, devices):
+    """Of a model without its weights; with wan-tiny's tokenizer."""
+    mesh = make_mesh(Layout(), devices[:1])
+    tiny, model = (
+        make_video_model(description, mesh, Layout(), dtype=jnp.float32)
+        for description in (open_model("wan-tiny"), describe_model(name))
+    )
+    return VideoPipeline(model, load_words(tiny), cast(Any, None))

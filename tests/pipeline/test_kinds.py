@@ -242,7 +242,8 @@ def test_a_run_without_guidance_sees_both_experts_on_the_other_mesh(models):
     """The same memory, split over sp alone; nothing is held twice."""
     pipeline = models.pipeline("i2v-a14b", "dp2-sp2-tp2")
     for name in ("transformer", "transformer_2"):
-        both = pipeline._executor._params[name], pipeline._executor._one_branch_params[name]
+        weights = pipeline._executor.weights
+        both = [weights.of(name, None, on_one_branch=is_one) for is_one in (False, True)]
         for weight, array in both[0].items():
             pointers = [
                 [shard.data.unsafe_buffer_pointer() for shard in each.addressable_shards]

@@ -119,11 +119,12 @@ def test_fresh_noise_is_of_each_ones_seed(pipeline_of):
 
 def test_no_weight_moves(pipeline_of):
     pipeline = pipeline_of(8, "sp8")
-    executor, model = pipeline._executor, pipeline._together(make_requests(2), Calls()).model
+    executor, run = pipeline._executor, pipeline._together(make_requests(2), Calls()).first
+    model = run.model
     assert model.layout != pipeline.model.layout
     for weight in model.denoiser.weights():
-        before = executor._params["transformer"][weight.name]
-        after = executor.params_seen_on(model, "transformer", [weight])[weight.name]
+        before = executor.weights.base["transformer"][weight.name]
+        after = executor.params_seen_on(run, "transformer", [weight])[weight.name]
         for first, second in zip(before.addressable_shards, after.addressable_shards, strict=True):
             assert first.data.unsafe_buffer_pointer() == second.data.unsafe_buffer_pointer()
 

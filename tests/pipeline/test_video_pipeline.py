@@ -242,8 +242,8 @@ def test_without_guidance_a_step_is_half_the_work(pipeline):
 def test_weights_are_held_once(pipeline):
     """The mesh without guidance sees the memory of the one with it."""
     both = (
-        pipeline._executor._params["transformer"],
-        pipeline._executor._one_branch_params["transformer"],
+        pipeline._executor.weights.of("transformer", None, on_one_branch=False),
+        pipeline._executor.weights.of("transformer", None, on_one_branch=True),
     )
     for name, array in both[0].items():
         for first, second in zip(

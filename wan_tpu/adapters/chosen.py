@@ -57,11 +57,14 @@ class Assigned:
     described: Sequence[Mapping[str, Any]]
 
 
-def open_adapters(choices: Iterable[AdapterChoice | str]) -> tuple[ChosenAdapter, ...]:
+def open_adapters(
+    choices: Iterable[AdapterChoice | str], *, with_numbers: bool = True
+) -> tuple[ChosenAdapter, ...]:
     """Reads the files of choices; of a pair for two experts, those that are meant.
 
     Args:
         choices: as a user gives them; a text is what `--lora` takes.
+        with_numbers: see `read_adapter`.
 
     Raises:
         InputError: nothing is called so, or a strength is no number.
@@ -73,12 +76,17 @@ def open_adapters(choices: Iterable[AdapterChoice | str]) -> tuple[ChosenAdapter
         files = find_files(choice.path)
         if len(files) > 1 and choice.expert is not None:
             files = [file for file in files if expert_by_name(file) == EXPERTS[choice.expert]]
-        opened += [ChosenAdapter(choice=choice, file=read_adapter(file)) for file in files]
+        read = (read_adapter(file, with_numbers=with_numbers) for file in files)
+        opened += [ChosenAdapter(choice=choice, file=file) for file in read]
     return tuple(opened)
 
 
 def assign(
-    chosen: Sequence[ChosenAdapter], shapes: Mapping[str, Shapes], *, model: str
+    chosen: Sequence[ChosenAdapter],
+    shapes: Mapping[str, Shapes],
+    *,
+    model: str,
+    quiet: bool = False,
 ) -> Assigned:
     """Which adapters are added to each transformer; every one fits it.
 
@@ -86,6 +94,7 @@ def assign(
         chosen: from `open_adapters`.
         shapes: of the tensors of each of the model's transformers, high noise first.
         model: what messages call it.
+        quiet: whether the log's readers have been told already.
 
     Raises:
         InputError: an expert is chosen that the model or the file does not have.
@@ -106,8 +115,9 @@ def assign(
         for component, fit in fitted.items():
             by_component[component].append(Strengthened(adapter=fit.adapter, strength=strength))
         note = "".join(dict.fromkeys(fit.note for fit in fitted.values()))
+        loud = logging.WARNING if note or why == _OPEN else logging.INFO
         logger.log(
-            logging.WARNING if note or why == _OPEN else logging.INFO,
+            logging.DEBUG if quiet else loud,
             "adapter %s (%s, %s) at strength %g on %s%s%s",
             each.file.path.name,
             each.file.style,

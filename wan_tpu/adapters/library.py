@@ -20,7 +20,7 @@ from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.adapters.experts import expert_of_file
 from wan_tpu.adapters.files import PEFT_CONFIG, PICKLES, SUFFIX, find_files
 from wan_tpu.adapters.styles import AdapterFile, file_digest, read_adapter
-from wan_tpu.errors import CheckpointError, InputError, UnknownNameError
+from wan_tpu.errors import AdapterError, CheckpointError, InputError
 from wan_tpu.family import TRANSFORMER
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -44,14 +44,24 @@ class Entry:
     description: str = ""
 
     @functools.cached_property
-    def digest(self) -> str:
-        """`sha256:` and 64 hexadecimal digits of the file, of several of their digests in order.
+    def digests(self) -> tuple[str, ...]:
+        """`sha256:` and 64 hexadecimal digits of each file.
 
-        Of the files as they are when it is first asked for, which reads them whole. Empty for an
-        entry with a fault, and for one whose files are gone meanwhile.
+        As the files are when this is first asked for, which reads them whole.
+
+        Raises:
+            CheckpointError: one is gone meanwhile.
+        """
+        return tuple(map(file_digest, self.files))
+
+    @property
+    def digest(self) -> str:
+        """That of the one file, of several a digest of theirs in order; empty where there is none.
+
+        That is an entry with a fault, and one whose files are gone meanwhile.
         """
         try:
-            digests = [file_digest(file) for file in self.files]
+            digests = self.digests
         except CheckpointError:
             return ""
         if len(digests) < 2:
@@ -108,18 +118,27 @@ class AdapterLibrary:
         """What `NAME[:STRENGTH][@high|@low]` means, its path inside the folder.
 
         Raises:
-            UnknownNameError: no entry is called so; names those that can be used.
-            InputError: the entry has a fault, or the strength is no number.
+            InputError: see `find`.
+        """
+        return self.find(text)[0]
+
+    def find(self, text: str) -> tuple[AdapterChoice, Entry]:
+        """The same with the entry that is named.
+
+        Raises:
+            AdapterError: no entry is called so, and which can be used; or the entry has a fault.
+            InputError: the strength is no number.
         """
         choice = AdapterChoice.parse_name(text)
         entries = {entry.name: entry for entry in self.look()}
         entry = entries.get(choice.path)
         if entry is None:
             known = [name for name, each in entries.items() if each.fault is None]
-            raise UnknownNameError("adapter", choice.path, known or ["none"])
+            names = ", ".join(known) or "none"
+            raise AdapterError(f"unknown adapter {choice.path!r}; known: {names}")
         if entry.fault is not None:
-            raise InputError(f"the adapter {entry.name} cannot be used: {entry.fault}")
-        return dataclasses.replace(choice, path=str(self.folder / entry.name))
+            raise AdapterError(f"the adapter {entry.name} cannot be used: {entry.fault}")
+        return dataclasses.replace(choice, path=str(self.folder / entry.name)), entry
 
     def _read(self, name: str) -> Entry:
         path, shown = self.folder / name, name.encode(errors="backslashreplace").decode()

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -93,9 +94,7 @@ def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
     """
 
     def per_device(x: Tokens) -> Grouped:
-        batch, tokens, channels = x.shape
-        groups = head_groups(layout)
-        return x.reshape(batch, tokens, groups, channels // groups).transpose(2, 0, 1, 3)
+        return jnp.stack(jnp.split(x, head_groups(layout), axis=-1))
 
     return _shard_map(per_device, mesh, (SPLIT_FEATURES,), GROUPED_HEADS)(x)
 
@@ -104,8 +103,7 @@ def ungroup_heads(x: Grouped, *, mesh: Mesh) -> Tokens:
     """`group_heads` undone."""
 
     def per_device(x: Grouped) -> Tokens:
-        groups, batch, tokens, channels = x.shape
-        return x.transpose(1, 2, 0, 3).reshape(batch, tokens, groups * channels)
+        return jnp.concatenate(list(x), axis=-1)
 
     return _shard_map(per_device, mesh, (GROUPED_HEADS,), SPLIT_FEATURES)(x)
 

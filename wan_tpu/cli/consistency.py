@@ -14,6 +14,7 @@ from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.cli.options import (
     add_attention_argument,
     add_model_arguments,
+    add_quantize_argument,
     add_seed_argument,
     add_vae_dtype_argument,
     positive_int,
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{listed(DTYPES)} (default: %(default)s)",
     )  # fmt: skip
     add_vae_dtype_argument(parser)
+    add_quantize_argument(parser)
     video = parser.add_argument_group("the video")
     video.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
     video.add_argument(
@@ -108,6 +110,7 @@ def run(parsed: argparse.Namespace) -> int:
         attention=parsed.attention,
         vae_dtype=parsed.vae_dtype,
         dtype=parsed.dtype,
+        quantize=parsed.quantize,
     )
     output = None if parsed.json is None else check_file_path(parsed.json)
     model = options.open_model()
@@ -128,6 +131,7 @@ def run(parsed: argparse.Namespace) -> int:
         report = {
             "model": parsed.model,
             "dtype": parsed.dtype,
+            "quantize": parsed.quantize,
             "inputs": list(request.media),
             "consistent": consistent,
             "layouts": [comparison.to_json() for comparison in comparisons],

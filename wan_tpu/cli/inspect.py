@@ -7,7 +7,12 @@ import pathlib
 from typing import Any
 
 from wan_tpu.checkpoints.models import KNOWN_MODELS, WAN_TINY
-from wan_tpu.cli.options import add_layout_arguments, add_vae_dtype_argument, read_layout
+from wan_tpu.cli.options import (
+    add_layout_arguments,
+    add_quantize_argument,
+    add_vae_dtype_argument,
+    read_layout,
+)
 from wan_tpu.cli.streams import write_data
 from wan_tpu.family import IMAGE_ENCODER, VAE
 
@@ -28,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
     add_vae_dtype_argument(parser)
+    add_quantize_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 
 
@@ -37,6 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.model import make_video_model, parse_dtype
+    from wan_tpu.pipeline.names import check_quantize
     from wan_tpu.sharding.layout import AXES, Layout
     from wan_tpu.sharding.mesh import abstract_mesh
 
@@ -52,6 +59,7 @@ def run(parsed: argparse.Namespace) -> int:
         dtype=parse_dtype(parsed.dtype),
         vae_dtype=parse_dtype(parsed.vae_dtype) if parsed.vae_dtype else None,
         attention="reference",
+        quantize=check_quantize(parsed.quantize),
     )
     rows = _rows(model, mesh_shape)
     report = _summary(parsed.dtype, layout, rows, description)

@@ -8,7 +8,7 @@ from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY
 from wan_tpu.errors import InputError
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
 from wan_tpu.pipeline.options import LoadOptions, listed
 from wan_tpu.sharding.layout import SEQUENCE_PARALLEL, WEIGHTS, Layout
 from wan_tpu.step_cache import split_file
@@ -118,6 +118,15 @@ def add_vae_dtype_argument(parser: Any) -> None:
     )  # fmt: skip
 
 
+def add_quantize_argument(parser: Any) -> None:
+    """`--quantize`."""
+    parser.add_argument(
+        "--quantize", metavar="NAME",
+        help=f"weights and products of the transformer's blocks in {' or '.join(QUANTIZE)}: half "
+        "the memory, faster linears (default: as --dtype)",
+    )  # fmt: skip
+
+
 def add_layout_arguments(parser: Any) -> None:
     """`--layout`, `--sequence-parallel`, `--weights`."""
     parser.add_argument(
@@ -148,6 +157,7 @@ def add_machine_arguments(parser: Any) -> None:
         "--vae", default="flax", metavar="NAME", help=f"{listed(VAES)} (default: %(default)s)"
     )
     add_vae_dtype_argument(parser)
+    add_quantize_argument(parser)
     add_dtype_and_devices_arguments(parser)
 
 
@@ -179,6 +189,7 @@ def read_load_options(parsed: argparse.Namespace) -> LoadOptions:
         vae=parsed.vae,
         vae_dtype=parsed.vae_dtype,
         dtype=parsed.dtype,
+        quantize=parsed.quantize,
         host_devices=parsed.host_devices,
         embeddings=tuple(parsed.embedding),
         adapters=tuple(AdapterChoice.parse(text) for text in getattr(parsed, "lora", ())),

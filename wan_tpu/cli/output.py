@@ -96,7 +96,9 @@ def say_metadata(metadata: Mapping[str, Any]) -> None:
 
 def _dtypes(metadata: Mapping[str, Any]) -> str:
     dtype, vae_dtype = metadata["dtype"], metadata["vae_dtype"]
-    return dtype if dtype == vae_dtype else f"{dtype} with the VAE in {vae_dtype}"
+    quantize = metadata.get("quantize")  # a server of an earlier version does not tell
+    said = dtype if quantize is None else f"{dtype} and {quantize}"
+    return said if dtype == vae_dtype else f"{said} with the VAE in {vae_dtype}"
 
 
 def print_path(output: pathlib.Path) -> None:

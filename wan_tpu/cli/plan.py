@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import (
     add_few_steps_arguments,
+    add_quantize_argument,
     add_step_cache_argument,
     positive_int,
     read_few_steps,
@@ -77,10 +78,15 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
+    add_quantize_argument(parser)
     parser.add_argument(
         "--stages", default="all",
         help="what to compile: all, or text, pictures, step, decode joined by ',' "
         "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapter-rank", type=positive_int, metavar="N",
+        help="also what it costs to add a LoRA of this rank for a request, on the best layout",
     )  # fmt: skip
     parser.add_argument(
         "--explain", type=positive_int, metavar="N", default=0,
@@ -158,11 +164,16 @@ def run(parsed: argparse.Namespace) -> int:
     base = None if parsed.no_cache else runtime.default_cache_base()
     cache = planner.FactsCache(None if base is None else base / "plans")
     rows = planner.Planner(job, cache, StageLines().say).plan(layouts)
+    switch = None
+    if parsed.adapter_rank is not None:
+        switch = planner.plan_switch(job, rows[0], parsed.adapter_rank)
     if json_file is not None:
-        write_json_atomically(json_file, planner.to_json(job, rows, operations=parsed.operations))
+        found = planner.to_json(job, rows, operations=parsed.operations)
+        added = {} if switch is None else {"adapter_switch": switch.to_json()}
+        write_json_atomically(json_file, found | added)
     if plot is not None:
         planner.write_plot(plot, job, rows)
-    write_data(planner.format_table(job, rows, explain=parsed.explain))
+    write_data(planner.format_table(job, rows, explain=parsed.explain, switch=switch))
     return 0
 
 
@@ -186,6 +197,7 @@ def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice")
         where,
         dtype=str(parse_dtype(parsed.dtype)),
         attention=parsed.attention,
+        quantize=parsed.quantize,
         stages=tuple(dict.fromkeys(stages)),
     )
 

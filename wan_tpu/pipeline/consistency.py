@@ -1,7 +1,7 @@
 """Compares layouts with one device: the transformer alone, a whole run, the decoded frames.
 
 The same request runs on every layout from the same weights. What differs may differ by rounding
-only; `Tolerances` says how much that is for a dtype.
+only; `Tolerances` says how much that is for a dtype, and for products of int8.
 """
 
 import dataclasses
@@ -38,6 +38,12 @@ TOLERANCES = {
     "float32": Tolerances(relative=1e-4, psnr=50.0),
     # bfloat16 keeps 8 bits: 0.4 % a rounding, some tens of them in a row.
     "bfloat16": Tolerances(relative=0.15, psnr=28.0),
+    # int8 keeps a number to 1/127 of its token's largest. Products and sums of the same whole
+    # numbers are exact on every layout; but where float32 sums before them differ by 1e-7 a number
+    # half way between two may go to the other one, 0.8 % of the largest away, and what follows is
+    # rounded anew. 0.034 and 49 dB at worst (21 layouts of 2 to 8, wan-tiny, 4 steps, float32
+    # around it, 2026-11-27), which is what quantising itself costs; many velocities are at 5e-7.
+    "int8": Tolerances(relative=0.1, psnr=40.0),
 }
 
 
@@ -62,6 +68,7 @@ class Run:
 
     Attributes:
         layout: where it ran. attention: what ran. dtype: a key of `TOLERANCES`.
+        quantize: likewise, or None.
         velocity: of the transformer alone at the first step, float32.
         latents: after the whole run, float32.
         frames: `[frames, height, width, 3]`, uint8.
@@ -73,6 +80,15 @@ class Run:
     velocity: np.ndarray
     latents: np.ndarray
     frames: np.ndarray
+    quantize: str | None = None
+
+    @property
+    def tolerances(self) -> Tolerances:
+        """What the roundings of its numbers explain: the coarsest of them decide."""
+        found = [TOLERANCES[name] for name in (self.dtype, self.quantize) if name is not None]
+        return Tolerances(
+            relative=max(each.relative for each in found), psnr=min(each.psnr for each in found)
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +140,7 @@ def compare_layouts(
     Args:
         model: what `options.open_model` gave.
         options: what it is loaded with on the layouts and on the one device; their layout is not
-            looked at, and their dtype is a key of `TOLERANCES`.
+            looked at; their dtype, and what they quantise to, are keys of `TOLERANCES`.
         layouts: those to compare; each uses the first devices that are here.
         request: what to run.
         media: the pictures and clips that it names.
@@ -155,13 +171,14 @@ def run_layout(
         layout=options.layout,
         attention=pipeline.model.denoiser.setting.implementation,
         dtype=options.dtype,
+        quantize=options.quantize,
         **pipeline.intermediate(request, media=media),
     )
 
 
 def compare(actual: Run, expected: Run) -> Comparison:
-    """Measures a run against another one, by the tolerances of its dtype."""
-    tolerances = TOLERANCES[actual.dtype]
+    """Measures a run against another one, by the tolerances of its numbers."""
+    tolerances = actual.tolerances
     velocity = difference(actual.velocity, expected.velocity)
     latents = difference(actual.latents, expected.latents)
     psnr = frames_psnr(actual.frames, expected.frames)

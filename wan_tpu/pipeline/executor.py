@@ -16,6 +16,7 @@ from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_
 from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.programs import Program, Programs
+from wan_tpu.pipeline.resident import ResidentWeights
 from wan_tpu.pipeline.run import Run
 from wan_tpu.pipeline.step_plan import programs_of
 from wan_tpu.sharding.mesh import named, place
@@ -38,6 +39,7 @@ class Executor:
         tokenizer: of the prompts.
         vae: encodes pictures and decodes latents; it has its own weights.
         programs: compiled stages.
+        weights: on the devices.
     """
 
     def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
@@ -47,8 +49,7 @@ class Executor:
         self.tokenizer = tokenizer
         self.vae = vae
         self.programs = Programs()
-        self._params: Mapping[str, Params] = {}
-        self._one_branch_params: Mapping[str, Params] = {}
+        self.weights = ResidentWeights(model, self.one_branch)
 
     def set_weights(self, params: Mapping[str, Params]) -> None:
         """Takes the weights of the components in place of all that it had; programs stay.
@@ -58,15 +59,20 @@ class Executor:
         Args:
             params: by component; those that no request uses until the next call may be left out.
         """
-        self._params = params
-        self._one_branch_params = {
-            name: {
-                weight: seen_on(array, self.one_branch.components[name].weights[weight].sharding)
-                for weight, array in arrays.items()
-            }
-            for name, arrays in params.items()
-            if name in self.one_branch.description.kind.experts
-        }
+        self.weights.set_base(params)
+
+    def add_adapters(self, run: Run) -> None:
+        """Makes the weights with the adapters of a run, unless the last ones were made with them.
+
+        Raises:
+            CheckpointError: a file is damaged or has changed.
+            MismatchError: so it has in another process.
+        """
+        if run.adapters is None or self.weights.has(run.adapters):
+            return
+        with run.watch.stage("adapters", 1) as report:
+            self.weights.add(run.adapters, lambda stage: self.program(run, stage))
+            report(1)
 
     def encode_pictures(self, run: Run) -> np.ndarray | None:
         """Latents `[1, frames, height, width, channels]` of what the run makes of its pictures."""
@@ -90,7 +96,7 @@ class Executor:
             wholes = (picture.whole for picture in run.pictures.values())
             pixels = [for_image_encoder(whole, size) for whole in wholes if whole is not None]
             placed = place(np.stack(pixels), named(self.model.mesh))
-            tokens, is_finite = encode(self._params[IMAGE_ENCODER], placed)
+            tokens, is_finite = encode(self.weights.base[IMAGE_ENCODER], placed)
             if not np.asarray(is_finite):  # the same in all processes
                 raise BadNumbersError("image, the picture's tokens")
             report(run.num_encoder_pictures)
@@ -134,7 +140,7 @@ class Executor:
         """
         whole = named(self.model.mesh)
         tokens = (place(x, whole) for x in self.tokenizer.inputs(ids, mask))
-        return encode(self._params[TEXT_ENCODER], *tokens)
+        return encode(self.weights.base[TEXT_ENCODER], *tokens)
 
     def conditions(self, run: Run, encoded: np.ndarray | None) -> dict[str, Condition | None]:
         """What pictures add at every step, by component."""
@@ -175,6 +181,14 @@ class Executor:
             conditions[first.component],
         )
         return np.asarray(velocity)
+
+    def make_latents(self, run: Run) -> tuple[np.ndarray | None, Denoised]:
+        """Everything up to the last step: its pictures encoded, and what the steps end with."""
+        self.add_adapters(run)
+        encoded = self.encode_pictures(run)
+        contexts = self.encode_text(run, self.encode_images(run))
+        conditions = self.conditions(run, encoded)
+        return encoded, self.denoise(run, contexts, conditions, self.start(run, encoded))
 
     def denoise(
         self,
@@ -225,23 +239,24 @@ class Executor:
         return self.programs.get(stage, run.watch)
 
     def params_seen_on(
-        self, model: VideoModel, component: str, weights: Iterable[Weight]
+        self, run: Run, component: str, weights: Iterable[Weight]
     ) -> dict[str, jax.Array]:
-        """Some parameters of a component on the mesh of a model over the same devices.
+        """Some parameters of a component, with a run's adapters, on another mesh of the devices.
 
         Args:
-            model: of `wan_tpu.pipeline.load.for_batch`.
+            run: its model is one of `wan_tpu.pipeline.load.for_batch`.
             component: whose.
             weights: which.
         """
-        lie = model.components[component].weights
+        lie = run.model.components[component].weights
         names = [weight.name for weight in weights]
-        params = self._params[component]
+        params = self.weights.of(component, run.adapters, on_one_branch=False)
         return {name: seen_on(params[name], lie[name].sharding) for name in names}
 
     def _params_on(self, run: Run, component: str) -> Params:
-        """A component's parameters on the mesh of a run."""
-        return (self._params if run.model is self.model else self._one_branch_params)[component]
+        """A component's parameters on the mesh of a run, with its adapters."""
+        on_one_branch = run.model is not self.model
+        return self.weights.of(component, run.adapters, on_one_branch=on_one_branch)
 
     def _step_params(self, run: Run, component: str) -> Params:
         return _subset(self._params_on(run, component), run.model.denoiser.step_weights())

@@ -13,13 +13,14 @@ from wan_tpu.adapters.chosen import ChosenAdapter, assign
 from wan_tpu.adapters.merge import MergedSource
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.loading import Part
+from wan_tpu.checkpoints.quantized import quantized, without_scales
 from wan_tpu.checkpoints.renamed import RenamedSource
 from wan_tpu.checkpoints.source import TensorSource
 from wan_tpu.checkpoints.weights import check_parts, expected_tensors
 from wan_tpu.family import VAE
 from wan_tpu.pipeline.components import transformer_config, vae_parts
 from wan_tpu.pipeline.model import VideoModel, make_video_model
-from wan_tpu.pipeline.names import VAES_THAT_ENCODE
+from wan_tpu.pipeline.names import VAES_THAT_ENCODE, check_quantize
 from wan_tpu.sharding.layout import Layout, default_layout, default_weights
 from wan_tpu.sharding.mesh import make_mesh, memory_bytes
 from wan_tpu.sharding.one_branch import batch_layout, merged_mesh
@@ -40,6 +41,7 @@ def choose_layout(
     device_bytes: int | None = None,
     *,
     batch: int = 2,
+    quantize: str | None = None,
 ) -> Layout:
     """The layout for these devices when the user names none.
 
@@ -49,10 +51,11 @@ def choose_layout(
         dtype: of weights; None for the platform's.
         device_bytes: what each has; asked of them when None.
         batch: of the steps that it is for: 2 with guidance, 1 without.
+        quantize: of the transformers' blocks.
     """
     config = transformer_config(description)
     layout = default_layout(len(devices), config.num_attention_heads, batch=batch)
-    weights = denoiser_weights(config, layout, dtype_for(devices, dtype))
+    weights = denoiser_weights(config, layout, dtype_for(devices, dtype), quantize)
     num_bytes = sum(weight.num_bytes for weight in weights) * len(description.kind.experts)
     if device_bytes is None:
         device_bytes = memory_bytes(devices)
@@ -72,10 +75,16 @@ def place_model(
     dtype: DTypeLike | None = None,
     vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
+    quantize: str | None = None,
 ) -> VideoModel:
-    """A model on a mesh of devices, without its weights; arguments as of `VideoPipeline.load`."""
+    """A model on a mesh of devices, without its weights; arguments as of `VideoPipeline.load`.
+
+    Raises:
+        InputError: a name that does not exist, or a layout that does not fit.
+        CheckpointError: the configuration is of a model that is not implemented.
+    """
     devices = list(devices if devices is not None else jax.devices())
-    layout = layout or choose_layout(description, devices, dtype)
+    layout = layout or choose_layout(description, devices, dtype, quantize=quantize)
     dtype = dtype_for(devices, dtype)
     return make_video_model(
         description,
@@ -84,6 +93,7 @@ def place_model(
         dtype=dtype,
         vae_dtype=None if vae_dtype is None else jnp.dtype(vae_dtype),
         attention=attention,
+        quantize=check_quantize(quantize),
     )
 
 
@@ -109,6 +119,7 @@ def for_batch(model: VideoModel, batch: int) -> VideoModel:
         dtype=model.dtype,
         vae_dtype=model.vae_dtype,
         attention=denoiser.setting.implementation,
+        quantize=model.quantize,
     )
 
 
@@ -183,14 +194,17 @@ def checked_parts(
         CheckpointError: files are missing, damaged or not those of the model.
     """
     kind, name = model.description.kind, model.description.name
-    shapes = dict.fromkeys(kind.experts, expected_tensors(model.denoiser.weights()))
-    assigned = assign(adapters, shapes, model=name)
+    tensors = without_scales(expected_tensors(model.denoiser.weights()))
+    assigned = assign(adapters, dict.fromkeys(kind.experts, tensors), model=name)
     parts = {
         name: Part(
             weights=component.module.weights(),
-            source=MergedSource(
-                _without(model.description.source(name), component.unread),
-                assigned.by_component.get(name, ()),
+            source=quantized(
+                MergedSource(
+                    _without(model.description.source(name), component.unread),
+                    assigned.by_component.get(name, ()),
+                ),
+                component.module.weights(),
             ),
             mesh=model.mesh,
         )

@@ -342,6 +342,7 @@ def make_video_model(
     dtype: DTypeLike,
     vae_dtype: DTypeLike | None = None,
     attention: str = "auto",
+    quantize: str | None = None,
 ) -> VideoModel:
     """The components of a described model on a mesh.
 
@@ -352,6 +353,7 @@ def make_video_model(
         dtype: of weights and activations.
         vae_dtype: the autoencoder's; the same when not given.
         attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        quantize: what the transformers' blocks multiply in; None for `dtype`.
 
     Raises:
         UnknownNameError: there is no such attention.
@@ -367,7 +369,7 @@ def make_video_model(
         head_dim=transformer.attention_head_dim,
     )
     setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
-    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype)
+    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype, quantize=quantize)
     return VideoModel(
         description=description,
         mesh=mesh,

@@ -19,7 +19,7 @@ from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
-from wan_tpu.pipeline.names import DTYPES, VAES
+from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
 from wan_tpu.pipeline.step_cache import with_curve
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import (
@@ -55,6 +55,8 @@ class LoadOptions:
         vae_dtype: of the autoencoder, one of `names.DTYPES`; None for that of the rest.
         dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
             float32.
+        quantize: what weights and products of the transformers' blocks are, one of
+            `names.QUANTIZE`; None for `dtype`.
         host_devices: so many virtual CPU devices, and no accelerator; None for those that are here.
         embeddings: files of words that prompts may hold, each `FILE` or `FILE:WORD`; see
             `wan_tpu.text.embedding_file.read_embedding`.
@@ -76,6 +78,7 @@ class LoadOptions:
     vae: str = "flax"
     vae_dtype: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     host_devices: int | None = None
     embeddings: tuple[str, ...] = ()
     adapters: tuple[AdapterChoice, ...] = ()
@@ -90,6 +93,7 @@ class LoadOptions:
             ("VAE", self.vae, VAES),
             ("VAE dtype", self.vae_dtype, DTYPES),
             ("dtype", self.dtype, DTYPES),
+            ("quantization", self.quantize, QUANTIZE),
         ):
             if name is not None and name not in known:
                 raise UnknownNameError(kind, name, known)
@@ -196,7 +200,9 @@ class LoadOptions:
 
         devices = jax.devices() if devices is None else devices
         batch = 2 if compile_for is None else largest_batch(model, compile_for)
-        suiting = self.layout or choose_layout(model, devices, self.dtype, batch=batch)
+        suiting = self.layout or choose_layout(
+            model, devices, self.dtype, batch=batch, quantize=self.quantize
+        )
         return VideoPipeline.load(
             model,
             layout=self.layout_for(len(devices), suiting),
@@ -205,8 +211,10 @@ class LoadOptions:
             attention=self.attention,
             vae=self.vae,
             vae_dtype=self.vae_dtype,
+            quantize=self.quantize,
             embeddings=self.open_embeddings(model),
             adapters=self.open_adapters() if adapters is None else adapters,
+            adapter_folder=self.adapter_folder,
             compile_for=compile_for,
         )
 

@@ -60,6 +60,11 @@ class PlacedModel:
         return self.components[self.description.kind.experts[0]].module
 
     @property
+    def quantize(self) -> str | None:
+        """`int8` where weights and products of the blocks' linears are; None where they are not."""
+        return self.denoiser.quantize
+
+    @property
     def vae(self) -> VaeConfig:
         """Sizes of the autoencoder."""
         return self.components[VAE].module

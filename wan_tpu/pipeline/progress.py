@@ -69,6 +69,7 @@ class Watch:
         self.note = on_progress or (lambda _: None)
         self.is_stopped = should_cancel or (lambda: False)
         self.seconds: dict[str, float] = {}
+        self._within = 0.0  # seconds of stages within the one that runs
 
     def check(self) -> None:
         """Raises `Cancelled` if the caller asked to stop."""
@@ -79,9 +80,12 @@ class Watch:
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Times a stage; the block calls what it gets with the units done so far.
 
+        What stages within it take is theirs alone.
+
         Checks for cancellation at the start and after every report.
         """
         self.check()
+        around, self._within = self._within, 0.0
         start = time.perf_counter()
 
         def report(done: int) -> None:
@@ -92,4 +96,6 @@ class Watch:
 
         report(0)
         yield report
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._within
+        self._within = around + seconds

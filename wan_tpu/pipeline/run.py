@@ -22,6 +22,7 @@ from wan_tpu.pipeline.fast import find_preset
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.pictures import Pictures
 from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.request_adapters import RequestAdapters
 from wan_tpu.pipeline.step_cache import find_cache, told, with_cache
 from wan_tpu.pipeline.step_plan import (
     PlannedStep,
@@ -74,6 +75,7 @@ class Run:
         preset: of few steps, which decided the steps; None where none was asked for.
         cache: complete, where steps may reuse what others left; None where each is computed.
         keeps: what travels from step to step besides the scheduler's state.
+        adapters: that it adds to the transformers' weights; None for none.
     """
 
     request: VideoRequest
@@ -89,6 +91,7 @@ class Run:
     preset: FastPreset | None = None
     cache: StepCache | None = None
     keeps: Keeps = Keeps.NOTHING
+    adapters: RequestAdapters | None = None
 
     @property
     def batch(self) -> int:
@@ -290,16 +293,17 @@ def metadata_of(
     Args:
         run: that has ended.
         vae: name of the decoder that made the frames.
-        adapters: that were added to the model's weights, each with its file's digest.
+        adapters: that were loaded with the model, each with its file's digest.
         computed: of each step, whether the transformer's blocks ran; of a run with a step cache.
     """
+    added = () if run.adapters is None else run.adapters.described
     model, description = run.model, run.model.description
     devices = model.mesh.devices
     return {
         "model": description.name,
         "model_revision": description.revision,
         "model_variant": description.variant,
-        "adapters": list(adapters),
+        "adapters": [*adapters, *added],
         "defaults_from": dict(description.defaults_from),
         "request": dataclasses.asdict(run.request),
         "seed": run.request.seed,
@@ -315,6 +319,7 @@ def metadata_of(
         "attention": model.denoiser.setting.implementation,
         "vae": vae,
         "dtype": str(jnp.dtype(model.dtype)),
+        "quantize": model.quantize,
         "vae_dtype": str(jnp.dtype(model.vae_dtype)),
         "device_kind": devices.flat[0].device_kind,
         "num_devices": int(devices.size),

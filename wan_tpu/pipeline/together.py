@@ -86,7 +86,7 @@ class Together:
                 ended by then have no outcome.
         """
         try:
-            latents = self._denoise(self._texts())
+            latents = self._latents()
         except Cancelled:
             return  # all of them, and they know
         for member, run in enumerate(self._runs):
@@ -95,8 +95,13 @@ class Together:
 
     def denoise_seconds(self) -> float:
         """Makes all but the frames; returns how long the steps took, compiling left out."""
-        self._denoise(self._texts())
+        self._latents()
         return self._watch.seconds["denoise"]
+
+    def _latents(self) -> np.ndarray:
+        """Of all samples; see `_denoise`."""
+        self._executor.add_adapters(dataclasses.replace(self.first, watch=self._watch))
+        return self._denoise(self._texts())
 
     def _texts(self) -> list[jax.Array]:
         """Embeddings of each member's prompts, `[prompts, 512, text_dim]`."""
@@ -124,12 +129,10 @@ class Together:
             make = self._program(stages.context(batch, first.batch))
             weights = self.model.denoiser.context_weights()
             contexts[component, batch] = make(
-                executor.params_seen_on(self.model, component, weights), filled
+                executor.params_seen_on(first, component, weights), filled
             )
         weights = self.model.denoiser.step_weights()
-        params = {
-            name: executor.params_seen_on(self.model, name, weights) for name in first.components
-        }
+        params = {name: executor.params_seen_on(first, name, weights) for name in first.components}
         whole = named(self.model.mesh)
         numbers = [
             place(pack_numbers(first.schedule, index, step.guidance_scale), whole)

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import load_parts
-from wan_tpu.errors import InputError
+from wan_tpu.errors import InputError, OutOfMemoryError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.load import (
@@ -27,6 +28,7 @@ from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.names import VAES_THAT_ENCODE
 from wan_tpu.pipeline.progress import Calls, Progress, Watch
+from wan_tpu.pipeline.request_adapters import AdapterChooser
 from wan_tpu.pipeline.run import Run, compile_order, metadata_of, plan_run
 from wan_tpu.pipeline.step_program import Keeps
 from wan_tpu.pipeline.together import Together
@@ -46,13 +48,20 @@ class VideoPipeline:
 
     Attributes:
         model: what runs: components, mesh, layout, attention.
-        adapters: what was added to its weights, for the metadata.
+        adapters: what was added to its weights when they were loaded, for the metadata.
     """
 
-    def __init__(self, model: VideoModel, tokenizer: WordTokenizer, vae: VaeBackend):
+    def __init__(
+        self,
+        model: VideoModel,
+        tokenizer: WordTokenizer,
+        vae: VaeBackend,
+        adapter_folder: Path | None = None,
+    ):
         """A model whose programs can be compiled; `load` makes one and brings the weights."""
         self.model = model
         self.adapters: Sequence[Mapping[str, Any]] = ()
+        self._chooser = AdapterChooser(model, adapter_folder)
         self._executor = Executor(model, tokenizer, vae)
 
     def set_words(self, tokenizer: WordTokenizer) -> None:
@@ -99,8 +108,10 @@ class VideoPipeline:
         attention: str = "auto",
         vae: str = "flax",
         vae_dtype: DTypeLike | None = None,
+        quantize: str | None = None,
         embeddings: Sequence[Embedding] = (),
         adapters: Sequence[ChosenAdapter] = (),
+        adapter_folder: Path | None = None,
         compile_for: VideoRequest | None = None,
     ) -> "VideoPipeline":
         """Loads a model whose files are here onto devices.
@@ -113,12 +124,14 @@ class VideoPipeline:
             attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
             vae: `flax`, or `maxdiffusion` where that package is installed.
             vae_dtype: of the autoencoder, where it differs.
+            quantize: `int8` for weights and products of the transformers' blocks; None for `dtype`.
             embeddings: words that prompts may hold besides the tokenizer's.
             adapters: of `open_adapters`; added to the transformers' weights, in this order.
+            adapter_folder: of those that requests may name; see `wan_tpu.adapters.library`.
             compile_for: a request whose programs are compiled while the weights load.
 
         Raises:
-            InputError: a layout or name that does not fit.
+            InputError: a layout or name that does not fit, or a folder that is not there.
             CheckpointError: files are missing, damaged or not those of the model.
             MissingPackageError: the VAE's package is not installed.
             OutOfMemoryError: the weights do not fit.
@@ -130,12 +143,13 @@ class VideoPipeline:
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            quantize=quantize,
         )
         # What is wrong with them is said before anything compiles.
         parts, added = checked_parts(model, adapters=adapters)
         tokenizer = load_words(model, embeddings)
         with reporting_memory("loading the model", model):
-            pipeline = cls(model, tokenizer, load_vae_of(model, vae))
+            pipeline = cls(model, tokenizer, load_vae_of(model, vae), adapter_folder)
             pipeline.adapters = added
             if compile_for is not None:
                 pipeline.prepare(compile_for)
@@ -148,7 +162,8 @@ class VideoPipeline:
         return (
             f"{model.description.name}: layout {model.layout} (weights "
             f"{model.layout.weights}), attention {model.denoiser.setting.implementation}, "
-            f"VAE {self._executor.vae.name}, {model.dtype}, "
+            f"VAE {self._executor.vae.name}, {model.dtype}"
+            f"{f' and {model.quantize}' if model.quantize else ''}, "
             f"{devices.size} x {devices.flat[0].device_kind}"
         )
 
@@ -177,6 +192,8 @@ class VideoPipeline:
 
         Raises:
             InputError: the request cannot be carried out; nothing was compiled.
+            CheckpointError: the file of an adapter is damaged.
+            MismatchError: it is another one in another process.
             Cancelled: `should_cancel` said so.
             BadNumbersError: the model gave NaN or infinite numbers; in all processes alike.
             OutOfMemoryError: this size and length does not fit; says what would.
@@ -185,10 +202,7 @@ class VideoPipeline:
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
         with self._reporting_memory(run):
-            encoded = executor.encode_pictures(run)
-            contexts = executor.encode_text(run, executor.encode_images(run))
-            conditions = executor.conditions(run, encoded)
-            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            encoded, made = executor.make_latents(run)
             for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
@@ -265,20 +279,22 @@ class VideoPipeline:
         run = self._plan(request, watch)
         with self._reporting_memory(run):
             if count > 1:
+                executor.add_adapters(run)
                 calls = Calls(
                     on_progress=lambda _, progress: watch.note(progress),
                     cancelled=lambda: range(count) if watch.is_stopped() else (),
                 )
                 seconds = self._together([request] * count, calls).denoise_seconds()
                 return seconds / len(run.steps)
-            contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
-            executor.denoise(run, contexts, conditions, executor.start(run, None))
+            executor.make_latents(run)
             return watch.seconds["denoise"] / len(run.steps)
 
     def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
         for request in requests:
             check_prompt(request.prompt)
         runs = [self._plan(request, Watch(), NO_MEDIA) for request in requests]
+        # Of one set for all: a file could have changed between two of them.
+        runs = [dataclasses.replace(run, adapters=runs[0].adapters) for run in runs]
         return Together(self._executor, runs, calls, self.adapters)
 
     def intermediate(
@@ -291,14 +307,14 @@ class VideoPipeline:
             height, latent width, channels]`; latents: after the whole run, `[1, ...]`; frames:
             as `VideoResult.frames`.
         """
-        run = self._plan(request, Watch(), media)
-        executor = self._executor
+        run, executor = self._plan(request, Watch(), media), self._executor
+        executor.add_adapters(run)
         encoded = executor.encode_pictures(run)
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        made = executor.denoise(run, contexts, conditions, start)
-        latents = run.way.finish(made.latents, encoded)
+        made = executor.denoise(run, contexts, conditions, start).latents
+        latents = run.way.finish(made, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
 
@@ -312,18 +328,13 @@ class VideoPipeline:
     ) -> np.ndarray:
         """How what the transformer's blocks add grows from step to step, for MagCache.
 
-        Every step is computed; nothing is decoded. Arguments and errors as of `__call__`.
-
-        Returns:
-            `[steps, 2]`, float32, as `WithRatios.ratios`; without guidance both columns are equal.
+        Nothing is decoded. Arguments and errors as of `__call__`; returns `[steps, 2]`, float32, as
+        `WithRatios.ratios`: without guidance both columns are equal.
         """
         planned = self._plan(request, Watch(on_progress, should_cancel), media)
-        run, executor = dataclasses.replace(planned, keeps=Keeps.RATIOS), self._executor
+        run = dataclasses.replace(planned, keeps=Keeps.RATIOS)
         with self._reporting_memory(run):
-            encoded = executor.encode_pictures(run)
-            contexts = executor.encode_text(run, executor.encode_images(run))
-            conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
-            ratios = executor.denoise(run, contexts, conditions, start).ratios
+            ratios = self._executor.make_latents(run)[1].ratios
         assert ratios is not None
         return ratios
 
@@ -356,8 +367,12 @@ class VideoPipeline:
         one_branch, vae = self._executor.one_branch, self._executor.vae
         words = self._executor.tokenizer.words
         run = plan_run(request, self.model, one_branch, watch, media or NO_MEDIA, words)
+        loaded = self.adapters
+        adapters = self._chooser.choose(run.request, run.preset, loaded, alike=media is not None)
+        run = dataclasses.replace(run, adapters=adapters)
         if run.preset is not None:
-            given = {component for added in self.adapters for component in added["components"]}
+            added = (*loaded, *(() if adapters is None else adapters.described))
+            given = {component for each in added for component in each["components"]}
             run.preset.check_adapters(
                 given, run.model.description.kind, self.model.description.name
             )
@@ -370,7 +385,20 @@ class VideoPipeline:
             )
         return run
 
-    def _reporting_memory(self, run: Run) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _reporting_memory(self, run: Run) -> Iterator[None]:
         geometry = run.geometry
         what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
-        return reporting_memory(what, run.model, geometry)
+        if run.adapters is not None:
+            what += " with adapters, whose weights lie beside the base's,"
+        try:
+            with reporting_memory(what, run.model, geometry):
+                yield
+        except OutOfMemoryError as error:
+            # So that a request without adapters has its room.
+            if self._executor.weights.drop() and run.adapters is None:
+                raise OutOfMemoryError(
+                    f"{error}; the weights that an earlier request's adapters made took some of it "
+                    "and are gone now, so that it may do to ask again"
+                ) from error
+            raise

@@ -9,6 +9,7 @@ itself.
 * `peak_flops(device_kind)`: of a device that is here, what MFU is a share of.
 * `make_job(description, request, where, ...)`: what is planned, checked.
 * `Planner(job, cache, report).plan(layouts)`: a row per layout, best first.
+* `plan_switch(job, row, rank)`: what an adapter of a request costs on a row's layout.
 * `make_training_job(config, description, where, ...)`, `TrainingPlanner(job, cache, report)`,
   `format_training_table`, `training_to_json`: the same for a training.
 * `FactsCache(folder)`: where compiled programs' facts are kept.
@@ -19,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wan_tpu.planner.adapters import AdapterSwitch, plan_switch
     from wan_tpu.planner.compile import FactsCache
     from wan_tpu.planner.hardware import GIB, Slice, find_slice, peak_flops
     from wan_tpu.planner.job import STAGE_GROUPS, Job
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GIB",
     "STAGE_GROUPS",
+    "AdapterSwitch",
     "FactsCache",
     "Job",
     "LayoutPlan",
@@ -51,6 +54,7 @@ __all__ = [
     "make_job",
     "make_training_job",
     "peak_flops",
+    "plan_switch",
     "require_matplotlib",
     "to_json",
     "training_to_json",
@@ -58,6 +62,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "adapters": ("AdapterSwitch", "plan_switch"),
     "compile": ("FactsCache",),
     "hardware": ("GIB", "Slice", "find_slice", "peak_flops"),
     "job": ("STAGE_GROUPS", "Job"),

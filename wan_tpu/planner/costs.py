@@ -102,19 +102,29 @@ class CostReader:
             return True
         return instruction.custom_call_target in _FREE_CUSTOM_CALLS
 
-    def flops(self, computation: Computation, instruction: Instruction) -> int:
-        """Of the products and convolutions in it and in what it calls; other arithmetic is free."""
-        if instruction.opcode == "dot":
-            return dot_flops(computation, instruction)
-        if instruction.opcode == "convolution":
-            return convolution_flops(computation, instruction)
+    def flops(
+        self, computation: Computation, instruction: Instruction, dtype: str | None = None
+    ) -> int:
+        """Of the products and convolutions in it and in what it calls; other arithmetic is free.
+
+        Args:
+            computation: that it is in.
+            instruction: any.
+            dtype: XLA's name; of products of two such arrays alone.
+        """
+        if instruction.opcode in ("dot", "convolution"):
+            kinds = computation.operand_kinds(instruction)[:2]
+            if dtype is not None and {a.dtype for k in kinds for a in leaves(k)} != {dtype}:
+                return 0
+            of = dot_flops if instruction.opcode == "dot" else convolution_flops
+            return of(computation, instruction)
         called = instruction.called("calls")
         known = called is not None and called in self._program.computations
-        return self._computation_flops(called) if known else 0
+        return self._computation_flops(called, dtype) if known else 0
 
-    def _sum_flops(self, name: str) -> int:
+    def _sum_flops(self, name: str, dtype: str | None) -> int:
         computation = self._program.computations[name]
-        return sum(self.flops(computation, i) for i in computation.instructions.values())
+        return sum(self.flops(computation, i, dtype) for i in computation.instructions.values())
 
     def plain_bytes(self, computation: Computation, instruction: Instruction) -> int:
         """HBM bytes by the plain rule."""
@@ -192,6 +202,12 @@ class CostReader:
                 total += _elements(user.kind)
             elif user.opcode == "dynamic-update-slice" and user.operands.index(name) == 0:
                 continue  # in place: what is not updated is not touched
+            elif user.opcode == "fusion" and "output_to_operand_aliasing=" in user.attributes:
+                # The same bytes under another tiling, as int8 weights are sliced from.
+                inner = self._used_elements(computation, user.name)
+                if inner is None:
+                    return None
+                total += inner
             elif user.opcode in _THROUGH or user.opcode == "fusion":
                 inner = self._through(computation, user, name)
                 if inner is None:

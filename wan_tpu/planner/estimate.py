@@ -2,8 +2,8 @@
 
 Of each operation outside fusions, one run on one device:
 
-* compute seconds = FLOPs / bf16 peak. An attention kernel: cycles by static count / clock, where
-  there is a count, else FLOPs / peak.
+* compute seconds = FLOPs / bf16 peak, products of int8 / int8 peak. An attention kernel: cycles by
+  static count / clock, where there is a count, else FLOPs / peak.
 * memory seconds = HBM bytes by the sliced rule (`costs.py`) / HBM bandwidth.
 * the operation takes the larger of the two, and that is the one it is booked on: fetching the next
   tile overlaps with computing this one inside an operation, and operations follow one another.
@@ -104,9 +104,15 @@ def compute_seconds(operation: Operation, chip: Chip, cycles: CyclesPerHead) -> 
         # A gradient's kernel goes through its blocks in order, on one core.
         cores = 1 if shape.is_backward else chip.cores_per_device
         return cycles[shape] * shape.heads / cores / chip.clock_hz
-    return operation.flops / chip.bf16_flops
+    return peak_seconds(operation.flops, operation.int8_flops, chip)
+
+
+def peak_seconds(flops: int, int8_flops: int, chip: Chip) -> float:
+    """What products take at the chip's peaks; `int8_flops` of them are of int8."""
+    return (flops - int8_flops) / chip.bf16_flops + int8_flops / chip.int8_flops
 
 
 def share_of_peak(costs: ProgramCosts, seconds: Seconds, chip: Chip) -> float:
-    """FLOPs of products and attention over what the chip could do in that time."""
-    return costs.total("flops") / (seconds.total * chip.bf16_flops) if seconds.total else 0.0
+    """What products and attention take at the chip's peaks, over that time."""
+    at_peak = peak_seconds(costs.total("flops"), costs.total("int8_flops"), chip)
+    return at_peak / seconds.total if seconds.total else 0.0

@@ -37,6 +37,7 @@ class Chip:
         devices_per_chip: JAX devices on a chip.
         cores_per_device: TensorCores of a device; a kernel's grid is split over them.
         bf16_flops: peak bfloat16 FLOP/s (S1).
+        int8_flops: peak of products of int8 (S1); bfloat16's on a v7x, which has no faster ones.
         hbm_bytes: HBM that programs may use (S3).
         hbm_bandwidth: bytes/s (S1).
         link_bandwidth: bytes/s of one link in one direction: the chip's bidirectional bandwidth
@@ -53,6 +54,7 @@ class Chip:
     devices_per_chip: int = 1
     cores_per_device: int = 1
     bf16_flops: float
+    int8_flops: float
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
@@ -66,6 +68,7 @@ V6E = Chip(
     libtpu_name="v6e",
     device_kind="TPU v6 lite",
     bf16_flops=918e12,
+    int8_flops=1836e12,
     hbm_bytes=int(31.25 * GIB),
     hbm_bandwidth=1640e9,
     link_bandwidth=800e9 / 4 / 2,
@@ -77,6 +80,7 @@ V5E = Chip(
     libtpu_name="v5e",
     device_kind="TPU v5 lite",
     bf16_flops=197e12,
+    int8_flops=394e12,
     hbm_bytes=int(15.75 * GIB),
     hbm_bandwidth=819e9,
     link_bandwidth=400e9 / 4 / 2,
@@ -89,6 +93,7 @@ V5P = Chip(
     device_kind="TPU v5",
     cores_per_device=2,
     bf16_flops=459e12,
+    int8_flops=918e12,
     hbm_bytes=int(95.74 * GIB),
     hbm_bandwidth=2765e9,
     link_bandwidth=1200e9 / 6 / 2,
@@ -102,6 +107,7 @@ V7X = Chip(
     device_kind="TPU7x",
     devices_per_chip=2,
     bf16_flops=2307e12 / 2,
+    int8_flops=2307e12 / 2,
     hbm_bytes=int(94.75 * GIB),
     hbm_bandwidth=7380e9 / 2,
     link_bandwidth=1200e9 / 6 / 2,

@@ -60,6 +60,7 @@ class Job:
         steps: what each denoising step takes.
         where: the slice.
         dtype: of weights and activations.
+        quantize: what the transformers' blocks multiply in; None for `dtype`.
         attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
         stages: those of `STAGES` to look at, of those that the video runs.
     """
@@ -71,6 +72,7 @@ class Job:
     steps: tuple[PlannedStep, ...]
     where: Slice
     dtype: str = "bfloat16"
+    quantize: str | None = None
     attention: str = "auto"
     stages: tuple[str, ...] = STAGES
 

@@ -19,6 +19,7 @@ from wan_tpu.pipeline.check import check_request
 from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.pipeline.load import on_one_branch
 from wan_tpu.pipeline.model import make_video_model
+from wan_tpu.pipeline.names import check_quantize
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
 from wan_tpu.pipeline.step_plan import contexts_of
@@ -75,9 +76,10 @@ def make_job(
             out.
 
     Raises:
-        InputError: the model cannot make this video, there is no such stage, or the video runs none
-            of them.
+        InputError: the model cannot make this video, nothing is quantised so, there is no such
+            stage, or the video runs none of them.
     """
+    check_quantize(choices.get("quantize"))
     request, geometry = check_request(description, with_inputs(description, request))
     schedule, steps = schedule_steps(description, request)
     job = Job(
@@ -235,7 +237,7 @@ class Planner:
         if packages != ("vae",):
             key |= {"batches": job.batches, "pictures": sorted(job.way.roles)}
         if "transformer" in packages:
-            key["attention"] = job.attention
+            key |= {"attention": job.attention, "quantize": job.quantize}
         if "schedulers" in packages:
             key["scheduler"] = job.request.scheduler
             key["step_cache"] = None if job.cache is None else job.cache.name
@@ -252,6 +254,7 @@ class Planner:
                 layout,
                 dtype=jnp.dtype(self._job.dtype),
                 attention=self._job.attention,
+                quantize=self._job.quantize,
             )
             request, one_branch = self._job.request, on_one_branch(model)
             self._runs[layout] = plan_run(request, model, one_branch, Watch())

@@ -26,6 +26,7 @@ class Operation:
         source: where JAX says it comes from.
         times: how often it runs, loops multiplied out.
         flops: of products, an attention kernel's too.
+        int8_flops: those of them whose both sides are int8.
         plain_bytes: HBM bytes by the plain rule.
         hbm_bytes: HBM bytes by the sliced rule.
         compiler_cycles: the compiler's own estimate; 0 where it has none.
@@ -38,6 +39,7 @@ class Operation:
     source: str = ""
     times: int = 1
     flops: int = 0
+    int8_flops: int = 0
     plain_bytes: int = 0
     hbm_bytes: int = 0
     compiler_cycles: int = 0
@@ -203,6 +205,7 @@ class _Walk:
             source=instruction.op_name,
             times=times,
             flops=flops,
+            int8_flops=costs.flops(computation, instruction, "s8"),
             plain_bytes=costs.plain_bytes(computation, instruction),
             hbm_bytes=costs.sliced_bytes(computation, instruction),
             compiler_cycles=compiler_cycles(instruction),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_tpu.media import ROLES
+from wan_tpu.planner.adapters import AdapterSwitch
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
@@ -20,18 +21,26 @@ _COLUMNS = (
 _TEXT_COLUMNS = ("layout", "fits")
 
 
-def format_table(job: Job, rows: Sequence[LayoutPlan], *, explain: int = 0) -> str:
+def format_table(
+    job: Job,
+    rows: Sequence[LayoutPlan],
+    *,
+    explain: int = 0,
+    switch: AdapterSwitch | None = None,
+) -> str:
     """The table: a line per layout, best first; collectives, what does not fit, the choice.
 
     Args:
         job: what was planned.
         rows: sorted, as `Planner.plan` returns them.
         explain: this many kinds of operation and sources per stage of the best row.
+        switch: of an adapter on the best row; None says nothing of it.
     """
     lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
     lines += ["", *_legend(job), *_resident(rows), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
+    lines += [] if switch is None else [str(switch)]
     lines.append(_choice(rows))
     return "\n".join(lines) + "\n"
 
@@ -62,10 +71,12 @@ def to_json(job: Job, rows: Sequence[LayoutPlan], *, operations: bool = False) -
         "step_plan": job.step_letters,
         "steps_by_transformer": dict(collections.Counter(s.component for s in job.steps)),
         "dtype": job.dtype,
+        "quantize": job.quantize,
         "attention": job.attention,
         "chip": {
             "name": chip.name,
             "bf16_flops": chip.bf16_flops,
+            "int8_flops": chip.int8_flops,
             "hbm_bytes": chip.hbm_bytes,
             "hbm_bandwidth": chip.hbm_bandwidth,
             "link_bandwidth": chip.link_bandwidth,
@@ -128,6 +139,7 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
     seconds = plan.seconds
     result |= {
         "flops": facts.costs.total("flops"),
+        "int8_flops": facts.costs.total("int8_flops"),
         "hbm_bytes": facts.costs.total("hbm_bytes"),
         "hbm_bytes_plain_rule": facts.costs.total("plain_bytes"),
         "link_bytes": facts.costs.total("link_bytes"),
@@ -170,7 +182,8 @@ def _title(job: Job) -> str:
     where, geometry = job.where, job.geometry
     return (
         f"{job.description.name}, {geometry.width}x{geometry.height}, {geometry.num_frames} frames "
-        f"({geometry.num_tokens} tokens), {_steps(job)}, {job.dtype}, "
+        f"({geometry.num_tokens} tokens), {_steps(job)}, "
+        f"{job.dtype}{f' and {job.quantize}' if job.quantize else ''}, "
         f"on {where.name}: {where.num_devices} x {where.chip.device_kind}, hosts: {where.num_hosts}"
     )
 
@@ -245,7 +258,8 @@ def _legend(job: Job) -> list[str]:
         "that is computed, padding and repeated branches too",
         "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",
         "the compiler's own count of everything but attention",
-        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s, "
+        f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s "
+        f"({chip.int8_flops / 1e12:.0f} of int8), "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
         "direction; rules: wan_tpu/planner/estimate.py",
         f"video s: the stages {', '.join(job.stages)}, as often as a video runs them",

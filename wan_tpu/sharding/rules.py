@@ -43,6 +43,9 @@ CONTEXT = PartitionSpec(None, DP, None, TP)
 """`[layers, batch, keys, heads * head_dim]`: every sp shard holds all the keys that come from text
 or an image. With one group of heads for the layers it is the split of one layer's."""
 
+KEY_TOKENS = PartitionSpec(DP, None, None)
+"""`[batch, keys, dim]`, embedded text before it is keys and values: whole on every sp and tp."""
+
 FEATURES = PartitionSpec(TP)
 """`[heads * head_dim]`, a norm's weight."""
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from wan_tpu.errors import MismatchError
+from wan_tpu.sharding.agreed import told_by_all
 from wan_tpu.training.run_folder import is_run
 
 TEXT_BYTES = 128
@@ -31,7 +32,7 @@ def check_same_folder(path: Path) -> None:
         MismatchError: in all processes alike, and so below: one that went on would wait for the
             others for ever.
     """
-    seen = _told_by_all("seen" if is_run(path) else "")
+    seen = told_by_all("seen" if is_run(path) else "", TEXT_BYTES)
     blind = [str(number) for number, told in enumerate(seen) if not told]
     if blind:
         raise MismatchError(
@@ -49,22 +50,10 @@ def check_same_data(digest: str) -> None:
     Raises:
         MismatchError: names the first process that differs, and both digests.
     """
-    first, *others = _told_by_all(digest)
+    first, *others = told_by_all(digest, TEXT_BYTES)
     for number, other in enumerate(others, 1):
         if other != first:
             raise MismatchError(
                 f"process {number} has other data than process 0: its digest is {other}, process "
                 f"0's {first}; every host must see the same prepared folder"
             )
-
-
-def _told_by_all(text: str) -> list[str]:
-    """What each process says, by its rank, in every process."""
-    if jax.process_count() == 1:
-        return [text]
-    from jax.experimental import multihost_utils
-
-    codes = np.frombuffer(text.encode().ljust(TEXT_BYTES, b"\0"), np.uint8)
-    assert len(codes) == TEXT_BYTES, text
-    rows = multihost_utils.process_allgather(codes)
-    return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(rows)]

@@ -51,8 +51,14 @@ class Trainer:
         """A model that is trained as the configuration says; no weights are read.
 
         Raises:
-            InputError: what the configuration says does not fit the model or the layout.
+            InputError: what the configuration says does not fit the model or the layout, or the
+                model's weights are whole numbers, which no gradient moves.
         """
+        if model.quantize is not None:
+            raise InputError(
+                f"{model.description.name} is quantised to {model.quantize}, and weights of whole "
+                "numbers cannot be trained; place it without"
+            )
         self.config, self.model = config, model
         self.experts = trained_experts(config, model.description)
         denoiser = trained_denoiser(config, model)

@@ -20,7 +20,7 @@ from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS, RESIDUAL, gathered
+from wan_tpu.sharding.rules import CONTEXT, KEY_TOKENS, LATENT_TOKENS, RESIDUAL, gathered
 from wan_tpu.torch_bridge import Params, call_module
 from wan_tpu.torch_module import LayeredModule, Remat, named_linear, replace_linears
 from wan_tpu.transformer.block import TransformerBlock
@@ -82,6 +82,7 @@ class Denoiser:
         remat: what a backward pass finds kept of each block; everything when not given.
         recompute_cross: it does not find results of cross-attention to few keys, whatever `remat`
             names.
+        quantize: `int8` where the blocks' linears are; None where all is of `dtype`.
     """
 
     config: TransformerConfig
@@ -90,15 +91,16 @@ class Denoiser:
     lora: LoraShape | None = None
     remat: Remat | None = None
     recompute_cross: bool = False
+    quantize: str | None = None
 
     @property
     def module(self) -> LayeredModule:
         """diffusers' model: names, shapes and code."""
-        return denoiser_module(self.config)
+        return denoiser_module(self.config, self.quantize)
 
     def weights(self) -> list[Weight]:
         """The parameters, in the order they are loaded."""
-        return denoiser_weights(self.config, self.setting.layout, self.dtype)
+        return denoiser_weights(self.config, self.setting.layout, self.dtype, self.quantize)
 
     def lora_weights(self) -> list[Weight]:
         """The two matrices of every target of `lora`, in float32."""
@@ -166,7 +168,7 @@ class Denoiser:
         """
         assert (image is None) == (self.config.image_dim is None), self.config
         embedded = self.module.call(TEXT_EMBEDDER, params, text.astype(self.dtype))
-        # [batch, 512, dim]
+        embedded = self.setting.constrain(embedded, KEY_TOKENS)  # [batch, 512, dim]
         embedded_image = None
         if image is not None:
             image = image.astype(self.dtype)

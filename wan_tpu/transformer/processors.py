@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
 
 from wan_tpu.attention.residuals import recomputed
 from wan_tpu.attention.sequence_parallel import (
@@ -53,7 +53,7 @@ class AttentionSetting:
         assert isinstance(self.mesh, Mesh)
         return self.mesh
 
-    def constrain(self, x: Float[Array, "*shape"], spec: PartitionSpec) -> Float[Array, "*shape"]:
+    def constrain(self, x: Shaped[Array, "*shape"], spec: PartitionSpec) -> Shaped[Array, "*shape"]:
         """Asks the compiler to split `x` like this at this point."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 

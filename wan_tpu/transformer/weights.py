@@ -20,7 +20,13 @@ from wan_tpu.checkpoints.weights import ZERO, Weight
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import split_weight
-from wan_tpu.torch_module import LayeredModule, Placement, replace_linears
+from wan_tpu.torch_module import (
+    WEIGHT_SCALE,
+    LayeredModule,
+    Placement,
+    quantize_linears,
+    replace_linears,
+)
 from wan_tpu.transformer.config import TransformerConfig
 from wan_tpu.transformer.rotary import half_split_rows
 
@@ -28,35 +34,52 @@ _FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 """Parts kept in float32 whatever the dtype, as diffusers' `_keep_in_fp32_modules`, which means the
 norms around an image's projection, too."""
 
+LAYERS = "blocks"
+"""Where the model's layers are; their linears, and no others, are quantised."""
+
 
 @functools.cache
-def denoiser_module(config: TransformerConfig) -> LayeredModule:
-    """diffusers' model: names, shapes and code, no numbers."""
+def denoiser_module(config: TransformerConfig, quantize: str | None = None) -> LayeredModule:
+    """diffusers' model: names, shapes and code, no numbers.
+
+    Args:
+        config: sizes of the model.
+        quantize: `int8` for blocks whose linears are; None for none.
+    """
     from diffusers import WanTransformer3DModel
 
     one_layer: dict[str, Any] = config.to_json() | {"num_layers": 1}
     with torch.device("meta"):
         template = WanTransformer3DModel(**one_layer).eval()
     replace_linears(template)
-    return LayeredModule(template=template, layers="blocks", num_layers=config.num_layers)
+    if quantize is not None:
+        quantize_linears(template.get_submodule(LAYERS))
+    return LayeredModule(template=template, layers=LAYERS, num_layers=config.num_layers)
 
 
-def denoiser_weights(config: TransformerConfig, layout: Layout, dtype: DTypeLike) -> list[Weight]:
+def denoiser_weights(
+    config: TransformerConfig, layout: Layout, dtype: DTypeLike, quantize: str | None = None
+) -> list[Weight]:
     """Every parameter of the denoiser under a layout.
 
     Args:
         config: sizes of the model.
         layout: decides padding and split.
         dtype: of the weights; a few small ones stay float32.
+        quantize: as of `denoiser_module`; a weight of int8 is followed by its rows' scales, which
+            are split and ordered as its rows are.
     """
-    module = denoiser_module(config)
+    module = denoiser_module(config, quantize)
+    of_layer = dict(module.layer.named_parameters())
+    whole_numbers = {name for name, weight in of_layer.items() if weight.dtype == torch.int8}
 
     def placement(name: str, shape: tuple[int, ...]) -> Placement:
         part = name.removeprefix(module.stacked_prefix)
         rows, tp_dim = _order(part, config, layout)
         padded = tuple(len(rows[dim]) if dim in rows else n for dim, n in enumerate(shape))
+        stays_float32 = set(part.split(".")) & {*_FLOAT32, WEIGHT_SCALE}
         return Placement(
-            dtype=jnp.float32 if set(part.split(".")) & set(_FLOAT32) else dtype,
+            dtype=jnp.int8 if part in whole_numbers else jnp.float32 if stays_float32 else dtype,
             rows=rows,
             spec=split_weight(padded, layout, tp_dim=tp_dim),
         )

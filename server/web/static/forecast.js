@@ -36,7 +36,8 @@ export class Forecast {
 /** Seconds of one video by these settings; null where nothing like it has been made. */
 function secondsOf(settings, done) {
   const isGuided = ({ guidance_scale: scale }) => scale > 1; // which doubles the work of a step
-  const alike = done.filter((video) => isGuided(settingsOf(video)) === isGuided(settings)).slice(0, LEARNT_FROM);
+  const isLike = (one) => isGuided(one) === isGuided(settings) && (one.step_cache ?? "") === (settings.step_cache ?? "");
+  const alike = done.filter((video) => isLike(settingsOf(video))).slice(0, LEARNT_FROM);
   const wanted = workOf(settings);
   if (!alike.length || !wanted) return null;
   const each = alike.map((video) => {
