@@ -124,6 +124,7 @@ def test_a_model_without_a_curve_has_easycache():
 def test_a_curve_of_ones_own_is_of_its_model_and_noise_levels(tmp_path):
     model = describe_model("wan-tiny")
     curve = with_flat_curve(model, 12).curve
+    assert curve is not None
     path = tmp_path / "ratios.json"
 
     def write(sizes):

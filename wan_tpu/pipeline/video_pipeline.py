@@ -319,19 +319,14 @@ class VideoPipeline:
         return {"velocity": velocity, "latents": latents, "frames": frames}
 
     def step_ratios(
-        self,
-        request: VideoRequest,
-        *,
-        media: Media = NO_MEDIA,
-        on_progress: Callable[[Progress], None] | None = None,
-        should_cancel: Callable[[], bool] | None = None,
+        self, request: VideoRequest, *, media: Media = NO_MEDIA, **watched: Any
     ) -> np.ndarray:
         """How what the transformer's blocks add grows from step to step, for MagCache.
 
-        Nothing is decoded. Arguments and errors as of `__call__`; returns `[steps, 2]`, float32, as
-        `WithRatios.ratios`: without guidance both columns are equal.
+        Nothing is decoded. Arguments (`watched`: those of `Watch`) and errors as of `__call__`;
+        returns `[steps, 2]`, float32, as `WithRatios.ratios`: equal columns without guidance.
         """
-        planned = self._plan(request, Watch(on_progress, should_cancel), media)
+        planned = self._plan(request, Watch(**watched), media)
         run = dataclasses.replace(planned, keeps=Keeps.RATIOS)
         with self._reporting_memory(run):
             ratios = self._executor.make_latents(run)[1].ratios
