@@ -1,6 +1,5 @@
 """Adapters of single requests: the video that loading with them gives, and the base untouched."""
 
-import dataclasses
 import hashlib
 import logging
 import shutil
@@ -23,6 +22,7 @@ from wan_tpu.errors import InputError, OutOfMemoryError, UnknownNameError
 from wan_tpu.family import TRANSFORMER
 from wan_tpu.media import NO_MEDIA, Media, digest_of
 from wan_tpu.pipeline import resident
+from wan_tpu.pipeline.load import place_model
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.together import Calls
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
@@ -207,14 +207,15 @@ def test_what_is_refused_is_refused_before_anything_runs(pipeline, adapters, err
         pipeline(make_request(PROMPT, adapters=adapters))
 
 
-def test_a_quantised_model_takes_none(pipeline, folder, monkeypatch):
+def test_a_quantised_model_takes_none(pipeline, folder, devices):
     """Neither by name nor by a preset; plain requests are planned."""
-    whole = [dataclasses.replace(w, dtype=jnp.int8) for w in pipeline.model.denoiser.weights()]
-    monkeypatch.setattr(type(pipeline.model.denoiser), "weights", lambda self: whole)
+    model = place_model(
+        pipeline.model.description, devices=devices[:1], dtype="float32", quantize="int8"
+    )
     executor = pipeline._executor
-    bare = VideoPipeline(pipeline.model, executor.tokenizer, executor.vae, folder)
+    bare = VideoPipeline(model, executor.tokenizer, executor.vae, folder)
     for fields in ({"adapters": ("fox.safetensors",)}, {"fast": True}):
-        with pytest.raises(InputError, match="wan-tiny is loaded with weights of whole numbers"):
+        with pytest.raises(InputError, match="wan-tiny is loaded with weights in int8, to which"):
             bare._plan(make_request(PROMPT, **fields), Watch(), NO_MEDIA)
     assert bare._plan(make_request(PROMPT), Watch(), NO_MEDIA).adapters is None
 

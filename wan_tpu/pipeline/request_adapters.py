@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from wan_tpu.adapters.account import ModelShapes
 from wan_tpu.adapters.chosen import ChosenAdapter, assign, open_adapters
@@ -84,10 +83,9 @@ class AdapterChooser:
             InputError: there is no such folder.
         """
         name, experts = model.description.name, model.description.kind.experts
-        weights = model.denoiser.weights()
         self._model = name
-        self._is_quantized = not all(jnp.issubdtype(w.dtype, jnp.floating) for w in weights)
-        self._shapes = dict.fromkeys(experts, expected_tensors(weights))
+        self._quantize = model.quantize
+        self._shapes = dict.fromkeys(experts, expected_tensors(model.denoiser.weights()))
         self._library = None
         if folder is not None:
             shapes = ModelShapes(
@@ -125,10 +123,11 @@ class AdapterChooser:
         embedded = [path for path in embedded if path.name not in present]
         if not (request.adapters or embedded):
             return None
-        if self._is_quantized:
+        if self._quantize is not None:
             raise InputError(
-                f"{self._model} is loaded with weights of whole numbers, to which nothing can be "
-                "added for one request; load it without --quantize, or with its adapters by --lora"
+                f"{self._model} is loaded with weights in {self._quantize}, to which nothing can "
+                "be added for one request; load it without --quantize, or with its adapters by "
+                "--lora"
             )
 
         def choose() -> list[ChosenAdapter]:
