@@ -136,6 +136,8 @@ def test_two_adapters_with_strengths_are_what_loading_gives(pipeline, folder, de
     for name, array in expected.items():
         np.testing.assert_allclose(merged[name], array, rtol=0, atol=1e-6, err_msg=name)
     assert run.adapters.described == loaded.adapters
+    weaker = pipeline._plan(small("fox.safetensors:0.25", said[1]), Watch())
+    assert not pipeline._executor.weights.has(weaker.adapters)  # the same files make another set
 
 
 @pytest.fixture(scope="module")
@@ -226,10 +228,10 @@ def test_without_a_folder_none_can_be_named(pipeline, devices):
         bare(make_request(PROMPT, adapters=("fox.safetensors",)))
 
 
-def test_several_made_together_have_theirs(pipeline):
+def test_several_made_together_have_their_presets(pipeline):
     """Red when the steps of a batch are the base's."""
     requests = [
-        make_request(prompt, adapters=("fox.safetensors",), seed=seed, steps=2)
+        make_request(prompt, fast=True, seed=seed)
         for seed, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue")))
     ]
     pipeline._executor.weights.drop()
