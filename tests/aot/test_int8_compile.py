@@ -32,9 +32,9 @@ def program():
         description, mesh, Layout(dp=2, sp=2), dtype=jnp.dtype("bfloat16"), quantize="int8"
     )
     request = VideoRequest(prompt="a fox", width=256, height=256, num_frames=17)
-    request, geometry = check_request(description, request)
+    _, geometry = check_request(description, request)
     schedule = make_schedule(
-        request.scheduler,
+        "unipc",
         num_inference_steps=4,
         flow_shift=5.0,
         config=description.configs["scheduler"],

@@ -50,6 +50,7 @@ def test_lists_are_words_with_commas(monkeypatch):
         ({"WAN_TPU_HOST": "0.0.0.0"}, "WAN_TPU_API_KEYS_FILE"),
         ({"WAN_TPU_MODEL": "wan-huge"}, "unknown model 'wan-huge'; known: wan-tiny"),
         ({"WAN_TPU_API_KEYS_FILE": "/nowhere/keys"}, "cannot read"),
+        ({"WAN_TPU_ADAPTERS": "/nowhere/a"}, "WAN_TPU_ADAPTERS=/nowhere/a: there is no folder"),
         ({"WAN_TPU_WARM_UP": "60x64x17"}, "width must be a positive multiple of 16"),
         ({"WAN_TPU_WARM_UP": "4096x4096x17"}, "WAN_TPU_WARM_UP=4096x4096x17: "),
         ({"WAN_TPU_MAX_WORK": "inf"}, "WAN_TPU_MAX_WORK: Input should be a finite number"),

@@ -149,3 +149,9 @@ def test_a_form_does_not_guess_what_belongs_together(quick):
         form(quick, *names, ("lora[][strength]", "1")), 400, "invalid_value", "lora"
     )
     assert "nobody knows what belongs together" in error["message"]
+
+
+def test_without_a_folder_there_are_no_adapters(quick):
+    check_shape(sent(quick, lora="fox.safetensors"), 400, "invalid_value", "lora")
+    assert quick.client.get("/v1/models").json()["data"][0]["adapters"] == []
+    assert "lora" not in request_of(sent(quick, lora=[]).json())

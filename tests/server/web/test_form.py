@@ -146,5 +146,7 @@ def test_how_long_it_will_take_is_said_before_it_is_asked_for(page, server):
     few, many = page.evaluate(seconds, 500), page.evaluate(seconds, 500_000)
     assert few.endswith(" s.")
     assert many.endswith(("min.", "h."))
+    page.select_option("#fast", "wan-tiny-4")  # 4 evaluations, of which 500 guided steps take 1000
+    assert page.evaluate(seconds, 500) == "About 0.1 s."
     shape(page, "4:3")
     assert "compiled first" in estimate.inner_text()
