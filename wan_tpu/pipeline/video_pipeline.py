@@ -259,20 +259,15 @@ class VideoPipeline:
         on_progress: Callable[[Progress], None] | None = None,
         should_cancel: Callable[[], bool] | None = None,
     ) -> float:
-        """Makes so many videos like this one but for their frames, to measure it.
+        """Makes so many videos like this one but for their frames: a step's seconds, of them all.
 
         Args:
             request: like those that will be made; its steps are averaged.
             count: of them; one is made as a request alone is.
-            on_progress: called at every step.
-            should_cancel: asked between steps; true ends it.
-
-        Returns:
-            Seconds that a denoising step takes, of all of them at once.
+            on_progress: called at every step. should_cancel: asked between steps.
 
         Raises:
-            Cancelled: `should_cancel` said so.
-            InputError, OutOfMemoryError: as of `warm_up_together`.
+            Cancelled, InputError, OutOfMemoryError: as of `__call__` and `warm_up_together`.
         """
         watch, executor = Watch(on_progress, should_cancel), self._executor
         run = self._plan(request, watch)
@@ -283,8 +278,7 @@ class VideoPipeline:
                     on_progress=lambda _, progress: watch.note(progress),
                     cancelled=lambda: range(count) if watch.is_stopped() else (),
                 )
-                seconds = self._together([request] * count, calls).denoise_seconds()
-                return seconds / len(run.steps)
+                return self._together([request] * count, calls).denoise_seconds() / len(run.steps)
             executor.make_latents(run)
             return watch.seconds["denoise"] / len(run.steps)
 
