@@ -66,7 +66,7 @@ def test_the_option_is_a_rank_and_of_a_quantised_model_refused():
 
 def test_the_tpu_compiler_counts_the_same(tpu_mesh):
     """Of the largest matrix: nothing crosses a link, and sums in float32 take no memory to speak
-    of; red when the layers are not made one by one, or factors are split otherwise than weights."""
+    of; red when factors are split otherwise than the weight."""
     mesh, job = tpu_mesh("v6e-8", LAYOUT), job_of("wan2.1-t2v-14b")
     weight = next(w for w in changed_by_lora(job, LAYOUT) if w.name.endswith("ffn.net.2.weight"))
     term = abstract_term(weight, mesh, 64, "bfloat16")
