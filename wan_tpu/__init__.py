@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wan_tpu.checkpoints.models import ModelDescription, describe_model, open_model
     from wan_tpu.errors import (
+        AdapterError,
         BadNumbersError,
         Cancelled,
         CheckpointError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterError",
     "BadNumbersError",
     "Cancelled",
     "CheckpointError",

@@ -34,4 +34,4 @@ def latents_of(pipeline, request, media=NO_MEDIA):
     encoded = executor.encode_pictures(run)
     contexts = executor.encode_text(run, None)
     conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
-    return executor.denoise(run, contexts, conditions, start)
+    return executor.denoise(run, contexts, conditions, start).latents

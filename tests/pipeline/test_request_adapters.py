@@ -20,8 +20,9 @@ from wan_tpu.demo.judge import choose_scenes
 from wan_tpu.demo.recognition import WORDS, judge_frames
 from wan_tpu.errors import AdapterError, InputError, OutOfMemoryError
 from wan_tpu.family import TRANSFORMER
-from wan_tpu.media import Media, digest_of
+from wan_tpu.media import NO_MEDIA, Media, digest_of
 from wan_tpu.pipeline import resident
+from wan_tpu.pipeline.load import place_model
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.together import Calls
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
@@ -135,6 +136,8 @@ def test_two_adapters_with_strengths_are_what_loading_gives(pipeline, folder, de
     for name, array in expected.items():
         np.testing.assert_allclose(merged[name], array, rtol=0, atol=1e-6, err_msg=name)
     assert run.adapters.described == loaded.adapters
+    weaker = pipeline._plan(small("fox.safetensors:0.25", said[1]), Watch())
+    assert not pipeline._executor.weights.has(weaker.adapters)  # the same files make another set
 
 
 @pytest.fixture(scope="module")
@@ -206,16 +209,29 @@ def test_what_is_refused_is_refused_before_anything_runs(pipeline, adapters, err
         pipeline(make_request(PROMPT, adapters=adapters))
 
 
+def test_a_quantised_model_takes_none(pipeline, folder, devices):
+    """Neither by name nor by a preset; plain requests are planned."""
+    model = place_model(
+        pipeline.model.description, devices=devices[:1], dtype="float32", quantize="int8"
+    )
+    executor = pipeline._executor
+    bare = VideoPipeline(model, executor.tokenizer, executor.vae, folder)
+    for fields in ({"adapters": ("fox.safetensors",)}, {"fast": True}):
+        with pytest.raises(InputError, match="the weights of wan-tiny are quantised to int8, to which"):
+            bare._plan(make_request(PROMPT, **fields), Watch(), NO_MEDIA)
+    assert bare._plan(make_request(PROMPT), Watch(), NO_MEDIA).adapters is None
+
+
 def test_without_a_folder_none_can_be_named(pipeline, devices):
     bare = VideoPipeline(pipeline.model, pipeline._executor.tokenizer, pipeline._executor.vae)
     with pytest.raises(InputError, match="loaded without a folder of adapters"):
         bare(make_request(PROMPT, adapters=("fox.safetensors",)))
 
 
-def test_several_made_together_have_theirs(pipeline):
+def test_several_made_together_have_their_presets(pipeline):
     """Red when the steps of a batch are the base's."""
     requests = [
-        make_request(prompt, adapters=("fox.safetensors",), seed=seed, steps=2)
+        make_request(prompt, fast=True, seed=seed)
         for seed, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue")))
     ]
     pipeline._executor.weights.drop()

@@ -10,6 +10,7 @@ from wan_tpu.adapters.on_mesh import merge_stage
 from wan_tpu.adapters.placing import abstract_term
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
+from wan_tpu.errors import InputError
 from wan_tpu.planner.adapters import changed_by_lora, plan_switch
 from wan_tpu.planner.compile import compile_stage
 from wan_tpu.planner.hardware import find_slice
@@ -54,15 +55,18 @@ def test_of_two_experts_both_change_and_what_does_not_fit_is_said():
     assert two.to_json()["fits"] is False
 
 
-def test_the_option_is_a_rank():
+def test_the_option_is_a_rank_and_of_a_quantised_model_refused():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    assert parser.parse_args(["--topology", "v6e-8", "--adapter-rank", "64"]).adapter_rank == 64
+    words = ["--topology", "v6e-8", "--adapter-rank", "64"]
+    assert parser.parse_args(words).adapter_rank == 64
+    with pytest.raises(InputError, match="leave --adapter-rank or --quantize away"):
+        command.run(parser.parse_args([*words, "--quantize", "int8"]))
 
 
 def test_the_tpu_compiler_counts_the_same(tpu_mesh):
     """Of the largest matrix: nothing crosses a link, and sums in float32 take no memory to speak
-    of; red when the layers are not made one by one, or factors are split otherwise than weights."""
+    of; red when factors are split otherwise than the weight."""
     mesh, job = tpu_mesh("v6e-8", LAYOUT), job_of("wan2.1-t2v-14b")
     weight = next(w for w in changed_by_lora(job, LAYOUT) if w.name.endswith("ffn.net.2.weight"))
     term = abstract_term(weight, mesh, 64, "bfloat16")

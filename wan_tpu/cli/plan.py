@@ -18,7 +18,7 @@ from wan_tpu.cli.options import (
 )
 from wan_tpu.cli.progress import StageLines
 from wan_tpu.cli.streams import write_data
-from wan_tpu.errors import UnknownNameError
+from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.media import ROLES, placeholders
 from wan_tpu.pipeline.whole_file import check_file_path, write_json_atomically
 from wan_tpu.planner import find_slice
@@ -146,6 +146,11 @@ def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
 def run(parsed: argparse.Namespace) -> int:
     """Prints the table; compiles what was not compiled before."""
     where = find_slice(parsed.topology)
+    if parsed.adapter_rank is not None and parsed.quantize is not None:
+        raise InputError(
+            f"a model in {parsed.quantize} takes no adapter for a request; leave --adapter-rank or "
+            "--quantize away"
+        )
     layouts = read_layouts(parsed, where.num_devices)
     for layout in layouts:
         layout.require_devices(where.num_devices)

@@ -1,12 +1,13 @@
 """Runs the stages of a run on the devices: what is kept of a model between requests."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from wan_tpu.checkpoints.weights import Weight
-from wan_tpu.errors import BadNumbersError
+from wan_tpu.errors import BadNumbersError, OutOfMemoryError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER
 from wan_tpu.image.preprocess import for_image_encoder
 from wan_tpu.pipeline.denoise import StepCall
@@ -14,6 +15,7 @@ from wan_tpu.pipeline.denoise import denoise as run_calls
 from wan_tpu.pipeline.denoised import Denoised, denoised
 from wan_tpu.pipeline.latents import fresh_noises, make_noise, place_padded, to_tokens
 from wan_tpu.pipeline.load import on_one_branch
+from wan_tpu.pipeline.memory import reporting_memory
 from wan_tpu.pipeline.model import VideoModel
 from wan_tpu.pipeline.programs import Program, Programs
 from wan_tpu.pipeline.resident import ResidentWeights
@@ -73,6 +75,29 @@ class Executor:
         with run.watch.stage("adapters", 1) as report:
             self.weights.add(run.adapters, lambda stage: self.program(run, stage))
             report(1)
+
+    @contextlib.contextmanager
+    def reporting_memory(self, run: Run) -> Iterator[None]:
+        """Says in one sentence what a run needed; the weights with adapters are given back then.
+
+        Raises:
+            OutOfMemoryError: see `wan_tpu.pipeline.memory.reporting_memory`.
+        """
+        geometry = run.geometry
+        what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
+        if run.adapters is not None:
+            what += " with adapters, whose weights lie beside the base's,"
+        try:
+            with reporting_memory(what, run.model, geometry):
+                yield
+        except OutOfMemoryError as error:
+            # So that a request without adapters has its room.
+            if self.weights.drop() and run.adapters is None:
+                raise OutOfMemoryError(
+                    f"{error}; the weights that an earlier request's adapters made took some of it "
+                    "and are gone now, so that it may do to ask again"
+                ) from error
+            raise
 
     def encode_pictures(self, run: Run) -> np.ndarray | None:
         """Latents `[1, frames, height, width, channels]` of what the run makes of its pictures."""

@@ -1,9 +1,8 @@
 """From a request to a video, top to bottom: the one place that knows the order of the stages."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from wan_tpu.adapters.chosen import ChosenAdapter
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.checkpoints.weights import load_parts
-from wan_tpu.errors import InputError, OutOfMemoryError
+from wan_tpu.errors import InputError
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.pipeline.executor import Executor
 from wan_tpu.pipeline.load import (
@@ -201,7 +200,7 @@ class VideoPipeline:
         check_prompt(request.prompt)
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
-        with self._reporting_memory(run):
+        with self._executor.reporting_memory(run):
             encoded, made = executor.make_latents(run)
             for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
@@ -229,7 +228,7 @@ class VideoPipeline:
             OutOfMemoryError: a batch of this size and length does not fit.
         """
         together = self._together(requests, calls)
-        with self._reporting_memory(together.first):
+        with self._executor.reporting_memory(together.first):
             together.make()
 
     def warm_up_together(
@@ -248,7 +247,7 @@ class VideoPipeline:
         stages = self._together([request] * count, Calls()).stages()
         self._executor.programs.prepare(sorted(stages, key=compile_order))
         run = self._plan(request, Watch(on_progress))
-        with self._reporting_memory(run):
+        with self._executor.reporting_memory(run):
             for stage in stages:
                 self._executor.program(run, stage)
 
@@ -260,32 +259,26 @@ class VideoPipeline:
         on_progress: Callable[[Progress], None] | None = None,
         should_cancel: Callable[[], bool] | None = None,
     ) -> float:
-        """Makes so many videos like this one but for their frames, to measure it.
+        """Makes so many videos like this one but for their frames: a step's seconds, of them all.
 
         Args:
             request: like those that will be made; its steps are averaged.
             count: of them; one is made as a request alone is.
-            on_progress: called at every step.
-            should_cancel: asked between steps; true ends it.
-
-        Returns:
-            Seconds that a denoising step takes, of all of them at once.
+            on_progress: called at every step. should_cancel: asked between steps.
 
         Raises:
-            Cancelled: `should_cancel` said so.
-            InputError, OutOfMemoryError: as of `warm_up_together`.
+            Cancelled, InputError, OutOfMemoryError: as of `__call__` and `warm_up_together`.
         """
         watch, executor = Watch(on_progress, should_cancel), self._executor
         run = self._plan(request, watch)
-        with self._reporting_memory(run):
+        with self._executor.reporting_memory(run):
             if count > 1:
                 executor.add_adapters(run)
                 calls = Calls(
                     on_progress=lambda _, progress: watch.note(progress),
                     cancelled=lambda: range(count) if watch.is_stopped() else (),
                 )
-                seconds = self._together([request] * count, calls).denoise_seconds()
-                return seconds / len(run.steps)
+                return self._together([request] * count, calls).denoise_seconds() / len(run.steps)
             executor.make_latents(run)
             return watch.seconds["denoise"] / len(run.steps)
 
@@ -328,7 +321,7 @@ class VideoPipeline:
         """
         planned = self._plan(request, Watch(**watched), media)
         run = dataclasses.replace(planned, keeps=Keeps.RATIOS)
-        with self._reporting_memory(run):
+        with self._executor.reporting_memory(run):
             ratios = self._executor.make_latents(run)[1].ratios
         assert ratios is not None
         return ratios
@@ -339,7 +332,7 @@ class VideoPipeline:
         """Compiles every program that a request like this one runs; they are kept for good."""
         self.prepare(request)
         run = self._plan(request, Watch(on_progress))
-        with self._reporting_memory(run):
+        with self._executor.reporting_memory(run):
             for stage in run.stages(self._executor.vae):
                 self._executor.program(run, stage)
 
@@ -379,21 +372,3 @@ class VideoPipeline:
                 f"model with the VAE {' or '.join(VAES_THAT_ENCODE)}"
             )
         return run
-
-    @contextlib.contextmanager
-    def _reporting_memory(self, run: Run) -> Iterator[None]:
-        geometry = run.geometry
-        what = f"{geometry.width}x{geometry.height}, {geometry.num_frames} frames"
-        if run.adapters is not None:
-            what += " with adapters, whose weights lie beside the base's,"
-        try:
-            with reporting_memory(what, run.model, geometry):
-                yield
-        except OutOfMemoryError as error:
-            # So that a request without adapters has its room.
-            if self._executor.weights.drop() and run.adapters is None:
-                raise OutOfMemoryError(
-                    f"{error}; the weights that an earlier request's adapters made took some of it "
-                    "and are gone now, so that it may do to ask again"
-                ) from error
-            raise

@@ -93,10 +93,11 @@ def plan_switch(job: Job, row: LayoutPlan, rank: int) -> AdapterSwitch:
     """The cost on the layout of a row.
 
     Args:
-        job: what was planned.
+        job: what was planned; not quantised, for such a model takes none.
         row: of it.
         rank: of the adapter.
     """
+    assert job.quantize is None, "a quantised model takes none"
     where, layout = job.where, row.layout
     mesh: Any = abstract_mesh(layout)
     experts = len(job.description.kind.experts)
