@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -37,15 +38,9 @@ def letters(plan):
 def plan_of(name, text, *turns):
     curve = known_curves()[name]
     cache = StepCache.parse(text).resolved(curve)
-    return letters(
-        magcache_plan(
-            curve.ratios(sum(turns), 2),
-            turns,
-            threshold=cache.threshold,
-            most_in_a_row=cache.most_in_a_row,
-            retention=cache.retention,
-        )
-    )
+    names = ("threshold", "most_in_a_row", "retention")
+    how: dict[str, Any] = {name: getattr(cache, name) for name in names}
+    return letters(magcache_plan(curve.ratios(sum(turns), 2), turns, **how))
 
 
 PUBLISHED = [
@@ -101,14 +96,14 @@ def test_another_number_of_steps_takes_the_nearest_ratio():
 def test_both_branches_decide():
     """The prompt's alone would reuse the second step, the negative one's alone the third."""
     ratios = [(1.0, 1.0), (1.0, 0.8), (1.0, 1.0), (0.8, 1.0), (1.0, 1.0)]
-    how = {"threshold": 0.1, "most_in_a_row": 2, "retention": 0.2}
+    how: dict[str, Any] = {"threshold": 0.1, "most_in_a_row": 2, "retention": 0.2}
     assert letters(magcache_plan(ratios, [5], **how)) == "XX.X."
 
 
 def test_each_transformer_begins_anew():
     """The first step of each is computed, whatever is asked for, and what is borne starts at 0."""
     ratios = [(0.96,)] * 8
-    how = {"threshold": 0.2, "most_in_a_row": 9, "retention": 0.0}
+    how: dict[str, Any] = {"threshold": 0.2, "most_in_a_row": 9, "retention": 0.0}
     assert letters(magcache_plan(ratios, [8], **how)) == "X..X..X."
     assert letters(magcache_plan(ratios, [4, 4], **how)) == "X..XX..X"
     assert letters(magcache_plan(ratios, [4, 4], **how | {"retention": 0.5})) == "XX..XXX."
