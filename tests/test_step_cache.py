@@ -106,7 +106,7 @@ def test_each_transformer_begins_anew():
     how: dict[str, Any] = {"threshold": 0.2, "most_in_a_row": 9, "retention": 0.0}
     assert letters(magcache_plan(ratios, [8], **how)) == "X..X..X."
     assert letters(magcache_plan(ratios, [4, 4], **how)) == "X..XX..X"
-    assert letters(magcache_plan(ratios, [4, 4], **how | {"retention": 0.5})) == "XX..XXX."
+    assert letters(magcache_plan(ratios, [4, 4], **{**how, "retention": 0.5})) == "XX..XXX."
 
 
 @pytest.mark.parametrize(
