@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from benchmarks import calibration, layouts, lockstep, service, together, training_step
+from benchmarks import calibration, layouts, lockstep, service, steps, together, training_step
 from wan_tpu.errors import InputError, WanTpuError
 
 BENCHMARKS = {
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "layouts": layouts,
     "lockstep": lockstep,
     "service": service,
+    "steps": steps,
     "together": together,
     "training-step": training_step,
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from wan_tpu.cli.options import positive_int
-from wan_tpu.pipeline.alike import SAMPLES
+from wan_tpu.pipeline.alike import samples_for
 from wan_tpu.sharding.layout import parse_layout
 
 PROMPT = "a red circle moving right on a black background"
@@ -37,7 +37,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Measures or plans; one line for each."""
     from wan_tpu import runtime
 
-    runtime.start(host_devices=parsed.host_devices)
+    runtime.start(host_devices=1 if parsed.topology else parsed.host_devices)
     lines = _measured(parsed) if parsed.topology is None else _planned(parsed)
     for line in lines:
         sys.stdout.write(line + "\n")
@@ -82,10 +82,10 @@ def _measured(parsed: argparse.Namespace) -> Iterator[str]:
 
 
 def _planned(parsed: argparse.Namespace) -> Iterator[str]:
-    """A step of each size of a batch, by the planner's rules."""
+    """A step of one video, and one of all together, by the planner's rules."""
     import jax.numpy as jnp
 
-    from wan_tpu.checkpoints.models import open_model
+    from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.load import for_batch, on_one_branch
     from wan_tpu.pipeline.model import make_video_model
     from wan_tpu.pipeline.progress import Watch
@@ -99,13 +99,13 @@ def _planned(parsed: argparse.Namespace) -> Iterator[str]:
 
     where, layout = find_slice(parsed.topology), parse_layout(parsed.layout)
     model = make_video_model(
-        open_model(parsed.model),
+        describe_model(parsed.model),
         make_mesh(layout, slice_devices(where)),
         layout,
         dtype=jnp.dtype("bfloat16"),
     )
     run = plan_run(_request(parsed, 0), model, on_one_branch(model), Watch())
-    for samples in SAMPLES:
+    for samples in (1, samples_for(parsed.count)):
         together = for_batch(model, samples * run.batch)
         stage = run.step_stage(run.batch)
         if samples > 1:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import math
 import time
@@ -18,7 +17,7 @@ from server.files.media import FilesLost, shown
 from server.jobs.binding import check_binding
 from server.jobs.board import Board
 from server.jobs.database import StoreFull
-from server.jobs.job import Extended, Job, make_id
+from server.jobs.job import Extended, Job, make_id, variations_of
 from server.jobs.opening import open_data, usable
 from server.jobs.shelf import files_of
 from server.jobs.worker import Worker, working
@@ -208,7 +207,7 @@ class Service:
                 idempotency_key=idempotency_key,
                 request_digest=request_digest,
             )
-            return [first, *_variations(first, number)]
+            return [first, *variations_of(first, number)]
 
         with answered():
             await self._make_place(owner, idempotency_key, number)
@@ -391,14 +390,3 @@ class Service:
     @property
     def _grace(self) -> float:
         return self.settings.drain_seconds
-
-
-def _variations(first: Job, number: int) -> list[Job]:
-    """The jobs after the first one of a request, whose ids and seeds follow it."""
-    found, newest = [], first.id
-    for step in range(1, number):
-        newest = make_id(newest)
-        request = dataclasses.replace(first.request, seed=first.request.seed + step)
-        changes = {"id": newest, "request": request, "first_id": first.id, "idempotency_key": None}
-        found.append(dataclasses.replace(first, **changes))
-    return found

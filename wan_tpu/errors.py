@@ -37,6 +37,10 @@ class UnknownNameError(InputError):
         super().__init__(f"unknown {kind} {name!r}; known: {', '.join(known)}")
 
 
+class AdapterError(InputError):
+    """An adapter that a request names is not in the folder, or cannot be used."""
+
+
 class CheckpointError(WanTpuError):
     """A model's files are missing, damaged or not those of the model."""
 

@@ -13,6 +13,7 @@ class Failure(enum.StrEnum):
     INVALID_REQUEST = "invalid_request"
     DISK_FULL = "disk_full"
     UPLOAD_LOST = "upload_lost"
+    ADAPTER_LOST = "adapter_lost"
     BAD_NUMBERS = "bad_numbers"
     ENGINE_CRASHED = "engine_crashed"
     ENGINE_ERROR = "engine_error"

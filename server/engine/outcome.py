@@ -4,6 +4,7 @@ from server.engine.failure import Failure
 from server.engine.seam import Engine
 from server.files.disk import is_disk_full
 from server.files.uploads import UploadLost
+from wan_tpu.errors import AdapterError
 
 
 def code_of(engine: Engine, error: Exception) -> Failure:
@@ -20,6 +21,9 @@ def words_for(error: Exception, code: Failure) -> str:
     match code:
         case Failure.INVALID_REQUEST | Failure.BAD_NUMBERS | Failure.UPLOAD_LOST:
             return str(error)
+        case Failure.ADAPTER_LOST:
+            words = "the file of an adapter cannot be read any more"
+            return str(error) if isinstance(error, AdapterError) else words
         case Failure.OUT_OF_MEMORY:
             return "the accelerator ran out of memory; ask for a smaller size or fewer frames"
         case Failure.DISK_FULL:

@@ -11,7 +11,14 @@ from server.engine.failure import Failure
 from server.engine.samples import sample_media, sample_requests
 from server.settings import Settings, parse_warm_up
 from wan_tpu import runtime
-from wan_tpu.errors import BadNumbersError, Cancelled, InputError, OutOfMemoryError
+from wan_tpu.errors import (
+    AdapterError,
+    BadNumbersError,
+    Cancelled,
+    CheckpointError,
+    InputError,
+    OutOfMemoryError,
+)
 from wan_tpu.media import Media
 from wan_tpu.multihost.group import Joined
 from wan_tpu.pipeline.alike import SAMPLES, can_be_together, samples_for, step_kind
@@ -141,6 +148,10 @@ class PipelineEngine:
         match error:
             case Cancelled():
                 return Failure.CANCELLED
+            case AdapterError():
+                return Failure.ADAPTER_LOST
+            case CheckpointError() if self._pipeline is not None:  # all other files are read
+                return Failure.ADAPTER_LOST
             case InputError():
                 return Failure.INVALID_REQUEST
             case BadNumbersError():

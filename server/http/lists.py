@@ -8,7 +8,7 @@ from typing import Any
 from server.jobs.lora import lora_text
 from wan_tpu.request import VideoRequest, parse_sigmas
 
-MOST_ADAPTERS, MOST_STRENGTH = 16, 100
+MOST_ADAPTERS, MOST_STRENGTH = 8, 100
 """Of one request; of one adapter, in either direction: beyond it there is no picture."""
 
 MOST_NAME_CHARACTERS = 255

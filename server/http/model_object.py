@@ -3,16 +3,18 @@
 import dataclasses
 
 from server.http.bodies import MOST_VARIATIONS
-from server.http.schemas import Adapter, Model, ModelDefaults, ModelLimits, Preset
+from server.http.schemas import Adapter, Model, ModelDefaults, ModelLimits, Preset, StepCache
 from server.http.served_model import ServedModel
 from server.jobs.video_object import format_seconds
+from wan_tpu import step_cache
 from wan_tpu.checkpoints.known import EMBEDDED
 from wan_tpu.media import ROLES
 from wan_tpu.pipeline.fast import embedded_adapters, own_presets, presets_of
-from wan_tpu.request import SCHEDULERS
+from wan_tpu.request import ALL_SCHEDULERS
 
 OWNER = "wan-tpu"
 MAX_STEPS = 1000
+CACHES = {step_cache.MAGCACHE: "MagCache", step_cache.EASYCACHE: "EasyCache"}
 
 TINY_PROMPTS = (
     "a red circle moving right on a black background",
@@ -64,10 +66,11 @@ def model_object(model: ServedModel, created: int) -> Model:
         ),
         inputs=[[role for role in ROLES if role in roles] for roles in kind.inputs],  # pyright: ignore[reportArgumentType] - the model checks it
         sizes=list(model.warm_sizes),
-        schedulers=list(SCHEDULERS),
+        schedulers=list(ALL_SCHEDULERS),
         experts=len(kind.experts),
         adapters=[Adapter(**dataclasses.asdict(each)) for each in model.adapters.look()],
         presets=_presets(model),
+        step_caches=[StepCache(name=str(c), label=_label(c)) for c in model.step_caches],
         example_prompts=list(TINY_PROMPTS if model.description.name in EMBEDDED else WAN_PROMPTS),
     )
 
@@ -82,3 +85,7 @@ def _presets(model: ServedModel) -> list[Preset]:
         )
         for preset in presets_of(model.description)
     ]
+
+
+def _label(cache: step_cache.StepCache) -> str:
+    return f"{CACHES[cache.name]}, threshold {cache.threshold:g}"

@@ -162,6 +162,13 @@ class Preset(BaseModel):
     needs_lora: bool = Field(description="whether a request must name the adapters")
 
 
+class StepCache(BaseModel):
+    """What a request may name in `step_cache`; another threshold does as well."""
+
+    name: str = Field(description="with the threshold and what else it has")
+    label: str
+
+
 class Model(BaseModel):
     """A model that is served."""
 
@@ -180,6 +187,7 @@ class Model(BaseModel):
     experts: int = Field(description="transformers: 1, or 2 that take turns")
     adapters: list[Adapter]
     presets: list[Preset]
+    step_caches: list[StepCache]
     example_prompts: list[str]
 
 

@@ -67,7 +67,7 @@ class ServedAdapters:
         Raises:
             InputError: there is no such folder.
         """
-        self._num_experts = len(model.kind.experts)
+        self._experts = model.kind.experts
         self._library = None
         self._listed: dict[str, tuple[Entry, Listed]] = {}
         self._said: dict[str, str | None] = {}
@@ -76,7 +76,7 @@ class ServedAdapters:
         shapes = ModelShapes(
             name=model.name,
             shapes=transformer_shapes(model.configs[TRANSFORMER]),
-            num_experts=self._num_experts,
+            num_experts=len(self._experts),
         )
         try:
             self._library = AdapterLibrary(folder, shapes)
@@ -93,30 +93,39 @@ class ServedAdapters:
         self._tell({name: each.fault for name, (_, each) in listed.items()})
         return [each for _, each in listed.values()]
 
-    def check(self, texts: Sequence[str]) -> None:
+    def check(self, texts: Sequence[str]) -> set[str]:
         """Refuses adapters that are not there, or not for this model.
 
         Args:
             texts: each `NAME:STRENGTH[@EXPERT]`.
 
+        Returns:
+            The transformers that something is added to, as far as names and headers tell.
+
         Raises:
             ApiError: names the field `lora`.
         """
         if not texts:
-            return
+            return set()
         if self._library is None:
             message = "lora names an adapter, and this server has none; leave it out"
             raise ApiError(400, "invalid_value", message, param="lora")
+        every, given = set(self._experts), set()
+        listed = {each.name: each for each in self.look()}
         try:
             for text in texts:
                 choice = self._library.choose(text)
-                if choice.expert is not None and self._num_experts < 2:
+                name = pathlib.Path(choice.path).name
+                expert = choice.expert or (listed[name].expert if name in listed else None)
+                given |= every if expert is None else {EXPERTS[expert]} & every
+                if choice.expert is not None and len(self._experts) < 2:
                     raise InputError(
                         f"lora names the expert {choice.expert}, of a model that has two, and this "
                         "one has one; leave it out"
                     )
         except InputError as error:
             raise refused(error, otherwise="lora") from None
+        return given
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -173,7 +182,7 @@ class ServedAdapters:
 
     def _expert_of(self, files: Sequence[AdapterFile]) -> str | None:
         """The one of two that all its files are for."""
-        if self._num_experts < 2:
+        if len(self._experts) < 2:
             return None
         found = set()
         for file in files:

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from server.engine.samples import sample_requests
 from server.errors import ApiError, shown
@@ -14,6 +14,7 @@ from server.http.reference import Reference
 from server.http.served_adapters import ServedAdapters
 from server.jobs.estimate import work_of
 from server.settings import Settings, parse_warm_up
+from wan_tpu import step_cache
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model
 from wan_tpu.errors import GeometryError, InputError, MediaError, PromptError
 from wan_tpu.geometry import Compression, parse_size
@@ -22,7 +23,9 @@ from wan_tpu.image.video import video_info
 from wan_tpu.media import ROLES, Media
 from wan_tpu.pipeline.check import check_request, compression_of
 from wan_tpu.pipeline.fast import embedded_adapters, find_preset
+from wan_tpu.pipeline.step_cache import find_cache
 from wan_tpu.request import MAX_SEED, VideoRequest, make_request
+from wan_tpu.step_cache import StepCache
 from wan_tpu.text.prompt import check_prompt
 
 LARGEST_CHOSEN_SEED = 2**31 - 1
@@ -43,6 +46,7 @@ class ServedModel:
         warm_sizes: `WxH` that are compiled at start.
         max_upload_bytes: of a picture or clip.
         adapters: that requests may name.
+        step_caches: that the default video can have, complete.
     """
 
     id: str
@@ -52,6 +56,7 @@ class ServedModel:
     warm_sizes: tuple[str, ...]
     max_upload_bytes: int
     adapters: ServedAdapters
+    step_caches: tuple[StepCache, ...]
 
     @property
     def compression(self) -> Compression:
@@ -141,8 +146,8 @@ class ServedModel:
                 step_cache=body.step_cache,
                 **digests,
             )
-        except InputError as error:
-            raise refused(error) from None
+        except InputError as error:  # of what begins with no field's name, a step cache's numbers
+            raise refused(error, otherwise="step_cache") from None
 
     def check_inputs(self, given: Mapping[str, str], why: str = "") -> None:
         """Refuses pictures and clips that the model does not take, or the lack of those it needs.
@@ -268,12 +273,12 @@ class ServedModel:
 
     def _check_adapters(self, request: VideoRequest) -> None:
         """Refuses adapters that are not there, and a preset that lacks its own."""
-        self.adapters.check(request.adapters)
+        given = self.adapters.check(request.adapters)
         preset = find_preset(self.description, request.fast)
-        if preset is None or request.adapters or embedded_adapters(preset):
+        if preset is None or embedded_adapters(preset):
             return
         try:
-            preset.check_adapters((), self.description.kind, self.id)
+            preset.check_adapters(given, self.description.kind, self.id)
         except InputError as error:
             message = str(error).replace("by --lora", "by lora")
             raise ApiError(400, "missing_field", message, param="lora") from None
@@ -349,7 +354,19 @@ def serve_model(settings: Settings) -> ServedModel:
         warm_sizes=tuple(dict.fromkeys(f"{width}x{height}" for width, height, _ in warm)),
         max_upload_bytes=settings.max_upload_bytes,
         adapters=ServedAdapters(settings.adapters, description),
+        step_caches=tuple(_step_caches(description, complete)),
     )
+
+
+def _step_caches(description: ModelDescription, complete: VideoRequest) -> Iterator[StepCache]:
+    """Those that a request of the model can have."""
+    for name in step_cache.NAMES:
+        try:
+            found = find_cache(description, dataclasses.replace(complete, step_cache=name))
+        except InputError:  # nobody has measured this model
+            continue
+        assert found is not None
+        yield found[0]
 
 
 def name_of(model: str) -> str:

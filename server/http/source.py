@@ -118,7 +118,7 @@ def _settings_of(before: VideoRequest, body: Making, *, is_same_size: bool) -> d
     said = body.model_fields_set
     has_own_way = bool(body.fast) or body.sigmas is not None
     if before.fast:
-        return filled if has_own_way or "fast" in said else filled | {"fast": before.fast}
+        return filled if has_own_way else filled | {"fast": before.fast}
     if not body.fast:
         filled |= {name: getattr(before, name) for name in _GUIDANCE}
     steps = body.num_inference_steps, body.flow_shift

@@ -169,3 +169,15 @@ def make_id(newest: str | None = None) -> str:
     if newest is not None:
         microseconds = max(microseconds, int(newest.removeprefix("video_")[:16], 16) + 1)
     return f"video_{microseconds:016x}{secrets.token_hex(8)}"
+
+
+def variations_of(first: Job, number: int) -> list[Job]:
+    """The jobs after the first of so many that one request asked for; ids and seeds follow it."""
+    found: list[Job] = []
+    newest = first.id
+    for step in range(1, number):
+        newest = make_id(newest)
+        request = dataclasses.replace(first.request, seed=first.request.seed + step)
+        changes = {"id": newest, "request": request, "first_id": first.id, "idempotency_key": None}
+        found.append(dataclasses.replace(first, **changes))
+    return found

@@ -15,7 +15,7 @@ from wan_tpu.adapters import library as module
 from wan_tpu.adapters.account import ModelShapes
 from wan_tpu.adapters.known_shapes import transformer_shapes
 from wan_tpu.adapters.library import AdapterLibrary
-from wan_tpu.errors import InputError, UnknownNameError
+from wan_tpu.errors import AdapterError, InputError
 
 COMFYUI = STYLES["B ComfyUI"]
 
@@ -72,7 +72,7 @@ def test_a_choice_is_a_path_inside_the_folder(folder):
 def test_nothing_but_entries_can_be_named(folder, name, monkeypatch):
     write(folder.parent / "outside.safetensors")
     monkeypatch.chdir(folder)  # where some of the names are paths
-    with pytest.raises(UnknownNameError, match=r"known: fox\.safetensors, pair, peft$"):
+    with pytest.raises(AdapterError, match=r"known: fox\.safetensors, pair, peft$"):
         AdapterLibrary(folder).choose(name)
 
 
@@ -91,7 +91,7 @@ def test_a_link_that_leads_out_is_a_fault(folder):
         assert "leads out of the folder" in str(found[name]), name
         assert str(folder.parent) not in str(found[name])
     assert found["inside.safetensors"] is None
-    with pytest.raises(InputError, match=r"file\.safetensors cannot be used: .*leads out"):
+    with pytest.raises(AdapterError, match=r"file\.safetensors cannot be used: .*leads out"):
         library.choose("file.safetensors")
 
 
@@ -150,7 +150,7 @@ def test_what_changed_is_read_anew_and_nothing_else(folder, monkeypatch):
     assert read[6:] == ["adapter_model.safetensors"]
     shutil.rmtree(folder)
     assert library.look() == ()
-    with pytest.raises(UnknownNameError, match="known: none"):
+    with pytest.raises(AdapterError, match="known: none"):
         library.choose("fox.safetensors")
 
 

@@ -81,6 +81,7 @@ USAGE = {
     "unknown VAE": (["--vae", "torch"], "maxdiffusion"),
     "unknown dtype": (["--dtype", "int8"], "bfloat16"),
     "unknown VAE dtype": (["--vae-dtype", "fp32"], "float32"),
+    "unknown quantization": (["--quantize", "int4"], "known: int8"),
     "a way to share tokens twice": (
         ["--layout", "sp4 ring", "--sequence-parallel", "ulysses"],
         "give one of them",

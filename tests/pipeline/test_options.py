@@ -24,6 +24,7 @@ from wan_tpu.vae.backends import BACKENDS
         ("vae", "maxdiffusion"),
         ("vae_dtype", "float32"),
         ("dtype", "bfloat16"),
+        ("quantize", "int8"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do(field, known):

@@ -18,7 +18,7 @@ from wan_tpu.adapters.chosen import open_adapters
 from wan_tpu.checkpoints.models import open_model
 from wan_tpu.demo.judge import choose_scenes
 from wan_tpu.demo.recognition import WORDS, judge_frames
-from wan_tpu.errors import InputError, OutOfMemoryError, UnknownNameError
+from wan_tpu.errors import AdapterError, InputError, OutOfMemoryError
 from wan_tpu.family import TRANSFORMER
 from wan_tpu.media import NO_MEDIA, Media, digest_of
 from wan_tpu.pipeline import resident
@@ -195,13 +195,13 @@ def test_on_layouts_of_two_experts_they_are_what_loading_gives(
     [
         (
             ("nothing.safetensors",),
-            UnknownNameError,
+            AdapterError,
             r"known: fox\.safetensors, owl\.safet.*purple",
         ),
         (("wide.safetensors",), InputError, r"cannot be used: .* of wan-tiny is \[128, 128\]"),
         (("fox.safetensors@low",), InputError, "wan-tiny has one transformer"),
         (("fox.safetensors:much",), InputError, "expected a number"),
-        (("../fox.safetensors",), UnknownNameError, "unknown adapter"),
+        (("../fox.safetensors",), AdapterError, "unknown adapter"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_runs(pipeline, adapters, error, message):
@@ -217,7 +217,7 @@ def test_a_quantised_model_takes_none(pipeline, folder, devices):
     executor = pipeline._executor
     bare = VideoPipeline(model, executor.tokenizer, executor.vae, folder)
     for fields in ({"adapters": ("fox.safetensors",)}, {"fast": True}):
-        with pytest.raises(InputError, match="wan-tiny is loaded with weights in int8, to which"):
+        with pytest.raises(InputError, match="the weights of wan-tiny are quantised to int8"):
             bare._plan(make_request(PROMPT, **fields), Watch(), NO_MEDIA)
     assert bare._plan(make_request(PROMPT), Watch(), NO_MEDIA).adapters is None
 

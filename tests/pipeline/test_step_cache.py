@@ -317,18 +317,37 @@ def deciding(original, threshold, first, last, computed):
 def test_easycache_equals_diffusers_that_decides_likewise(models, layout):
     """Red when padding is part of a mean, the negative prompt decides, or a step is off by one."""
     pipeline = models.pipeline("t2v", layout)
-    request = models.request("t2v", step_cache="easycache:1", num_inference_steps=16)
+    # At this threshold the negative prompt would compute other steps.
+    request = models.request("t2v", step_cache="easycache:0.75", num_inference_steps=16)
     done = denoise(pipeline, request)
     folder, computed = models.folder("t2v"), []
-    with deciding(load_original(folder, WanPipeline), 1.0, 3, 15, computed):
+    with deciding(load_original(folder, WanPipeline), 0.75, 3, 15, computed):
         expected = run_original(folder, dataclasses.replace(request, step_cache=None), {})
     assert done.computed == tuple(computed)
     assert 4 < sum(computed) < 14, "some of the steps that may decide are computed, not all"
     latents = pipeline.model.vae.denormalise(done.latents)
     assert relative_error(latents, expected.latents) <= LAYOUT
-    other = dataclasses.replace(request, prompt="a blue square", seed=5)
-    denoise(pipeline, other)
+    other = dataclasses.replace(request, step_cache="easycache:0.001", seed=5)
+    assert denoise(pipeline, other).computed == (True,) * 16
     np.testing.assert_array_equal(denoise(pipeline, request).latents, done.latents)
+
+
+@pytest.mark.parametrize("cache", ["magcache", "easycache:0.75"])
+def test_padding_never_enters(models, cache):
+    """Padding tokens of 10,000 change nothing: no mean, no residual of a real token holds them."""
+    pipeline = models.pipeline("t2v", "dp2-sp2-tp2")
+    executor = pipeline._executor
+    steps = 16 if cache.startswith("easycache") else 8
+    run = pipeline._plan(
+        models.request("t2v", step_cache=cache, num_inference_steps=steps), Watch()
+    )
+    contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
+    start = executor.start(run, None)
+    assert start.shape[1] > run.geometry.num_tokens == 45
+    poisoned = jax.device_put(start.at[:, 45:].set(1e4), start.sharding)
+    clean, other = (executor.denoise(run, contexts, conditions, x) for x in (start, poisoned))
+    assert other.computed == clean.computed
+    np.testing.assert_array_equal(other.latents, clean.latents)
 
 
 def test_ratios_are_those_of_diffusers_residuals(models):

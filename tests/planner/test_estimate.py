@@ -34,6 +34,16 @@ def test_an_operation_takes_the_larger_of_compute_and_memory():
     assert share_of_peak(costs, seconds, V6E.chip) == pytest.approx(0.6)
 
 
+def test_products_of_int8_go_by_their_own_peak():
+    """Half of these FLOPs are of int8, at twice the rate: three quarters of the time."""
+    half = round(PEAK) // 2
+    mixed = Operation(name="a", kind="matmul", flops=2 * half, int8_flops=half)
+    seconds = run(mixed)
+    assert seconds.compute == pytest.approx(0.75)
+    costs = ProgramCosts(operations=(mixed,))
+    assert share_of_peak(costs, seconds, V6E.chip) == pytest.approx(1.0)
+
+
 def test_the_compiler_s_count_takes_the_place_of_everything_but_attention_and_links():
     shape = Attention(heads=10, queries=75_776, keys=75_776, head_dim=128)
     seconds = run(

@@ -57,6 +57,8 @@ def test_jax_agrees_with_the_data_sheets(chip):
     info = tpu_info._get_tpu_info_impl(version, 1)
     cores = version.num_physical_tensor_cores_per_chip // chip.devices_per_chip
     assert chip.bf16_flops == pytest.approx(cores * info.bf16_ops_per_second, rel=0.01)
+    int8 = info.int8_ops_per_second or info.bf16_ops_per_second
+    assert chip.int8_flops == pytest.approx(cores * int8, rel=0.01)
     assert chip.hbm_bytes == pytest.approx(cores * info.hbm_capacity_bytes, rel=0.1)
     # jax 0.10.2 has 2.46 TB/s for v5p, the data sheet 2.765.
     assert chip.hbm_bandwidth == pytest.approx(cores * info.mem_bw_bytes_per_second, rel=0.13)

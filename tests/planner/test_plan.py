@@ -90,6 +90,23 @@ def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypat
     assert again == rows
 
 
+def test_int8_is_another_program_with_less_to_hold(cache_folder, rows):
+    """Red when a plan in bfloat16 is taken for one in int8, or whose weights are counted so."""
+    job = job_of(stages=("step",), quantize="int8")
+    (row,) = Planner(job, FactsCache(cache_folder), no_report).plan(LAYOUTS[:1])
+    (plain,) = (each for each in rows if each.layout == LAYOUTS[0])
+    weights, others = row.resident.components, plain.resident.components
+    assert weights["transformer"] < 0.65 * others["transformer"]
+    assert weights["text_encoder"] == others["text_encoder"]
+    costs = row.stages["step"].facts.costs
+    assert 0.5 * costs.total("flops") < costs.total("int8_flops") < costs.total("flops")
+    assert plain.stages["step"].facts.costs.total("int8_flops") == 0
+    assert "bfloat16 and int8" in format_table(job, [row])
+    assert to_json(job, [row])["quantize"] == "int8"
+    with pytest.raises(UnknownNameError, match="known: int8"):
+        job_of(quantize="int4")
+
+
 def test_another_video_is_another_program(cache_folder, monkeypatch):
     made = []
 

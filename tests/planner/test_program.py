@@ -20,6 +20,30 @@ def test_a_product_in_a_scan_counts_once_a_turn(compile_for_tpu):
     assert {o.times for o in costs.operations if o.flops} == {7}
 
 
+def test_products_of_int8_count_apart_and_their_weights_by_the_slice(compile_for_tpu):
+    """The compiler slices a stack of int8 through another tiling of the same bytes: red when that
+    counts as all layers in every turn."""
+    from wan_tpu.int8 import int8_linear
+
+    def f(x, weights, scales):
+        def layer(x, layer):
+            return int8_linear(x, *layer), None
+
+        return jax.lax.scan(layer, x, (weights, scales))[0]
+
+    layers, tokens, width = 20, 1024, 2048
+    costs, _ = compile_for_tpu(
+        f,
+        ((tokens, width), jnp.bfloat16, ()),
+        ((layers, width, width), jnp.int8, ()),
+        ((layers, width), jnp.float32, ()),
+    )
+    assert costs.total("flops") == layers * 2 * tokens * width * width
+    assert costs.total("int8_flops") == costs.total("flops")
+    stack = layers * width * width
+    assert stack < costs.total("hbm_bytes") < 3.5 * stack
+
+
 def test_a_scan_in_a_scan_multiplies(compile_for_tpu):
     def inner(x, w):
         return jax.lax.fori_loop(0, 5, lambda _, x: jnp.tanh(x @ w), x), None

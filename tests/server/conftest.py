@@ -9,8 +9,9 @@ from wan_tpu.checkpoints.models import WAN_TINY_TI2V
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A server with the real engine on wan-tiny, ready."""
-    server = RunningServer(tmp_path_factory.mktemp("tiny"), max_work=100)
+    """A server with the real engine on wan-tiny, ready; with a folder of adapters, still empty."""
+    adapters = tmp_path_factory.mktemp("adapters-of-tiny")
+    server = RunningServer(tmp_path_factory.mktemp("tiny"), max_work=100, adapters=adapters)
     yield server.wait_ready()
     server.stop()
 

@@ -20,7 +20,7 @@ from wan_tpu.adapters.choice import AdapterChoice
 from wan_tpu.adapters.experts import expert_of_file
 from wan_tpu.adapters.files import PEFT_CONFIG, PICKLES, SUFFIX, find_files
 from wan_tpu.adapters.styles import AdapterFile, file_digest, read_adapter
-from wan_tpu.errors import CheckpointError, InputError, UnknownNameError
+from wan_tpu.errors import AdapterError, CheckpointError, InputError
 from wan_tpu.family import TRANSFORMER
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -126,17 +126,18 @@ class AdapterLibrary:
         """The same with the entry that is named.
 
         Raises:
-            UnknownNameError: no entry is called so; names those that can be used.
-            InputError: the entry has a fault, or the strength is no number.
+            AdapterError: no entry is called so, and which can be used; or the entry has a fault.
+            InputError: the strength is no number.
         """
         choice = AdapterChoice.parse_name(text)
         entries = {entry.name: entry for entry in self.look()}
         entry = entries.get(choice.path)
         if entry is None:
             known = [name for name, each in entries.items() if each.fault is None]
-            raise UnknownNameError("adapter", choice.path, known or ["none"])
+            names = ", ".join(known) or "none"
+            raise AdapterError(f"unknown adapter {choice.path!r}; known: {names}")
         if entry.fault is not None:
-            raise InputError(f"the adapter {entry.name} cannot be used: {entry.fault}")
+            raise AdapterError(f"the adapter {entry.name} cannot be used: {entry.fault}")
         return dataclasses.replace(choice, path=str(self.folder / entry.name)), entry
 
     def _read(self, name: str) -> Entry:

@@ -207,6 +207,14 @@ class Executor:
         )
         return np.asarray(velocity)
 
+    def make_latents(self, run: Run) -> tuple[np.ndarray | None, Denoised]:
+        """Everything up to the last step: its pictures encoded, and what the steps end with."""
+        self.add_adapters(run)
+        encoded = self.encode_pictures(run)
+        contexts = self.encode_text(run, self.encode_images(run))
+        conditions = self.conditions(run, encoded)
+        return encoded, self.denoise(run, contexts, conditions, self.start(run, encoded))
+
     def denoise(
         self,
         run: Run,

@@ -19,8 +19,9 @@ from wan_tpu.adapters.fit import Shapes
 from wan_tpu.adapters.library import AdapterLibrary
 from wan_tpu.adapters.merge import Strengthened
 from wan_tpu.adapters.styles import file_digest
+from wan_tpu.checkpoints.quantized import without_scales
 from wan_tpu.checkpoints.weights import expected_tensors
-from wan_tpu.errors import InputError, MismatchError, WanTpuError
+from wan_tpu.errors import AdapterError, InputError, MismatchError, WanTpuError
 from wan_tpu.fast import FastPreset
 from wan_tpu.pipeline.fast import embedded_adapters
 from wan_tpu.pipeline.model import VideoModel
@@ -61,7 +62,7 @@ class RequestAdapters:
         """Their numbers by transformer; all processes are here.
 
         Raises:
-            InputError: a file is another one than it was when it was chosen.
+            AdapterError: a file is another one than it was when it was chosen.
             CheckpointError: it is damaged.
             MismatchError: so it is in another process. In all processes alike.
         """
@@ -83,9 +84,9 @@ class AdapterChooser:
             InputError: there is no such folder.
         """
         name, experts = model.description.name, model.description.kind.experts
-        self._model = name
-        self._quantize = model.quantize
-        self._shapes = dict.fromkeys(experts, expected_tensors(model.denoiser.weights()))
+        self._model, self._quantize = name, model.quantize
+        tensors = without_scales(expected_tensors(model.denoiser.weights()))
+        self._shapes = dict.fromkeys(experts, tensors)
         self._library = None
         if folder is not None:
             shapes = ModelShapes(
@@ -113,8 +114,8 @@ class AdapterChooser:
             alike: whether all processes are here, and what they chose is to be the same.
 
         Raises:
-            InputError: there is no folder, or nothing in it that is called so and fits the model;
-                or the model is quantised.
+            InputError: there is no folder, or nothing in it that is called so and fits the model,
+                or its weights are quantised.
             CheckpointError: a file is damaged.
             MismatchError: another process has another file under a name. In all processes alike.
         """
@@ -125,8 +126,8 @@ class AdapterChooser:
             return None
         if self._quantize is not None:
             raise InputError(
-                f"{self._model} is loaded with weights in {self._quantize}, to which nothing can "
-                "be added for one request; load it without --quantize, or with its adapters by "
+                f"the weights of {self._model} are quantised to {self._quantize}, to which nothing "
+                "can be added for one request; load it without --quantize, or with its adapters by "
                 "--lora"
             )
 
@@ -161,7 +162,7 @@ def _read_again(planned: ChosenAdapter) -> ChosenAdapter:
     choice = dataclasses.replace(planned.choice, path=str(planned.file.path))
     (found,) = open_adapters([choice])
     if found.file.digest != planned.file.digest:
-        raise InputError(f"{found.file.path.name} changed while it was read; ask again")
+        raise AdapterError(f"{found.file.path.name} changed while it was read; ask again")
     return found
 
 

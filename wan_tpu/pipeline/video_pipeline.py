@@ -201,11 +201,7 @@ class VideoPipeline:
         run = self._plan(request, Watch(on_progress, should_cancel), media)
         chunks, executor = [], self._executor
         with self._executor.reporting_memory(run):
-            executor.add_adapters(run)
-            encoded = executor.encode_pictures(run)
-            contexts = executor.encode_text(run, executor.encode_images(run))
-            conditions = executor.conditions(run, encoded)
-            made = executor.denoise(run, contexts, conditions, executor.start(run, encoded))
+            encoded, made = executor.make_latents(run)
             for frames in executor.decode(run, run.way.finish(made.latents, encoded)):
                 if keep_frames:
                     chunks.append(np.asarray(frames))
@@ -281,16 +277,15 @@ class VideoPipeline:
         watch, executor = Watch(on_progress, should_cancel), self._executor
         run = self._plan(request, watch)
         with self._executor.reporting_memory(run):
-            executor.add_adapters(run)
             if count > 1:
+                executor.add_adapters(run)
                 calls = Calls(
                     on_progress=lambda _, progress: watch.note(progress),
                     cancelled=lambda: range(count) if watch.is_stopped() else (),
                 )
                 seconds = self._together([request] * count, calls).denoise_seconds()
                 return seconds / len(run.steps)
-            contexts, conditions = executor.encode_text(run, None), executor.conditions(run, None)
-            executor.denoise(run, contexts, conditions, executor.start(run, None))
+            executor.make_latents(run)
             return watch.seconds["denoise"] / len(run.steps)
 
     def _together(self, requests: Sequence[VideoRequest], calls: Calls) -> Together:
@@ -311,15 +306,14 @@ class VideoPipeline:
             height, latent width, channels]`; latents: after the whole run, `[1, ...]`; frames:
             as `VideoResult.frames`.
         """
-        run = self._plan(request, Watch(), media)
-        executor = self._executor
+        run, executor = self._plan(request, Watch(), media), self._executor
         executor.add_adapters(run)
         encoded = executor.encode_pictures(run)
         contexts = executor.encode_text(run, executor.encode_images(run))
         conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
         velocity = executor.velocity(run, contexts, conditions, start)
-        made = executor.denoise(run, contexts, conditions, start)
-        latents = run.way.finish(made.latents, encoded)
+        made = executor.denoise(run, contexts, conditions, start).latents
+        latents = run.way.finish(made, encoded)
         frames = np.concatenate(list(executor.decode(run, latents)))
         return {"velocity": velocity, "latents": latents, "frames": frames}
 
@@ -333,18 +327,13 @@ class VideoPipeline:
     ) -> np.ndarray:
         """How what the transformer's blocks add grows from step to step, for MagCache.
 
-        Every step is computed; nothing is decoded. Arguments and errors as of `__call__`.
-
-        Returns:
-            `[steps, 2]`, float32, as `WithRatios.ratios`; without guidance both columns are equal.
+        Nothing is decoded. Arguments and errors as of `__call__`; returns `[steps, 2]`, float32, as
+        `WithRatios.ratios`: without guidance both columns are equal.
         """
         planned = self._plan(request, Watch(on_progress, should_cancel), media)
-        run, executor = dataclasses.replace(planned, keeps=Keeps.RATIOS), self._executor
+        run = dataclasses.replace(planned, keeps=Keeps.RATIOS)
         with self._executor.reporting_memory(run):
-            encoded = executor.encode_pictures(run)
-            contexts = executor.encode_text(run, executor.encode_images(run))
-            conditions, start = executor.conditions(run, encoded), executor.start(run, encoded)
-            ratios = executor.denoise(run, contexts, conditions, start).ratios
+            ratios = self._executor.make_latents(run)[1].ratios
         assert ratios is not None
         return ratios
 

@@ -213,6 +213,10 @@ const NAMES = {
   guidance_scale_2: "Second guidance",
   flow_shift: "Flow shift",
   scheduler: "Scheduler",
+  fast: "Few steps",
+  sigmas: "Noise levels",
+  step_cache: "Step cache",
+  lora: "Adapters",
   strength: "Strength",
   negative_prompt: "Not shown",
   model: "Model",
@@ -220,7 +224,7 @@ const NAMES = {
 
 /** What the two were asked for and is not the same, as rows: name, left, right. */
 function differences(left, right) {
-  const [one, other] = [settingsOf(left), settingsOf(right)];
+  const [one, other] = [left, right].map(settingsOf).map((each) => ({ ...each, lora: words.adapters(each.lora) || undefined }));
   const rows = Object.entries(NAMES).filter(([field]) => String(one[field] ?? "") !== String(other[field] ?? ""));
   if (!rows.length) return [row("Settings", "the same", "the same")];
   const shown = (field, value = "–") => (field === "size" ? value.replace("x", " × ") : value);

@@ -5,15 +5,17 @@ import { byId, setFieldError, setText } from "./dom.js";
 import { Examples } from "./examples.js";
 import { ANEW, EXTEND, Inputs } from "./inputs.js";
 import { Length } from "./length.js";
+import { Loras } from "./loras.js";
 import { served } from "./served.js";
 import { Shapes } from "./shapes.js";
+import { DECIDED, Shortcuts } from "./shortcuts.js";
 import { drawKey, requestOf, settingsOf } from "./video.js";
 import { duration, sentence } from "./words.js";
 
-const BASICS = ["size", "custom_size", "seconds", "seed", "variations"];
-const MOST_VARIATIONS = 16;
+const BASICS = ["size", "custom_size", "seconds", "seed", "variations", "fast", "lora"];
 const ADVANCED = [
   "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "fps", "scheduler",
+  "sigmas", "step_cache",
 ];
 
 const isNarrow = matchMedia("(max-width: 56rem)");
@@ -28,10 +30,12 @@ export class Composer {
   #shapes = new Shapes(() => this.#changed());
   #length = new Length();
   #inputs = new Inputs(() => this.#inputsChanged());
+  #loras = new Loras(() => this.#changed());
+  #shortcuts = new Shortcuts();
 
   /**
-   * `create(request, key)` sends a request; `onError(error, done)` shows what belongs to no field,
-   * after `done` variations were taken; `onChange()` runs when the form asks for something else.
+   * `create(request, key)` sends a request; `onError(error)` shows what belongs to no field;
+   * `onChange()` runs when the form asks for something else.
    */
   constructor({ create, onError, onChange }) {
     this.#create = create;
@@ -97,11 +101,12 @@ export class Composer {
     const written = [...byId("form").elements].filter((field) => field.name && field.type !== "radio" && field.name !== "size");
     const before = written.map((field) => [field, field.value]);
     const inputs = this.#inputs.keep();
-    const size = this.#shapes.value;
+    const [size, loras] = [this.#shapes.value, this.#loras.value];
     return () => {
       this.#inputs.restore(inputs);
       for (const [field, value] of before) field.value = value;
       this.#shapes.value = size;
+      this.#loras.value = loras;
       this.#changed();
     };
   }
@@ -111,9 +116,10 @@ export class Composer {
     this.#useModel();
     byId("prompt").value = settings.prompt;
     this.#shapes.value = settings.size;
-    for (const name of ["seed", "strength", ...ADVANCED]) {
-      if (settings[name] != null) byId(name).value = settings[name];
-    }
+    const isSaid = (name) => settings[name] != null && !(settings.fast && DECIDED.includes(name));
+    for (const name of ["seed", "strength", ...ADVANCED]) if (isSaid(name)) byId(name).value = settings[name];
+    this.#shortcuts.use(settings);
+    this.#loras.value = settings.lora ?? [];
     byId("variations").value = 1;
     this.#length.frames = settings.num_frames ?? this.#length.usual;
     byId("advanced").open ||= ADVANCED.some((name) => byId(name).value !== this.#default(name));
@@ -138,6 +144,9 @@ export class Composer {
     for (const name of ["strength", ...ADVANCED]) byId(name).value = this.#default(name);
     this.#length.useModel(this.model);
     byId("guidance_scale_2-field").hidden = defaults.guidance_scale_2 == null;
+    byId("variations").max = this.#mostVariations;
+    this.#shortcuts.useModel();
+    this.#loras.useModel();
     this.#inputs.useModel();
     this.#examples.show(examples);
     this.#reset();
@@ -175,7 +184,12 @@ export class Composer {
     const { seconds } = this.#length;
     const seed = byId("seed").value.trim();
     const number = this.#variations;
-    const basics = [this.#shapes.text, seconds && duration(seconds), seed && `seed ${seed}`, number > 1 && `${number} variations`];
+    this.#shortcuts.show();
+    const loras = this.#loras.value.length;
+    const basics = [
+      this.#shapes.text, seconds && duration(seconds), seed && `seed ${seed}`, number > 1 && `${number} variations`,
+      this.#shortcuts.preset && `${this.#shortcuts.preset.sigmas.length} steps`, loras && (loras > 1 ? `${loras} adapters` : "an adapter"),
+    ];
     setText(byId("basics-text"), basics.filter(Boolean).join(" · "));
     setText(byId("seeds"), number > 1 ? "the next ones follow it" : "same seed, same video");
     if (!byId("submit").disabled) setText(byId("submit-text"), generate(number));
@@ -185,13 +199,21 @@ export class Composer {
   /** How many videos are asked for; 1 where that is not said rightly. */
   get #variations() {
     const number = byId("variations").valueAsNumber;
-    return Number.isInteger(number) && number >= 1 && number <= MOST_VARIATIONS ? number : 1;
+    return Number.isInteger(number) && number >= 1 && number <= this.#mostVariations ? number : 1;
+  }
+
+  get #mostVariations() {
+    return this.model?.limits?.max_n ?? 1;
   }
 
   /** What a forecast needs to know: {settings, number, isCompiled}. */
   get wanted() {
     const said = Object.entries(this.#settings()).filter(([, value]) => value !== "");
     const settings = { size: "", ...this.model?.defaults, strength: null, ...Object.fromEntries(said) };
+    const { preset } = this.#shortcuts;
+    const levels = preset ? preset.sigmas.length : settings.sigmas?.split(",").length;
+    if (levels) settings.num_inference_steps = levels;
+    if (preset) settings.guidance_scale = 1;
     const isUsual = this.#length.frames === this.#length.usual;
     return { settings, number: this.#variations, isCompiled: this.#shapes.isCompiled && isUsual };
   }
@@ -206,26 +228,30 @@ export class Composer {
       num_frames: this.#length.frames,
     };
     const { first } = this.#inputs;
+    const hasLevels = value("sigmas") !== "";
     for (const name of ADVANCED) {
+      if (byId(name).disabled) continue; // the preset decides
+      if (hasLevels && ["num_inference_steps", "flow_shift"].includes(name)) continue; // the levels do
       // Of a video that the service has, its own settings hold where none are sent.
       if (first?.id || value(name) !== this.#default(name)) settings[name] = value(name);
     }
+    settings.fast = value("fast");
+    settings.lora = this.#loras.value;
+    if (this.#variations > 1) settings.n = this.#variations;
     if (first?.use === ANEW) settings.strength = value("strength");
     return settings;
   }
 
   async #submit() {
     if (byId("submit").disabled || !this.#check()) return;
-    const { requests } = this.#attempted();
-    const number = this.#variations;
+    const { request, key } = this.#attempted();
+    byId("submit").disabled = true;
+    setText(byId("submit-text"), "Sending…");
     try {
-      for (; requests.length; requests.shift()) {
-        this.#showSending(number - requests.length + 1, number);
-        await this.#create(...requests[0]);
-      }
+      await this.#create(request, key);
       this.#attempt = null;
     } catch (error) {
-      this.#refused(error, number - requests.length);
+      this.#refused(error);
     } finally {
       byId("submit").disabled = false;
       setText(byId("submit-text"), generate(this.#variations));
@@ -236,16 +262,11 @@ export class Composer {
   #attempted() {
     const settings = this.#settings();
     const { first, last } = this.#inputs;
-    const number = this.#variations;
     const given = byId("seed").value.trim();
-    const fields = JSON.stringify([settings, given, number, first?.use, first?.id, first?.url, last?.url]);
+    const fields = JSON.stringify([settings, given, first?.use, first?.id, first?.url, last?.url]);
     if (this.#attempt?.fields === fields) return this.#attempt;
     const seed = given === "" || given === "-1" ? drawSeed() : given;
-    const requests = Array.from({ length: number }, (_, index) => [
-      requestOf({ ...settings, seed: seedAfter(seed, index) }, { first, last }),
-      drawKey(),
-    ]);
-    this.#attempt = { fields, requests };
+    this.#attempt = { fields, request: requestOf({ ...settings, seed }, { first, last }), key: drawKey() };
     return this.#attempt;
   }
 
@@ -253,22 +274,22 @@ export class Composer {
   #check() {
     this.#clearErrors();
     const wrong = [...byId("form").elements].find((field) => field.validity?.badInput);
-    if (wrong) this.#point(wrong.name, "This is not a number.");
+    if (wrong) this.#point(wrong.name || "lora", "This is not a number.");
     else if (!byId("prompt").value.trim()) this.#point("prompt", "Say what the video shall show.");
     else if (served.needs("image") && !this.#inputs.first) this.#point("input_reference", "This model needs an image to begin with.");
-    else if (byId("variations").valueAsNumber !== this.#variations) this.#point("variations", `Write a number from 1 to ${MOST_VARIATIONS}.`);
+    else if (byId("variations").valueAsNumber !== this.#variations) this.#point("variations", `Write a number from 1 to ${this.#mostVariations}.`);
     else return true;
     return false;
   }
 
-  #refused(error, done) {
+  #refused(error) {
     const { field: size } = this.#shapes;
     const { field: length } = this.#length;
-    const names = { seconds: length, num_frames: length, size, width: size, height: size, video: "input_reference", video_id: "input_reference" };
+    const names = { seconds: length, num_frames: length, size, width: size, height: size, video: "input_reference", video_id: "input_reference", n: "variations" };
     const name = names[error.param] ?? error.param;
     const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);
     if (isField) this.#point(name, inWordsOfTheForm(error, labelOf(name)));
-    else this.#onError(error, done);
+    else this.#onError(error);
   }
 
   /** Writes an error beside its field and goes there. */
@@ -283,10 +304,6 @@ export class Composer {
     for (const { dataset } of byId("form").querySelectorAll("[data-field]")) setFieldError(dataset.field, null);
   }
 
-  #showSending(nth, number) {
-    byId("submit").disabled = true;
-    setText(byId("submit-text"), number > 1 ? `Sending ${nth} of ${number}…` : "Sending…");
-  }
 }
 
 function generate(number) {
@@ -305,9 +322,4 @@ function inWordsOfTheForm({ message, param }, label) {
 
 function drawSeed() {
   return String(crypto.getRandomValues(new Uint32Array(1))[0]);
-}
-
-/** The seed that stands `steps` further on, to the digit; what is no number stays, to be refused. */
-function seedAfter(seed, steps) {
-  return /^-?\d+$/.test(seed) ? String(BigInt(seed) + BigInt(steps)) : seed;
 }

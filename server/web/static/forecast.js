@@ -35,8 +35,9 @@ export class Forecast {
 
 /** Seconds of one video by these settings; null where nothing like it has been made. */
 function secondsOf(settings, done) {
-  const isGuided = ({ guidance_scale: scale }) => scale > 1; // which doubles the work of a step
-  const alike = done.filter((video) => isGuided(settingsOf(video)) === isGuided(settings)).slice(0, LEARNT_FROM);
+  const withCache = (name) => done.filter((video) => (settingsOf(video).step_cache ?? "") === name);
+  const same = withCache(settings.step_cache ?? "");
+  const alike = (same.length ? same : withCache("")).slice(0, LEARNT_FROM); // without a cache it takes no less
   const wanted = workOf(settings);
   if (!alike.length || !wanted) return null;
   const each = alike.map((video) => {
@@ -50,12 +51,12 @@ function secondsOf(settings, done) {
   return each.reduce((sum, one) => sum + one, 0) / each.length;
 }
 
-/** Pixels of all frames, and as many for each step that runs; null where they are not known. */
-function workOf({ size, num_frames: frames, num_inference_steps: steps, strength }) {
+/** Pixels of all frames, and as many for each evaluation of the model, two a step with guidance; null where they are not known. */
+function workOf({ size, num_frames: frames, num_inference_steps: steps, guidance_scale: guidance, strength }) {
   const [width, height] = size.split("x").map(Number);
   const pixels = width * height * frames;
   const share = strength == null ? 1 : Number(strength);
-  const work = { pixels, steps: pixels * Math.floor(steps * share) };
+  const work = { pixels, steps: pixels * Math.floor(steps * share) * (guidance > 1 ? 2 : 1) };
   return work.steps > 0 ? work : null;
 }
 

@@ -86,9 +86,8 @@ function submitForm(request, key) {
   return submit(request, key);
 }
 
-function formRefused(error, done) {
-  const before = done ? `${done === 1 ? "One variation is" : `${done} variations are`} in line, the others are not. ` : "";
-  refuse("submit", error, () => composer.submit(), before);
+function formRefused(error) {
+  refuse("submit", error, () => composer.submit());
 }
 
 async function submit(request, key) {
@@ -102,13 +101,13 @@ async function submit(request, key) {
 
 /**
  * Says that the service did not do what a person asked for. It stays until it is dismissed, or done
- * after all; `owner` names what was asked for, `again` does it once more, and `before` was done.
+ * after all; `owner` names what was asked for, and `again` does it once more.
  */
-function refuse(owner, error, again = null, before = "") {
+function refuse(owner, error, again = null) {
   const isAway = error instanceof Unreachable;
   if (!isAway && !(error instanceof ServiceError)) throw error;
   if (error.status === 401) return; // the dialog for the key is open
-  const text = before + (isAway ? NO_ANSWER : advice(error));
+  const text = isAway ? NO_ANSWER : advice(error);
   const isForLater = again && (isAway || [429, 503].includes(error.status));
   showNotice(owner, text, { action: isForLater ? "Try again" : null, onAction: again });
   if (document.querySelector("dialog[open]")) toast(text); // the notice lies behind it

@@ -8,6 +8,25 @@ export const served = {
     return this.model.inputs ?? [[]];
   },
 
+  /** [{name, summary, description, trigger, expert, fault}] */
+  get adapters() {
+    return this.model.adapters ?? [];
+  },
+
+  /** [{name, label, sigmas, adapters, own, needs_lora, ...}] */
+  get presets() {
+    return this.model.presets ?? [];
+  },
+
+  /** [{name, label}] */
+  get stepCaches() {
+    return this.model.step_caches ?? [];
+  },
+
+  get experts() {
+    return this.model.experts ?? 1;
+  },
+
   takes(role) {
     return this.inputs.some((roles) => roles.includes(role)) || (role === "video" && this.canExtend);
   },

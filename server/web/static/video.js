@@ -2,8 +2,11 @@
 
 /** The fields of a request whose values are numbers, in JSON too. */
 const NUMBERS = [
-  "num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "strength", "seed",
+  "num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "strength", "seed", "n",
 ];
+
+/** Fields that are as they were for a video that the service has, unless they are sent empty. */
+const HELD = ["negative_prompt", "fast", "sigmas", "step_cache", "lora"];
 
 /** Fields of a video's request that say by a digest what it was made from; they cannot be sent. */
 const DIGESTS = ["image", "last_image", "video"];
@@ -39,7 +42,7 @@ export function framesOf(video) {
 export function requestOf(settings, { first = null, last = null } = {}) {
   const fields = fieldsOf(settings);
   // Of a video that the service has, what is left out holds: that nothing is excluded must be said.
-  if (first?.id && settings.negative_prompt === "") fields.negative_prompt = "";
+  if (first?.id) for (const name of HELD) fields[name] ??= "";
   const isExtension = first?.use === "extend";
   const path = isExtension ? "v1/videos/extensions" : first?.id ? `v1/videos/${first.id}/remix` : "v1/videos";
   if (isExtension && first.id) fields.video = { id: first.id };
@@ -47,7 +50,7 @@ export function requestOf(settings, { first = null, last = null } = {}) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) {
     if (name === "video") form.append("video[id]", value.id);
-    else form.append(name, value);
+    else form.append(name, asText(value));
   }
   if (first?.blob) form.append(isExtension ? "video" : "input_reference", first.blob, "input");
   if (last) form.append("last_image", last.blob, "last");
@@ -55,7 +58,7 @@ export function requestOf(settings, { first = null, last = null } = {}) {
 }
 
 function fieldsOf(settings) {
-  const isSaid = ([name, value]) => value != null && value !== "" && !DIGESTS.includes(name);
+  const isSaid = ([name, value]) => value != null && value !== "" && value.length !== 0 && !DIGESTS.includes(name);
   return Object.fromEntries(Object.entries(settings).filter(isSaid));
 }
 
@@ -71,6 +74,11 @@ function requestBody(fields) {
   return `{${Object.entries(fields).map(write).join(", ")}}`;
 }
 
+/** A value as a form has it: noise levels with commas between them, adapters as JSON. */
+function asText(value) {
+  return Array.isArray(value) && typeof value[0] === "object" ? JSON.stringify(value) : value;
+}
+
 /** A command line that makes the same video, of files by these names. The API key stays out of it. */
 export function curlCommand(video, urlOf, needsKey) {
   const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
@@ -80,7 +88,7 @@ export function curlCommand(video, urlOf, needsKey) {
   else if (request.image) files.input_reference = "image.png";
   const fields = fieldsOf(settingsOf(video));
   const form = [
-    ...Object.entries(fields).map(([name, value]) => `--form-string ${quote(`${name}=${value}`)}`),
+    ...Object.entries(fields).map(([name, value]) => `--form-string ${quote(`${name}=${asText(value)}`)}`),
     ...Object.entries(files).map(([name, file]) => `-F ${quote(`${name}=@${file}`)}`),
   ];
   const json = [`-H 'Content-Type: application/json'`, `-d ${quote(requestBody(fields))}`];

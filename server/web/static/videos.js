@@ -145,12 +145,14 @@ export class Videos extends EventTarget {
   }
 
   async create(request, idempotencyKey) {
-    const video = await api.create(request, idempotencyKey);
+    const { videos, ...first } = await api.create(request, idempotencyKey);
     this.#edits += 1;
-    if (!this.#videos.has(video.id)) this.#order.unshift(video.id);
-    this.#put(video);
+    for (const video of videos ?? [first]) {
+      if (!this.#videos.has(video.id)) this.#order.unshift(video.id);
+      this.#put(video);
+    }
     this.#changed();
-    return video;
+    return first;
   }
 
   async cancel(id) {

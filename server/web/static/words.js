@@ -91,6 +91,23 @@ export function forecast({ each, number, ahead, wait, isCompiled }) {
   return `About ${about(each)}${all}${before && `, ${before}`}${end}.${compile}`;
 }
 
+/** "fox.safetensors, bear.safetensors × 0.5 (high noise)"; "" for none. */
+export function adapters(loras) {
+  const one = ({ name, strength, expert }) =>
+    `${plain(name)}${strength === 1 ? "" : ` × ${strength}`}${expert ? ` (${expert} noise)` : ""}`;
+  return (loras ?? []).map(one).join(", ");
+}
+
+/** What a preset is called, where the video says it. */
+export function preset(name, { fast } = {}) {
+  return fast?.label ?? name;
+}
+
+/** "magcache:0.12, 7 of 12 steps computed" */
+export function stepCache(text, { step_cache: used } = {}) {
+  return used?.steps ? `${text}, ${used.computed} of ${used.steps} steps computed` : text;
+}
+
 /** Why a video was not made: [title, what a person can do about it]. */
 const FAILURES = {
   cancelled: ["Cancelled", ""],
@@ -98,6 +115,7 @@ const FAILURES = {
   out_of_memory: ["Out of memory", "A smaller size or fewer frames need less."],
   interrupted: ["Interrupted", "The service stopped while it was made, more than once. Try again."],
   disk_full: ["No room left", "The service had no room to keep it. Try again later."],
+  adapter_lost: ["Adapter gone", "One of its adapters is not there any more, or cannot be used. Choose others."],
   upload_lost: ["Picture lost", "The service lost the picture it begins with. Send it again."],
   bad_numbers: ["No picture", "What the model computed is no picture. Another seed, or settings nearer to its defaults, may help."],
 };

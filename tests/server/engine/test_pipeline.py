@@ -17,6 +17,7 @@ from wan_tpu import errors, runtime
         (errors.GeometryError("too wide"), Failure.INVALID_REQUEST),
         (errors.BadNumbersError("step 3"), Failure.BAD_NUMBERS),
         (errors.CheckpointError("damaged"), Failure.ENGINE_ERROR),
+        (errors.AdapterError("unknown adapter 'fox'"), Failure.ADAPTER_LOST),
         (ValueError("ours"), Failure.ENGINE_ERROR),
     ],
 )

@@ -1,12 +1,10 @@
 """A folder of adapters over real HTTP: what is listed, what a request may name, what is watched."""
 
+import json
 import pathlib
-import subprocess
-import sys
 
 import openai
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import wan_tpu
 from tests.server.http.test_errors import check_shape
@@ -18,7 +16,11 @@ FEW = {"num_inference_steps": 2}
 
 def put(path, **header):
     """An adapter of wan-tiny, whose file says these texts of itself."""
-    save_file(load_file(FITTING), path, metadata={f"modelspec.{k}": v for k, v in header.items()})
+    data = FITTING.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    said = {f"modelspec.{name}": text for name, text in header.items()}
+    head = json.dumps(json.loads(data[8:end]) | {"__metadata__": said}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[end:])
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +68,18 @@ def test_the_list_says_what_each_is_and_what_is_wrong(server):
     assert str(server.environment["WAN_TPU_ADAPTERS"]) not in str(found)
 
 
-def test_presets_are_listed_and_the_client_of_openai_still_lists_models(server):
+def test_presets_and_caches_are_listed_and_the_client_of_openai_still_lists_models(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         (model,) = client.models.list().data
         assert client.models.retrieve(model.id) == model
     (preset,) = [each for each in model.model_extra["presets"] if each["own"]]
     assert (preset["name"], preset["needs_lora"]) == ("wan-tiny-4", False)
     assert len(preset["sigmas"]) == len(preset["timesteps"]) == 4
+    names = [each["name"] for each in model.model_extra["step_caches"]]
+    assert [name.partition(":")[0] for name in names] == ["magcache", "easycache"]
+    for name in names:
+        answer = server.client.post("/v1/videos", json={"prompt": "x", "step_cache": name})
+        assert answer.json()["metadata"]["request"]["step_cache"] == name
 
 
 def test_what_is_used_is_said_by_the_video(server):
@@ -164,23 +171,3 @@ def test_a_remix_of_what_is_gone_says_so(server, folder):
     for none in (None, "", []):
         made = server.client.post(path, json={**remix, "lora": none}).json()
         assert "lora" not in made["metadata"]["request"]
-
-
-def test_without_a_folder_there_are_none(quick):
-    check_shape(sent(quick, "fox.safetensors"), 400, "invalid_value", "lora")
-    assert listed(quick) == {}
-    assert "lora" not in sent(quick, []).json()["metadata"]["request"]
-
-
-def test_a_folder_that_is_missing_is_said_at_the_start(tmp_path, quick):
-    environment = {**quick.environment, "WAN_TPU_DATA_DIR": str(tmp_path / "data")}
-    done = subprocess.run(
-        [sys.executable, "-m", "server"],
-        env={**environment, "WAN_TPU_ADAPTERS": str(tmp_path / "none")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert f"WAN_TPU_ADAPTERS={tmp_path}/none: there is no folder" in done.stderr
-    assert "Traceback" not in done.stderr

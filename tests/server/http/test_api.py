@@ -321,7 +321,7 @@ def test_models(quick):
     assert model["limits"]["size_multiple"] == [16, 16]
     assert model["limits"]["max_work"] == 8 * 64 * 64 * 17 * 12
     assert model["sizes"] == ["64x64"]
-    assert model["schedulers"] == ["unipc", "euler"]
+    assert model["schedulers"] == ["unipc", "euler", "renoise"]
 
 
 def test_health_and_metrics(quick):

@@ -166,7 +166,7 @@ def test_messages_are_for_people(quick):
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number between 1 and"),
         ({"scheduler": "ddim"}, "scheduler must be unipc, euler or renoise, got 'ddim'"),
         ({"sigmas": [1, 1]}, "sigmas must be numbers that fall, each above 0 and at most 1"),
-        ({"lora": 3}, "lora must be at most 16 adapters, each {name, strength, expert} or text"),
+        ({"lora": 3}, "lora must be at most 8 adapters, each {name, strength, expert} or text"),
         ({"n": 11}, "n must be a whole number between 1 and 10, got 11"),
     ):
         response = quick.client.post("/v1/videos", json={"prompt": PROMPT, **fields})

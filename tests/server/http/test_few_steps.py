@@ -83,15 +83,20 @@ def test_no_preset_is_none(quick):
         ({"fast": True, "sigmas": [1, 0.5]}, "sigmas", "wan-tiny-4 has 1,0.9375"),
         ({"step_cache": "magcache:/etc/passwd"}, "step_cache", "for example magcache:0.12"),
         ({"step_cache": "magcache:ratios.json"}, "step_cache", "for example magcache:0.12"),
+        ({"step_cache": "magcache@ratios.json"}, "step_cache", "for example magcache:0.12"),
+        ({"step_cache": "teacache:0.1"}, "step_cache", "known: magcache, easycache"),
+        ({"step_cache": "magcache:9"}, "step_cache", "above 0 and be at most 1"),
+        ({"step_cache": "easycache", "sigmas": LEVELS}, "step_cache", "leave one of them out"),
+        ({"step_cache": "easycache", "fast": True}, "step_cache", "leave step_cache out"),
         ({"lora": [{"name": "a", "path": "/etc/passwd"}]}, "lora", "{name, strength, expert}"),
-        ({"lora": [{"name": "a", "strength": 1, "scale": 1}]}, "lora", "at most 16 adapters"),
-        ({"lora": [{"name": "a", "expert": "both"}]}, "lora", "at most 16 adapters"),
+        ({"lora": [{"name": "a", "strength": 1, "scale": 1}]}, "lora", "at most 8 adapters"),
+        ({"lora": [{"name": "a", "expert": "both"}]}, "lora", "at most 8 adapters"),
         ({"lora": [{"name": ["a"]}]}, "lora", "got a list in an object"),
         ({"lora": [["a"]]}, "lora", "got a list in a list"),
-        ({"lora": "a:much"}, "lora", "at most 16 adapters"),
+        ({"lora": "a:much"}, "lora", "at most 8 adapters"),
         ({"lora": "a:1e9"}, "lora", "from -100 to 100"),
-        ({"lora": "a," * 20}, "lora", "at most 16 adapters"),
-        ({"lora": "[" * 20_000}, "lora", "at most 16 adapters"),
+        ({"lora": "a," * 20}, "lora", "at most 8 adapters"),
+        ({"lora": "[" * 20_000}, "lora", "at most 8 adapters"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_names_its_field(quick, fields, param, words):
@@ -144,3 +149,9 @@ def test_a_form_does_not_guess_what_belongs_together(quick):
         form(quick, *names, ("lora[][strength]", "1")), 400, "invalid_value", "lora"
     )
     assert "nobody knows what belongs together" in error["message"]
+
+
+def test_without_a_folder_there_are_no_adapters(quick):
+    check_shape(sent(quick, lora="fox.safetensors"), 400, "invalid_value", "lora")
+    assert quick.client.get("/v1/models").json()["data"][0]["adapters"] == []
+    assert "lora" not in request_of(sent(quick, lora=[]).json())

@@ -1,5 +1,6 @@
 """Requests against models that are not here: their configurations suffice."""
 
+import numpy as np
 import pytest
 
 from server.errors import ApiError
@@ -9,6 +10,8 @@ from server.http.reference import Reference
 from server.http.served_model import serve_model
 from server.settings import Settings
 from tests.server.pictures import clip, picture
+from wan_tpu.adapters.form import factors_of
+from wan_tpu.adapters.write import AdapterMetadata, write_adapter
 from wan_tpu.media import digest_of
 
 
@@ -156,3 +159,31 @@ def test_sizes_that_a_model_does_not_make_name_the_nearest():
     two = serve_model(Settings(model="wan2.2-t2v-a14b"))
     request = two.request(VideoCreate(prompt="x", guidance_scale=5, guidance_scale_2=2))
     assert (request.guidance_scale, request.guidance_scale_2) == (5, 2)
+
+
+def test_a_preset_that_needs_adapters_is_refused_without(tmp_path):
+    """Red when its ordinary weights would be run in four steps."""
+    two = serve_model(Settings(model="wan2.2-t2v-a14b", adapters=tmp_path))
+    (preset,) = [p for p in model_object(two, 0).presets if p.name == "lightx2v-a14b-4"]
+    assert (preset.own, preset.needs_lora) == (True, True)
+    with pytest.raises(ApiError) as error:
+        two.request(VideoCreate(prompt="x", fast=True))
+    assert (error.value.code, error.value.param) == ("missing_field", "lora")
+    assert "by lora, and it has none" in error.value.message
+    for name in ("both", "high_noise"):
+        write_adapter(
+            tmp_path / f"{name}.safetensors", factors_of(_pair(5120)),
+            metadata=AdapterMetadata(base_model="wan2.2-t2v-a14b"),
+        )  # fmt: skip
+    assert two.request(VideoCreate(prompt="x", fast=True, lora="both.safetensors")).adapters
+    with pytest.raises(ApiError) as error:
+        two.request(VideoCreate(prompt="x", fast=True, lora="high_noise.safetensors"))
+    assert "transformer_2 has none" in error.value.message
+    (listed, _) = reversed(model_object(two, 0).adapters)
+    assert (listed.name, listed.expert) == ("high_noise.safetensors", "high")
+
+
+def _pair(width):
+    names = (f"blocks.0.attn1.to_q.lora_{each}.weight" for each in "AB")
+    arrays = (np.ones(shape, np.float32) for shape in ((4, width), (width, 4)))
+    return list(zip(names, arrays, strict=True))

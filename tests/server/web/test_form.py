@@ -78,32 +78,36 @@ def test_seconds_become_frames_and_frames_seconds(page, server):
 
 def made(server):
     videos = server.client.get("/v1/videos?limit=100").json()["data"]
-    return [video for video in videos if video["prompt"] == "four of a kind"]
+    return [video for video in videos if video["prompt"] == "three of a kind"]
 
 
-def test_variations_have_consecutive_seeds_and_those_refused_are_asked_for_again(page, server):
+def test_variations_have_consecutive_seeds_and_are_taken_together(page, server):
     running = server.create("slow and long", num_inference_steps=200)
     server.wait_until(running, "in_progress")
-    page.fill("#prompt", "four of a kind")
+    waiting = server.create("slow, too", num_inference_steps=200)
+    page.fill("#prompt", "three of a kind")
     page.fill("#seed", str(2**53))  # which no JavaScript number can count on from
-    page.fill("#variations", "17")
+    page.fill("#variations", "11")
     page.click("#submit")
     page.locator("#variations-error").wait_for()
     page.fill("#variations", "4")
-    assert page.inner_text("#submit-text") == "Generate 4 variations"
+    page.click("#submit")
+    wait_for(lambda: "no more than 3 jobs may wait" in page.inner_text("#variations-error"))
+    page.fill("#variations", "3")
+    assert page.inner_text("#submit-text") == "Generate 3 variations"
     page.click("#submit")
     refusal = notice(page, "submit")
     refusal.wait_for()
-    assert "3 variations are in line" in refusal.inner_text()
-    assert "queue is full" in refusal.inner_text()
-    server.client.post(f"/v1/videos/{running['id']}/cancel")
-    first = made(server)[-1]
-    server.finish(first)
+    assert "queue is full: 1 jobs wait, and n asks for 3" in refusal.inner_text()
+    assert not made(server)
+    server.client.post(f"/v1/videos/{waiting['id']}/cancel")
     refusal.get_by_role("button", name="Try again").click()
-    wait_for(lambda: len(made(server)) == 4)
+    wait_for(lambda: len(made(server)) == 3)
     refusal.wait_for(state="detached")
     seeds = [video["metadata"]["request"]["seed"] for video in made(server)]
-    assert seeds == [2**53 + i for i in (3, 2, 1, 0)]  # none twice
+    assert seeds == [2**53 + i for i in (2, 1, 0)]
+    wait_for(lambda: page.locator(".row", has_text="three of a kind").count() == 3)
+    server.client.post(f"/v1/videos/{running['id']}/cancel")
 
 
 def test_how_long_it_will_take_is_said_before_it_is_asked_for(page, server):
@@ -142,5 +146,7 @@ def test_how_long_it_will_take_is_said_before_it_is_asked_for(page, server):
     few, many = page.evaluate(seconds, 500), page.evaluate(seconds, 500_000)
     assert few.endswith(" s.")
     assert many.endswith(("min.", "h."))
+    page.select_option("#fast", "wan-tiny-4")  # 4 evaluations, of which 500 guided steps take 1000
+    assert page.evaluate(seconds, 500) == "About 0.1 s."
     shape(page, "4:3")
     assert "compiled first" in estimate.inner_text()
