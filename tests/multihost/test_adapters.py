@@ -85,7 +85,5 @@ def test_what_is_not_the_same_is_one_line_in_both(answers):
 
 def test_what_is_wrong_in_both_is_said_as_in_one(answers):
     for found in answers:
-        assert found["of none"].startswith(
-            "UnknownNameError: unknown adapter 'of-none.safetensors'"
-        )
+        assert found["of none"].startswith("AdapterError: unknown adapter 'of-none.safetensors'")
         assert HINT not in found["of none"]
