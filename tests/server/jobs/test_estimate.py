@@ -80,7 +80,7 @@ def test_what_a_step_cache_saves_is_learned_apart():
     assert durations.total(cached) == pytest.approx(6)
     assert durations.total(REQUEST) == pytest.approx(11)
     for number in range(100):
-        other = dataclasses.replace(REQUEST, step_cache=f"easycache:0.{number}")
+        other = dataclasses.replace(REQUEST, step_cache=f"easycache:{(number + 1) / 1000}")
         durations.observe(other, {"denoise": 5.0, "decode": 1.0})
     assert durations.total(cached) == pytest.approx(11)  # forgotten
     assert durations.total(REQUEST) == pytest.approx(11)
