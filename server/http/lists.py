@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.jobs.lora import lora_text
-from wan_tpu.request import VideoRequest, parse_sigmas
+from wan_tpu.adapters.choice import EXPERTS
+from wan_tpu.request import MOST_ADAPTERS, VideoRequest, parse_sigmas
 
-MOST_ADAPTERS, MOST_STRENGTH = 8, 100
-"""Of one request; of one adapter, in either direction: beyond it there is no picture."""
+MOST_STRENGTH = 100
+"""Of one adapter, in either direction: beyond it there is no picture."""
 
 MOST_NAME_CHARACTERS = 255
 MOST_CHARACTERS = 1 << 15
 """Of a list as text: parsing a longer one would hold everybody up."""
-
-EXPERTS = ("high", "low")
 
 LORA_EXPECTED = (
     f"at most {MOST_ADAPTERS} adapters, each {{name, strength, expert}} or text "
@@ -123,7 +122,7 @@ def _checked(name: object, strength: float, expert: object) -> str:
         raise ValueError("no name")
     if not name.isprintable() or abs(strength) > MOST_STRENGTH:
         raise ValueError("no name that can be shown, or a strength beyond reason")
-    if expert is not None and expert not in EXPERTS:
+    if not (expert is None or (isinstance(expert, str) and expert in EXPERTS)):
         raise ValueError("no such expert")
     return lora_text(name, strength, expert)
 

@@ -7,6 +7,7 @@ unit); what a process needs to read the file is not counted.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -78,10 +79,8 @@ class AdapterSwitch:
         )
 
 
-def changed_by_lora(job: Job, layout: Layout) -> list[Weight]:
-    """The matrices of the blocks of one transformer, which LoRA's trainers change all."""
-    config = transformer_config(job.description)
-    weights = denoiser_weights(config, layout, jnp.dtype(job.dtype))
+def changed_by_lora(weights: Iterable[Weight]) -> list[Weight]:
+    """Of a transformer's weights the matrices of its blocks, which LoRA's trainers change all."""
     return [
         weight
         for weight in weights
@@ -102,7 +101,8 @@ def plan_switch(job: Job, row: LayoutPlan, rank: int) -> AdapterSwitch:
     mesh: Any = abstract_mesh(layout)
     experts = len(job.description.kind.experts)
     base = factors = flops = 0
-    for weight in changed_by_lora(job, layout):
+    weights = denoiser_weights(transformer_config(job.description), layout, jnp.dtype(job.dtype))
+    for weight in changed_by_lora(weights):
         base += experts * tree_bytes(weight.abstract(mesh))
         factors += experts * tree_bytes(abstract_term(weight, mesh, rank, FACTORS_DTYPE))
         elements = tree_bytes(weight.abstract(mesh)) // jnp.dtype(weight.dtype).itemsize
