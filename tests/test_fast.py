@@ -89,6 +89,22 @@ def test_each_expert_needs_an_adapter_where_the_weights_are_not_distilled():
     BY_NAME["fastwan-3"].check_adapters((), family.TEXT_TO_VIDEO, "1.3b")
 
 
+def test_where_adapters_are_on_the_hub():
+    a14b, name = BY_NAME["lightx2v-a14b-4"], "lightx2v/Wan2.2-Distill-Loras/wan2.2_t2v_A14b_high_n"
+    high, low = a14b.hub_adapters(family.TEXT_TO_VIDEO_A14B)
+    assert high == f"{name}oise_lora_rank64_lightx2v_4step_1217.safetensors"
+    assert low == high.replace("high", "low")
+    moved = dataclasses.replace(family.IMAGE_TO_VIDEO_A14B, boundary_ratio=0.8)
+    assert [each.rpartition("_")[2] for each in a14b.hub_adapters(moved)] == 2 * [
+        "1022.safetensors"
+    ]
+    one = BY_NAME["lightx2v-14b-4"].hub_adapters(family.IMAGE_TO_VIDEO)
+    assert one == (
+        "lightx2v/Wan2.1-Distill-Loras/wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors",
+    )
+    assert BY_NAME["rcm-4"].hub_adapters(family.TEXT_TO_VIDEO) == ()
+
+
 def test_a_preset_fits_its_kinds_at_any_boundary_and_its_size():
     moved = dataclasses.replace(family.TEXT_TO_VIDEO_A14B, boundary_ratio=0.9)
     assert BY_NAME["lightx2v-a14b-4"].fits(moved, 40)

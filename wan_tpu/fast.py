@@ -37,6 +37,7 @@ class FastPreset:
         adapters: what is added to the model, as its files are called, one for all transformers or
             one for each, high noise first; none for a model that is distilled itself.
         embedded: of `adapters`, the path in this package, below `wan_tpu/`; None for a user's.
+        hub: where `adapters` are on the hub, as `owner/name/FILE`, for each of some `kinds`.
         source: who says so.
     """
 
@@ -50,15 +51,18 @@ class FastPreset:
     called: str | None = None
     adapters: tuple[str, ...] = ()
     embedded: str | None = None
+    hub: tuple[tuple[ModelKind, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.scheduler in SIGMA_SCHEDULERS, self.scheduler
 
     def fits(self, kind: ModelKind, num_heads: int) -> bool:
         """Whether it is for models of this kind and size."""
-        ratio = kind.boundary_ratio
-        kinds = [dataclasses.replace(each, boundary_ratio=ratio) for each in self.kinds]
-        return kind in kinds and self.num_heads in (0, num_heads)
+        return self.num_heads in (0, num_heads) and any(_same(each, kind) for each in self.kinds)
+
+    def hub_adapters(self, kind: ModelKind) -> tuple[str, ...]:
+        """Its adapters for a kind of model as `--lora` takes them; none for a user's own."""
+        return next((names for each, names in self.hub if _same(each, kind)), ())
 
     def is_called_so(self, called: str) -> bool:
         """Whether a model with these names is one of those that were distilled to it."""
@@ -127,6 +131,11 @@ class FastPreset:
         }
 
 
+def _same(kind: ModelKind, other: ModelKind) -> bool:
+    """Whether kinds are the same but for where their experts take turns."""
+    return dataclasses.replace(kind, boundary_ratio=other.boundary_ratio) == other
+
+
 def _in_words(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(f"{each:.4g}" for each in value)
@@ -145,11 +154,26 @@ def _trig_flow(sigma_max: float) -> tuple[float, ...]:
     return tuple(math.sin(t) / (math.sin(t) + math.cos(t)) for t in times)
 
 
-_LIGHTX2V = "lightx2v/Wan2.2-Distill-Loras"
 _A14B = (family.TEXT_TO_VIDEO_A14B, family.IMAGE_TO_VIDEO_A14B)
 _A14B_FILES = tuple(
     f"wan2.2_{{t2v|i2v}}_A14b_{noise}_noise_lora_rank64_lightx2v_4step_*.safetensors@{noise}"
     for noise in ("high", "low")
+)
+_A14B_HUB = tuple(
+    (
+        kind,
+        tuple(
+            f"lightx2v/Wan2.2-Distill-Loras/wan2.2_{task}_A14b_{noise}_noise_lora_rank64_lightx2v_"
+            f"4step_{made}.safetensors"
+            for noise in ("high", "low")
+        ),
+    )
+    for kind, task, made in zip(_A14B, ("t2v", "i2v"), ("1217", "1022"), strict=True)
+)
+_14B = (family.TEXT_TO_VIDEO, family.IMAGE_TO_VIDEO)
+_14B_HUB = tuple(
+    (kind, (f"lightx2v/Wan2.1-Distill-Loras/wan2.1_{task}_lora_rank64_lightx2v_4step.safetensors",))
+    for kind, task in zip(_14B, ("t2v_14b", "i2v"), strict=True)
 )
 
 WAN_TINY_4 = FastPreset(
@@ -181,6 +205,7 @@ PRESETS: Sequence[FastPreset] = (
         scheduler=EULER,
         kinds=_A14B,
         adapters=_A14B_FILES,
+        hub=_A14B_HUB,
         source="Wan2.2-Lightning's README and issue 3: Euler, timesteps 1000, 937.5, 833.3, 625",
     ),
     FastPreset(
@@ -190,6 +215,7 @@ PRESETS: Sequence[FastPreset] = (
         scheduler=EULER,
         kinds=_A14B,
         adapters=_A14B_FILES,
+        hub=_A14B_HUB,
         source="the author in Wan2.2-Lightning's issue 3",
     ),
     FastPreset(
@@ -197,9 +223,10 @@ PRESETS: Sequence[FastPreset] = (
         label="LightX2V distilled LoRA for Wan 2.1 14B, 4 steps",
         sigmas=_shifted(4, 5.0),
         scheduler=EULER,
-        kinds=(family.TEXT_TO_VIDEO, family.IMAGE_TO_VIDEO),
+        kinds=_14B,
         num_heads=40,
-        adapters=("wan2.1_{t2v|i2v}_14b_lora_rank64_lightx2v_4step.safetensors",),
+        adapters=("wan2.1_{t2v_14b|i2v}_lora_rank64_lightx2v_4step.safetensors",),
+        hub=_14B_HUB,
         source="LightX2V, configs/distill/wan21 and schedulers/wan/step_distill/scheduler.py",
     ),
     FASTWAN_3,

@@ -2,9 +2,15 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from PIL import Image
 
+from tests.adapters.small import STYLES, linears, make_factors, save
+from tests.checkpoints.fake_hub import FakeHub, serving
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan
 from wan_tpu.planner import find_slice, make_job
@@ -35,11 +41,34 @@ REFUSED = {
         ["--fast", "--model", "wan2.1-t2v-1.3b"],
         "not distilled to few steps; with weights distilled to it one can be named: fastwan-3, rcm",
     ),
-    "no adapters": (
-        ["--fast", "--model", "wan2.2-t2v-a14b"],
-        "needs wan2.2-t2v-a14b with the adapters wan2.2_",
-    ),
 }
+
+
+def test_a_models_distilled_adapters_come_from_the_hub(tmp_path):
+    """Red when a user has to name them, or they are asked for after the model's gigabytes."""
+    adapter = save(tmp_path / "a.safetensors", STYLES["B ComfyUI"].tensors(make_factors(linears())))
+    files = "wan2.2_i2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1022.safetensors"
+    names = [files.format(noise) for noise in ("high", "low")]
+    hub = FakeHub("lightx2v/Wan2.2-Distill-Loras", dict.fromkeys(names, adapter.read_bytes()))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    command = ["generate", "a fox", "--model", "wan2.2-i2v-a14b", "--image", "a.png", "--fast"]
+    with serving(hub) as address:
+        done = subprocess.run(
+            [sys.executable, "-m", "wan_tpu.cli.main", *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "HF_ENDPOINT": address,
+                "HF_HOME": str(tmp_path / "hub"),
+                "NO_PROXY": "127.0.0.1",
+            },
+            check=False,
+        )
+    assert sorted(hub.fetched()) == names
+    assert done.returncode == 1, done.stderr
+    assert "Wan-AI/Wan2.2-I2V-A14B-Diffusers" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -241,6 +241,8 @@ def _check(order: Order) -> "tuple[ModelDescription, tuple[ChosenAdapter, ...], 
     _check_words(order.options.open_embeddings(described), request)
     preset = find_preset(described, request.fast)
     options = order.options.with_adapters(embedded_adapters(preset))
+    if preset is not None and not options.adapters:  # who names some, names all
+        options = options.with_adapters(preset.hub_adapters(described.kind))
     if preset is not None and not options.adapters:
         preset.check_adapters((), described.kind, described.name)
     if preset is None and described.distilled is not None:
