@@ -215,9 +215,9 @@ def _adapter(parsed: argparse.Namespace, model: Any) -> str:
     from wan_tpu.pipeline.components import tree_bytes
     from wan_tpu.pipeline.programs import Programs
     from wan_tpu.pipeline.progress import Watch
-    from wan_tpu.planner.adapters import changed_by_lora
+    from wan_tpu.transformer.weights import matrices_of_blocks
 
-    weights = changed_by_lora(model.denoiser.weights())
+    weights = matrices_of_blocks(model.denoiser.weights())
     params = _random(abstract_weights(weights, model.mesh))
     adapter = _random_lora(weights, parsed.rank)
     programs, watch = Programs(), Watch()

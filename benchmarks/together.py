@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from wan_tpu.cli.options import positive_int
-from wan_tpu.pipeline.alike import samples_for
 from wan_tpu.sharding.layout import parse_layout
 
 PROMPT = "a red circle moving right on a black background"
@@ -83,49 +82,9 @@ def _measured(parsed: argparse.Namespace) -> Iterator[str]:
 
 def _planned(parsed: argparse.Namespace) -> Iterator[str]:
     """A step of one video, and one of all together, by the planner's rules."""
-    import jax.numpy as jnp
-
     from wan_tpu.checkpoints.models import describe_model
-    from wan_tpu.pipeline.load import for_batch, on_one_branch
-    from wan_tpu.pipeline.model import make_video_model
-    from wan_tpu.pipeline.progress import Watch
-    from wan_tpu.pipeline.run import plan_run
-    from wan_tpu.pipeline.together_stages import TogetherStages
-    from wan_tpu.planner.compile import compile_stage, slice_devices
-    from wan_tpu.planner.estimate import estimate
-    from wan_tpu.planner.hardware import find_slice
-    from wan_tpu.planner.program import read_program
-    from wan_tpu.sharding.mesh import make_mesh
+    from wan_tpu.planner import find_slice, make_job, plan_together
 
-    where, layout = find_slice(parsed.topology), parse_layout(parsed.layout)
-    model = make_video_model(
-        describe_model(parsed.model),
-        make_mesh(layout, slice_devices(where)),
-        layout,
-        dtype=jnp.dtype("bfloat16"),
-    )
-    run = plan_run(_request(parsed, 0), model, on_one_branch(model), Watch())
-    for samples in (1, samples_for(parsed.count)):
-        together = for_batch(model, samples * run.batch)
-        stage = run.step_stage(run.batch)
-        if samples > 1:
-            stage = TogetherStages(together, run.geometry, run.schedule, samples).step(run.batch)
-        facts, text = compile_stage(stage)
-        if not text:
-            yield f"{samples} videos: {facts.failure}"
-            continue
-        costs = read_program(text)
-        seconds = estimate(costs, where, facts.coordinates, {})
-        moved = sum(
-            operation.times * collective.link_bytes
-            for operation in costs.operations
-            for collective in operation.collectives
-        )
-        yield (
-            f"{samples} videos on {layout if samples == 1 else together.layout}: a step "
-            f"{1000 * seconds.total:.1f} ms ({1000 * seconds.by_compiler:.1f} by the compiler's "
-            f"count), {1000 * seconds.total / samples:.1f} a video; compute "
-            f"{1000 * seconds.compute:.1f}, memory {1000 * seconds.memory:.1f}, links "
-            f"{1000 * seconds.links:.1f} ms; {moved / 2**20:.0f} MiB sent by each device, peak "
-            f"{facts.peak_bytes / 2**30:.2f} GiB"
-        )
+    description, where = describe_model(parsed.model), find_slice(parsed.topology)
+    job = make_job(description, _request(parsed, 0), where, stages=("step",))
+    yield from map(str, plan_together(job, parse_layout(parsed.layout), (1, parsed.count)))

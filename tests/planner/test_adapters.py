@@ -13,14 +13,14 @@ from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
 from wan_tpu.errors import InputError
 from wan_tpu.pipeline.components import transformer_config
-from wan_tpu.planner.adapters import changed_by_lora, plan_switch
+from wan_tpu.planner.adapters import plan_switch
 from wan_tpu.planner.compile import compile_stage
 from wan_tpu.planner.hardware import find_slice
 from wan_tpu.planner.plan import make_job
 from wan_tpu.planner.program import read_program
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import parse_layout
-from wan_tpu.transformer.weights import denoiser_weights
+from wan_tpu.transformer.weights import denoiser_weights, matrices_of_blocks
 
 DIM, WIDTH, LAYERS = 5_120, 13_824, 40
 ELEMENTS = LAYERS * (8 * DIM * DIM + 2 * DIM * WIDTH)
@@ -72,7 +72,7 @@ def test_the_tpu_compiler_counts_the_same(tpu_mesh):
     of; red when factors are split otherwise than the weight."""
     mesh, job = tpu_mesh("v6e-8", LAYOUT), job_of("wan2.1-t2v-14b")
     weights = denoiser_weights(transformer_config(job.description), LAYOUT, jnp.dtype(job.dtype))
-    weight = next(w for w in changed_by_lora(weights) if w.name.endswith("ffn.net.2.weight"))
+    weight = next(w for w in matrices_of_blocks(weights) if w.name.endswith("ffn.net.2.weight"))
     term = abstract_term(weight, mesh, 64, "bfloat16")
     facts, text = compile_stage(merge_stage(weight, mesh, (weight.abstract(mesh), (term,), None)))
     assert facts.output_bytes == 2 * LAYERS * DIM * WIDTH // 8

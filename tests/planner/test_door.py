@@ -50,6 +50,7 @@ def test_commands_and_the_benchmarks_alone_know_the_planner():
         "wan_tpu/cli/train_run.py",  # a device's peak, for MFU
         "benchmarks/calibration.py",
         "benchmarks/layouts.py",
+        "benchmarks/together.py",
     }
 
 

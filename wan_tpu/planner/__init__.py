@@ -10,6 +10,7 @@ itself.
 * `make_job(description, request, where, ...)`: what is planned, checked.
 * `Planner(job, cache, report).plan(layouts)`: a row per layout, best first.
 * `plan_switch(job, row, rank)`: what an adapter of a request costs on a row's layout.
+* `plan_together(job, layout, counts)`: a step of several videos at once.
 * `make_training_job(config, description, where, ...)`, `TrainingPlanner(job, cache, report)`,
   `format_training_table`, `training_to_json`: the same for a training.
 * `FactsCache(folder)`: where compiled programs' facts are kept.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from wan_tpu.planner.plot import require_matplotlib, write_plot
     from wan_tpu.planner.rows import LayoutPlan
     from wan_tpu.planner.table import format_table, to_json
+    from wan_tpu.planner.together import TogetherPlan, plan_together
     from wan_tpu.planner.training import (
         TrainingJob,
         TrainingPlan,
@@ -45,6 +47,7 @@ __all__ = [
     "LayoutPlan",
     "Planner",
     "Slice",
+    "TogetherPlan",
     "TrainingJob",
     "TrainingPlan",
     "TrainingPlanner",
@@ -55,6 +58,7 @@ __all__ = [
     "make_training_job",
     "peak_flops",
     "plan_switch",
+    "plan_together",
     "require_matplotlib",
     "to_json",
     "training_to_json",
@@ -70,6 +74,7 @@ _MODULES = {
     "plot": ("require_matplotlib", "write_plot"),
     "rows": ("LayoutPlan",),
     "table": ("format_table", "to_json"),
+    "together": ("TogetherPlan", "plan_together"),
     "training": ("TrainingJob", "TrainingPlan", "TrainingPlanner", "make_training_job"),
     "training_table": ("format_training_table", "training_to_json"),
 }

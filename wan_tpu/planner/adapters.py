@@ -7,20 +7,18 @@ unit); what a process needs to read the file is not counted.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 
 from wan_tpu.adapters.placing import abstract_term
-from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.pipeline.components import transformer_config, tree_bytes
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.rows import LayoutPlan
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import abstract_mesh
-from wan_tpu.transformer.weights import denoiser_weights
+from wan_tpu.transformer.weights import denoiser_weights, matrices_of_blocks
 
 FLOAT32_PASSES = 6
 """Of bfloat16 products, for one whose operands and sum are float32 (`highest`)."""
@@ -79,15 +77,6 @@ class AdapterSwitch:
         )
 
 
-def changed_by_lora(weights: Iterable[Weight]) -> list[Weight]:
-    """Of a transformer's weights the matrices of its blocks, which LoRA's trainers change all."""
-    return [
-        weight
-        for weight in weights
-        if weight.stacked and len(weight.tensor_shape) == 2 and weight.name.endswith(".weight")
-    ]
-
-
 def plan_switch(job: Job, row: LayoutPlan, rank: int) -> AdapterSwitch:
     """The cost on the layout of a row.
 
@@ -102,7 +91,7 @@ def plan_switch(job: Job, row: LayoutPlan, rank: int) -> AdapterSwitch:
     experts = len(job.description.kind.experts)
     base = factors = flops = 0
     weights = denoiser_weights(transformer_config(job.description), layout, jnp.dtype(job.dtype))
-    for weight in changed_by_lora(weights):
+    for weight in matrices_of_blocks(weights):
         base += experts * tree_bytes(weight.abstract(mesh))
         factors += experts * tree_bytes(abstract_term(weight, mesh, rank, FACTORS_DTYPE))
         elements = tree_bytes(weight.abstract(mesh)) // jnp.dtype(weight.dtype).itemsize

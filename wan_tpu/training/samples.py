@@ -173,7 +173,8 @@ class Sampler:
         return path
 
     def _told(self) -> dict[str, Any]:
-        return {file_of(n): dataclasses.asdict(each) for n, each in enumerate(self.requests)}
+        requests = {file_of(n): dataclasses.asdict(each) for n, each in enumerate(self.requests)}
+        return json.loads(json.dumps(requests))  # as it is read again: a tuple is a list
 
     def _component(self, name: str) -> Params:
         """Parameters of the model as it was: the training's own where it has them, else read."""

@@ -8,6 +8,7 @@ diffusers' own.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,6 +86,15 @@ def denoiser_weights(
         )
 
     return module.weights(placement)
+
+
+def matrices_of_blocks(weights: Iterable[Weight]) -> list[Weight]:
+    """Of a denoiser's parameters the matrices of its blocks: what a LoRA's trainers change."""
+    return [
+        weight
+        for weight in weights
+        if weight.stacked and len(weight.tensor_shape) == 2 and weight.name.endswith(".weight")
+    ]
 
 
 def _order(
