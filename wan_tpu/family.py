@@ -73,6 +73,10 @@ class ModelKind:
         """Every role that some request may name."""
         return frozenset().union(*self.inputs)
 
+    def is_like(self, other: "ModelKind") -> bool:
+        """Whether kinds are the same but for where their transformers take turns."""
+        return dataclasses.replace(self, boundary_ratio=other.boundary_ratio) == other
+
     def check_inputs(self, given: Set[str], name: str) -> None:
         """Refuses pictures and clips that the model does not take, or the lack of those it needs.
 

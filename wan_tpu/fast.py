@@ -58,11 +58,11 @@ class FastPreset:
 
     def fits(self, kind: ModelKind, num_heads: int) -> bool:
         """Whether it is for models of this kind and size."""
-        return self.num_heads in (0, num_heads) and any(_same(each, kind) for each in self.kinds)
+        return self.num_heads in (0, num_heads) and any(map(kind.is_like, self.kinds))
 
     def hub_adapters(self, kind: ModelKind) -> tuple[str, ...]:
         """Its adapters for a kind of model as `--lora` takes them; none for a user's own."""
-        return next((names for each, names in self.hub if _same(each, kind)), ())
+        return next((names for each, names in self.hub if kind.is_like(each)), ())
 
     def is_called_so(self, called: str) -> bool:
         """Whether a model with these names is one of those that were distilled to it."""
@@ -129,11 +129,6 @@ class FastPreset:
             "adapters": list(self.adapters),
             "source": self.source,
         }
-
-
-def _same(kind: ModelKind, other: ModelKind) -> bool:
-    """Whether kinds are the same but for where their experts take turns."""
-    return dataclasses.replace(kind, boundary_ratio=other.boundary_ratio) == other
 
 
 def _in_words(value: Any) -> str:

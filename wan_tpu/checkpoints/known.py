@@ -238,11 +238,7 @@ def wan_defaults(
         called: names that the model has; they decide between public ones that are alike.
     """
     heads = transformer.get("num_attention_heads", 40)
-    of_kind = [
-        known
-        for known in KNOWN_MODELS.values()
-        if dataclasses.replace(known.kind, boundary_ratio=kind.boundary_ratio) == kind
-    ]
+    of_kind = [known for known in KNOWN_MODELS.values() if known.kind.is_like(kind)]
     fitting = [known for known in of_kind if isinstance(heads, int) and _heads(known) <= heads]
     largest = max(map(_heads, fitting or of_kind[:1]))
     return choose_by_name([k for k in of_kind if _heads(k) == largest], called).defaults

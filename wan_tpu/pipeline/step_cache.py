@@ -183,7 +183,7 @@ def _curve_of(description: ModelDescription, request: VideoRequest) -> Curve:
 
 def _published(description: ModelDescription, request: VideoRequest) -> str | None:
     """The name of a model's curve among `known_curves`; None where there is none."""
-    kind = dataclasses.replace(description.kind, boundary_ratio=None)
+    kind = description.kind
     embedded = embedded_folders()
     if description.folder is not None:
         for name in (WAN_TINY, WAN_TINY_TI2V):
@@ -196,7 +196,7 @@ def _published(description: ModelDescription, request: VideoRequest) -> str | No
         is_large = request.width * request.height >= BETWEEN_480P_AND_720P
         return "wan2.1-i2v-14b-720p" if is_large else "wan2.1-i2v-14b-480p"
     for (known, num_heads), name in _PUBLISHED.items():
-        if (dataclasses.replace(known, boundary_ratio=None), num_heads) == (kind, heads):
+        if kind.is_like(known) and num_heads == heads:
             has_picture = kind == family.TEXT_IMAGE_TO_VIDEO and request.image is not None
             return f"{name}-image" if has_picture else name
     return None
