@@ -1,14 +1,13 @@
 """Adapters of the hub, through its own client over HTTP."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.adapters.small import STYLES, linears, make_factors, save
-from tests.checkpoints.fake_hub import FakeHub, serving
+from tests.checkpoints.fake_hub import FakeHub, environment_of, serving
 
 CLIENT = """
 import json, sys
@@ -40,13 +39,7 @@ def ask(home, address, *names):
         capture_output=True,
         text=True,
         cwd=home,
-        env={
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(home / "hub"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-        },
+        env=environment_of(address, home / "hub"),
         check=False,
     )
     assert done.returncode == 0, done.stderr

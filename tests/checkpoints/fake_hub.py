@@ -126,6 +126,17 @@ def serving(hub: FakeHub):
         server.server_close()
 
 
+def environment_of(address, home):
+    """That of a process whose hub is at an address, with a cache of its own."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
 def ask(address: str, home: pathlib.Path, name: str, *, call="open", variant=None, **environment):
     """Opens or describes a model in a process of its own.
 
@@ -136,14 +147,7 @@ def ask(address: str, home: pathlib.Path, name: str, *, call="open", variant=Non
         [sys.executable, "-c", CLIENT, json.dumps([call, name, variant])],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-            **environment,
-        },
+        env={**environment_of(address, home), **environment},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -51,3 +51,17 @@ def run_here(capsys, monkeypatch, tmp_path):
         return code, *capsys.readouterr()
 
     return run_here
+
+
+@pytest.fixture
+def refused(run_here):
+    """The line that refuses a command, which has ended with 2 before anything but loading."""
+
+    def refused(*arguments: str) -> str:
+        code, output, error = run_here(*arguments)
+        assert (code, output) == (2, "")
+        *progress, line = error.strip().splitlines()
+        assert all(each.endswith("] load") for each in progress)
+        return line
+
+    return refused

@@ -42,7 +42,24 @@ class StepCall(Generic[State]):
     noise: jax.Array | None = None
 
 
-def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch: Watch) -> State:
+def require_finite(are_finite: np.ndarray, where: str) -> None:
+    """Refuses a step whose numbers went bad.
+
+    Raises:
+        BadNumbersError: says where.
+    """
+    if not are_finite.all():
+        raise BadNumbersError(where)
+
+
+def denoise(
+    calls: Sequence[StepCall[State]],
+    state: State,
+    *,
+    mesh: Mesh,
+    watch: Watch,
+    check: Callable[[np.ndarray, str], None] = require_finite,
+) -> State:
     """Runs the calls one after the other.
 
     A step is dispatched before the one ahead of it has ended, so that the devices never wait for
@@ -53,20 +70,22 @@ def denoise(calls: Sequence[StepCall[State]], state: State, *, mesh: Mesh, watch
         state: the scheduler's, with the noise; its memory is taken over.
         mesh: where everything lies.
         watch: is told after every step, and may stop the loop.
+        check: called after every step with what its program says is finite, and words for where;
+            later steps cannot heal a number that is not.
 
     Returns:
         The scheduler's state; its `sample` are the finished latents.
 
     Raises:
-        BadNumbersError: after a step that gave NaN or infinite numbers; later ones cannot heal it.
+        BadNumbersError: `check` said so.
     """
     whole = named(mesh)
     numbers = [place(call.numbers, whole) for call in calls]  # all at once, before the first step
     with watch.stage("denoise", len(calls)) as report:
 
         def finish(step: int, is_finite: jax.Array) -> None:
-            if not np.asarray(is_finite):  # waits for the step; the same in all processes
-                raise BadNumbersError(f"denoise, step {step} of {len(calls)}")
+            # Waits for the step; the same in all processes.
+            check(np.asarray(is_finite), f"denoise, step {step} of {len(calls)}")
             report(step)
 
         running: jax.Array | None = None

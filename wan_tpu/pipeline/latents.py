@@ -32,12 +32,19 @@ def make_noises(seed: int, geometry: Geometry, channels: int, count: int) -> lis
     return [np.moveaxis(draw.numpy(), 1, -1) for draw in draws]
 
 
+def mixed_in(seed: int, geometry: Geometry, channels: int, num_steps: int) -> list[Latents]:
+    """What each step of a schedule that renoises mixes in.
+
+    The last step leads to sigma 0, where noise has no share: it is given zeros.
+    """
+    first, *fresh = make_noises(seed, geometry, channels, num_steps)
+    return [*fresh, np.zeros_like(first)]
+
+
 def fresh_noises(
     seed: int, geometry: Geometry, num_steps: int, target: jax.ShapeDtypeStruct
 ) -> list[jax.Array]:
-    """What the steps of a schedule that renoises mix in, in token form on the mesh.
-
-    The last step leads to sigma 0, where noise has no share: it is given zeros.
+    """`mixed_in`, in token form on the mesh.
 
     Args:
         seed: of the request.
@@ -46,8 +53,7 @@ def fresh_noises(
         target: tokens of the run, `[1, padded tokens, token_channels]`.
     """
     channels = target.shape[-1] // math.prod(geometry.compression.patch)
-    first, *fresh = make_noises(seed, geometry, channels, num_steps)
-    drawn = (*fresh, np.zeros_like(first))
+    drawn = mixed_in(seed, geometry, channels, num_steps)
     return [place_padded(to_tokens(noise, geometry), target) for noise in drawn]
 
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from wan_tpu.errors import BadNumbersError, Cancelled
 from wan_tpu.pipeline.alike import check_alike, samples_for
-from wan_tpu.pipeline.denoise import pack_numbers
+from wan_tpu.pipeline.denoise import StepCall, denoise
 from wan_tpu.pipeline.executor import Executor
-from wan_tpu.pipeline.latents import make_noises, place_padded, to_tokens
+from wan_tpu.pipeline.latents import make_noise, mixed_in, place_padded, to_tokens
 from wan_tpu.pipeline.load import for_batch
 from wan_tpu.pipeline.progress import Calls, Outcome, Progress, Watch
 from wan_tpu.pipeline.run import Run, metadata_of
 from wan_tpu.pipeline.together_stages import TogetherStages
-from wan_tpu.sharding.mesh import named, place
+from wan_tpu.sharding.mesh import named
 from wan_tpu.sharding.one_branch import seen_on
 from wan_tpu.stage import Stage
 from wan_tpu.text.prompt import tokenize
@@ -133,62 +133,46 @@ class Together:
             )
         weights = self.model.denoiser.step_weights()
         params = {name: executor.params_seen_on(first, name, weights) for name in first.components}
-        whole = named(self.model.mesh)
-        numbers = [
-            place(pack_numbers(first.schedule, index, step.guidance_scale), whole)
+        start, *fresh = self._noises()
+        calls = [
+            StepCall(
+                program=programs[step.batch],
+                params=params[step.component],
+                context=contexts[step.component, step.batch],
+                numbers=first.numbers(index),
+                noise=fresh[index] if first.schedule.renoises else None,
+            )
             for index, step in enumerate(first.steps)
         ]
-        start, *fresh = self._noises()
         state = begin(start)
         jax.block_until_ready((contexts, state.sample))
-        with self._watch.stage("denoise", len(first.steps)) as report:
-            running: jax.Array | None = None
-            for index, step in enumerate(first.steps):
-                noise = fresh[index] if first.schedule.renoises else None
-                state, are_finite = programs[step.batch](
-                    params[step.component],
-                    contexts[step.component, step.batch],
-                    state,
-                    numbers[index],
-                    None,
-                    noise,
-                )
-                if running is not None:
-                    self._finish(index, running, report)
-                running = are_finite
-            if running is not None:
-                self._finish(len(first.steps), running, report)
-        return np.asarray(finish(state.sample))
+        mesh, watch = self.model.mesh, self._watch
+        return np.asarray(
+            finish(denoise(calls, state, mesh=mesh, watch=watch, check=self._check).sample)
+        )
 
-    def _finish(self, step: int, are_finite: jax.Array, report: Callable[[int], None]) -> None:
-        """Waits for a step; ends the members whose numbers went bad in it."""
-        of = len(self.first.steps)
-        for member, is_finite in enumerate(np.asarray(are_finite)[: len(self._runs)]):
+    def _check(self, are_finite: np.ndarray, where: str) -> None:
+        """Ends the members whose numbers went bad in a step."""
+        for member, is_finite in enumerate(are_finite[: len(self._runs)]):
             if not is_finite:  # the same in all processes
-                self._end(member, BadNumbersError(f"denoise, step {step} of {of}"))
-        report(step)
+                self._end(member, BadNumbersError(where))
         if not self._open:
             raise Cancelled("none of them is wanted any more")
 
     def _noises(self) -> list[jax.Array]:
         """What the first step begins with, then what each step mixes in; of all samples."""
-        first = self.first
-        count = 1 + (len(first.steps) - 1 if first.schedule.renoises else 0)
-        channels = self._executor.model.vae.z_dim
-        draws = [
-            make_noises(run.request.seed, first.geometry, channels, count) for run in self._runs
-        ]
-        starts = [first.way.start(noises[0], None, first.schedule) for noises in draws]
-        rows = [starts, *([noises[i] for noises in draws] for i in range(1, count))]
-        if first.schedule.renoises:
-            rows.append([np.zeros_like(noise) for noise in starts])  # sigma 0 has no noise
+        first, channels = self.first, self._executor.model.vae.z_dim
+        rows = []
+        for run in self._runs:
+            seed, schedule = run.request.seed, first.schedule
+            start = first.way.start(make_noise(seed, first.geometry, channels), None, schedule)
+            steps = len(first.steps)
+            fresh = mixed_in(seed, first.geometry, channels, steps) if schedule.renoises else []
+            rows.append([to_tokens(each, first.geometry) for each in (start, *fresh)])
         target = self._stages.abstract_tokens()
         return [
-            place_padded(
-                np.concatenate(self._filled([to_tokens(each, first.geometry) for each in row])),
-                target,
-            )
-            for row in rows
+            place_padded(np.concatenate(self._filled(list(column))), target)
+            for column in zip(*rows, strict=True)
         ]
 
     def _decode(self, member: int, run: Run, latents: np.ndarray) -> Outcome:

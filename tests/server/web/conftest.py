@@ -70,3 +70,11 @@ def keyed(tmp_path_factory):
     )
     yield server.wait_ready(), key
     server.stop()
+
+
+@pytest.fixture
+def page(open_page, server):
+    """The page of the module's server, ready to submit."""
+    page = open_page(server)
+    page.locator("#submit:enabled").wait_for()
+    return page

@@ -19,13 +19,6 @@ def server(tmp_path_factory):
     found.stop()
 
 
-@pytest.fixture
-def page(open_page, server):
-    page = open_page(server)
-    page.locator("#submit:enabled").wait_for()
-    return page
-
-
 def request_of(server, card):
     video = server.retrieve({"id": card.get_attribute("data-id")})
     return video["size"], video["metadata"]["request"]

@@ -25,13 +25,6 @@ def server(tmp_path_factory):
     found.stop()
 
 
-@pytest.fixture
-def page(open_page, server):
-    page = open_page(server)
-    page.locator("#submit:enabled").wait_for()
-    return page
-
-
 def request_of(server, card):
     return server.retrieve({"id": card.get_attribute("data-id")})["metadata"]["request"]
 
