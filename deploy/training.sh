@@ -155,15 +155,17 @@ show_training() {
 
 # Waits for the first step since this start, or for the end; says what the run does meanwhile.
 wait_until_it_trains() {
-    local seconds=$1 start=$SECONDS began before='' now
+    local seconds=$1 start=$SECONDS began before='' now has_ended
     began=$(stat --format %Y "$ETC/training.env") # written by the start
     while ((SECONDS - start < seconds)); do
+        has_ended=no
+        is_up || has_ended=yes # before the progress, which is its last word then
         now=$(progress)
         if [[ $now =~ \"state\":\ *\"finished\" ]] || (($(number last_line "$now") >= began)); then
             say "step $(number step "$now") after $((SECONDS - start)) s"
             return
         fi
-        is_up || say_last_words "the run ended and stays down"
+        [ "$has_ended" = no ] || say_last_words "the run ended and stays down"
         (($(count_failures) < 3)) \
             || say_last_words "the run ended and was started again three times"
         now=$(sed -n 's/.*"stage": *"\([^"]*\)".*/\1/p' <<< "$now")
