@@ -8,8 +8,9 @@ import re
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from server.fleet.settings import FleetSettings
 from wan_tpu import errors
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.geometry import parse_size
@@ -50,7 +51,7 @@ Seconds = Annotated[float | None, BeforeValidator(_never)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
-class Settings(BaseSettings):
+class Settings(FleetSettings):
     """The settings of one server; the defaults serve wan-tiny from `./data` on loopback."""
 
     model_config = SettingsConfigDict(env_prefix="WAN_TPU_", frozen=True, allow_inf_nan=False)
