@@ -130,7 +130,7 @@ class Start:
             self._may_have_files = True
             published = await self._unless_stopped(self._patiently(lambda: self._publish(files)))
             kept = {name: v for name, v in metadata.items() if name not in ("request", "model")}
-            return {**kept, "files": published, "start": self.order.start}
+            return {**kept, "files": published, "attempt": self.order.start}
         except ApplicationError:
             raise
         except UploadLost as error:
@@ -322,7 +322,7 @@ class Start:
 
     @property
     def _extra(self) -> dict[str, Any]:
-        return {"job": self.order.id, "start": self.order.start}
+        return {"job": self.order.id, "attempt": self.order.start}
 
 
 def _error(outcome: Outcome, message: str, *details: str) -> ApplicationError:

@@ -15,13 +15,14 @@ import tempfile
 
 import httpx
 import obstore.exceptions
+import psutil
 from google.protobuf.duration_pb2 import Duration
 from obstore.store import S3Store
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from tests.server.running import wait_for
+from tests.server.running import SCRIPTED, RunningServer, wait_for
 
 
 def free_ports(number):
@@ -216,3 +217,25 @@ class TemporalServer(Server):
 
         asyncio.run(register())
         return f"temporal://{self.address}/{name}"
+
+
+class RunningSlice(RunningServer):
+    """A slice with the scripted engine, unless another is named; it is called as its folder is."""
+
+    def __init__(self, folder, fleet_url, files, **settings):
+        self.name = folder.name
+        mine = {"fleet": fleet_url, "files": files, "role": "slice", "slice_name": folder.name}
+        super().__init__(folder, **{"engine": SCRIPTED, **mine, **settings})
+
+    def freeze(self):
+        """As a machine that stands still: its engine, too."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self):
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self):
+        mine = psutil.Process(self.process.pid)
+        return [mine, *mine.children(recursive=True)]
