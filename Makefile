@@ -62,6 +62,8 @@ lock:  ## write requirements/*.txt anew from pyproject.toml; UPGRADE=--upgrade t
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra train --output-file requirements/train.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra postgres --extra train --extra tpu \
 		--output-file requirements/slice.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra fleet --extra train --extra tpu \
+		--output-file requirements/fleet.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra train --extra cuda \
 		--output-file requirements/cuda.txt
 	$(COMPILE) --group lock --output-file requirements/uv.txt

@@ -17,6 +17,7 @@ EXTRAS = {
     "server": ("server",),
     "train": ("train",),
     "slice": ("server", "postgres", "train", "tpu"),
+    "fleet": ("fleet", "train", "tpu"),
     "cuda": ("server", "train", "cuda"),
     "dev": ("dev", "tpu"),
 }
