@@ -136,8 +136,9 @@ async def _sent(
     media_type: str,
     redirect: bool,
 ) -> Response:
-    # The signature of a URL holds for GET alone.
-    if redirect and not request.scope["state"].get("is_head"):
+    # The signature of a URL holds for GET alone, and our page loads from its own origin alone.
+    is_of_page = request.headers.get("sec-fetch-site") == "same-origin"
+    if redirect and not is_of_page and not request.scope["state"].get("is_head"):
         with answered():
             url = await stored.url(REDIRECT_SECONDS)
         if url is not None:

@@ -278,9 +278,13 @@ def test_a_store_that_is_killed_loses_nothing(kind, request, tmp_path, monkeypat
         monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | forever)
         patient = open_bucket(f"{server.url}/{tmp_path.name}")
     retry = google_bucket.RETRY
+    large = os.urandom(1 << 20) * 24
 
     async def strike():
         assert await patient.put("kept", b"k" * 100_000)
+        assert await patient.put("large", large)
+        read_on = patient.stream("large", 0, len(large))
+        begin = await anext(read_on)
         server.freeze()
         monkeypatch.setattr(google_bucket, "RETRY", retry.with_timeout(0.1))
         under_way = [
@@ -300,6 +304,7 @@ def test_a_store_that_is_killed_loses_nothing(kind, request, tmp_path, monkeypat
         await asyncio.to_thread(server.restart)
         wrote, kept, listed = await asyncio.gather(*under_way)
         assert (wrote, kept) == (True, b"k" * 100_000)
+        assert begin + b"".join([chunk async for chunk in read_on]) == large
         assert "kept" in [each.key for each in listed]
         assert "new" not in [each.key for each in listed]
         assert await impatient.put("new", b"n") is True

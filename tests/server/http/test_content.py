@@ -25,6 +25,7 @@ from server.jobs.job import State
 from server.metrics import Metrics
 from tests.server.files.test_bucket import set_environment
 from tests.server.running import wait_for
+from wan_tpu.cli.remote.server import RemoteServer
 from wan_tpu.media import Media, digest_of
 
 JOB = "video_" + "0" * 32
@@ -57,7 +58,7 @@ class App:
         scope["state"]["is_head"] = scope["method"] == "HEAD"
         request = Request({**scope, "method": "GET"}, receive)
         try:
-            if scope["path"] == "/content":
+            if scope["path"].endswith("/content"):
                 stored = await finished_file(self.files, self.job, "video")
                 response = await stored_response(request, stored, self.job, "video", self.redirect)
             else:
@@ -279,11 +280,27 @@ def test_clients_are_sent_to_where_the_file_lies(s3, tmp_path, monkeypatch):
             assert client.get(route, follow_redirects=True).content == content
             part = client.get(route, headers={"Range": "bytes=5-8"}, follow_redirects=True)
             assert (part.status_code, part.content) == (206, content[5:9])
-            # A URL is signed for GET alone.
+            # A URL is signed for GET alone, and the page's policy lets it load nothing from there.
             assert client.head(route).status_code == 200
+            page = client.get(route, headers={"Sec-Fetch-Site": "same-origin"})
+            assert (page.status_code, page.content) == (200, content)
+            assert client.get(route, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 302
         etag = client.head("/content").headers["etag"]
         assert client.get("/content", headers={"If-None-Match": etag}).status_code == 304
         assert client.get("/content", follow_redirects=True).headers["content-type"] == "video/mp4"
+
+
+def test_our_command_line_follows_to_the_store_without_its_key(s3, tmp_path, monkeypatch):
+    set_environment(monkeypatch, s3.environment)
+    app = filled(open_bucket(f"{s3.url}/{tmp_path.name}"), tmp_path, redirect=True)
+    with (
+        served(app) as client,
+        RemoteServer(str(client.base_url), key="a key", patience_seconds=1) as server,
+        server.content(JOB, "video", {"Range": "bytes=5-8"}) as answer,
+    ):
+        assert (answer.status_code, answer.read()) == (206, VIDEO[5:9])
+        assert str(answer.url).startswith(s3.endpoint)
+        assert "authorization" not in answer.request.headers
 
 
 def test_a_folder_sends_nobody_elsewhere(bucket, tmp_path):
