@@ -90,14 +90,14 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"environment", "files"},
+    {"environment", "files", "slices"},
     {"engine"},
     {"jobs"},
     {"fleet"},
     {"answered"},
     {"service", "web"},
     {"http"},
-    {"__main__"},
+    {"__main__", "demo"},
 ]
 SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
 SETTINGS_OF_A_ROOM = "server.fleet.settings"
@@ -180,5 +180,5 @@ def test_a_server_of_one_slice_imports_nothing_of_a_fleet(tmp_path):
     finally:
         running.stop()
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", running.log(), re.MULTILINE))
-    assert {"fastapi", "server.jobs.local", "tests.server.scripted_engine"} <= imported
+    assert {"fastapi", "server.jobs.local", "server.engine.lockstep"} <= imported
     assert [name for name in sorted(imported) if name.startswith(FLEETS_OWN)] == []
