@@ -18,6 +18,7 @@ EXTRAS = {
     "train": ("train",),
     "slice": ("server", "postgres", "train", "tpu"),
     "fleet": ("fleet", "train", "tpu"),
+    "fleet-demo": ("fleet-demo",),
     "cuda": ("server", "train", "cuda"),
     "dev": ("dev", "tpu"),
 }
