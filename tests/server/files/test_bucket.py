@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import sys
 import traceback
 
 import httpx
@@ -25,6 +26,7 @@ from server.files.bucket import (
 )
 from tests.server.files.test_full_disk import fill, mounted
 from tests.server.running import wait_for
+from wan_tpu.errors import MissingPackageError
 
 KINDS = ("folder", "s3", "gs")
 
@@ -363,6 +365,18 @@ def test_what_is_no_bucket_is_refused(url):
     with pytest.raises(BucketUrlError) as caught:
         open_bucket(url)
     assert "WAN_TPU_FILES" in message_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "module"),
+    [("s3://videos", "obstore", "object_store"), ("gs://videos", "google.auth", "google_bucket")],
+)
+def test_a_package_that_is_missing_is_named(url, package, module, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"server.files.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=f"{package}: pip install 'wan_tpu") as caught:
+        open_bucket(url)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
