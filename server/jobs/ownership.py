@@ -91,14 +91,20 @@ class SqliteLock:
 class PostgresLock:
     """An advisory lock, which PostgreSQL keeps for as long as one connection lasts."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, *, shared: bool = False):
         """Takes the lock.
+
+        Args:
+            database: PostgreSQL's.
+            shared: whether others that say so may have it, too: a fleet's servers. Otherwise no
+                other server may.
 
         Raises:
             StoreError: another server has it.
             StoreUnavailable: the database cannot be reached.
         """
         self._database = database
+        self._try = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
         self._connection: Connection | None = None
         self._backend: int | None = None
         deadline = time.monotonic() + TAKE_SECONDS
@@ -137,9 +143,8 @@ class PostgresLock:
             connection = self._database.engine.connect()
             try:
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-                locked = sa.select(
-                    sa.func.pg_try_advisory_lock(ADVISORY_LOCK), sa.func.pg_backend_pid()
-                )
+                take = getattr(sa.func, self._try)(ADVISORY_LOCK)
+                locked = sa.select(take, sa.func.pg_backend_pid())
                 has_it, backend = connection.execute(locked).one()
                 if has_it:
                     self._connection, self._backend = connection, backend
