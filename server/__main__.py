@@ -84,16 +84,16 @@ def _serve(settings: Settings) -> int:
 
 def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: Notifier) -> int:
     from server.http.serving import serve
-    from server.service import Service
+    from server.service import open_service
 
-    service = Service(settings)
+    service = open_service(settings)
     if settings.api_keys_file is None:
         logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
     has_served = serve(service, listening, told, notifier)
-    if service.fatal is not None:
-        logger.error("ending with %d: %s", EXIT_FAILED, service.fatal)
+    if service.jobs.fatal is not None:
+        logger.error("ending with %d: %s", EXIT_FAILED, service.jobs.fatal)
         return EXIT_FAILED
-    if service.worker.has_lost_process:
+    if service.jobs.has_lost_process:
         logger.error("ending with %d, so that all processes start anew", EXIT_LOST)
         return EXIT_LOST
     return 0 if has_served else EXIT_FAILED

@@ -1,10 +1,11 @@
-"""What a client is told when the database or the disk takes nothing."""
+"""What a client is told when the database, the disk or the bucket takes nothing."""
 
 import contextlib
 import logging
 from collections.abc import Iterator
 
 from server.errors import ApiError, retry_after
+from server.files.bucket import BucketError
 from server.files.disk import is_disk_full
 from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
 
@@ -14,9 +15,13 @@ DATABASE_RETRY_SECONDS = 5.0
 """When to come again to a server whose database is away: it is looked for every two seconds."""
 
 
+BUCKET_RETRY_SECONDS = 5.0
+"""When to come again to a server whose bucket does not answer."""
+
+
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
-    """Has a client told that the database is away, and when to come again."""
+    """Has a client told that the database or the bucket is away, and when to come again."""
     later = retry_after(DATABASE_RETRY_SECONDS)
     try:
         yield
@@ -34,3 +39,8 @@ def answered() -> Iterator[None]:
         logger.warning("a request is turned away: %s", error)
         words = "the server's database takes nothing now; come again"
         raise ApiError(503, "database_unavailable", words, headers=later) from error
+    except BucketError as error:
+        logger.warning("a request is turned away: %s", error)
+        words = "the store of the server's files does not answer now; come again"
+        headers = retry_after(BUCKET_RETRY_SECONDS)
+        raise ApiError(503, "files_unavailable", words, headers=headers) from error

@@ -20,6 +20,7 @@ from server.http.limits import RequestRate
 from server.http.observed import Observed
 from server.http.routers import health, inputs, models, profiles, unsupported, variations, videos
 from server.http.served_model import serve_model
+from server.http.served_models import one_model
 from server.http.taking import DECODED_AT_ONCE, SOURCES_AT_ONCE
 from server.http.tickets import Tickets
 from server.service import Service
@@ -42,9 +43,11 @@ def make_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running(), app.state.model.adapters.watched():
+        async with service.running(), model.adapters.watched():
             yield
 
+    settings = service.settings
+    model = serve_model(settings)
     app = FastAPI(
         title="wan-tpu",
         version=__version__,
@@ -56,13 +59,12 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    settings = service.settings
     app.state.service = service
-    app.state.model = serve_model(settings)
+    app.state.models = one_model(settings, model)
     app.state.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
     app.state.sources = asyncio.Semaphore(SOURCES_AT_ONCE)
     app.state.streams = Streams(
-        service.board,
+        service.jobs,
         service.keys,
         most=settings.max_event_streams,
         most_per_key=settings.max_event_streams_per_key,
@@ -80,14 +82,10 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
     in_front = [Depends(limit_rate)]
     if with_keys:
         in_front.insert(0, Depends(require_key))
-    for router in (
-        variations.router,
-        videos.router,
-        inputs.router,
-        models.router,
-        profiles.router,
-        unsupported.router,
-    ):
+    routers = [variations.router, videos.router, inputs.router, models.router]
+    if app.state.service.profiles is not None:
+        routers.append(profiles.router)
+    for router in (*routers, unsupported.router):
         app.include_router(router, dependencies=in_front, responses=errors(400, 401, 429, 503))
     app.include_router(health.router, responses=errors(400, 429))
     for router in (page.router, swagger.make_router(app)):
@@ -102,7 +100,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         Guard,
         settings=settings,
         strangers=app.state.stranger_rate,
-        takes_files=bool(app.state.model.description.kind.takes),
+        takes_files=lambda: app.state.models.take_files,
     )
     if settings.cors_origins:
         app.add_middleware(

@@ -5,10 +5,12 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from server.answered import answered
+from server.engine.profiles import Profiles
 from server.errors import ApiError, retry_after
 from server.http.limits import RequestRate, check_address
 from server.http.schemas import VIDEO_ID
-from server.http.served_model import ServedModel
+from server.http.served_models import ServedModels
 from server.http.tickets import Tickets
 from server.jobs.job import Job
 from server.keys import Keys
@@ -25,9 +27,16 @@ async def get_service(request: Request) -> Service:
     return request.app.state.service
 
 
-async def get_model(request: Request) -> ServedModel:
-    """The one model that is served."""
-    return request.app.state.model
+async def get_models(request: Request) -> ServedModels:
+    """The models that are served."""
+    return request.app.state.models
+
+
+async def get_profiles(request: Request) -> Profiles:
+    """The profiles of this server's engine; where it has none, no route asks."""
+    profiles: Profiles | None = request.app.state.service.profiles
+    assert profiles is not None
+    return profiles
 
 
 bearer = HTTPBearer(scheme_name="key", auto_error=False)
@@ -113,7 +122,8 @@ async def get_job(request: Request, video_id: Annotated[str, Path(pattern=f"^{VI
         ApiError: there is none.
     """
     service = await get_service(request)
-    job = service.board.find_owned(await get_owner(request), video_id)
+    with answered():
+        job = await service.jobs.find_owned(await get_owner(request), video_id)
     if job is None:
         raise video_not_found(video_id)
     return job
@@ -126,6 +136,7 @@ def video_not_found(video_id: str, field: str = "video_id") -> ApiError:
 
 IsKnown = Annotated[bool, Depends(is_known)]
 ServiceDependency = Annotated[Service, Depends(get_service)]
-ModelDependency = Annotated[ServedModel, Depends(get_model)]
+ModelsDependency = Annotated[ServedModels, Depends(get_models)]
 Owner = Annotated[str, Depends(get_owner)]
+ProfilesDependency = Annotated[Profiles, Depends(get_profiles)]
 OwnedJob = Annotated[Job, Depends(get_job)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fastapi.sse import ServerSentEvent
 
 from server.errors import ApiError, retry_after
-from server.jobs.board import Board
+from server.jobs.seam import Jobs
 from server.keys import Keys
 
 LEAST_SECONDS_BETWEEN = 0.1
@@ -27,8 +27,8 @@ RETRY_SECONDS = 5.0
 class Streams:
     """The event streams that are open."""
 
-    def __init__(self, board: Board, keys: Keys | None, *, most: int, most_per_key: int):
-        self._board = board
+    def __init__(self, jobs: Jobs, keys: Keys | None, *, most: int, most_per_key: int):
+        self._jobs = jobs
         self._keys = keys
         self._most = most
         self._most_per_key = most if keys is None else most_per_key
@@ -38,7 +38,7 @@ class Streams:
     def close(self) -> None:
         """Ends all streams, so that the server can end."""
         self._closing = True
-        self._board.wake()
+        self._jobs.wake()
 
     @contextmanager
     def place(self, owner: str) -> Iterator[None]:
@@ -72,13 +72,13 @@ class Streams:
         """
         last, retry = b"", RECONNECT_MS
         while not self._closing and self._is_valid(key):
-            changed = self._board.next_change()
-            job = self._board.find(job_id)
+            changed = self._jobs.next_change()
+            job = await self._jobs.find(job_id)
             if job is None:
                 gone = json.dumps({"id": job_id})
                 yield ServerSentEvent(event="deleted", raw_data=gone, id="deleted")
                 return
-            body = self._board.body(job_id)
+            body = self._jobs.bodies([job])[0]
             if body != last:
                 yield ServerSentEvent(
                     event="video", raw_data=body.decode(), id=str(job.state), retry=retry

@@ -6,6 +6,7 @@ Plain ASGI, because it runs for every poll; what a route needs to know is a depe
 import asyncio
 import re
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +40,12 @@ class Guard:
     """Refuses what must not come in."""
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, strangers: RequestRate, takes_files: bool
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        strangers: RequestRate,
+        takes_files: Callable[[], bool],
     ):
         """Stands in front of an application.
 
@@ -47,7 +53,7 @@ class Guard:
             app: the application.
             settings: of the server.
             strangers: how many requests a second come without a key.
-            takes_files: whether the body of a new job may hold a picture or clip.
+            takes_files: asked whether the body of a new job may hold a picture or clip.
         """
         self._app = app
         self._settings = settings
@@ -66,7 +72,7 @@ class Guard:
             return
         inner = _normal(scope)
         may_be_large = (
-            self._takes_files and scope["method"] == "POST" and inner["path"] in FILES_PATHS
+            self._takes_files() and scope["method"] == "POST" and inner["path"] in FILES_PATHS
         )
         body = Body(inner, receive, self._settings, self._large if may_be_large else None)
 

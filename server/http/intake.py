@@ -25,11 +25,11 @@ from server.http.bodies import (
     VideoExtend,
     VideoRemix,
 )
-from server.http.dependencies import ModelDependency
+from server.http.dependencies import ModelsDependency
 from server.http.flat_json import parse_json
 from server.http.form import read_form
 from server.http.reference import Reference, id_of, is_left_out, read_reference
-from server.http.served_model import ServedModel
+from server.http.served_models import ServedModels
 
 LARGE_BYTES = 1 << 17
 """Of a body that holds a picture in base64: others are to be answered while it is parsed."""
@@ -50,24 +50,24 @@ class Sent:
     video_id: str | None = None
 
 
-async def read_create(request: Request, model: ModelDependency) -> Sent:
+async def read_create(request: Request, models: ModelsDependency) -> Sent:
     """The body of `POST /v1/videos`: see `_read`."""
-    return await _read(request, model, VideoCreate)
+    return await _read(request, models, VideoCreate)
 
 
-async def read_remix(request: Request, model: ModelDependency) -> Sent:
+async def read_remix(request: Request, models: ModelsDependency) -> Sent:
     """The body of `POST /v1/videos/{video_id}/remix`: see `_read`."""
-    return await _read(request, model, VideoRemix)
+    return await _read(request, models, VideoRemix)
 
 
-async def read_edit(request: Request, model: ModelDependency) -> Sent:
+async def read_edit(request: Request, models: ModelsDependency) -> Sent:
     """The body of `POST /v1/videos/edits`: see `_read`."""
-    return await _read(request, model, VideoEdit)
+    return await _read(request, models, VideoEdit)
 
 
-async def read_extend(request: Request, model: ModelDependency) -> Sent:
+async def read_extend(request: Request, models: ModelsDependency) -> Sent:
     """The body of `POST /v1/videos/extensions`: see `_read`."""
-    return await _read(request, model, VideoExtend)
+    return await _read(request, models, VideoExtend)
 
 
 SentVideo = Annotated[Sent, Depends(read_create)]
@@ -88,14 +88,14 @@ def digest(sent: Sent, *context: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _read(request: Request, model: ServedModel, kind: type[Making]) -> Sent:
+async def _read(request: Request, models: ServedModels, kind: type[Making]) -> Sent:
     """The body, checked.
 
     Raises:
         ApiError: it is of another type, malformed, or has a picture that the model does not take.
         RequestValidationError: a field is wrong.
     """
-    fields = await _fields(request, model, kind)
+    fields = await _fields(request, models, kind)
     references: dict[str, Reference] = {}
     video_id = None
     for name, takes_id in kind.FILES.items():
@@ -106,13 +106,13 @@ async def _read(request: Request, model: ServedModel, kind: type[Making]) -> Sen
             fields[name] = video_id = str(found)
             continue
         reference = await asyncio.to_thread(
-            read_reference, name, value, max_bytes=model.max_upload_bytes
+            read_reference, name, value, max_bytes=models.max_upload_bytes
         )
         references[name], fields[name] = reference, reference.digest
     return Sent(body=_validated(kind, fields), references=references, video_id=video_id)
 
 
-async def _fields(request: Request, model: ServedModel, kind: type[Making]) -> dict[str, Any]:
+async def _fields(request: Request, models: ServedModels, kind: type[Making]) -> dict[str, Any]:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match content_type:
         case "application/json":
@@ -121,7 +121,7 @@ async def _fields(request: Request, model: ServedModel, kind: type[Making]) -> d
                 return await asyncio.to_thread(parse_json, body, kind)
             return parse_json(body, kind)
         case "multipart/form-data":
-            return await read_form(request, kind, max_text_bytes=model.max_text_bytes)
+            return await read_form(request, kind, max_text_bytes=models.max_text_bytes)
         case _:
             raise ApiError(
                 415,

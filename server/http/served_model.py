@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from server.engine.samples import sample_requests
-from server.errors import ApiError, shown
+from server.errors import ApiError
 from server.http.blame import refused
 from server.http.bodies import Making
 from server.http.reference import Reference
@@ -63,11 +63,6 @@ class ServedModel:
         """Pixels to latents to tokens."""
         return compression_of(self.description)
 
-    @property
-    def max_text_bytes(self) -> int:
-        """Of a field of a form that is no file: a picture in base64, with what is before it."""
-        return -(-self.max_upload_bytes * 4 // 3) + 200
-
     def makes(self, width: int, height: int) -> bool:
         """Whether it makes this size, and it is no larger than the model's own."""
         defaults, compression = self.description.defaults, self.compression
@@ -87,13 +82,6 @@ class ServedModel:
         Raises:
             ApiError: it cannot be made; names the field.
         """
-        if body.model not in (None, self.id):
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"there is no model {shown(body.model)} here; known: {self.id}",
-                param="model",
-            )
         self._check_text("prompt", body.prompt)
         self._check_text("negative_prompt", body.negative_prompt or "")
         try:
@@ -334,11 +322,31 @@ def serve_model(settings: Settings) -> ServedModel:
     Raises:
         WanTpuError: nothing is called so, or a size to warm up does not fit it.
     """
-    description = describe_model(settings.model)
+    name = settings.served_model_name or name_of(settings.model)
+    warm = [parse_warm_up(text) for text in settings.warm_up]
+    return serve(settings, name, describe_model(settings.model), warm)
+
+
+def serve(
+    settings: Settings,
+    model_id: str,
+    description: ModelDescription,
+    warm: Sequence[tuple[int, int, int]],
+) -> ServedModel:
+    """A model, within the bounds of the settings.
+
+    Args:
+        settings: of this server.
+        model_id: as clients call it.
+        description: of the model.
+        warm: (width, height, frames) that are compiled at start; empty for the model's own.
+
+    Raises:
+        WanTpuError: a size to warm up does not fit it.
+    """
     defaults = description.defaults
     default = VideoRequest(prompt="default")
     complete, _ = check_request(description, sample_requests(description.kind, default)[0])
-    warm = [parse_warm_up(text) for text in settings.warm_up]
     warm = warm or [(defaults.width, defaults.height, defaults.num_frames)]
     for width, height, num_frames in warm:
         size = dataclasses.replace(default, width=width, height=height, num_frames=num_frames)
@@ -347,7 +355,7 @@ def serve_model(settings: Settings) -> ServedModel:
         except GeometryError as error:
             raise GeometryError(f"WAN_TPU_WARM_UP={width}x{height}x{num_frames}: {error}") from None
     return ServedModel(
-        id=settings.served_model_name or name_of(settings.model),
+        id=model_id,
         description=description,
         max_work=int(settings.max_work * work_of(complete)),
         max_prompt_characters=settings.max_prompt_characters,

@@ -71,14 +71,14 @@ class DrainingServer(uvicorn.Server):
         service = self._service
         if counter % STATUS_TICKS == 0:
             self._notifier.status("; ".join(service.missing) or "ready")
-        if service.fatal is not None and self._end is None:
-            service.abandon()
-        is_asked = self._told.times > 0 or service.fatal is not None
-        if (is_asked or service.worker.has_lost_process) and self._end is None:
+        if service.jobs.fatal is not None and self._end is None:
+            service.jobs.abandon()
+        is_asked = self._told.times > 0 or service.jobs.fatal is not None
+        if (is_asked or service.jobs.has_lost_process) and self._end is None:
             self._notifier.stopping()
             self._end = asyncio.create_task(self._end_orderly())
         if self._told.times > 1:
-            service.hurry()
+            service.jobs.hurry()
         if await super().on_tick(counter):
             return True
         if self._end is None or not self._end.done():
@@ -88,8 +88,8 @@ class DrainingServer(uvicorn.Server):
 
     async def _end_orderly(self) -> None:
         try:
-            if not self._service.worker.has_lost_process:
-                await self._service.drain()
+            if not self._service.jobs.has_lost_process:
+                await self._service.jobs.drain()
         finally:
             self._streams.close()
 

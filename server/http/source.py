@@ -1,18 +1,18 @@
 """A video that another one is made from: stored here, or just sent."""
 
-import asyncio
 import dataclasses
 from typing import Any
 
+from server.answered import answered
 from server.errors import DO_NOT_RETRY, ApiError
 from server.files.media import FilesLost
+from server.files.seam import FileTooLarge
 from server.http.bodies import Making
 from server.http.content import check_finished
 from server.http.dependencies import video_not_found
 from server.http.reference import Reference
 from server.http.served_model import ServedModel
 from server.jobs.job import Job
-from server.jobs.shelf import files_of
 from server.service import Service
 from wan_tpu.media import MAX_MEDIA_BYTES, digest_of
 from wan_tpu.request import VideoRequest
@@ -54,32 +54,28 @@ async def read_source(service: Service, owner: str, video_id: str, *, field: str
     Raises:
         ApiError: there is none, it is another key's, not completed, lost, or too large.
     """
-    job = service.board.find_owned(owner, video_id)
+    with answered():
+        job = await service.jobs.find_owned(owner, video_id)
     if job is None:
         raise video_not_found(video_id, field)
     check_finished(job)
-    data = await asyncio.to_thread(_read, service, job, field)
+    data = await _read(service, job, field)
     reference = Reference(field=field, role="video", data=data, digest=digest_of(data))
     return Source(job=job, reference=reference)
 
 
-def _read(service: Service, job: Job, field: str) -> bytes:
+async def _read(service: Service, job: Job, field: str) -> bytes:
     try:
-        file = service.media.open(job.id, "video", files_of(job))
-        if file.status.st_size > MAX_MEDIA_BYTES:
-            message = (
-                f"the video of {job.id} has {file.status.st_size} bytes, and one that another is "
-                f"made from at most {MAX_MEDIA_BYTES}"
-            )
-            raise ApiError(400, "too_long", message, param=field)
-        data = file.path.read_bytes()
-    except (FilesLost, OSError) as error:
-        words = str(error) if isinstance(error, FilesLost) else f"the video of {job.id} is gone"
-        raise ApiError(410, "files_lost", words, headers=DO_NOT_RETRY) from None
-    if file.digest is not None and digest_of(data) != f"sha256:{file.digest}":
-        message = f"the video of {job.id} is damaged: it is not what was written"
-        raise ApiError(410, "files_lost", message, headers=DO_NOT_RETRY)
-    return data
+        with answered():
+            return await service.files.read(job, "video", most=MAX_MEDIA_BYTES)
+    except FileTooLarge as error:
+        message = (
+            f"the video of {job.id} has {error.size} bytes, and one that another is made from at "
+            f"most {MAX_MEDIA_BYTES}"
+        )
+        raise ApiError(400, "too_long", message, param=field) from None
+    except FilesLost as error:
+        raise ApiError(410, "files_lost", str(error), headers=DO_NOT_RETRY) from None
 
 
 def inherit(body: Making, job: Job, model: ServedModel, *, length: bool) -> Making:

@@ -24,9 +24,16 @@ class Entry:
 
 @dataclasses.dataclass(slots=True)
 class Kept:
-    """What an owner's finished jobs take up."""
+    """What an owner's finished jobs take up.
+
+    Attributes:
+        jobs: their number.
+        failed: of them those that ended without a video, and can be read.
+        file_bytes: of the others' files.
+    """
 
     jobs: int = 0
+    failed: int = 0
     file_bytes: int = 0
 
 
@@ -134,6 +141,7 @@ class Shelf:
             return
         kept = self._kept.setdefault(job.owner, Kept())
         kept.jobs += by
+        kept.failed += by * (job.state == State.FAILED and not job.is_unreadable)
         kept.file_bytes += by * file_bytes(job)
         if not kept.jobs:
             del self._kept[job.owner]

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from server.keys import add_key
-from server.service import Service
+from server.service import open_service
 from server.settings import Settings
 from tests.server.running import ROOT, wait_for
 from wan_tpu.errors import WanTpuError
@@ -52,7 +52,7 @@ def test_what_cannot_be_used_is_said_in_a_line(tmp_path, make):
     given = {"data_dir": tmp_path / "data"}
     given |= {name.lower(): value for name, value in make(tmp_path).items()}
     with pytest.raises(WanTpuError) as caught:
-        Service(Settings(**given))
+        open_service(Settings(**given))
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 

@@ -57,11 +57,10 @@ READY = Readiness(status="ready", missing=[]).model_dump_json().encode()
 )
 async def metrics(service: ServiceDependency) -> Response:
     """What Prometheus reads."""
-    meters, board = service.metrics, service.board
-    waiting = [board.find(job_id) for job_id in board.queue.order()]
-    oldest = min((job.created_at for job in waiting if job is not None), default=None)
-    meters.queue_length.set(len(board.queue))
-    meters.oldest_waiting_seconds.set(0 if oldest is None else max(0.0, time.time() - oldest))
+    meters, queue = service.metrics, await service.jobs.queue()
+    meters.queue_length.set(queue.length)
+    waited = 0.0 if queue.oldest_at is None else time.time() - queue.oldest_at
+    meters.oldest_waiting_seconds.set(max(0.0, waited))
     meters.ready.set(not service.missing)
     text = await asyncio.to_thread(generate_latest, meters.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

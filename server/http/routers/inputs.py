@@ -1,19 +1,16 @@
 """`/v1/videos/{video_id}/inputs/{role}`: the pictures and clips that a video was made from."""
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, Response
 
-from server.errors import DO_NOT_RETRY, ApiError, shown
+from server.errors import ApiError, shown
 from server.http.answers import errors
-from server.http.content import RangedFile
+from server.http.content import input_file, input_response
 from server.http.dependencies import OwnedJob, ServiceDependency
 from server.jobs.job import Job
-from wan_tpu.media import CLIP_TYPES, PICTURE_TYPES, media_type_of
+from wan_tpu.media import CLIP_TYPES, PICTURE_TYPES
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-
-HEAD_BYTES = 64
-"""Of a file, that say what it is."""
 
 FILES = (*PICTURE_TYPES, *CLIP_TYPES)
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -29,29 +26,17 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
         206: {"description": "The ranges that were asked for"},
     },
 )
-async def download_input(role: str, job: OwnedJob, service: ServiceDependency) -> RangedFile:
+async def download_input(
+    role: str, job: OwnedJob, service: ServiceDependency, request: Request
+) -> Response:
     """Sends what a video is made from: `image`, `last_image`, `video`, or the one `extended`."""
     named = _named(job)
     if role not in named:
         known = ", ".join(named) or "nothing"
         message = f"{job.id} is made from {known}, and no {shown(role)}"
         raise ApiError(404, "not_found", message, param="role")
-    path = service.uploads.path_of(named[role])
-    try:
-        status = path.stat()
-        with path.open("rb") as file:
-            kind = media_type_of(file.read(HEAD_BYTES))
-    except OSError:
-        message = f"the {role} of {job.id} is gone from the server's disk"
-        raise ApiError(410, "files_lost", message, headers=DO_NOT_RETRY) from None
-    return RangedFile(
-        path,
-        headers={"ETag": f'"{path.name}"', "Cache-Control": "private, no-cache"},
-        media_type=kind or "application/octet-stream",
-        filename=f"{job.id}-{role}",
-        content_disposition_type="inline",
-        stat_result=status,
-    )
+    stored = await input_file(service.files, job, role, named[role])
+    return await input_response(request, stored, job, role, service.settings.files_redirect)
 
 
 def _named(job: Job) -> dict[str, str]:

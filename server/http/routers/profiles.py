@@ -12,7 +12,7 @@ from server.engine.profiles import ProfileRecord
 from server.errors import ApiError, shown
 from server.http.answers import errors
 from server.http.content import RangedFile
-from server.http.dependencies import Owner, ServiceDependency
+from server.http.dependencies import Owner, ProfilesDependency, ServiceDependency
 from server.http.schemas import (
     MAX_PROFILE_SECONDS,
     MAX_PROFILE_STEPS,
@@ -97,7 +97,7 @@ async def read_wanted(request: Request) -> ProfileCreate:
     },
 )
 async def create_profile(
-    service: ServiceDependency,
+    profiles: ProfilesDependency,
     owner: Owner,
     wanted: Annotated[ProfileCreate, Depends(read_wanted)],
 ) -> Profile:
@@ -105,29 +105,29 @@ async def create_profile(
     steps = wanted.steps
     if steps is None and wanted.seconds is None:
         steps = DEFAULT_STEPS
-    record = service.profiles.begin(steps=steps, seconds=wanted.seconds)
+    record = profiles.begin(steps=steps, seconds=wanted.seconds)
     logger.info("profile %s begun", record.id, extra={"owner": owner})
     return _shown(record)
 
 
 @router.get("", operation_id="listProfiles", responses=errors(403))
-async def list_profiles(service: ServiceDependency) -> ProfileList:
+async def list_profiles(profiles: ProfilesDependency) -> ProfileList:
     """Lists profiles, newest first."""
-    return ProfileList(object="list", data=[_shown(each) for each in service.profiles.list()])
+    return ProfileList(object="list", data=[_shown(each) for each in profiles.list()])
 
 
 @router.get("/{profile_id}", operation_id="retrieveProfile", responses=errors(403, 404))
-async def retrieve_profile(profile_id: str, service: ServiceDependency) -> Profile:
+async def retrieve_profile(profile_id: str, profiles: ProfilesDependency) -> Profile:
     """Shows a profile."""
-    return _shown(service.profiles.find(profile_id))
+    return _shown(profiles.find(profile_id))
 
 
 @router.delete("/{profile_id}", operation_id="deleteProfile", responses=errors(403, 404))
 async def delete_profile(
-    profile_id: str, service: ServiceDependency, owner: Owner
+    profile_id: str, profiles: ProfilesDependency, owner: Owner
 ) -> ProfileDeleted:
     """Removes a profile; one that is being recorded is stopped, the job goes on."""
-    await service.profiles.delete(profile_id)
+    await profiles.delete(profile_id)
     logger.info("profile %s deleted", profile_id, extra={"owner": owner})
     return ProfileDeleted(id=profile_id, object="profile.deleted", deleted=True)
 
@@ -145,9 +145,9 @@ async def delete_profile(
         206: {"description": "The ranges that were asked for"},
     },
 )
-async def download_profile(profile_id: str, service: ServiceDependency) -> RangedFile:
+async def download_profile(profile_id: str, profiles: ProfilesDependency) -> RangedFile:
     """Sends a completed profile: a folder for xprof, as .tar.gz."""
-    path = service.profiles.archive(profile_id)
+    path = profiles.archive(profile_id)
     return RangedFile(path, media_type=ARCHIVE, filename=path.name)
 
 

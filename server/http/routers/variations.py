@@ -11,6 +11,7 @@ from server.http.extension import read_extension
 from server.http.intake import Sent, SentEdit, SentExtend, SentRemix
 from server.http.reference import Reference
 from server.http.schemas import VideoCreated
+from server.http.served_model import ServedModel
 from server.http.source import Source, explained, inherit, read_source
 from server.http.taking import Taking, TakingDependency, room_in_queue
 from wan_tpu.request import VideoRequest
@@ -86,6 +87,7 @@ def _without_video(sent: Sent) -> list[Reference]:
 
 async def _complete(
     taking: Taking,
+    model: ServedModel,
     sent: Sent,
     body: Making,
     references: Mapping[str, Reference],
@@ -97,7 +99,7 @@ async def _complete(
         ApiError: it cannot be made.
     """
     try:
-        return await taking.complete(body, references)
+        return await taking.complete(model, body, references)
     except ApiError as error:
         if source is None:
             raise
@@ -106,10 +108,10 @@ async def _complete(
 
 async def _extend(taking: Taking, sent: Sent) -> VideoCreated:
     """The clip that was sent, or a completed video, and what comes after it."""
-    before = taking.repeated(sent, "extensions")
+    before = await taking.repeated(sent, "extensions")
     if before is not None:
-        return taking.answer(before)
-    model, service = taking.model, taking.service
+        return await taking.answer(before)
+    model, service = await taking.choose(sent, sent.video_id), taking.service
     given = {"image": "video"} | {each.role: each.field for each in _without_video(sent)}
     model.check_inputs(given, "a video is continued from its last frame as an image, and ")
     source = None
@@ -121,9 +123,10 @@ async def _extend(taking: Taking, sent: Sent) -> VideoCreated:
         body = inherit(body, source.job, model, length=False)
     extension = await taking.decoded(read_extension, model, body, clip)
     references = {each.field: each for each in _without_video(sent)} | {"video": extension.image}
-    request = await _complete(taking, sent, extension.body, references, source)
+    request = await _complete(taking, model, sent, extension.body, references, source)
     return await taking.accept(
         sent,
+        model,
         request,
         extension.media(references),
         "extensions",
@@ -137,15 +140,16 @@ async def _make_anew(
 ) -> VideoCreated:
     """Video to video, of the clip that was sent or of a completed video."""
     context = (route, video_id or "")
-    before = taking.repeated(sent, *context)
+    before = await taking.repeated(sent, *context)
     if before is not None:
-        return taking.answer(before)
-    taking.model.check_inputs({"video": field})
+        return await taking.answer(before)
+    model = await taking.choose(sent, video_id)
+    model.check_inputs({"video": field})
     body, references, source = sent.body, sent.references, None
     if video_id is not None:
         source = await read_source(taking.service, taking.owner, video_id, field=field)
-        body = inherit(body, source.job, taking.model, length=True)
+        body = inherit(body, source.job, model, length=True)
         references = {field: source.reference}
-    request = await _complete(taking, sent, body, references, source)
+    request = await _complete(taking, model, sent, body, references, source)
     (clip,) = references.values()
-    return await taking.accept(sent, request, clip.media, *context, source_id=video_id)
+    return await taking.accept(sent, model, request, clip.media, *context, source_id=video_id)

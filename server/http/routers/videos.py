@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import FileResponse, Response
 
+from server.answered import answered
 from server.engine.failure import Failure
 from server.errors import DO_NOT_RETRY, ApiError
 from server.http.answers import Answered, errors
 from server.http.bodies import VideoCreate, request_body
-from server.http.content import Variant, content_response
+from server.http.content import Variant, finished_file, stored_response
 from server.http.dependencies import (
     OwnedJob,
     Owner,
@@ -44,7 +45,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 @router.get("/{video_id}", operation_id="retrieveVideo", responses=errors(404))
 async def retrieve_video(job: OwnedJob, service: ServiceDependency) -> Video:
     """Shows a job."""
-    return video_answer(service, job.id)
+    return video_answer(service, job)
 
 
 @router.post(
@@ -56,12 +57,13 @@ async def retrieve_video(job: OwnedJob, service: ServiceDependency) -> Video:
 )
 async def create_video(taking: TakingDependency, sent: SentVideo) -> VideoCreated:
     """Accepts a job and answers at once; it then waits its turn."""
-    before = taking.repeated(sent)
+    before = await taking.repeated(sent)
     if before is not None:
-        return taking.answer(before)
-    request = await taking.complete(sent.body, sent.references)
+        return await taking.answer(before)
+    model = await taking.choose(sent)
+    request = await taking.complete(model, sent.body, sent.references)
     media = Media({each.digest: each.data for each in sent.references.values()})
-    return await taking.accept(sent, request, media)
+    return await taking.accept(sent, model, request, media)
 
 
 @router.get("", operation_id="listVideos")
@@ -76,11 +78,14 @@ async def list_videos(
     order: Annotated[Literal["asc", "desc"], Query(description="by time of creation")] = "desc",
 ) -> VideoList:
     """Lists jobs, newest first unless asked otherwise."""
-    board, newest_first = service.board, order == "desc"
-    ids, has_more = board.page(owner, after=after, limit=limit, newest_first=newest_first)
-    first, last = (_quoted(ids[0]), _quoted(ids[-1])) if ids else (b"null", b"null")
+    newest_first = order == "desc"
+    with answered():
+        jobs, has_more = await service.jobs.page(
+            owner, after=after, limit=limit, newest_first=newest_first
+        )
+    first, last = (_quoted(jobs[0].id), _quoted(jobs[-1].id)) if jobs else (b"null", b"null")
     body = b'{"object":"list","data":[%s],"has_more":%s,"first_id":%s,"last_id":%s}' % (
-        b",".join(map(board.body, ids)),
+        b",".join(service.jobs.bodies(jobs)),
         b"true" if has_more else b"false",
         first,
         last,
@@ -106,7 +111,7 @@ async def cancel_video(job: OwnedJob, service: ServiceDependency) -> Video:
         message = f"{job.id} is {after.state} already and cannot be cancelled; it can be deleted"
         raise ApiError(409, "not_cancellable", message, headers=DO_NOT_RETRY)
     logger.info("job cancelled", extra={"job": job.id, "owner": job.owner})
-    return video_answer(service, job.id)
+    return video_answer(service, after)
 
 
 @router.get(
@@ -130,7 +135,9 @@ async def download_content(
     variant: Annotated[Variant, Query(description="which file")] = "video",
 ) -> Response:
     """Sends a file of a completed job, whole or in ranges."""
-    return await content_response(request, service.media, job, variant)
+    stored = await finished_file(service.files, job, variant)
+    redirect = service.settings.files_redirect
+    return await stored_response(request, stored, job, variant, redirect)
 
 
 @router.post(

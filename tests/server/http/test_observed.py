@@ -10,7 +10,7 @@ import httpx
 
 from server.http.app import make_app
 from server.keys import add_key
-from server.service import Service
+from server.service import open_service
 from server.settings import Settings
 from tests.server.http.test_access import bearer
 from tests.server.http.test_errors import NO_VIDEO, check_shape
@@ -61,7 +61,7 @@ def test_what_never_became_a_request_is_noted_too(quick):
 
 def test_a_fault_of_ours_is_an_answer_like_any_other(tmp_path, caplog):
     """A server of its own, whose application has got one more route."""
-    service = Service(Settings(data_dir=tmp_path / "data"))
+    service = open_service(Settings(data_dir=tmp_path / "data"))
     app = make_app(service)
 
     @app.get("/v1/broken")
@@ -75,7 +75,7 @@ def test_a_fault_of_ours_is_an_answer_like_any_other(tmp_path, caplog):
 
     with caplog.at_level("INFO"):
         response = asyncio.run(ask())
-    service.store.close()
+    service.jobs.store.close()
     error = check_shape(response, 500, "internal_error")
     identity = response.headers["x-request-id"]
     assert identity in error["message"]

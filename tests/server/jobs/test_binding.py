@@ -13,7 +13,7 @@ from server.jobs.database import Database, StoreError
 from server.jobs.job import Job, make_id
 from server.jobs.opening import adopt
 from server.jobs.schema import downgrade
-from server.service import Service
+from server.service import open_service
 from server.settings import Settings
 from tests.server.postgres import new_database
 from wan_tpu.request import VideoRequest
@@ -30,8 +30,8 @@ def start(tmp_path):
 
         def start_(folder="data", **settings):
             opened.close()
-            service = Service(Settings(data_dir=tmp_path / folder, min_free_bytes=0, **settings))
-            opened.callback(service.close)
+            service = open_service(Settings(data_dir=tmp_path / folder, min_free_bytes=0, **settings))
+            opened.callback(service.jobs.close)
             return service
 
         yield start_
@@ -40,13 +40,13 @@ def start(tmp_path):
 def complete(service):
     """A completed job with its files."""
     job = Job(id=make_id(), owner="", model="wan-tiny", request=REQUEST, created_at=time.time())
-    folder = service.media.begin(job.id)
+    folder = service.jobs.media.begin(job.id)
     for name in FILE_NAMES.values():
         (folder / name).write_bytes(b"a video")
-    files = service.media.measure(job.id)
-    service.media.publish(job.id)
+    files = service.jobs.media.measure(job.id)
+    service.jobs.media.publish(job.id)
     job = job.started().completed({"files": files}, keep_seconds=None)
-    service.store.insert(job)
+    service.jobs.store.insert(job)
     return job.id
 
 
@@ -66,8 +66,8 @@ def test_another_database_is_refused_and_nothing_is_moved(start, tmp_path, caplo
         assert "python -m server adopt" in str(caught.value)
         assert videos(tmp_path) == [job]
     service = start()
-    assert service.board.find(job).state == "completed"
-    assert service.board.completed_ids() == {job}
+    assert service.jobs.board.find(job).state == "completed"
+    assert service.jobs.board.completed_ids() == {job}
     assert "trash" not in caplog.text
 
 
@@ -81,11 +81,11 @@ def test_a_postgresql_instead_of_sqlite_is_refused(start, tmp_path, postgres):
         service = start(database_url=url)
         assert videos(tmp_path) == []
         other = complete(service)
-        assert start(database_url=url).board.completed_ids() == {other}
+        assert start(database_url=url).jobs.board.completed_ids() == {other}
     with pytest.raises(StoreError, match="do not belong together"):
         start()
     adopt(Settings(data_dir=tmp_path / "data"))
-    assert start().board.completed_ids() == {job}
+    assert start().jobs.board.completed_ids() == {job}
     assert videos(tmp_path) == [job], "it is back from the trash"
 
 
@@ -115,7 +115,7 @@ def test_what_the_database_does_not_know_goes_to_the_trash_and_is_said(start, tm
         shutil.copy(path, tmp_path / "data")
     caplog.clear()
     service = start()
-    assert service.board.completed_ids() == {first}
+    assert service.jobs.board.completed_ids() == {first}
     assert videos(tmp_path) == [first]
     (kept,) = (tmp_path / "data" / "trash").iterdir()
     assert kept.name.endswith(f"-videos-{second}")
@@ -129,7 +129,7 @@ def test_an_empty_folder_for_a_database_with_videos_is_refused(start, postgres):
         job = complete(start(database_url=url))
         with pytest.raises(StoreError, match=f"1 videos that it knows do not lie there .{job}"):
             start("empty", database_url=url)
-        assert start(database_url=url).board.completed_ids() == {job}
+        assert start(database_url=url).jobs.board.completed_ids() == {job}
 
 
 def test_two_new_ones_need_no_words(start, postgres):
@@ -154,7 +154,7 @@ def test_the_folder_of_the_release_before_is_taken_over(start, tmp_path):
     make_old(tmp_path, f"sqlite:///{tmp_path}/data/jobs.sqlite")
     stranger = "video_" + "0" * 32
     (tmp_path / "data" / "videos" / stranger).mkdir()
-    assert start().board.completed_ids() == {job}
+    assert start().jobs.board.completed_ids() == {job}
     assert videos(tmp_path) == [job]
 
 
@@ -193,9 +193,9 @@ def test_completed_videos_without_their_files_are_said_and_shown(start, tmp_path
     said = "".join(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     for job in (gone, cut, empty):
         assert job in said
-        assert b'"status":"completed"' in service.board.body(job)
-        assert b'"code":"files_lost"' in service.board.body(job)
-    assert b'"error":null' in service.board.body(whole)
+        assert b'"status":"completed"' in service.jobs.board.body(job)
+        assert b'"code":"files_lost"' in service.jobs.board.body(job)
+    assert b'"error":null' in service.jobs.board.body(whole)
     assert whole not in said
 
 
@@ -207,5 +207,5 @@ def test_an_unreadable_jobs_files_stay(start, tmp_path):
     connection.commit()
     connection.close()
     service = start()
-    assert service.board.find(job).is_unreadable
+    assert service.jobs.board.find(job).is_unreadable
     assert videos(tmp_path) == [job]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from server.jobs.job import State
-from server.service import Service
+from server.service import open_service
 from server.settings import Settings
 from tests.server.running import SCRIPTED
 from wan_tpu.request import VideoRequest
@@ -33,7 +33,7 @@ def service(monkeypatch, tmp_path):
     monkeypatch.setenv("WAN_TPU_MIN_FREE_BYTES", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
-    return Service(Settings())
+    return open_service(Settings())
 
 
 async def accept(service, request=QUICK):
@@ -43,27 +43,27 @@ async def accept(service, request=QUICK):
 
 async def ended(service, job):
     async with asyncio.timeout(60):
-        while not (now := service.board.find(job.id)).is_finished:
-            await service.board.next_change().wait()
+        while not (now := service.jobs.board.find(job.id)).is_finished:
+            await service.jobs.board.next_change().wait()
     return now
 
 
 def test_a_job_that_cannot_be_claimed_does_not_stop_the_others(service):
     async def work():
         async with service.running():
-            claim, bad = service.board.claim, []
+            claim, bad = service.jobs.board.claim, []
 
             async def refuse(job_id):
                 if job_id in bad:
                     raise RuntimeError("a fault of ours")
                 return await claim(job_id)
 
-            service.board.claim = refuse
+            service.jobs.board.claim = refuse
             first = await accept(service)
             bad.append(first.id)
             second = await accept(service)
             assert (await ended(service, second)).state == State.COMPLETED
-            assert service.board.find(first.id).state == State.QUEUED
+            assert service.jobs.board.find(first.id).state == State.QUEUED
             async with asyncio.timeout(30):
                 while service.missing:
                     await asyncio.sleep(0.05)
@@ -75,19 +75,19 @@ def test_a_job_that_cannot_be_claimed_does_not_stop_the_others(service):
 def test_a_service_that_always_fails_around_the_engine_is_not_ready(service):
     async def work():
         async with service.running():
-            claim = service.board.claim
+            claim = service.jobs.board.claim
 
             async def refuse(job_id):
                 raise RuntimeError("a fault of ours")
 
-            service.board.claim = refuse
+            service.jobs.board.claim = refuse
             job = await accept(service)
             async with asyncio.timeout(60):
                 while not any("around the engine" in reason for reason in service.missing):
                     await asyncio.sleep(0.05)
-            service.board.claim = claim
-            service.worker._skipped_until.clear()  # a minute, which a test need not wait
-            service.board.wake()
+            service.jobs.board.claim = claim
+            service.jobs.worker._skipped_until.clear()  # a minute, which a test need not wait
+            service.jobs.board.wake()
             assert (await ended(service, job)).state == State.COMPLETED
             while service.missing:
                 await asyncio.sleep(0.05)
@@ -100,13 +100,13 @@ def test_a_job_that_fails_around_the_engine_ends(service):
 
     async def work():
         async with service.running():
-            begin = service.media.begin
+            begin = service.jobs.media.begin
 
             def refuse(job_id):
-                service.media.begin = begin
+                service.jobs.media.begin = begin
                 raise RuntimeError("a fault of ours")
 
-            service.media.begin = refuse
+            service.jobs.media.begin = refuse
             first, second = await accept(service), await accept(service)
             assert (await ended(service, first)).error_code == "engine_error"
             assert (await ended(service, second)).state == State.COMPLETED
@@ -122,13 +122,13 @@ def test_what_was_abandoned_is_not_written(service):
         async with service.running():
             job = await accept(service, slow)
             async with asyncio.timeout(60):
-                while service.board.find(job.id).state != State.IN_PROGRESS:
+                while service.jobs.board.find(job.id).state != State.IN_PROGRESS:
                     await asyncio.sleep(0.01)
-            service.abandon()
+            service.jobs.abandon()
             async with asyncio.timeout(20):
-                await service.drain()
-            assert service.board.find(job.id).state == State.IN_PROGRESS
-            assert not service.worker._engine.is_alive
+                await service.jobs.drain()
+            assert service.jobs.board.find(job.id).state == State.IN_PROGRESS
+            assert not service.jobs.worker._engine.is_alive
 
     asyncio.run(work())
 

@@ -1,0 +1,115 @@
+"""A bucket: what is asked of a store of objects, whoever has it. Imports no store's package.
+
+Objects are written whole or not at all. Keys are relative to the prefix of the URL, with `/`
+between their parts.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from wan_tpu.errors import WanTpuError
+
+
+class BucketError(WanTpuError):
+    """The bucket cannot be used, now or as it is set up; says which, and what to do."""
+
+
+class ObjectMissing(Exception):
+    """There is no object of this key."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stat:
+    """An object, without what is in it.
+
+    Attributes:
+        key: relative to the bucket's prefix.
+        size: bytes.
+        etag: changes with the content; a folder's may be None.
+        modified: unix seconds, by the store's clock.
+    """
+
+    key: str
+    size: int
+    etag: str | None
+    modified: float
+
+
+class Bucket(Protocol):
+    """A bucket, or a part of one; for one event loop.
+
+    Every method may raise `BucketError`, after retries of seconds: the store is away, or takes it
+    not from us.
+    """
+
+    @property
+    def name(self) -> str:
+        """As it is called in messages: the URL without credentials."""
+        ...
+
+    async def put(
+        self,
+        key: str,
+        data: bytes | pathlib.Path,
+        *,
+        create: bool = True,
+        media_type: str | None = None,
+    ) -> bool:
+        """Writes an object; False if only a new one was to be made and there is one.
+
+        Args:
+            key: of the object.
+            data: the content, or the file that has it, which is not read as a whole if it is large.
+            create: whether an object that is there stays as it is.
+            media_type: what a store tells those who read it by a URL.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """All of an object.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        ...
+
+    def stream(self, key: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from `start` to before `end`, piece by piece; fewer if the object has fewer.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        ...
+
+    async def head(self, key: str) -> Stat | None:
+        """What is known of an object; None if there is none."""
+        ...
+
+    async def list(self, prefix: str) -> list[Stat]:
+        """All objects whose keys begin with a prefix that ends with `/`, or is empty."""
+        ...
+
+    async def delete_all(self, prefix: str) -> int:
+        """Removes all objects below a prefix that ends with `/`; returns how many there were."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Removes an object, if it is there."""
+        ...
+
+    async def copy(self, key: str, to: str) -> None:
+        """Writes an object's content under another key, inside the store.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        ...
+
+    async def url(self, key: str, seconds: int) -> str | None:
+        """A URL by which anyone can read an object for so long; None where nothing is signed."""
+        ...
