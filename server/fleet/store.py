@@ -192,8 +192,13 @@ class FleetStore:
             wanted = sa.select(sa.func.count()).where(jobs.c.id.in_(job_ids))
             return connection.execute(wanted).scalar_one() > 0
 
-    def cancel(self, job_id: str, keep_seconds: float | None) -> tuple[Job | None, bool]:
-        """Fails a job that is not finished; as it then is, and whether this has done it."""
+    def cancel(self, job_id: str, keep_seconds: float | None) -> tuple[Job | None, bool | None]:
+        """Fails a job that is not finished.
+
+        Returns:
+            The job as it then is, and whether its workflow is known to have been started; None
+            where it had ended before.
+        """
         ended: dict[str, Any] = {
             "state": str(State.FAILED),
             "error_code": str(Failure.CANCELLED),
@@ -205,10 +210,11 @@ class FleetStore:
         with self.writing() as connection:
             cancelled = sa.update(jobs).where(jobs.c.id == job_id, UNFINISHED).values(ended)
             row = connection.execute(cancelled.returning(jobs.c.workflow_at)).one_or_none()
-            if row is not None:
-                note(connection, cancellations, {job_id: row.workflow_at is not None})
+            started = None if row is None else row.workflow_at is not None
+            if started is not None:
+                note(connection, cancellations, {job_id: started})
             found = read_jobs(connection, sa.select(jobs).where(jobs.c.id == job_id))
-        return (found[0] if found else None), row is not None
+        return (found[0] if found else None), started
 
     def delete(self, job_ids: Sequence[str]) -> list[Gone]:
         """Forgets jobs and notes that their workflows and files go; those that were there."""
@@ -360,7 +366,7 @@ def _standing(connection: Connection, owner: str) -> Standing:
     return Standing(
         waiting=waiting[0],
         waiting_of_owner=waiting[1],
-        kept=Kept(jobs=theirs[0], file_bytes=int(theirs[2])),
+        kept=Kept(jobs=theirs[0], failed=theirs[1], file_bytes=int(theirs[2])),
         kept_failed=theirs[1],
         upload_bytes=int(theirs[3]),
     )
