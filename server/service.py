@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from server.answered import answered
 from server.engine.profiles import Profiles
 from server.errors import DO_NOT_RETRY, ApiError, retry_after
-from server.files.local import LocalFiles
-from server.files.seam import Files
+from server.files.seam import Files, LocalFiles
 from server.jobs.job import Extended, Job, make_id, variations_of
 from server.jobs.local import LocalJobs
 from server.jobs.seam import Jobs, Standing

@@ -8,12 +8,19 @@ import dataclasses
 import pathlib
 from collections.abc import AsyncGenerator
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
-from wan_tpu.errors import WanTpuError
+from wan_tpu.errors import InputError, MissingPackageError, WanTpuError
+
+SCHEMES = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a folder"
 
 
 class BucketError(WanTpuError):
     """The bucket cannot be used, now or as it is set up; says which, and what to do."""
+
+
+class BucketUrlError(BucketError, InputError):
+    """What names the bucket is not written as it should be."""
 
 
 class ObjectMissing(Exception):
@@ -113,3 +120,52 @@ class Bucket(Protocol):
     async def url(self, key: str, seconds: int) -> str | None:
         """A URL by which anyone can read an object for so long; None where nothing is signed."""
         ...
+
+
+def open_bucket(url: str) -> Bucket:
+    """The bucket of a URL; nothing is asked of it yet.
+
+    Args:
+        url: `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`, whose credentials are where Amazon's and
+            Google's tools look for them; or a folder, as a path or a `file://` URL.
+
+    Raises:
+        BucketUrlError: it is none of these.
+        BucketError: it cannot be used; says what to do.
+        MissingPackageError: a package is not installed.
+    """
+    parts = urlsplit(url)
+    try:
+        match parts.scheme:
+            case "s3":
+                from server.files.object_store import open_s3
+
+                return open_s3(*_bucket_and_prefix(url))
+            case "" | "file":
+                from server.files.object_store import open_folder
+
+                if parts.netloc not in ("", "localhost") or not parts.path:
+                    raise BucketUrlError(f"WAN_TPU_FILES is {url!r}; it is {SCHEMES}")
+                path = unquote(parts.path) if parts.scheme else url
+                return open_folder(pathlib.Path(path))
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"files in {parts.scheme or 'file'}:// need the package {error.name}: "
+            "pip install 'wan_tpu[fleet]'"
+        ) from None
+    raise BucketUrlError(f"WAN_TPU_FILES begins with {parts.scheme}://; it is {SCHEMES}")
+
+
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    """The name of a bucket and the prefix in it, which is empty or ends with `/`."""
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/")
+    if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        # What was written is not repeated: it may hold a secret.
+        raise BucketUrlError(
+            f"WAN_TPU_FILES is written {parts.scheme}://BUCKET/PREFIX, with nothing else in it; "
+            "credentials come from the environment"
+        )
+    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        raise BucketUrlError(f"the prefix {prefix!r} of WAN_TPU_FILES has an empty or dotted part")
+    return parts.netloc, f"{prefix}/" if prefix else ""

@@ -133,13 +133,7 @@ class Media:
 
     def measure(self, job_id: str) -> dict[str, dict[str, Any]]:
         """Size and digest of each of a job's complete files, which from here on are the owner's."""
-        found = {}
-        for variant, name in FILE_NAMES.items():
-            with (self._partial / job_id / name).open("rb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                digest = hashlib.file_digest(file, hashlib.sha256).hexdigest()
-                found[variant] = {"bytes": file.tell(), "sha256": digest}
-        return found
+        return measure_files(self._partial / job_id)
 
     def publish(self, job_id: str) -> None:
         """Puts a job's complete files in their place, for good: also after a loss of power."""
@@ -257,6 +251,27 @@ class Media:
                 break
             target = self._trash / f"{name}-{number}"
         os.rename(path, target)
+
+
+def measure_files(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file of a video, which from here on are for the owner alone.
+
+    Args:
+        folder: that holds all of `FILE_NAMES`.
+
+    Returns:
+        `bytes` and `sha256` in hexadecimal, by variant.
+
+    Raises:
+        OSError: one is not there, or cannot be read.
+    """
+    found = {}
+    for variant, name in FILE_NAMES.items():
+        with (folder / name).open("rb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            digest = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+            found[variant] = {"bytes": file.tell(), "sha256": digest}
+    return found
 
 
 def shown(names: list[str]) -> str:

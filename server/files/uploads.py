@@ -47,7 +47,7 @@ def read_uploads(folder: pathlib.Path, wanted: Mapping[str, str]) -> Media:
     contents = {}
     for role, digest in wanted.items():
         try:
-            contents[digest] = (folder / _name_of(digest)).read_bytes()
+            contents[digest] = (folder / name_of(digest)).read_bytes()
         except OSError as error:
             raise UploadLost(f"the {role} of this video is gone from the server's disk") from error
         try:
@@ -96,11 +96,11 @@ class Uploads:
         for digest in digests:
             with self._lock:
                 if digest not in self._in_use and not is_wanted(digest):
-                    (self.folder / _name_of(digest)).unlink(missing_ok=True)
+                    (self.folder / name_of(digest)).unlink(missing_ok=True)
 
     def path_of(self, digest: str) -> pathlib.Path:
         """Where a file lies, if it is there."""
-        return self.folder / _name_of(digest)
+        return self.folder / name_of(digest)
 
     def size_of(self, digest: str) -> int:
         """Bytes of a file; 0 if it is not there."""
@@ -115,7 +115,7 @@ class Uploads:
         Args:
             wanted: digests that known jobs name.
         """
-        names = {_name_of(digest) for digest in wanted}
+        names = {name_of(digest) for digest in wanted}
         moved = []
         for path in sorted(self.folder.iterdir()):
             if _UNFINISHED.fullmatch(path.name):
@@ -138,7 +138,7 @@ class Uploads:
 
         One that is there already is written anew: it may be damaged.
         """
-        path = self.folder / _name_of(digest)
+        path = self.folder / name_of(digest)
         aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
         try:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -158,7 +158,7 @@ class Uploads:
         os.rename(path, self._trash / f"{now}-{FOLDER}-{path.name}")
 
 
-def _name_of(digest: str) -> str:
+def name_of(digest: str) -> str:
     """The name of a file: the digest without its kind."""
     name = digest.removeprefix("sha256:")
     assert _NAME.fullmatch(name), f"{digest!r} is no digest"

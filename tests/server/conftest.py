@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.server.fleet.servers import S3Server
 from tests.server.postgres import new_database, running_postgres
 from tests.server.running import SCRIPTED, RunningServer
 from wan_tpu.checkpoints.models import WAN_TINY_TI2V
@@ -62,3 +63,13 @@ def database(request, tmp_path):
         return
     with new_database(request.getfixturevalue("postgres")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 store with an empty bucket; whoever strikes it leaves it running."""
+    server = S3Server()
+    try:
+        yield server.start()
+    finally:
+        server.close()

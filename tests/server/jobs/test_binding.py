@@ -30,7 +30,9 @@ def start(tmp_path):
 
         def start_(folder="data", **settings):
             opened.close()
-            service = open_service(Settings(data_dir=tmp_path / folder, min_free_bytes=0, **settings))
+            service = open_service(
+                Settings(data_dir=tmp_path / folder, min_free_bytes=0, **settings)
+            )
             opened.callback(service.jobs.close)
             return service
 

@@ -1,0 +1,237 @@
+"""Buckets of every kind answer alike: real stores, and a folder."""
+
+import asyncio
+import contextlib
+import os
+import traceback
+
+import httpx
+import pytest
+
+from server.files import object_store
+from server.files.bucket import BucketError, BucketUrlError, ObjectMissing, open_bucket
+
+KINDS = ("folder", "s3")
+
+
+def set_environment(monkeypatch, environment):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "STORAGE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=KINDS)
+def bucket(request, tmp_path, monkeypatch):
+    """An empty one: a part of a store of the session's."""
+    if request.param == "folder":
+        return open_bucket(str(tmp_path / "a folder %"))
+    server = request.getfixturevalue(request.param)
+    set_environment(monkeypatch, server.environment)
+    return open_bucket(f"{server.url}/{tmp_path.name}/part")
+
+
+def run(*steps):
+    """Awaits steps at the same time; returns what each gave."""
+
+    async def together():
+        return await asyncio.gather(*steps)
+
+    return asyncio.run(together())
+
+
+async def read(bucket, key, start, end):
+    return b"".join([chunk async for chunk in bucket.stream(key, start, end)])
+
+
+def test_objects_are_written_read_listed_and_removed(bucket, tmp_path):
+    data = bytes(range(256)) * 4096
+    (tmp_path / "file").write_bytes(data)
+
+    async def life():
+        assert await bucket.list("") == []
+        assert await bucket.head("a/b.mp4") is None
+        assert await bucket.put("a/b.mp4", tmp_path / "file", media_type="video/mp4")
+        assert await bucket.put("a/c", b"c")
+        assert await bucket.put("ab", b"")
+        assert await bucket.get("a/b.mp4") == data
+        assert await bucket.get("ab") == b""
+        assert await read(bucket, "a/b.mp4", 1000, 700_001) == data[1000:700_001]
+        assert await read(bucket, "a/c", 0, 9) == b"c"
+        stat = await bucket.head("a/b.mp4")
+        assert (stat.key, stat.size) == ("a/b.mp4", len(data))
+        assert abs(stat.modified - (tmp_path / "file").stat().st_mtime) < 600
+        assert sorted(each.key for each in await bucket.list("a/")) == ["a/b.mp4", "a/c"]
+        assert stat in await bucket.list("a/")
+        await bucket.copy("a/b.mp4", "z/b")
+        assert await bucket.get("z/b") == data
+        assert await bucket.delete_all("a/") == 2
+        assert await bucket.delete_all("a/") == 0
+        await bucket.delete("ab")
+        await bucket.delete("ab")
+        assert [each.key for each in await bucket.list("")] == ["z/b"]
+
+    asyncio.run(life())
+
+
+def test_what_is_missing_is_said_to_be_missing(bucket):
+    async def ask():
+        for step in (
+            bucket.get("nothing"),
+            read(bucket, "nothing", 0, 1),
+            bucket.copy("nothing", "b"),
+        ):
+            with pytest.raises(ObjectMissing, match="nothing"):
+                await step
+
+    asyncio.run(ask())
+
+
+def test_of_two_writers_one_creates(bucket):
+    """Red when an object that is there is written over."""
+    wrote = run(*(bucket.put("race", bytes([i]) * 1000) for i in range(6)))
+    assert sorted(wrote) == [False] * 5 + [True]
+    assert run(bucket.get("race")) == [bytes([wrote.index(True)]) * 1000]
+    assert run(bucket.put("race", b"anew", create=False)) == [True]
+    assert run(bucket.get("race")) == [b"anew"]
+
+
+def test_large_files_are_created_in_parts(bucket, tmp_path, monkeypatch):
+    """The same promise where the content is not held in memory."""
+    monkeypatch.setattr(object_store, "SINGLE_BYTES", 1000)
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * (6 << 20))
+    wrote = run(*(bucket.put("race", tmp_path / name) for name in "ab"))
+    assert sorted(wrote) == [False, True]
+    (data,) = run(bucket.get("race"))
+    assert data == b"ab"[wrote.index(True) :][:1] * (6 << 20)
+    assert [each.key for each in run(bucket.list(""))[0]] == ["race"]
+
+
+def test_a_signed_url_gives_ranges_to_anyone(bucket):
+    run(bucket.put("a/video.mp4", bytes(range(100)), media_type="video/mp4"))
+    (url,) = run(bucket.url("a/video.mp4", 60))
+    if isinstance(bucket, object_store.FolderBucket):
+        assert url is None
+        return
+    answer = httpx.get(url, headers={"Range": "bytes=10-19"})
+    assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
+    assert answer.headers["content-type"] == "video/mp4"
+    assert httpx.get(url.replace("video.mp4", "other.mp4")).status_code == 403
+
+
+def message_of(error):
+    """The one line that a user reads; the secret is not in what a log shows of it either."""
+    text = "".join(traceback.format_exception(error))
+    assert "secret" not in text
+    assert "\n" not in str(error)
+    return str(error)
+
+
+@contextlib.contextmanager
+def refused(*words):
+    with pytest.raises(BucketError) as caught:
+        yield
+    message = message_of(caught.value)
+    for each in words:
+        assert each in message, message
+
+
+def everything(bucket):
+    """Each thing that can be asked of a bucket."""
+    return (
+        lambda: bucket.put("a/b", b"c"),
+        lambda: bucket.get("a/b"),
+        lambda: read(bucket, "a/b", 0, 1),
+        lambda: bucket.head("a/b"),
+        lambda: bucket.list("a/"),
+        lambda: bucket.delete("a/b"),
+        lambda: bucket.delete_all("a/"),
+        lambda: bucket.copy("a/b", "c"),
+    )
+
+
+def test_wrong_s3_credentials_are_named(s3, monkeypatch):
+    wrong = {"AWS_SECRET_ACCESS_KEY": "a secret"}
+    set_environment(monkeypatch, s3.environment | wrong)
+    for step in everything(open_bucket(s3.url)):
+        with refused(s3.url, "credentials"):
+            run(step())
+    with refused("SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"):
+        run(open_bucket(s3.url).put("a", b""))
+    set_environment(monkeypatch, s3.environment | {"AWS_ACCESS_KEY_ID": "nobody"})
+    with refused("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"):
+        run(open_bucket(s3.url).list(""))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with refused("set together"):
+        open_bucket(s3.url)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    # No machine's role is asked for: this one may have one.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://169.254.1.1:1")
+    monkeypatch.setitem(object_store.RETRIES, "max_retries", 0)
+    with refused("there are no credentials", "AWS_ACCESS_KEY_ID"):
+        run(open_bucket(s3.url).list(""))
+
+
+def test_what_s3_does_not_let_us_do_is_said(s3, monkeypatch):
+    set_environment(monkeypatch, s3.environment)
+    run(open_bucket(s3.url).put("kept", b"k"))
+    set_environment(monkeypatch, s3.reader)
+    bucket = open_bucket(s3.url)
+    assert run(bucket.get("kept")) == [b"k"]
+    for step in (bucket.put("a", b""), bucket.delete("kept"), bucket.copy("kept", "a")):
+        with refused("does not let these credentials", "AccessDenied"):
+            run(step)
+    set_environment(monkeypatch, s3.environment)
+    with refused("no bucket nowhere", "WAN_TPU_FILES"):
+        run(open_bucket("s3://nowhere").list(""))
+    with refused("no bucket nowhere", "WAN_TPU_FILES"):
+        run(open_bucket("s3://nowhere").get("a"))
+
+
+def test_a_store_that_is_away_is_said_to_be(monkeypatch, s3):
+    monkeypatch.setitem(object_store.RETRIES, "max_retries", 1)
+    set_environment(monkeypatch, s3.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
+    for step in everything(open_bucket(s3.url)):
+        with refused("127.0.0.1:1 cannot be reached", "AWS_ENDPOINT_URL"):
+            run(step())
+
+
+def test_http_in_the_clear_is_meant_or_refused(monkeypatch):
+    set_environment(monkeypatch, {"AWS_ENDPOINT_URL": "http://user:a-secret@192.0.2.1:9000"})
+    with refused("AWS_ENDPOINT_URL is http://192.0.2.1:9000", "AWS_ALLOW_HTTP=true"):
+        open_bucket("s3://videos")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    assert open_bucket("s3://videos/part/").name == "s3://videos/part"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "192.0.2.1:9000")
+    with refused("written https://HOST"):
+        open_bucket("s3://videos")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://a/b", "az://a/b", "s3://", "s3://a:secret@b/c", "s3://a/b?secret", "s3://a/../b",
+     "s3://a/b//c", "file://host/folder", ""],
+)  # fmt: skip
+def test_what_is_no_bucket_is_refused(url):
+    with pytest.raises(BucketUrlError) as caught:
+        open_bucket(url)
+    assert "WAN_TPU_FILES" in message_of(caught.value)
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with refused(f"cannot use the folder {tmp_path / 'file'}", "WAN_TPU_FILES"):
+        open_bucket(str(tmp_path / "file"))
+    with refused("cannot use the folder /proc/none", "WAN_TPU_FILES"):
+        open_bucket("file:///proc/none")
+    assert open_bucket(f"file://{tmp_path}/a%20b").name == str(tmp_path / "a b")
+
+
+def test_what_a_writer_left_unfinished_goes_with_the_rest_of_a_folder(tmp_path):
+    bucket = open_bucket(str(tmp_path))
+    run(bucket.put("a/b", b"c"))
+    (tmp_path / "a" / "b#1").write_bytes(b"half")
+    assert [each.key for each in run(bucket.list(""))[0]] == ["a/b"]
+    assert run(bucket.delete_all("a/")) == [1]
+    assert not (tmp_path / "a").exists()
