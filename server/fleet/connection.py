@@ -1,6 +1,7 @@
 """The connection to Temporal: which address, by which certificates, and what if it is away."""
 
 import asyncio
+import functools
 import logging
 import pathlib
 import re
@@ -8,6 +9,13 @@ from datetime import timedelta
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, TLSConfig
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from server.fleet.settings import FleetAddress, FleetSettings, parse_fleet
@@ -51,6 +59,7 @@ async def connect(settings: FleetSettings, *, identity: str) -> Client:
                 tls=tls,
                 api_key=api_key,
                 connect_timeout=timedelta(seconds=CALL_SECONDS),
+                runtime=_runtime(),
             )
             await client.workflow_service.describe_namespace(
                 DescribeNamespaceRequest(namespace=address.namespace),
@@ -87,6 +96,16 @@ def words_of(error: Exception) -> str:
     """A failed call in one line; that a connection was not made comes as a whole tree of errors."""
     quoted = re.findall(r'"([^"]+)"', str(error))
     return ": ".join(quoted) if quoted else str(error).splitlines()[0]
+
+
+@functools.cache
+def _runtime() -> Runtime:
+    """The threads of Temporal's library, whose log goes where ours does."""
+    log = LoggingConfig(
+        filter=TelemetryFilter(core_level="ERROR", other_level="ERROR"),
+        forwarding=LogForwardingConfig(logger=logging.getLogger("server.fleet.temporal")),
+    )
+    return Runtime(telemetry=TelemetryConfig(logging=log))
 
 
 def _words_for(error: RPCError | RuntimeError, address: FleetAddress) -> str:

