@@ -295,7 +295,8 @@ class Settings(FleetSettings):
                 "WAN_TPU_CORS_ORIGINS=* without WAN_TPU_API_KEYS_FILE would let every page that "
                 "somebody here looks at use the service; name the origins, or set up keys"
             )
-        is_open = not self.is_loopback and self.role != "slice"  # which answers probes alone
+        # A slice answers probes alone.
+        is_open = not self.is_loopback and self.unix_socket is None and self.role != "slice"
         if self.api_keys_file is None and is_open:
             raise ValueError(
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"

@@ -96,7 +96,7 @@ SERVER_FLOORS = [
     {"answered"},
     {"service", "web"},
     {"http"},
-    {"__main__"},
+    {"demo", "__main__"},
 ]
 SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
 SETTINGS_OF_A_ROOM = "server.fleet.settings"

@@ -4,7 +4,9 @@ import contextlib
 
 import pytest
 
+from tests.server.fleet.api import Fleet
 from tests.server.fleet.servers import TemporalServer
+from tests.server.postgres import new_database
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,10 @@ def temporal():
 def fleet_url(temporal):
     """What WAN_TPU_FLEET is for this test: a namespace of its own."""
     return temporal.new_fleet()
+
+
+@pytest.fixture
+def fleet(fleet_url, postgres, tmp_path):
+    """An empty database, an empty folder as the bucket, and a namespace, of each test's own."""
+    with new_database(postgres) as database:
+        yield Fleet(fleet_url, database, tmp_path)

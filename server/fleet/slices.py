@@ -1,0 +1,161 @@
+"""The slices of a fleet and the models that they serve, as they say in the bucket."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from server.files.bucket import Bucket, BucketError, ObjectMissing, Stat
+from server.fleet.showing import ALIVE_SECONDS, FOLDER, Shown
+
+logger = logging.getLogger(__name__)
+
+READ_SECONDS = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a slice said, and when it was heard by the steady clock of this server."""
+
+    shown: Shown
+    stat: Stat
+    at: float
+
+
+class Slices:
+    """What the bucket says of slices; a bucket that is away changes nothing.
+
+    Attributes:
+        trouble: why the bucket cannot be read now; None while it can.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        *,
+        model_seconds: float,
+        steady: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ):
+        """Knows nothing until `read`.
+
+        Args:
+            bucket: of the fleet.
+            model_seconds: how long a model counts as served after its last slice was there.
+            steady: the clock that ages are measured by.
+            wall: the clock that tells how old an object is that is seen for the first time.
+        """
+        self._bucket = bucket
+        self._model_seconds = model_seconds
+        self._steady, self._wall = steady, wall
+        self._heard: dict[str, Heard] = {}
+        self._models: dict[str, Heard] = {}
+        self._strange: dict[str, Stat] = {}
+        self._read_at = steady()
+        self.trouble: str | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Reads until the block is left."""
+        task = asyncio.create_task(self._keep_up(), name="slices")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def models(self) -> dict[str, Shown]:
+        """By model id, what the slice said that was heard last: description and warm sizes."""
+        return {model: heard.shown for model, heard in self._models.items()}
+
+    def count(self, model: str) -> int:
+        """How many slices make a model's videos now."""
+        there = [heard.shown for heard in self._heard.values() if self._is_there(heard)]
+        return sum(each.model == model and each.state in ("ready", "busy") for each in there)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The slices that are there, by name: what a page shows of each."""
+        there = [heard for _, heard in sorted(self._heard.items()) if self._is_there(heard)]
+        return [
+            {
+                "name": each.shown.name,
+                "model": each.shown.model,
+                "state": each.shown.state,
+                "words": each.shown.words,
+                "since": int(each.shown.since),
+                "layout": each.shown.engine.get("layout"),
+                "attention": each.shown.engine.get("attention"),
+                "processes": each.shown.processes,
+                "heard_seconds": round(self._read_at - each.at, 1),
+            }
+            for each in there
+        ]
+
+    async def read(self) -> None:
+        """Takes in what has changed.
+
+        Raises:
+            BucketError: the bucket cannot be read.
+        """
+        stats = {stat.key: stat for stat in await self._bucket.list(f"{FOLDER}/")}
+        self._read_at = now = self._steady()
+        for key in self._heard.keys() - stats.keys():
+            del self._heard[key]
+        changed = [stat for key, stat in stats.items() if not self._knows(key, stat)]
+        for key, heard in zip(
+            [stat.key for stat in changed],
+            await asyncio.gather(*(self._hear(stat, now) for stat in changed)),
+            strict=True,
+        ):
+            if heard is not None:
+                self._heard[key] = heard
+        for heard in sorted(self._heard.values(), key=lambda heard: heard.at):
+            if self._is_there(heard):
+                self._models[heard.shown.model] = heard
+        self._models = {
+            model: heard
+            for model, heard in self._models.items()
+            if now - heard.at < self._model_seconds
+        }
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self.read()
+                self._note(None)
+            except BucketError as error:
+                self._note(str(error))
+            except Exception:
+                logger.exception("the slices cannot be read")
+            await asyncio.sleep(READ_SECONDS)
+
+    async def _hear(self, stat: Stat, now: float) -> Heard | None:
+        try:
+            shown = Shown.from_json(await self._bucket.get(stat.key))
+        except ObjectMissing:
+            return None  # it has just ended
+        except ValueError as error:
+            logger.warning("%s is left out: %s", stat.key, error)
+            self._strange[stat.key] = stat
+            return None
+        is_new = stat.key not in self._heard
+        # The bucket's clock and ours may differ: from the second time on it is ours alone.
+        age = max(0.0, self._wall() - stat.modified) if is_new else 0.0
+        return Heard(shown=shown, stat=stat, at=now - age)
+
+    def _knows(self, key: str, stat: Stat) -> bool:
+        heard = self._heard.get(key)
+        return stat == self._strange.get(key) or (heard is not None and heard.stat == stat)
+
+    def _is_there(self, heard: Heard) -> bool:
+        return self._read_at - heard.at < ALIVE_SECONDS
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble is not None and self.trouble is None:
+            logger.error("the bucket cannot be read: %s", trouble)
+        elif trouble is None and self.trouble is not None:
+            logger.info("the bucket can be read again")
+        self.trouble = trouble
