@@ -89,7 +89,7 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"environment", "files"},
+    {"environment", "files", "slices"},
     {"engine"},
     {"jobs"},
     {"fleet"},

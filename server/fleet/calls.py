@@ -67,6 +67,7 @@ class FleetCalls:
         thread: list[int] = []
 
         def run() -> T:
+            self._store.begin()
             thread.append(threading.get_ident())
             return function(*arguments)
 

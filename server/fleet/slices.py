@@ -5,11 +5,12 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from server.files.bucket import Bucket, BucketError, ObjectMissing, Stat
 from server.fleet.showing import ALIVE_SECONDS, FOLDER, Shown
+from server.slices import FleetModel, ShownSlice
+from wan_tpu.geometry import parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Heard:
 
 
 class Slices:
-    """What the bucket says of slices; a bucket that is away changes nothing.
+    """See `server.slices.Slices`; a bucket that is away changes nothing.
 
     Attributes:
         trouble: why the bucket cannot be read now; None while it can.
@@ -52,7 +53,7 @@ class Slices:
         self._model_seconds = model_seconds
         self._steady, self._wall = steady, wall
         self._heard: dict[str, Heard] = {}
-        self._models: dict[str, Heard] = {}
+        self._models: dict[str, tuple[FleetModel, float]] = {}
         self._strange: dict[str, Stat] = {}
         self._read_at = steady()
         self.trouble: str | None = None
@@ -67,30 +68,27 @@ class Slices:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def models(self) -> dict[str, Shown]:
-        """By model id, what the slice said that was heard last: description and warm sizes."""
-        return {model: heard.shown for model, heard in self._models.items()}
+    def models(self) -> Mapping[str, FleetModel]:
+        """See `server.slices.Slices`."""
+        return {model: served for model, (served, _) in self._models.items()}
 
     def count(self, model: str) -> int:
         """How many slices make a model's videos now."""
         there = [heard.shown for heard in self._heard.values() if self._is_there(heard)]
         return sum(each.model == model and each.state in ("ready", "busy") for each in there)
 
-    def shown(self) -> list[dict[str, Any]]:
-        """The slices that are there, by name: what a page shows of each."""
-        there = [heard for _, heard in sorted(self._heard.items()) if self._is_there(heard)]
+    def shown(self) -> list[ShownSlice]:
+        """See `server.slices.Slices`."""
+        there = [heard.shown for _, heard in sorted(self._heard.items()) if self._is_there(heard)]
         return [
-            {
-                "name": each.shown.name,
-                "model": each.shown.model,
-                "state": each.shown.state,
-                "words": each.shown.words,
-                "since": int(each.shown.since),
-                "layout": each.shown.engine.get("layout"),
-                "attention": each.shown.engine.get("attention"),
-                "processes": each.shown.processes,
-                "heard_seconds": round(self._read_at - each.at, 1),
-            }
+            ShownSlice(
+                name=each.name,
+                model=each.model,
+                state=each.state,
+                words=each.words,
+                since=each.since,
+                layout=each.engine.get("layout"),
+            )
             for each in there
         ]
 
@@ -114,12 +112,21 @@ class Slices:
                 self._heard[key] = heard
         for heard in sorted(self._heard.values(), key=lambda heard: heard.at):
             if self._is_there(heard):
-                self._models[heard.shown.model] = heard
+                self._serve(heard)
         self._models = {
-            model: heard
-            for model, heard in self._models.items()
-            if now - heard.at < self._model_seconds
+            model: (served, at)
+            for model, (served, at) in self._models.items()
+            if now - at < self._model_seconds
         }
+
+    def _serve(self, heard: Heard) -> None:
+        """Takes a slice's model for the one of its name; the same object unless it has changed."""
+        shown = heard.shown
+        frames = shown.description.defaults.num_frames
+        warm = tuple((*parse_size(size), frames) for size in shown.warm_sizes)
+        served = FleetModel(description=shown.description, warm=warm)
+        before, _ = self._models.get(shown.model, (served, 0.0))
+        self._models[shown.model] = (before if before == served else served, heard.at)
 
     async def _keep_up(self) -> None:
         while True:

@@ -89,6 +89,7 @@ class FleetStore:
                     "WAN_TPU_DATABASE_URL to postgresql://USER:PASSWORD@HOST/DATABASE"
                 )
             self._lines: dict[int, Any] = {}
+            self._given_up: set[int] = set()
             self._lock = PostgresLock(self._database, shared=True)
             opened.callback(self._lock.close)
             opened.callback(self._database.close)
@@ -108,7 +109,7 @@ class FleetStore:
         Raises:
             StoreUnavailable: it cannot be reached.
         """
-        with self._database.reading() as connection, self._watched(connection):
+        with self._database.reading() as connection, self._cut_by(_line(connection)):
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
@@ -119,7 +120,7 @@ class FleetStore:
             StoreUnavailable: it was not committed, or it is not known whether it was.
             StoreRefused: it never will be.
         """
-        with self._database.writing() as connection, self._watched(connection):
+        with self._database.writing() as connection, self._cut_by(_line(connection)):
             shared = sa.func.pg_try_advisory_xact_lock_shared(ADVISORY_LOCK)
             if not connection.execute(sa.select(shared)).scalar():
                 raise StoreUnavailable(f"a server of one slice uses {self.name}")
@@ -253,16 +254,23 @@ class FleetStore:
         Raises:
             StoreUnavailable: it cannot be written now.
         """
-        if self._lock.check():
+        with self._cut_by(self._lock.line):
+            was_lost = self._lock.check()
+        if was_lost:
             self._take()
         with self.writing():
             pass
 
     def cut(self, thread: int) -> None:
-        """Has a call that waits for the database's answer in that thread end; from any thread."""
+        """Has the call of that thread fail, whatever it waits for; from any thread."""
+        self._given_up.add(thread)
         line = self._lines.get(thread)
         if line is not None:
             cut(line)
+
+    def begin(self) -> None:
+        """To be called before each call of a thread that may be cut."""
+        self._given_up.discard(threading.get_ident())
 
     def close(self) -> None:
         """Lets others have it."""
@@ -278,11 +286,13 @@ class FleetStore:
         return database_id, files_id
 
     @contextlib.contextmanager
-    def _watched(self, connection: Connection) -> Iterator[None]:
-        """Lets `cut` end what this thread waits for."""
+    def _cut_by(self, line: Any) -> Iterator[None]:
+        """Lets `cut` end what this thread waits for on a driver's connection."""
         thread = threading.get_ident()
-        self._lines[thread] = connection.connection.dbapi_connection
+        self._lines[thread] = line
         try:
+            if thread in self._given_up:  # it waited for the line itself
+                raise StoreUnavailable(f"{self.name} does not answer")
             yield
         finally:
             del self._lines[thread]
@@ -370,3 +380,7 @@ def _standing(connection: Connection, owner: str) -> Standing:
         kept_failed=theirs[1],
         upload_bytes=int(theirs[3]),
     )
+
+
+def _line(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection

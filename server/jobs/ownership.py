@@ -11,7 +11,7 @@ import pathlib
 import socket
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -129,6 +129,11 @@ class PostgresLock:
         if not self._take():
             raise StoreUnavailable(f"{self._database.name} is locked by another connection")
         return True
+
+    @property
+    def line(self) -> Any:
+        """The driver's connection that has it, for `server.jobs.database.cut`; None without one."""
+        return None if self._connection is None else self._connection.connection.dbapi_connection
 
     def close(self) -> None:
         """See `Lock`."""

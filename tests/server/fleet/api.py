@@ -65,7 +65,7 @@ class Fleet:
         given, metrics = self.settings(**settings), Metrics()
         jobs = FleetJobs(given, metrics)
         async with jobs.running(), asyncio.timeout(PATIENCE_SECONDS):
-            yield Api(Service(given, jobs, jobs.files, metrics, None, None))
+            yield Api(Service(given, jobs, jobs.files, metrics, None, None, jobs.slices))
 
     @contextlib.asynccontextmanager
     async def slice(self, name="slice-a"):

@@ -8,10 +8,43 @@ import pytest
 from server.engine.failure import Failure
 from server.errors import ApiError
 from server.jobs.job import State
-from tests.server.fleet.api import connected
+from tests.server.fleet.api import Fleet, connected
 from tests.server.fleet.stand_in import eventually
 from tests.server.pictures import picture
+from tests.server.postgres import new_database
 from wan_tpu.media import Media
+
+
+async def delete_three(fleet):
+    """Deletes a job that runs, one that waits, and one that is made; returns them."""
+    async with fleet.api() as a, fleet.api() as b, fleet.slice():
+        (made,) = await a.create()
+        await a.finish(made)
+        (running,) = await a.create("wait")
+        await a.wait(running, State.IN_PROGRESS)
+        (waiting,) = await a.create("make later")
+        jobs = [made, running, waiting]
+        await eventually(lambda: all(row["workflow_at"] for row in fleet.rows()))
+        await connected(b)
+        await b.jobs.delete([job.id for job in jobs])
+        assert await a.jobs.page("ann", after=None, limit=9, newest_first=True) == ([], False)
+        assert await b.jobs.find(running.id) is None
+        await eventually(lambda: not fleet.rows("deletions"))
+        return jobs
+
+
+@pytest.fixture(scope="module")
+def deleted(temporal, postgres, tmp_path_factory):
+    """A fleet, and jobs that were deleted from it: first of all, for Temporal takes its time."""
+    with new_database(postgres) as database:
+        fleet = Fleet(temporal.new_fleet(), database, tmp_path_factory.mktemp("deleted"))
+        yield fleet, asyncio.run(delete_three(fleet))
+
+
+def test_a_deleted_job_has_no_files_any_more(deleted):
+    fleet, jobs = deleted
+    assert [fleet.files_of(job) for job in jobs] == [[], [], []]
+    assert fleet.rows() == []
 
 
 def test_two_servers_say_the_same_from_acceptance_to_the_end(fleet):
@@ -186,31 +219,6 @@ def test_a_job_that_was_made_before_its_cancellation_stays_made(fleet):
     assert fleet.rows("cancellations") == []
 
 
-def test_a_deleted_job_leaves_nothing_anywhere(fleet):
-    """One that runs, one that waits, and one that is made."""
-
-    async def run():
-        async with fleet.api() as a, fleet.api() as b, fleet.slice():
-            (made,) = await a.create()
-            await a.finish(made)
-            (running,) = await a.create("wait")
-            await a.wait(running, State.IN_PROGRESS)
-            (waiting,) = await a.create("make later")
-            jobs = [made, running, waiting]
-            await eventually(lambda: all(row["workflow_at"] for row in fleet.rows()))
-            await connected(b)
-            await b.jobs.delete([job.id for job in jobs])
-            assert await a.jobs.page("ann", after=None, limit=9, newest_first=True) == ([], False)
-            assert await b.jobs.find(running.id) is None
-            await eventually(lambda: not fleet.rows("deletions"))
-            for job in jobs:
-                while await a.look(job) is not None:
-                    await asyncio.sleep(0.02)
-            return jobs
-
-    assert [fleet.files_of(job) for job in asyncio.run(run())] == [[], [], []]
-
-
 def test_the_oldest_jobs_without_a_video_make_place(fleet):
     async def run():
         async with fleet.api(max_finished_jobs_per_key=2) as a, fleet.slice():
@@ -243,5 +251,19 @@ def test_polls_cost_temporal_nothing_and_postgresql_little(fleet):
             assert a.jobs.workflows.calls - before < 100
             assert len(queries) <= 40
             slice_.go.set()
+
+    asyncio.run(run())
+
+
+def test_temporal_forgets_a_deleted_job(deleted):
+    """Last: it does so half a minute later."""
+    fleet, jobs = deleted
+
+    async def run():
+        async with fleet.api() as a:
+            await connected(a)
+            for job in jobs:
+                while await a.look(job) is not None:
+                    await asyncio.sleep(0.2)
 
     asyncio.run(run())
