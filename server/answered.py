@@ -40,6 +40,10 @@ def answered() -> Iterator[None]:
         words = "the server's database takes nothing now; come again"
         raise ApiError(503, "database_unavailable", words, headers=later) from error
     except BucketError as error:
+        if is_disk_full(error):
+            logger.error("a file cannot be written: %s", error)
+            words = "the disk of the server's files is full; deleting videos makes room"
+            raise ApiError(503, "disk_full", words, headers=later) from error
         logger.warning("a request is turned away: %s", error)
         words = "the store of the server's files does not answer now; come again"
         headers = retry_after(BUCKET_RETRY_SECONDS)

@@ -130,7 +130,7 @@ class Start:
             self._may_have_files = True
             published = await self._unless_stopped(self._patiently(lambda: self._publish(files)))
             kept = {name: v for name, v in metadata.items() if name not in ("request", "model")}
-            return {**kept, "files": published, "attempt": self.order.start}
+            return {**kept, "files": published, "start": self.order.start}
         except ApplicationError:
             raise
         except UploadLost as error:

@@ -243,11 +243,6 @@ class FleetStore:
             connection.execute(row)
         self.files_id = files_id
 
-    def has_jobs(self) -> bool:
-        """Whether there is any job."""
-        with self.reading() as connection:
-            return bool(connection.execute(sa.select(sa.exists(sa.select(jobs.c.id)))).scalar())
-
     def check(self) -> None:
         """Finds out whether the database can be written.
 

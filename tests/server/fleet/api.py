@@ -30,7 +30,7 @@ from wan_tpu.request import VideoRequest
 MODEL = "wan-tiny"
 
 
-class Fleet:
+class ApiFleet:
     """Where a fleet's jobs are held."""
 
     def __init__(self, url, database, folder):

@@ -51,6 +51,11 @@ class Server:
         """Whether it takes requests."""
         raise NotImplementedError
 
+    @property
+    def is_running(self):
+        """Frozen or not."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self):
         environment = {name: value for name, value in os.environ.items() if "AWS_" not in name}
         with self.log_path.open("ab") as log:
@@ -80,12 +85,12 @@ class Server:
 
     def restart(self):
         """With the same data, whether it runs or not."""
-        if self.process.poll() is None:
+        if self.is_running:
             self.kill()
         return self.start()
 
     def close(self):
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             self.kill()
         shutil.rmtree(self.home)
 
@@ -141,8 +146,9 @@ class S3Server(Server):
             "-ip=127.0.0.1", "-filer", "-s3", *ports, f"-s3.config={self.home / 's3.json'}",
             f"-filer.localSocket={self.home / 'filer.sock'}",
             f"-s3.localSocket={self.home / 's3.sock'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20",
-            "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
+            "-master.telemetry=false", "-master.electionTimeout=1s",
+            "-master.volumeSizeLimitMB=64", "-volume.max=20", "-volume.preStopSeconds=0",
+            "-volume.minFreeSpace=1",
         ]  # fmt: skip
 
     def answers(self):

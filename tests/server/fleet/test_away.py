@@ -9,11 +9,16 @@ import sqlalchemy as sa
 from server.errors import ApiError
 from server.jobs.database import StoreUnavailable
 from server.jobs.job import State
-from tests.server.fleet.api import Fleet, connected
+from tests.server.fleet.api import ApiFleet, connected
 from tests.server.fleet.stand_in import eventually
 from tests.server.pictures import picture
 from tests.server.postgres import Postgres, new_database
 from wan_tpu.media import Media
+
+
+@pytest.fixture
+def fleet(api_fleet):
+    return api_fleet
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def struck():
 @pytest.fixture
 def struck_fleet(struck, fleet_url, tmp_path):
     with new_database(struck.url) as database:
-        yield Fleet(fleet_url, database, tmp_path)
+        yield ApiFleet(fleet_url, database, tmp_path)
 
 
 def test_without_postgresql_jobs_go_on_and_requests_are_told(struck, struck_fleet):
@@ -120,7 +125,7 @@ def test_without_temporal_jobs_are_taken_and_wait(temporal, fleet):
 
 def test_a_server_starts_before_temporal_does(postgres, tmp_path):
     async def run(database):
-        fleet = Fleet("temporal://127.0.0.1:1/default", database, tmp_path)
+        fleet = ApiFleet("temporal://127.0.0.1:1/default", database, tmp_path)
         async with fleet.api() as a:
             assert await a.create()
             assert "Temporal" in a.jobs.missing[0]

@@ -8,11 +8,16 @@ import pytest
 from server.engine.failure import Failure
 from server.errors import ApiError
 from server.jobs.job import State
-from tests.server.fleet.api import Fleet, connected
+from tests.server.fleet.api import ApiFleet, connected
 from tests.server.fleet.stand_in import eventually
 from tests.server.pictures import picture
 from tests.server.postgres import new_database
 from wan_tpu.media import Media
+
+
+@pytest.fixture
+def fleet(api_fleet):
+    return api_fleet
 
 
 async def delete_three(fleet):
@@ -37,7 +42,7 @@ async def delete_three(fleet):
 def deleted(temporal, postgres, tmp_path_factory):
     """A fleet, and jobs that were deleted from it: first of all, for Temporal takes its time."""
     with new_database(postgres) as database:
-        fleet = Fleet(temporal.new_fleet(), database, tmp_path_factory.mktemp("deleted"))
+        fleet = ApiFleet(temporal.new_fleet(), database, tmp_path_factory.mktemp("deleted"))
         yield fleet, asyncio.run(delete_three(fleet))
 
 

@@ -20,6 +20,11 @@ QUERY = re.search(r'query: "(SELECT .* AND model = )', SCALING.read_text())[1] +
 """That KEDA asks of the table."""
 
 
+@pytest.fixture
+def fleet(api_fleet):
+    return api_fleet
+
+
 def open_store(url):
     return contextlib.closing(FleetStore(url, timeout_seconds=4))
 

@@ -22,6 +22,11 @@ REQUEST = VideoRequest(
 
 
 @pytest.fixture
+def fleet(api_fleet):
+    return api_fleet
+
+
+@pytest.fixture
 def at_once(monkeypatch):
     """The sweep waits for nobody."""
     monkeypatch.setattr(sweep, "AGE_SECONDS", 0.0)
