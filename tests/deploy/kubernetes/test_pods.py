@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 
 import httpx
 import pytest
@@ -184,23 +185,25 @@ def test_a_slice_of_two_hosts_comes_up_and_ends_as_one(engine, tmp_path, tempora
             processes.append(pod.start(**ours, **group))
         leader, follower = processes
 
-        def answers(probe):
-            """Asks as the kubelet does, at the pod's address."""
-            assert leader.poll() is None, pods[0].log()
-            asked = pods[0].container[probe]["httpGet"]
-            headers = {header["name"]: header["value"] for header in asked["httpHeaders"]}
-            url = f"http://{own_address()}:{port}{asked['path']}"
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(url, headers=headers, timeout=10).status_code == 200
-
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            wait_for(lambda probe=probe: answers(probe))
+            wait_for(lambda probe=probe: answers(pods[0], leader, probe, port))
         follower.send_signal(signal.SIGKILL)
         assert leader.wait(timeout=120) == EXIT_LOST
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def answers(pod: Pod, process: subprocess.Popen, probe: str, port: int) -> bool:
+    """Asks as the kubelet does, at the pod's address; whether the answer is 200."""
+    assert process.poll() is None, pod.log()
+    asked = pod.container[probe]["httpGet"]
+    headers = {header["name"]: header["value"] for header in asked["httpHeaders"]}
+    url = f"http://{own_address()}:{port}{asked['path']}"
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, headers=headers, timeout=10).status_code == 200
+    return False
 
 
 def own_address() -> str:
