@@ -8,6 +8,7 @@ import sys
 
 import server
 import wan_tpu
+from tests.server.running import SCRIPTED, RunningServer
 
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
@@ -96,7 +97,7 @@ SERVER_FLOORS = [
     {"answered"},
     {"service", "web"},
     {"http"},
-    {"demo", "__main__"},
+    {"__main__", "demo"},
 ]
 SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
 SETTINGS_OF_A_ROOM = "server.fleet.settings"
@@ -165,3 +166,19 @@ def test_the_bottom_floor_needs_no_jax():
     for path, room, names in rooms_and_imports():
         if room in FLOORS[0]:
             assert not any(n.split(".")[0] in ("jax", "torch", "flax") for n in names), path
+
+
+FLEETS_OWN = ("temporalio", "obstore", "google.cloud")
+
+
+def test_a_server_of_one_slice_imports_nothing_of_a_fleet(tmp_path):
+    """What a server and its engine have imported by the end of a first video, as Python tells."""
+    environment = {"PYTHONPROFILEIMPORTTIME": "1"}
+    running = RunningServer(tmp_path / "data", engine=SCRIPTED, environment=environment)
+    try:
+        running.wait_ready().finish(running.create())
+    finally:
+        running.stop()
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", running.log(), re.MULTILINE))
+    assert {"fastapi", "server.jobs.local", "server.engine.lockstep"} <= imported
+    assert [name for name in sorted(imported) if name.startswith(FLEETS_OWN)] == []
