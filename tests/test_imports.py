@@ -89,14 +89,14 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"environment", "files"},
+    {"environment", "files", "slices"},
     {"engine"},
     {"jobs"},
     {"fleet"},
     {"answered"},
     {"service", "web"},
     {"http"},
-    {"__main__"},
+    {"__main__", "demo"},
 ]
 SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
 SETTINGS_OF_A_ROOM = "server.fleet.settings"
