@@ -146,7 +146,9 @@ export function slicesInShort(slices) {
   const all = slices.length === 1 ? "1 slice" : `${slices.length || "No"} slices`;
   const number = (state) => slices.filter((slice) => slice.state === state).length;
   const worst = ["broken", "loading", "busy"].find((state) => number(state));
-  return worst ? `${all}, ${number(worst)} ${worst}` : all;
+  if (!worst) return all;
+  if (slices.length === 1) return `${all}, ${worst}`;
+  return `${all}, ${number(worst) === slices.length ? "all" : number(worst)} ${worst}`;
 }
 
 /** What a person can do about an error of the service. */
