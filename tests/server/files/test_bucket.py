@@ -8,8 +8,8 @@ import traceback
 import httpx
 import pytest
 
-from server.files import object_store
-from server.files.bucket import BucketError, BucketUrlError, ObjectMissing, open_bucket
+from wan_tpu.storage import object_store
+from wan_tpu.storage.bucket import BucketError, BucketUrlError, ObjectMissing, open_bucket
 
 KINDS = ("folder", "s3")
 
