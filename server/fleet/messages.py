@@ -4,6 +4,7 @@ A field that a later release adds has a default: workflows live through a rollin
 """
 
 import dataclasses
+import enum
 from typing import Any
 
 API_QUEUE = "api"
@@ -13,6 +14,19 @@ API_QUEUE = "api"
 def slice_queue(model: str) -> str:
     """The task queue of the slices that serve a model."""
     return f"slices-{model}"
+
+
+class Outcome(enum.StrEnum):
+    """How a start ended without a video: the type of the activity's error."""
+
+    GIVEN_BACK = "GivenBack"
+    """The slice ends in good order; does not count."""
+    LOST = "Lost"
+    """The slice lost what it was at: a follower, the bucket."""
+    CRASHED = "Crashed"
+    """The engine's process ended at it; the message says how."""
+    FAILED = "Failed"
+    """There will be no video; the details are a `Failure`, the message is the client's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +41,7 @@ class Order:
         extended: of the job's `Extended`; None where the request makes the whole video.
         max_attempts: starts that count before it is given up.
         job_seconds: that one start may take.
+        heartbeat_seconds: that a slice may be silent before its start counts as lost.
         start: which start this is, from 1, those that were given back among them; names the folder
             of its files. 0 before the first.
     """
@@ -38,6 +53,7 @@ class Order:
     extended: dict[str, Any] | None
     max_attempts: int
     job_seconds: float
+    heartbeat_seconds: float = 10.0
     start: int = 0
 
 

@@ -1,12 +1,45 @@
 """What can be set about a fleet; see `server.settings`. Imports no package of the extra `fleet`."""
 
+import dataclasses
 import pathlib
+import re
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
 Role = Literal["all", "api", "slice"]
+
+EXAMPLE = "temporal://127.0.0.1:7233/default"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FleetAddress:
+    """Where a fleet's jobs are held.
+
+    Attributes:
+        target: `HOST:PORT` of Temporal's frontend, an IPv6 address in brackets.
+        namespace: of the jobs there.
+    """
+
+    target: str
+    namespace: str
+
+
+def parse_fleet(url: str) -> FleetAddress:
+    """Reads `temporal://HOST:PORT/NAMESPACE`.
+
+    Raises:
+        ValueError: it has another form; says which one is meant.
+    """
+    match = re.fullmatch(
+        r"temporal://((?:\[[0-9a-fA-F:]+\]|[\w.-]+):([0-9]{1,5}))/([\w.-]{2,255})", url
+    )
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(
+            f"WAN_TPU_FLEET is temporal://HOST:PORT/NAMESPACE, for example {EXAMPLE}, got {url!r}"
+        )
+    return FleetAddress(target=match[1], namespace=match[3])
 
 
 class FleetSettings(BaseSettings):
@@ -42,6 +75,11 @@ class FleetSettings(BaseSettings):
     fleet_api_key_file: pathlib.Path | None = Field(
         default=None, description="key for Temporal Cloud, instead of a certificate; makes it TLS"
     )
+    fleet_heartbeat_seconds: float = Field(
+        default=10,
+        ge=1,
+        description="how long a slice may be silent before its job is given to another",
+    )
     slice_name: str | None = Field(
         default=None,
         pattern=r"^[\w.-]{1,63}$",
@@ -52,3 +90,59 @@ class FleetSettings(BaseSettings):
         ge=30,
         description="how long a model is taken requests for after its last slice was seen",
     )
+
+
+def check_fleet(settings: FleetSettings, *, database_url: str | None, batch: int) -> None:
+    """Finds out whether the settings of a fleet fit each other.
+
+    Args:
+        settings: of the server.
+        database_url: of its table of jobs, if one was named.
+        batch: jobs that it is to make together.
+
+    Raises:
+        ValueError: they do not; says what to set.
+    """
+    if settings.fleet is None:
+        if settings.role != "all":
+            raise ValueError(
+                f"WAN_TPU_ROLE={settings.role} is a part of a fleet; set WAN_TPU_FLEET, for "
+                f"example {EXAMPLE}"
+            )
+        if settings.files is not None:
+            raise ValueError(
+                "WAN_TPU_FILES is where a fleet's files lie; set WAN_TPU_FLEET, too, or "
+                "WAN_TPU_DATA_DIR instead"
+            )
+        return
+    parse_fleet(settings.fleet)
+    if settings.role == "all":
+        raise ValueError(
+            "WAN_TPU_FLEET needs a WAN_TPU_ROLE: api takes requests, slice makes videos"
+        )
+    if settings.files is None:
+        raise ValueError(
+            "WAN_TPU_FLEET needs WAN_TPU_FILES, where all its servers find the files, for example "
+            "s3://videos or a folder that all have mounted"
+        )
+    if settings.role == "api" and (database_url or "sqlite").startswith("sqlite"):
+        raise ValueError(
+            "WAN_TPU_ROLE=api needs a database that many servers share; set WAN_TPU_DATABASE_URL, "
+            "for example postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+    if settings.role == "slice" and batch > 1:
+        raise ValueError(
+            f"WAN_TPU_BATCH is {batch}, and a slice of a fleet makes one job at a time; unset it"
+        )
+    _check_certificates(settings)
+
+
+def _check_certificates(settings: FleetSettings) -> None:
+    if (settings.fleet_cert_file is None) != (settings.fleet_key_file is None):
+        raise ValueError(
+            "WAN_TPU_FLEET_CERT_FILE and WAN_TPU_FLEET_KEY_FILE belong together; set both or none"
+        )
+    if settings.fleet_cert_file is not None and settings.fleet_api_key_file is not None:
+        raise ValueError(
+            "WAN_TPU_FLEET_API_KEY_FILE takes the place of WAN_TPU_FLEET_CERT_FILE; set one of them"
+        )

@@ -1,5 +1,6 @@
 """The servers of a fleet, as real processes of this machine that things can be done to."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,11 @@ import tempfile
 
 import httpx
 import obstore.exceptions
+from google.protobuf.duration_pb2 import Duration
 from obstore.store import S3Store
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
 
 from tests.server.running import wait_for
 
@@ -155,3 +160,59 @@ class S3Server(Server):
         except (httpx.TransportError, obstore.exceptions.BaseError):
             return False
         return True
+
+
+class TemporalServer(Server):
+    """Temporal's development server, with a file of its own; as docs/fleet.md has one set up.
+
+    Attributes:
+        address: HOST:PORT of its frontend.
+    """
+
+    dynamic_config = (
+        "matching.enableFairness=true",
+        "matching.numTaskqueueReadPartitions=1",
+        "matching.numTaskqueueWritePartitions=1",
+    )
+
+    def __init__(self):
+        super().__init__("temporal")
+        (self._port,) = free_ports(1)
+        self.address = f"127.0.0.1:{self._port}"
+
+    def command(self):
+        settings = []
+        for each in self.dynamic_config:
+            settings += ["--dynamic-config-value", each]
+        return [
+            pathlib.Path(sys.executable).with_name("temporal"), "server", "start-dev", "--headless",
+            "--ip=127.0.0.1", f"--port={self._port}", f"--db-filename={self.home / 'sqlite'}",
+            "--log-level=error", *settings,
+        ]  # fmt: skip
+
+    def answers(self):
+        """Whether a workflow can be started: for some seconds the port is open, and none can."""
+        try:
+            asyncio.run(self._start_nothing())
+        except (RPCError, RuntimeError):
+            return False
+        return True
+
+    async def _start_nothing(self):
+        client = await Client.connect(self.address)
+        name = f"nothing-{secrets.token_hex(8)}"
+        await (await client.start_workflow("Nothing", id=name, task_queue="nobody")).terminate()
+
+    def new_fleet(self):
+        """A namespace that nobody else uses, as WAN_TPU_FLEET has it."""
+        name = f"test-{secrets.token_hex(8)}"
+
+        async def register():
+            client = await Client.connect(self.address)
+            wanted = RegisterNamespaceRequest(
+                namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
+            )
+            await client.workflow_service.register_namespace(wanted)
+
+        asyncio.run(register())
+        return f"temporal://{self.address}/{name}"
