@@ -17,6 +17,7 @@ from server.jobs.seam import Jobs, Standing
 from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
+from server.slices import Slices
 from wan_tpu.media import NO_MEDIA, Media
 from wan_tpu.request import VideoRequest
 
@@ -35,6 +36,7 @@ class Service:
         files: of finished videos, and of what they are made from.
         keys: that are known here; None where none are asked for.
         profiles: of the engine; None where this server has none.
+        slices: of the fleet; None where this server has its own.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Service:
         metrics: Metrics,
         keys: Keys | None,
         profiles: Profiles | None,
+        slices: Slices | None = None,
     ):
         """Puts together what was opened; see `open_service`."""
         self.settings = settings
@@ -54,6 +57,7 @@ class Service:
         self.jobs = jobs
         self.files = files
         self.profiles = profiles
+        self.slices = slices
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -18,9 +18,18 @@ from server.http.events import Streams
 from server.http.guard import Guard
 from server.http.limits import RequestRate
 from server.http.observed import Observed
-from server.http.routers import health, inputs, models, profiles, unsupported, variations, videos
+from server.http.routers import (
+    health,
+    inputs,
+    models,
+    profiles,
+    slices,
+    unsupported,
+    variations,
+    videos,
+)
 from server.http.served_model import serve_model
-from server.http.served_models import one_model
+from server.http.served_models import fleet_models, one_model
 from server.http.taking import DECODED_AT_ONCE, SOURCES_AT_ONCE
 from server.http.tickets import Tickets
 from server.service import Service
@@ -43,11 +52,17 @@ def make_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running(), model.adapters.watched():
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(service.running())
+            for model in served.all():
+                await stack.enter_async_context(model.adapters.watched())
             yield
 
     settings = service.settings
-    model = serve_model(settings)
+    if service.slices is None:
+        served = one_model(settings, serve_model(settings))
+    else:
+        served = fleet_models(settings, service.slices)
     app = FastAPI(
         title="wan-tpu",
         version=__version__,
@@ -60,7 +75,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.state.models = one_model(settings, model)
+    app.state.models = served
     app.state.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
     app.state.sources = asyncio.Semaphore(SOURCES_AT_ONCE)
     app.state.streams = Streams(
@@ -85,6 +100,8 @@ def _add_routes(app: FastAPI, *, with_keys: bool) -> None:
     routers = [variations.router, videos.router, inputs.router, models.router]
     if app.state.service.profiles is not None:
         routers.append(profiles.router)
+    if app.state.service.slices is not None:
+        routers.append(slices.router)
     for router in (*routers, unsupported.router):
         app.include_router(router, dependencies=in_front, responses=errors(400, 401, 429, 503))
     app.include_router(health.router, responses=errors(400, 429))

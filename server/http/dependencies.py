@@ -15,6 +15,7 @@ from server.http.tickets import Tickets
 from server.jobs.job import Job
 from server.keys import Keys
 from server.service import Service
+from server.slices import Slices
 
 NO_OWNER = ""
 """Whose the jobs are where no keys are asked for."""
@@ -37,6 +38,13 @@ async def get_profiles(request: Request) -> Profiles:
     profiles: Profiles | None = request.app.state.service.profiles
     assert profiles is not None
     return profiles
+
+
+async def get_slices(request: Request) -> Slices:
+    """The slices of the fleet; where there is none, no route asks."""
+    slices: Slices | None = request.app.state.service.slices
+    assert slices is not None
+    return slices
 
 
 bearer = HTTPBearer(scheme_name="key", auto_error=False)
@@ -138,5 +146,6 @@ IsKnown = Annotated[bool, Depends(is_known)]
 ServiceDependency = Annotated[Service, Depends(get_service)]
 ModelsDependency = Annotated[ServedModels, Depends(get_models)]
 Owner = Annotated[str, Depends(get_owner)]
+SlicesDependency = Annotated[Slices, Depends(get_slices)]
 ProfilesDependency = Annotated[Profiles, Depends(get_profiles)]
 OwnedJob = Annotated[Job, Depends(get_job)]

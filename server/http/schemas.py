@@ -191,6 +191,25 @@ class Model(BaseModel):
     example_prompts: list[str]
 
 
+class Slice(BaseModel):
+    """A slice of the fleet, as it said of itself a moment ago."""
+
+    id: str
+    object: Literal["slice"]
+    model: str = Field(description="that it serves")
+    state: Literal["loading", "ready", "busy", "broken"]
+    words: str = Field(description="more of that, for people; may be empty")
+    since: int = Field(description="unix seconds at which the state began")
+    layout: str | None = Field(description="split over devices, once it is ready")
+
+
+class SliceList(BaseModel):
+    """The slices that are there, by name."""
+
+    object: Literal["list"]
+    data: list[Slice]
+
+
 class ModelList(BaseModel):
     """The models that are served."""
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from server.errors import ApiError, retry_after, shown
-from server.http.served_model import ServedModel
+from server.http.served_model import ServedModel, serve
 from server.settings import Settings
+from server.slices import FleetModel, Slices
 
 MODELS_RETRY_SECONDS = 30.0
 """When to come again to a fleet that has no slice."""
@@ -74,3 +75,17 @@ class ServedModels:
 def one_model(settings: Settings, model: ServedModel) -> ServedModels:
     """The model of a server that has its own slice."""
     return ServedModels(settings, lambda: {model.id: model})
+
+
+def fleet_models(settings: Settings, slices: Slices) -> ServedModels:
+    """The models that the slices of a fleet serve, as they come and go."""
+    served: dict[str, tuple[FleetModel, ServedModel]] = {}
+
+    def look() -> Mapping[str, ServedModel]:
+        found = slices.models()
+        for name, model in found.items():
+            if name not in served or served[name][0] is not model:
+                served[name] = (model, serve(settings, name, model.description, model.warm))
+        return {name: served[name][1] for name in found}
+
+    return ServedModels(settings, look)
