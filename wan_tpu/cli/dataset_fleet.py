@@ -154,7 +154,7 @@ async def _prepare(
     from wan_tpu.fleet.connection import connect
     from wan_tpu.storage.bucket import open_bucket
 
-    bucket = open_bucket(parsed.output)
+    bucket = open_bucket(parsed.output, setting="--output")
     client = await connect(address, identity=_identity(), patience_seconds=PATIENCE_SECONDS)
     plan = await command.make_plan(parsed.path, parsed.output, description, options)
     begun = await command.begin(client, bucket, plan, parsed.shard_clips or SHARD_CLIPS)
@@ -281,7 +281,9 @@ def run_fetch(parsed: argparse.Namespace) -> int:
 
         async def bring() -> int:
             manifest = await fetch(
-                open_bucket(parsed.bucket), pathlib.Path(parsed.folder).expanduser(), show
+                open_bucket(parsed.bucket, setting="BUCKET"),
+                pathlib.Path(parsed.folder).expanduser(),
+                show,
             )
             write_data(f"{len(manifest.samples)} samples in {parsed.folder} for {manifest.model}\n")
             return 0

@@ -1,6 +1,6 @@
 """What the tests of a fleet share: Temporal's server, and a namespace of each test's own."""
 
-import asyncio
+import contextlib
 
 import pytest
 
@@ -8,14 +8,13 @@ from tests.server.fleet.servers import TemporalServer
 
 
 @pytest.fixture(scope="session")
-def temporal(tmp_path_factory):
-    """A server of Temporal for all tests; who kills it starts it again."""
-    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
-    yield server
-    server.stop()
+def temporal():
+    """A server of Temporal for all tests; who strikes it starts it again."""
+    with contextlib.closing(TemporalServer()) as server:
+        yield server.start()
 
 
 @pytest.fixture
 def fleet_url(temporal):
     """What WAN_TPU_FLEET is for this test: a namespace of its own."""
-    return asyncio.run(temporal.make_namespace())
+    return temporal.new_fleet()

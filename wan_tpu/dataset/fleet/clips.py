@@ -45,16 +45,19 @@ def is_bucket(source: str) -> bool:
 
 
 async def at_once(work: Callable[[Item], Awaitable[Result]], items: Iterable[Item]) -> list[Result]:
-    """The same work on many things, some at a time; results in their order."""
+    """The same work on many things, some at a time; results in their order, or the first error."""
     gate = asyncio.Semaphore(AT_A_TIME)
 
     async def one(item: Item) -> Result:
         async with gate:
             return await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in tasks]
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def list_folder(source: pathlib.Path, columns: Columns | None) -> tuple[Listing, list[Clip]]:
@@ -94,7 +97,7 @@ async def list_bucket(
     """
     is_manifest = source.lower().endswith(MANIFEST_SUFFIXES)
     url, _, name = source.rpartition("/") if is_manifest else (source, "", "")
-    bucket = open_bucket(url)
+    bucket = open_bucket(url, setting="PATH")
     objects = [stat for stat in await bucket.list("") if _is_listed(stat.key)]
     if not objects:
         raise InputError(f"{source} has no object: the bucket or its folder is empty")

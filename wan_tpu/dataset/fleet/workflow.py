@@ -126,9 +126,7 @@ class PrepareWorkflow:
         task = ShardOrder(plan=order.plan, output=order.output, number=number)
         key = ""
         try:
-            key = await _make(
-                PREPARE_SHARD, task, str, f"shard {number}", order.heartbeat_seconds
-            )
+            key = await _make(PREPARE_SHARD, task, str, f"shard {number}", order.heartbeat_seconds)
         except ApplicationError as error:
             failed.append(f"shard {number}: {error.message}")
         self._done += 1
