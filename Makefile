@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 @touch $@
 endef
 
-.PHONY: help demo train-demo serve install test test-slow check format lock clean
+.PHONY: help demo train-demo fleet-demo serve install test test-slow check format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(VENV)/.installed  ## install what is needed, make a video from a prompt 
 
 train-demo: $(VENV)/.installed-train  ## install what is needed; wan-tiny learns a colour and a shape, and shows it
 	$(BIN)/python -m wan_tpu.demo.train_demo
+
+fleet-demo: $(VENV)/.installed-fleet-demo  ## install what is needed; an API and two slices of wan-tiny, and all that they need, on this machine
+	$(BIN)/python -m server.demo.fleet
 
 serve: $(VENV)/.installed-server  ## install what is needed and serve videos on http://127.0.0.1:8000
 	$(BIN)/python -m server
@@ -62,6 +65,9 @@ lock:  ## write requirements/*.txt anew from pyproject.toml; UPGRADE=--upgrade t
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra train --output-file requirements/train.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra postgres --extra train --extra tpu \
 		--output-file requirements/slice.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra fleet --extra train --extra tpu \
+		--output-file requirements/fleet.txt
+	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra fleet-demo --output-file requirements/fleet-demo.txt
 	$(COMPILE_PROJECT) --constraint requirements/dev.txt --extra server --extra train --extra cuda \
 		--output-file requirements/cuda.txt
 	$(COMPILE) --group lock --output-file requirements/uv.txt
@@ -79,6 +85,9 @@ $(VENV)/.installed-server: requirements/server.txt pyproject.toml | $(BIN)/pytho
 	$(call install_list,$<)
 
 $(VENV)/.installed-train: requirements/train.txt pyproject.toml | $(BIN)/python
+	$(call install_list,$<)
+
+$(VENV)/.installed-fleet-demo: requirements/fleet-demo.txt pyproject.toml | $(BIN)/python
 	$(call install_list,$<)
 
 $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python

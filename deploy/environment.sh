@@ -3,7 +3,7 @@
 #
 #     deploy/environment.sh LIST FOLDER [--editable]       # for example: train .venv --editable
 #
-# LIST is library, server, train, slice (TPU), cuda or dev. The container image and the Nix flake run
+# LIST is library, server, train, slice (TPU), fleet, cuda or dev. The container image and the Nix flake run
 # this, and it runs by hand. With --editable the checkout itself is what runs, else a copy of it.
 #
 # PYTHON         the Python to take, 3.11 or 3.12 (default python3)

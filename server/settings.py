@@ -295,7 +295,8 @@ class Settings(FleetSettings):
                 "WAN_TPU_CORS_ORIGINS=* without WAN_TPU_API_KEYS_FILE would let every page that "
                 "somebody here looks at use the service; name the origins, or set up keys"
             )
-        if self.api_keys_file is None and not self.is_loopback and self.unix_socket is None:
+        is_open = not self.is_loopback and self.unix_socket is None
+        if self.api_keys_file is None and is_open and self.role != "slice":  # which has no routes
             raise ValueError(
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
                 " set one (`python -m server keys add NAME`) or listen on 127.0.0.1"

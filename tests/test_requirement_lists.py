@@ -17,6 +17,8 @@ EXTRAS = {
     "server": ("server",),
     "train": ("train",),
     "slice": ("server", "postgres", "train", "tpu"),
+    "fleet": ("fleet", "train", "tpu"),
+    "fleet-demo": ("fleet-demo",),
     "cuda": ("server", "train", "cuda"),
     "dev": ("dev", "tpu"),
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.server.fleet.servers import S3Server
+from tests.server.fleet.servers import GoogleServer, S3Server
 from tests.server.postgres import new_database, running_postgres
 from tests.server.running import SCRIPTED, RunningServer
 from wan_tpu.checkpoints.models import WAN_TINY_TI2V
@@ -67,8 +67,17 @@ def database(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def s3():
-    """An S3 store with an empty bucket; whoever strikes it leaves it running."""
-    server = S3Server()
+    """An S3 store with a bucket; whoever strikes it leaves it running."""
+    yield from running(S3Server())
+
+
+@pytest.fixture(scope="session")
+def gs():
+    """A server that speaks Google Cloud Storage's protocol, with a bucket; as `s3`."""
+    yield from running(GoogleServer())
+
+
+def running(server):
     try:
         yield server.start()
     finally:

@@ -25,6 +25,13 @@ def test_without_keys_only_loopback(host, tmp_path):
     assert Settings(host=host, api_keys_file=tmp_path / "keys").hosts == {"*"}
 
 
+def test_a_slice_of_a_fleet_has_nothing_that_keys_would_protect():
+    fleet = {"fleet": "temporal://127.0.0.1:7233/default", "files": "s3://videos"}
+    assert not Settings(host="0.0.0.0", role="slice", **fleet).is_loopback
+    with pytest.raises(ValidationError, match="WAN_TPU_API_KEYS_FILE"):
+        Settings(host="0.0.0.0", role="api", database_url="postgresql://x/y", **fleet)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_no_keys(host):
     assert Settings(host=host).is_loopback

