@@ -1,6 +1,7 @@
 """`python -m server` serves; `python -m server keys add|rotate|list|remove` keeps the API keys.
 
 On several hosts the same command runs on each: the first process serves, the others follow it.
+In a fleet WAN_TPU_ROLE says whether it takes requests or makes videos.
 
 Exit codes: 0 it was told to end and did; 1 it failed, or cannot start: a taken port or data folder,
 a database or key file that cannot be used, jobs that belong to another server by now; 2 wrong usage
@@ -8,6 +9,7 @@ or settings; 75 a process of the slice was lost, and all are to be started anew.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import pathlib
@@ -23,12 +25,15 @@ from server.logs import start_logging
 from server.settings import Settings
 from server.signals import Told
 from server.systemd import Notifier
-from wan_tpu.errors import WanTpuError
+from wan_tpu.errors import MissingPackageError, WanTpuError
 from wan_tpu.multihost.lockstep import EXIT_LOST
 from wan_tpu.multihost.options import add_group_arguments
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from server.http.listening import Listening
+    from server.http.serving import Served
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -71,6 +76,8 @@ def _serve(settings: Settings) -> int:
         notifier.ready()
         notifier.keep_alive()
         follow(settings)
+    if settings.fleet is not None and importlib.util.find_spec("temporalio") is None:
+        raise MissingPackageError("a fleet needs its packages: pip install 'wan_tpu[fleet]'")
     from server.http.listening import listen
 
     listening = listen(settings)
@@ -84,12 +91,9 @@ def _serve(settings: Settings) -> int:
 
 def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: Notifier) -> int:
     from server.http.serving import serve
-    from server.service import open_service
 
-    service = open_service(settings)
-    if settings.api_keys_file is None:
-        logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
-    has_served = serve(service, listening, told, notifier)
+    service, app = _open(settings)
+    has_served = serve(service, app, listening, told, notifier)
     if service.jobs.fatal is not None:
         logger.error("ending with %d: %s", EXIT_FAILED, service.jobs.fatal)
         return EXIT_FAILED
@@ -97,6 +101,22 @@ def _serve_at(settings: Settings, listening: "Listening", told: Told, notifier: 
         logger.error("ending with %d, so that all processes start anew", EXIT_LOST)
         return EXIT_LOST
     return 0 if has_served else EXIT_FAILED
+
+
+def _open(settings: Settings) -> tuple["Served", "FastAPI"]:
+    """What this server has in its role, and the application that shows it."""
+    if settings.role == "slice":
+        from server.http.probes import make_probes, open_slice
+
+        found = open_slice(settings)
+        return found, make_probes(found)
+    from server.http.app import make_app
+    from server.service import open_service
+
+    service = open_service(settings)
+    if settings.api_keys_file is None:
+        logger.info("no WAN_TPU_API_KEYS_FILE: open to this machine alone, without keys")
+    return service, make_app(service)
 
 
 def _maintain(command: str, settings: Settings) -> int:

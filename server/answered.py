@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator
 
 from server.errors import ApiError, retry_after
-from server.files.disk import is_disk_full
 from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
 from wan_tpu.storage.bucket import BucketError
+from wan_tpu.storage.disk import is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,10 @@ def answered() -> Iterator[None]:
         words = "the server's database takes nothing now; come again"
         raise ApiError(503, "database_unavailable", words, headers=later) from error
     except BucketError as error:
+        if is_disk_full(error):
+            logger.error("a file cannot be written: %s", error)
+            words = "the disk of the server's files is full; deleting videos makes room"
+            raise ApiError(503, "disk_full", words, headers=later) from error
         logger.warning("a request is turned away: %s", error)
         words = "the store of the server's files does not answer now; come again"
         headers = retry_after(BUCKET_RETRY_SECONDS)

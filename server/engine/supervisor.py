@@ -57,12 +57,17 @@ class Supervisor:
         elif self._at is not None or not self._engine.is_alive:
             before = f" (the last try: {self._trouble})" if self._trouble else ""
             reasons.append(f"the engine is not ready: {self._at or START}{before}")
-        if self._is_suspect:
+        if self.is_suspect:
             reasons.append(
                 f"the last {self._failures} videos failed, the latest with: {self._last_failure}; "
                 "jobs wait until a small one of the service's own succeeds"
             )
         return reasons
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is known that no job can be made now: it failed, and not only loads."""
+        return self.is_suspect or self._next_try is not None
 
     @property
     def retry_seconds(self) -> float:
@@ -80,11 +85,11 @@ class Supervisor:
         if self._engine.how_it_ended:
             self._note(None, self._engine.how_it_ended)
             logger.error("%s", self._engine.how_it_ended)
-        while not self._engine.is_alive or self._is_suspect:
+        while not self._engine.is_alive or self.is_suspect:
             try:
                 if not self._engine.is_alive:
                     await self._start()
-                if self._is_suspect:
+                if self.is_suspect:
                     await self._prove()
             except (EngineFailure, TimeoutError) as error:
                 await self._engine.kill()
@@ -102,12 +107,13 @@ class Supervisor:
 
     async def end_suspect(self) -> None:
         """Ends an engine that has failed too often, once it has no work."""
-        if self._is_suspect:
+        if self.is_suspect:
             self._at = "starting the engine anew"
             await self._engine.kill()  # a new process is the best cure there is
 
     @property
-    def _is_suspect(self) -> bool:
+    def is_suspect(self) -> bool:
+        """Whether it has failed too often, and has to prove itself before the next job."""
         return self._failures >= self._settings.max_failures
 
     def _note(self, job_id: str | None, words: str) -> None:
@@ -136,7 +142,7 @@ class Supervisor:
         words = ", ".join(told)
         seconds = time.monotonic() - started
         logger.info("the engine is ready: %s", words, extra={"seconds": seconds})
-        if not self._is_suspect:
+        if not self.is_suspect:
             self._at, self._trouble = None, ""
 
     async def _prove(self) -> None:

@@ -1,6 +1,5 @@
 """Serves the files of jobs, in parts where a player asks for parts."""
 
-import asyncio
 import contextlib
 import os
 import stat
@@ -14,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.answered import answered
 from server.errors import DO_NOT_RETRY, ApiError
-from server.files.media import FILE_NAMES, MEDIA_TYPES, FilesLost, Media
+from server.files.media import FILE_NAMES, MEDIA_TYPES, FilesLost
 from server.files.seam import Files, LocalFile, StoredFile, read_part
 from server.files.uploads import UploadLost
 from server.jobs.job import Job, State
@@ -105,22 +104,6 @@ async def input_response(
     return await _sent(request, stored, headers, f"{job.id}-{role}", kind, redirect)
 
 
-async def content_response(request: Request, media: Media, job: Job, variant: Variant) -> Response:
-    """A file of a job in the data folder; see `stored_response`.
-
-    Raises:
-        ApiError: there is none, and why.
-    """
-    check_finished(job)
-    files = (job.metadata or {}).get("files")
-    try:
-        file = await asyncio.to_thread(media.open, job.id, variant, files)
-    except FilesLost as error:
-        raise ApiError(410, "files_lost", str(error), headers=DO_NOT_RETRY) from None
-    stored = LocalFile(path=file.path, status=file.status, digest=file.digest)
-    return await stored_response(request, stored, job, variant, redirect=False)
-
-
 def check_finished(job: Job) -> None:
     """Refuses a job that has no video.
 
@@ -153,8 +136,9 @@ async def _sent(
     media_type: str,
     redirect: bool,
 ) -> Response:
-    # The signature of a URL holds for GET alone.
-    if redirect and not request.scope["state"].get("is_head"):
+    # The signature of a URL holds for GET alone, and our page loads from its own origin alone.
+    is_of_page = request.headers.get("sec-fetch-site") == "same-origin"
+    if redirect and not is_of_page and not request.scope["state"].get("is_head"):
         with answered():
             url = await stored.url(REDIRECT_SECONDS)
         if url is not None:

@@ -93,7 +93,7 @@ async def is_known(request: Request) -> bool:
     """Whether who asks may know how this server is made: by a key, or where none is asked for."""
     keys: Keys | None = request.app.state.service.keys
     if keys is None:
-        return True
+        return request.app.state.service.settings.is_loopback  # a slice answers everybody's probes
     credentials = await bearer(request)
     return credentials is not None and keys.find(credentials.credentials.strip()) is not None
 

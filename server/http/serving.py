@@ -6,14 +6,16 @@ import gc
 import logging
 import socket
 from collections.abc import Generator
+from typing import Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
-from server.http.app import make_app
 from server.http.connections import MAX_HEAD_BYTES, make_protocol
 from server.http.events import Streams
 from server.http.listening import Listening
-from server.service import Service
+from server.metrics import Metrics
+from server.settings import Settings
 from server.signals import Told
 from server.systemd import Notifier
 
@@ -26,6 +28,56 @@ STATUS_TICKS = 10
 """uvicorn's ticks, ten a second, between looks at what systemd is told."""
 
 
+class Work(Protocol):
+    """What is done beside the answers, and how it is ended; see `server.jobs.seam.Jobs`."""
+
+    @property
+    def fatal(self) -> str | None:
+        """Why the server must end at once, with an error."""
+        ...
+
+    @property
+    def has_lost_process(self) -> bool:
+        """Whether the server must end so that all processes of its slice start anew."""
+        ...
+
+    async def drain(self) -> None:
+        """Takes no more jobs, and lets go of what runs in good order."""
+        ...
+
+    def hurry(self) -> None:
+        """Ends the time that `drain` gives."""
+        ...
+
+    def abandon(self) -> None:
+        """Has it end without another write."""
+        ...
+
+
+class Served(Protocol):
+    """What is served: a `server.service.Service`, or a slice."""
+
+    @property
+    def settings(self) -> Settings:
+        """Of this server."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Of this server."""
+        ...
+
+    @property
+    def jobs(self) -> Work:
+        """Those that it takes, or makes."""
+        ...
+
+    @property
+    def missing(self) -> list[str]:
+        """What stands between it and being ready, as sentences; empty when it is."""
+        ...
+
+
 class DrainingServer(uvicorn.Server):
     """Goes on answering after the first signal until the service is drained; a second one hurries.
 
@@ -35,8 +87,8 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        service: Service,
-        streams: Streams,
+        service: Served,
+        streams: Streams | None,
         listening: Listening,
         told: Told,
         notifier: Notifier,
@@ -91,17 +143,26 @@ class DrainingServer(uvicorn.Server):
             if not self._service.jobs.has_lost_process:
                 await self._service.jobs.drain()
         finally:
-            self._streams.close()
+            if self._streams is not None:
+                self._streams.close()
 
 
-def serve(service: Service, listening: Listening, told: Told, notifier: Notifier) -> bool:
+def serve(
+    service: Served, app: FastAPI, listening: Listening, told: Told, notifier: Notifier
+) -> bool:
     """Serves until it is told to end.
+
+    Args:
+        service: what is served.
+        app: its application.
+        listening: where.
+        told: how often the process was told to end.
+        notifier: who is told how it is.
 
     Returns:
         Whether it has served at all; the log says why it has not.
     """
     settings = service.settings
-    app = make_app(service)
     config = uvicorn.Config(
         app,
         http=make_protocol(settings, service.metrics),

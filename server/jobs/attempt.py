@@ -5,18 +5,17 @@ However it ends, one place writes the outcome. Whoever stops an attempt only say
 
 import asyncio
 import dataclasses
-import enum
 import logging
 import pathlib
 import time
 from collections.abc import Set
 from typing import Any
 
+from server.engine.bounds import Bounds, Verdict, Why, failure_around, timed_out, verdict_of
 from server.engine.client import EngineClient
 from server.engine.failure import EngineFailure, Failure, ProcessLost
 from server.engine.messages import Progress
 from server.engine.supervisor import Supervisor
-from server.files.disk import is_disk_full
 from server.files.media import Media
 from server.files.uploads import Uploads
 from server.jobs.board import Board
@@ -27,15 +26,6 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-class Why(enum.Enum):
-    """Why an attempt is stopped before its end."""
-
-    TIMEOUT = "it takes too long"
-    UNWANTED = "it was cancelled or deleted"
-    GIVEN_BACK = "the server ends"
-    ABANDONED = "the server does not own its jobs any more"
 
 
 class Attempt:
@@ -78,17 +68,12 @@ class Attempt:
         self._settings = settings
         self._has_crashed = has_crashed
         self._gathered = gathered
-        self._why: Why | None = None
+        self._bounds = Bounds(job.id, engine, stop_grace_seconds=settings.stop_grace_seconds)
         self._late: asyncio.Task[None] | None = None
-        self._stopped, self._hurried = asyncio.Event(), asyncio.Event()
 
     def stop(self, why: Why) -> None:
         """Has it end soon; a reason that cannot wait takes the place of one that can."""
-        if self._why is None or why in (Why.GIVEN_BACK, Why.ABANDONED):
-            self._why = why
-        self._stopped.set()
-        if why in (Why.GIVEN_BACK, Why.ABANDONED):
-            self._hurried.set()
+        self._bounds.stop(why)
 
     async def run(self) -> None:
         """Makes the video, or stops, and writes down what became of it.
@@ -130,39 +115,28 @@ class Attempt:
 
     async def _watch(self, work: asyncio.Task[dict[str, Any]]) -> None:
         """Waits for the engine; makes it stop when it is asked to, or takes too long."""
-        settings = self._settings
-        if await _done(work, self._stopped, self._gathered.timeout_seconds):
-            return
-        if self._why is None:
-            self._why = Why.TIMEOUT
-            self._late = asyncio.create_task(self._fail_for_time())
-        if not self._hurried.is_set():
-            await self._engine.cancel(self.job.id)
-            if await _done(work, self._hurried, settings.stop_grace_seconds):
-                return
-        if self._why == Why.GIVEN_BACK:
-            # First in the database: what may come from the engine now is no outcome any more.
-            await self._give_back()
-            await self._engine.stop()
-        else:
-            logger.error("the engine does not stop and is killed", extra=self._extra)
-            await self._engine.kill()
-        await asyncio.wait({work})
+
+        def note_lateness() -> None:
+            self._late = asyncio.create_task(self._fail(timed_out(self._gathered.timeout_seconds)))
+
+        await self._bounds.watch(
+            work,
+            self._gathered.timeout_seconds,
+            on_timeout=note_lateness,
+            give_back=self._give_back,
+        )
 
     async def _conclude(self, work: asyncio.Task[dict[str, Any]]) -> None:
         """Writes the outcome down."""
-        if self._why == Why.ABANDONED:
+        if self._bounds.why == Why.ABANDONED:
             work.exception()
             return
         try:
             metadata = work.result()
             if await self._publish(metadata):
                 self._note_success(metadata)
-        except ProcessLost:
-            if self.is_last:
-                await self._give_back()
-            else:
-                await self._put_back("a process was lost")
+        except ProcessLost as lost:
+            await self._conclude_failure(lost)
             raise
         except EngineFailure as failure:
             await self._conclude_failure(failure)
@@ -170,25 +144,34 @@ class Attempt:
             raise
         except Exception as error:  # the boundary of jobs: the next one must be able to run
             logger.exception("the job could not be handled", extra=self._extra)
-            await self._fail(_own_failure(error))
+            await self._fail(failure_around(error))
             if self.job.id not in self._board.completed_ids():
                 await asyncio.to_thread(self._media.remove, self.job.id)
 
-    async def _conclude_failure(self, failure: EngineFailure) -> None:
-        self.crashed = failure.code == Failure.ENGINE_CRASHED and self._why is None
-        if self._why is not None:
-            return  # whoever stopped it has written that down
-        if self.crashed and self.is_last:
-            await self._give_back()  # whoever ends the server may end its engine first
-        elif self.crashed and self._settings.group.num_processes > 1:
-            await self._put_back("a process was lost")  # that may be what the engine ended of
-        else:
-            if not self.crashed or self._gathered.is_first_to_crash():
-                self._supervisor.note_failure(self.job.id, failure)
-            if self.crashed and self._may_be_innocent:
-                await self._put_back(str(failure))
-            else:
-                await self._fail(failure)
+    async def _conclude_failure(self, error: EngineFailure | ProcessLost) -> None:
+        verdict = verdict_of(
+            error,
+            is_stopped=self._bounds.why is not None,
+            is_last=self.is_last,
+            num_processes=self._settings.group.num_processes,
+        )
+        is_crash = isinstance(error, EngineFailure) and error.code == Failure.ENGINE_CRASHED
+        self.crashed = is_crash and verdict != Verdict.STOPPED
+        match verdict:
+            case Verdict.STOPPED:
+                return
+            case Verdict.GIVEN_BACK:
+                await self._give_back()
+            case Verdict.LOST:
+                await self._put_back("a process was lost")
+            case Verdict.CRASHED | Verdict.FAILED:
+                assert isinstance(error, EngineFailure)
+                if not self.crashed or self._gathered.is_first_to_crash():
+                    self._supervisor.note_failure(self.job.id, error)
+                if self.crashed and self._may_be_innocent:
+                    await self._put_back(str(error))
+                else:
+                    await self._fail(error)
 
     @property
     def _may_be_innocent(self) -> bool:
@@ -222,11 +205,6 @@ class Attempt:
         if await self._persistence.write(lambda: self._board.put_back(self.job.id)):
             logger.error("the job is put back: %s", reason, extra=self._extra)
 
-    async def _fail_for_time(self) -> None:
-        seconds = self._gathered.timeout_seconds
-        words = f"the video took longer than {seconds:g} seconds"
-        await self._fail(EngineFailure(Failure.TIMEOUT, words))
-
     async def _fail(self, failure: EngineFailure) -> None:
         """Fails the job, unless it has ended in another way by now."""
         code, message = failure.code, str(failure)
@@ -253,21 +231,3 @@ class Attempt:
     @property
     def _extra(self) -> dict[str, Any]:
         return {"job": self.job.id}
-
-
-async def _done(work: asyncio.Task[Any], or_else: asyncio.Event, seconds: float) -> bool:
-    """Waits for work, an event or a time, whichever comes first; whether the work is done."""
-    event = asyncio.ensure_future(or_else.wait())
-    try:
-        await asyncio.wait({work, event}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return work.done()
-    finally:
-        event.cancel()
-
-
-def _own_failure(error: Exception) -> EngineFailure:
-    """What a job is told whose video was lost around the engine, not in it."""
-    if is_disk_full(error):
-        return EngineFailure(Failure.DISK_FULL, "the server's disk is full")
-    words = f"the server failed with {type(error).__name__}; its log says more"
-    return EngineFailure(Failure.ENGINE_ERROR, words)

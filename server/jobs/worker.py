@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from server.engine.bounds import Why, unless
 from server.engine.client import EngineClient
 from server.engine.failure import ProcessLost
 from server.engine.supervisor import USUAL_RETRY_SECONDS, Supervisor
 from server.files.media import Media
 from server.files.uploads import Uploads
-from server.jobs.attempt import Attempt, Why
+from server.jobs.attempt import Attempt
 from server.jobs.board import Board
 from server.jobs.companions import Choice, Gains, choose
 from server.jobs.gathered import Gathered
@@ -177,19 +178,10 @@ class Worker:
 
     async def _unless_draining(self, what: Coroutine[Any, Any, None]) -> bool:
         """Does something that draining cuts short; whether it was done."""
-        task = asyncio.ensure_future(what)
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            draining.cancel()
-            is_done = task.done()
-            if not is_done:
-                task.cancel()
-                await asyncio.wait({task})
-        if is_done:
+        task = await unless(self._draining, what)
+        if not task.cancelled():
             task.result()
-        return is_done and not self.is_draining
+        return not task.cancelled() and not self.is_draining
 
     async def _next_jobs(self) -> list[Job]:
         """Waits for a job, claims it and those that are made with it; none when there is another

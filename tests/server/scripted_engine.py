@@ -7,6 +7,7 @@ nan       computes numbers that are none
 full      finds the disk full at the second step
 crash     kills its own process at the second step
 crashonce likewise, but only the first time
+murder    kills the service that it works for at the second step
 hang      stops for ever at the second step, deaf to cancellation
 compile   stops for ever in the compiler
 stop      stops its whole process at the second step, as SIGSTOP does
@@ -161,6 +162,9 @@ class ScriptedEngine:
         if "crashonce" in mine and not (self.marks / "has-crashed").exists():
             (self.marks / "has-crashed").touch()
             mine.add("crash")
+        if "murder" in mine:
+            os.kill(os.getppid(), signal.SIGKILL)
+            threading.Event().wait()
         if "crash" in mine:
             os.kill(os.getpid(), signal.SIGKILL)
         if "stop" in mine:

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import pathlib
@@ -21,13 +22,15 @@ from wan_tpu.cli.options import add_model_arguments, positive_int
 from wan_tpu.cli.progress import ProgressBars, say
 from wan_tpu.cli.streams import write_data
 from wan_tpu.errors import InputError, MissingPackageError
+from wan_tpu.fleet.address import FleetAddress, FleetKeys, parse_fleet
 from wan_tpu.pipeline.progress import Progress
 
 if TYPE_CHECKING:
+    from temporalio.client import Client
+
     from wan_tpu.checkpoints.description import ModelDescription
     from wan_tpu.dataset.fleet.order import PreparePlan
     from wan_tpu.dataset.jobs import PrepareOptions
-    from wan_tpu.fleet.connection import FleetAddress
 
 SHARD_CLIPS = 32
 DTYPE = "bfloat16"
@@ -53,15 +56,36 @@ WORKERS_OWN = {
 """Options of `prepare` that have no meaning for one who only gives the work."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What `--fleet` names.
+
+    Attributes:
+        address: of it.
+        keys: by which this process gets in.
+    """
+
+    address: FleetAddress
+    keys: FleetKeys
+
+    async def connect(self, identity: str, patience_seconds: float = float("inf")) -> "Client":
+        """See `wan_tpu.fleet.connection.connect`."""
+        from wan_tpu.fleet.connection import connect
+
+        return await connect(
+            self.address, self.keys, identity=identity, patience_seconds=patience_seconds
+        )
+
+
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `wan-tpu dataset prepare` for a fleet."""
-    fleet = parser.add_argument_group("a fleet, whose workers are `wan-tpu dataset worker`")
-    _add_fleet_arguments(fleet, required=False)
-    fleet.add_argument(
+    group = parser.add_argument_group("a fleet, whose workers are `wan-tpu dataset worker`")
+    _add_fleet_arguments(group, required=False)
+    group.add_argument(
         "--shard-clips", type=positive_int, metavar="N",
         help=f"clips that a worker takes at a time (default: {SHARD_CLIPS})",
     )  # fmt: skip
-    fleet.add_argument(
+    group.add_argument(
         "--stop", action="store_true",
         help="stop what is being prepared into --output; what is made stays",
     )  # fmt: skip
@@ -134,28 +158,27 @@ def run_prepare(
     for name, flag in WORKERS_OWN.items():
         if getattr(parsed, name):
             raise InputError(f"{flag} is a worker's own: it goes to wan-tpu dataset worker")
-    address = _read_fleet(parsed)
+    fleet = _read_fleet(parsed)
     options = dataclasses.replace(options, dtype=options.dtype or DTYPE)
     with ended_by_signals():
         if parsed.stop:
-            return _run(_stop(parsed, address))
-        return _run(_prepare(parsed, address, description, options))
+            return _run(_stop(parsed, fleet))
+        return _run(_prepare(parsed, fleet, description, options))
 
 
 async def _prepare(
     parsed: argparse.Namespace,
-    address: "FleetAddress",
+    fleet: Fleet,
     description: "ModelDescription",
     options: "PrepareOptions",
 ) -> int:
     from wan_tpu.cli.dataset_prepare import manifest_json, manifest_lines
     from wan_tpu.dataset.fleet import command
     from wan_tpu.dataset.fleet.result import read_dataset
-    from wan_tpu.fleet.connection import connect
     from wan_tpu.storage.bucket import open_bucket
 
     bucket = open_bucket(parsed.output, setting="--output")
-    client = await connect(address, identity=_identity(), patience_seconds=PATIENCE_SECONDS)
+    client = await fleet.connect(_identity(), PATIENCE_SECONDS)
     plan = await command.make_plan(parsed.path, parsed.output, description, options)
     begun = await command.begin(client, bucket, plan, parsed.shard_clips or SHARD_CLIPS)
     if begun is not None:
@@ -180,11 +203,10 @@ async def _prepare(
     return 0
 
 
-async def _stop(parsed: argparse.Namespace, address: "FleetAddress") -> int:
+async def _stop(parsed: argparse.Namespace, fleet: Fleet) -> int:
     from wan_tpu.dataset.fleet import command
-    from wan_tpu.fleet.connection import connect
 
-    client = await connect(address, identity=_identity(), patience_seconds=PATIENCE_SECONDS)
+    client = await fleet.connect(_identity(), PATIENCE_SECONDS)
     stopped = await command.stop(client, parsed.output)
     if not stopped:
         raise InputError(f"nothing is being prepared into {parsed.output}")
@@ -207,7 +229,7 @@ def _leaving_it_going(parsed: argparse.Namespace, plan: "PreparePlan") -> Iterat
 
 def run_worker(parsed: argparse.Namespace) -> int:
     """Encodes shards until a signal, which gives back the one that is under way."""
-    address = _read_fleet(parsed)
+    fleet = _read_fleet(parsed)
     from wan_tpu import runtime
     from wan_tpu.checkpoints.diffusers_folder import TOKENIZER
     from wan_tpu.checkpoints.models import describe_model, open_model
@@ -237,12 +259,11 @@ def run_worker(parsed: argparse.Namespace) -> int:
             workers=parsed.workers,
             one_at_a_time=parsed.one_at_a_time,
         )
-        return _run(_work(Preparing(maker, folder), address, model.name))
+        return _run(_work(Preparing(maker, folder), fleet, model.name))
 
 
-async def _work(preparing: Any, address: "FleetAddress", model: str) -> int:
+async def _work(preparing: Any, fleet: Fleet, model: str) -> int:
     from wan_tpu.dataset.fleet.worker import identity, work
-    from wan_tpu.fleet.connection import connect
 
     heard: list[int] = []
 
@@ -255,7 +276,7 @@ async def _work(preparing: Any, address: "FleetAddress", model: str) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or in the background
             loop.add_signal_handler(number, leave, number)
     leaving = asyncio.create_task(preparing.leaving.wait())
-    connecting = asyncio.create_task(connect(address, identity=identity()))
+    connecting = asyncio.create_task(fleet.connect(identity()))
     await asyncio.wait({leaving, connecting}, return_when=asyncio.FIRST_COMPLETED)
     if connecting.done():
         client = connecting.result()
@@ -291,28 +312,27 @@ def run_fetch(parsed: argparse.Namespace) -> int:
         return _run(bring())
 
 
-def _read_fleet(parsed: argparse.Namespace) -> "FleetAddress":
+def _read_fleet(parsed: argparse.Namespace) -> Fleet:
     """What `--fleet` and its files say.
 
     Raises:
         InputError: it is no address, or half a certificate.
         MissingPackageError: the packages of a fleet are not installed.
     """
-    try:
-        from wan_tpu.fleet.connection import FleetAddress, parse_fleet
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"--fleet needs the package {error.name}: pip install 'wan_tpu[fleet]'"
-        ) from None
-    target, namespace = parse_fleet(parsed.fleet)
+    for package in ("temporalio", "obstore"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(
+                f"--fleet needs the package {package}: pip install 'wan_tpu[fleet]'"
+            )
+    address = parse_fleet(parsed.fleet, setting="--fleet")
     files = {}
     for flag in FILES:
         found = getattr(parsed, _name(flag))
-        name = _name(flag).removeprefix("fleet_")
+        name = _name(flag).removeprefix("fleet_").removesuffix("_file")
         files[name] = None if found is None else pathlib.Path(found).expanduser()
-    if (files["cert_file"] is None) != (files["key_file"] is None):
+    if (files["cert"] is None) != (files["key"] is None):
         raise InputError("--fleet-cert-file and --fleet-key-file go together")
-    return FleetAddress(target=target, namespace=namespace, **files)
+    return Fleet(address=address, keys=FleetKeys(**files))
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:

@@ -23,6 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
 from wan_tpu.storage.bucket import BucketError, ObjectMissing, Stat
+from wan_tpu.storage.disk import is_disk_full
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -236,9 +237,9 @@ class FolderBucket(_ObstoreBucket):
     def _explanation(self, error: Exception, doing: str) -> str:
         number = re.search(r"\(os error (\d+)\)", str(error))
         reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
+        what_to_do = "make room there" if is_disk_full(error) else "check who may use it"
         return (
-            f"cannot {doing} in the folder of {self._setting}: {reason or 'it fails'}; name one "
-            "that can be read and written"
+            f"cannot {doing} in the folder of {self._setting}: {reason or 'it fails'}; {what_to_do}"
         )
 
 

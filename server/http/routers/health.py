@@ -3,16 +3,59 @@
 import asyncio
 import math
 import time
+from typing import Annotated, Protocol
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from server.errors import ApiError, retry_after
-from server.http.dependencies import IsKnown, ServiceDependency
+from server.http.dependencies import IsKnown
 from server.http.schemas import Live, NotReady, Readiness
+from server.jobs.seam import Queue
+from server.metrics import Metrics
 
 router = APIRouter(tags=["health"])
+
+
+class Line(Protocol):
+    """Jobs, of which some wait."""
+
+    async def queue(self) -> Queue:
+        """What waits."""
+        ...
+
+
+class Probed(Protocol):
+    """What is asked of a `server.service.Service`, or of a slice of a fleet."""
+
+    @property
+    def missing(self) -> list[str]:
+        """What stands between it and being ready, as sentences; empty when it is."""
+        ...
+
+    @property
+    def retry_seconds(self) -> float:
+        """When to come again if it is not."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its meters."""
+        ...
+
+    @property
+    def jobs(self) -> Line:
+        """Those that it takes, or makes."""
+        ...
+
+
+async def get_probed(request: Request) -> Probed:
+    """What this application serves."""
+    return request.app.state.service
+
+
+ProbedDependency = Annotated[Probed, Depends(get_probed)]
 
 
 @router.get("/livez", operation_id="live")
@@ -28,7 +71,7 @@ async def live() -> Live:
     responses={503: {"model": NotReady, "description": "Not yet, or no more; says why"}},
 )
 @router.get("/health", include_in_schema=False)
-async def ready(service: ServiceDependency, is_known: IsKnown) -> Response:
+async def ready(service: ProbedDependency, is_known: IsKnown) -> Response:
     """Says whether jobs are worked on, and if not, what is missing and when to ask again.
 
     Who has no key is told no more than the kind of it: the rest may name machines and files.
@@ -55,7 +98,7 @@ READY = Readiness(status="ready", missing=[]).model_dump_json().encode()
     },
     response_class=Response,
 )
-async def metrics(service: ServiceDependency) -> Response:
+async def metrics(service: ProbedDependency) -> Response:
     """What Prometheus reads."""
     meters, queue = service.metrics, await service.jobs.queue()
     meters.queue_length.set(queue.length)

@@ -24,6 +24,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
         **errors(404, 410, 416),
         200: {"description": "The file, as it was sent", "content": dict.fromkeys(FILES, BINARY)},
         206: {"description": "The ranges that were asked for"},
+        302: {"description": "The file lies in a store, for minutes at the URL of `Location`"},
     },
 )
 async def download_input(

@@ -125,6 +125,7 @@ async def cancel_video(job: OwnedJob, service: ServiceDependency) -> Video:
             "description": "The ranges that were asked for",
             "content": dict.fromkeys((*FILES, "multipart/byteranges"), BINARY),
         },
+        302: {"description": "The file lies in a store, for minutes at the URL of `Location`"},
         304: {"description": "The file is the one of `If-None-Match`"},
     },
 )

@@ -33,7 +33,7 @@ from wan_tpu.dataset.loader import open_dataset
 from wan_tpu.dataset.manifest import read_manifest
 from wan_tpu.dataset.prepare import prepare
 from wan_tpu.errors import InputError
-from wan_tpu.fleet.connection import parse_fleet
+from wan_tpu.fleet.address import parse_fleet
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.storage.bucket import open_bucket
 
@@ -285,8 +285,8 @@ def start(environment, tmp_path):
 
 async def pid_of_busy(fleet):
     """The process that has taken a shard, once one has."""
-    target, namespace = parse_fleet(fleet)
-    client = await Client.connect(target, namespace=namespace)
+    address = parse_fleet(fleet)
+    client = await Client.connect(address.target, namespace=address.namespace)
     while True:
         async for found in client.list_workflows("WorkflowType = 'Prepare'"):
             described = await client.get_workflow_handle(found.id).describe()
@@ -358,7 +358,7 @@ def test_the_command_ends_and_the_work_goes_on_until_it_is_stopped(
     [
         (("--stop",), "--stop is a fleet's: --fleet temporal://HOST:PORT/NAMESPACE"),
         (("--shard-clips", "3"), "--shard-clips is a fleet's"),
-        (("--fleet", "here:1"), "a fleet is temporal://HOST:PORT/NAMESPACE, for example"),
+        (("--fleet", "here:1"), "--fleet is temporal://HOST:PORT/NAMESPACE, for example"),
         (("--fleet", "temporal://h:1/ns", "--prune"), "--prune is a worker's own"),
         (("--fleet", "temporal://h:1/ns", "--fleet-key-file", "k"), "--fleet-key-file go together"),
         (

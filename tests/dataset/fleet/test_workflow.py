@@ -18,7 +18,7 @@ from wan_tpu.dataset.fleet.workflow import (
     PrepareWorkflow,
     ShardOrder,
 )
-from wan_tpu.fleet.connection import parse_fleet
+from wan_tpu.fleet.address import parse_fleet
 
 
 class Script:
@@ -69,8 +69,8 @@ def run(fleet, script, *, num_shards=3, name="plan", **fields):
     """How a workflow ends, and what its memo says then."""
 
     async def work():
-        target, namespace = parse_fleet(fleet)
-        client = await Client.connect(target, namespace=namespace)
+        address = parse_fleet(fleet)
+        client = await Client.connect(address.target, namespace=address.namespace)
         worker = Worker(
             client, task_queue=name, workflows=[PrepareWorkflow],
             activities=[script.prepare_shard, script.finish],

