@@ -25,6 +25,8 @@ class Metrics:
         histogram = functools.partial(Histogram, registry=registry)
 
         self.ready = gauge("wan_tpu_ready", "Whether /readyz answers 200")
+        words = "1 for each kind of thing that /readyz says is missing"
+        self.missing = gauge("wan_tpu_missing", words, ("what",))
         self.database_available = gauge("wan_tpu_database_available", "Whether jobs can be written")
         self.queue_length = gauge("wan_tpu_queue_length", "Jobs that wait")
         words = "Age of the oldest job that waits; 0 if none does"

@@ -268,15 +268,21 @@ class Service:
 
 
 def open_service(settings: Settings) -> Service:
-    """Opens what a server of one slice needs.
+    """Opens what a server of one slice needs, or one of a fleet's API.
 
     Raises:
         KeysError: the keys' file cannot be used.
         DataFolderError: the data folder cannot be used, or is not ours.
-        StoreError: the database cannot be used, or does not belong to the data folder.
+        StoreError: the database cannot be used, or does not belong to the files.
+        BucketError: the bucket cannot be used.
     """
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     metrics = Metrics()
+    if settings.role == "api":
+        from server.fleet.jobs import FleetJobs  # packages that one slice does without
+
+        fleet = FleetJobs(settings, metrics)
+        return Service(settings, fleet, fleet.files, metrics, keys, None, fleet.slices)
     jobs = LocalJobs(settings, metrics)
     files = LocalFiles(jobs.media, jobs.uploads)
     return Service(settings, jobs, files, metrics, keys, jobs.profiles)

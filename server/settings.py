@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from server.fleet.settings import FleetSettings
+from server.fleet.settings import FleetSettings, check_fleet
 from wan_tpu import errors
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.geometry import parse_size
@@ -301,6 +301,7 @@ class Settings(FleetSettings):
                 f"WAN_TPU_HOST={self.host} is open to others and there is no WAN_TPU_API_KEYS_FILE;"
                 " set one (`python -m server keys add NAME`) or listen on 127.0.0.1"
             )
+        check_fleet(self, database_url=self.database_url, batch=self.batch)
         if self.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"WAN_TPU_LOG_LEVEL is {self.log_level!r}, expected info or debug")
         try:

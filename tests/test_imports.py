@@ -8,6 +8,7 @@ import sys
 
 import server
 import wan_tpu
+from tests.server.running import SCRIPTED, RunningServer
 
 ROOT = pathlib.Path(wan_tpu.__file__).parent
 
@@ -91,14 +92,14 @@ def test_only_some_rooms_know_that_there_are_several_processes():
 SERVER = pathlib.Path(server.__file__).parent
 SERVER_FLOORS = [
     {"errors", "keys", "logs", "metrics", "settings", "signals", "systemd"},
-    {"environment", "files"},
+    {"environment", "files", "slices"},
     {"engine"},
     {"jobs"},
     {"fleet"},
     {"answered"},
     {"service", "web"},
     {"http"},
-    {"__main__"},
+    {"__main__", "demo"},
 ]
 SERVER_FLOOR = {room: number for number, rooms in enumerate(SERVER_FLOORS) for room in rooms}
 SETTINGS_OF_A_ROOM = "server.fleet.settings"
@@ -167,3 +168,19 @@ def test_the_bottom_floor_needs_no_jax():
     for path, room, names in rooms_and_imports():
         if room in FLOORS[0]:
             assert not any(n.split(".")[0] in ("jax", "torch", "flax") for n in names), path
+
+
+FLEETS_OWN = ("temporalio", "obstore", "google.cloud")
+
+
+def test_a_server_of_one_slice_imports_nothing_of_a_fleet(tmp_path):
+    """What a server and its engine have imported by the end of a first video, as Python tells."""
+    environment = {"PYTHONPROFILEIMPORTTIME": "1"}
+    running = RunningServer(tmp_path / "data", engine=SCRIPTED, environment=environment)
+    try:
+        running.wait_ready().finish(running.create())
+    finally:
+        running.stop()
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", running.log(), re.MULTILINE))
+    assert {"fastapi", "server.jobs.local", "server.engine.lockstep"} <= imported
+    assert [name for name in sorted(imported) if name.startswith(FLEETS_OWN)] == []

@@ -14,7 +14,7 @@
     let
       systems = [ "x86_64-linux" "aarch64-linux" ];
       forEach = make: nixpkgs.lib.genAttrs systems (system: make nixpkgs.legacyPackages.${system});
-      lists = [ "library" "server" "train" "slice" "fleet" "cuda" "dev" ];
+      lists = [ "library" "server" "train" "slice" "fleet" "fleet-demo" "cuda" "dev" ];
       # Wheels bring their own code, but for what every Linux of theirs is expected to have.
       libraries = pkgs: nixpkgs.lib.makeLibraryPath [ pkgs.stdenv.cc.cc.lib pkgs.zlib ];
       tools = pkgs: [ pkgs.python311 pkgs.uv pkgs.bash pkgs.coreutils pkgs.gnumake pkgs.git ];

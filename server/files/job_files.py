@@ -50,6 +50,19 @@ class BucketFile:
         return await self.bucket.url(self.key, seconds)
 
 
+@dataclasses.dataclass(slots=True)
+class JobFound:
+    """What a job has in the bucket.
+
+    Attributes:
+        modified: when its newest file was written: unix seconds of the store.
+        starts: that have files.
+    """
+
+    modified: float = 0.0
+    starts: set[int] = dataclasses.field(default_factory=set)
+
+
 class JobFiles:
     """The files of jobs in a bucket, for those that take jobs and those that make them; `Files`.
 
@@ -159,16 +172,17 @@ class JobFiles:
         """Removes the files of a start whose outcome nobody wants."""
         await self._bucket.delete_all(f"{_prefix(job_id)}{start}/")
 
-    async def jobs_there(self) -> dict[str, float]:
-        """The jobs that have files, each with the time of its newest: unix seconds of the store.
-
-        What is not named as a job is left out: it is not ours.
-        """
-        found: dict[str, float] = {}
+    async def jobs_there(self) -> dict[str, JobFound]:
+        """The jobs that have files; what is not named as a job is left out: it is not ours."""
+        found: dict[str, JobFound] = {}
         for stat in await self._bucket.list(VIDEOS):
-            job_id = stat.key.removeprefix(VIDEOS).partition("/")[0]
+            job_id, _, rest = stat.key.removeprefix(VIDEOS).partition("/")
             if JOB_FOLDER.fullmatch(job_id):
-                found[job_id] = max(found.get(job_id, 0.0), stat.modified)
+                job = found.setdefault(job_id, JobFound())
+                job.modified = max(job.modified, stat.modified)
+                start = rest.partition("/")[0]
+                if start.isdecimal():
+                    job.starts.add(int(start))
         return found
 
     def _opened(self, key: str, size: int, digest: str, modified: float) -> BucketFile:

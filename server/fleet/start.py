@@ -130,7 +130,8 @@ class Start:
             self._may_have_files = True
             published = await self._unless_stopped(self._patiently(lambda: self._publish(files)))
             kept = {name: v for name, v in metadata.items() if name not in ("request", "model")}
-            return {**kept, "files": published, "start": self.order.start}
+            made = {"files": published, "start": self.order.start, "slice": self._room.name}
+            return kept | made
         except ApplicationError:
             raise
         except UploadLost as error:

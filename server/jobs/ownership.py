@@ -11,7 +11,7 @@ import pathlib
 import socket
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -91,14 +91,20 @@ class SqliteLock:
 class PostgresLock:
     """An advisory lock, which PostgreSQL keeps for as long as one connection lasts."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, *, shared: bool = False):
         """Takes the lock.
+
+        Args:
+            database: PostgreSQL's.
+            shared: whether others that say so may have it, too: a fleet's servers. Otherwise no
+                other server may.
 
         Raises:
             StoreError: another server has it.
             StoreUnavailable: the database cannot be reached.
         """
         self._database = database
+        self._try = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
         self._connection: Connection | None = None
         self._backend: int | None = None
         deadline = time.monotonic() + TAKE_SECONDS
@@ -124,6 +130,11 @@ class PostgresLock:
             raise StoreUnavailable(f"{self._database.name} is locked by another connection")
         return True
 
+    @property
+    def line(self) -> Any:
+        """The driver's connection that has it, for `server.jobs.database.cut`; None without one."""
+        return None if self._connection is None else self._connection.connection.dbapi_connection
+
     def close(self) -> None:
         """See `Lock`."""
         if self._connection is not None:
@@ -137,9 +148,8 @@ class PostgresLock:
             connection = self._database.engine.connect()
             try:
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-                locked = sa.select(
-                    sa.func.pg_try_advisory_lock(ADVISORY_LOCK), sa.func.pg_backend_pid()
-                )
+                take = getattr(sa.func, self._try)(ADVISORY_LOCK)
+                locked = sa.select(take, sa.func.pg_backend_pid())
                 has_it, backend = connection.execute(locked).one()
                 if has_it:
                     self._connection, self._backend = connection, backend

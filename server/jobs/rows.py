@@ -14,6 +14,7 @@ from typing import Any
 
 from server.engine.failure import Failure
 from server.jobs.job import FINISHED, UNREADABLE, Extended, Job, State
+from server.jobs.shelf import file_bytes
 from server.jobs.tables import JOB_VERSION, TEXT_JOB_VERSION
 from wan_tpu.errors import WanTpuError
 from wan_tpu.media import DIGEST, ROLES
@@ -62,6 +63,7 @@ def to_row(job: Job) -> dict[str, Any]:
     # A request that says nothing new is written as releases before wrote it, which can read it.
     row["request"] = json.dumps(fields | new)
     row["metadata"] = None if job.metadata is None else json.dumps(job.metadata)
+    row["first_id"], row["file_bytes"] = job.first_id, file_bytes(job)
     row["version"] = JOB_VERSION if new else TEXT_JOB_VERSION
     return row
 

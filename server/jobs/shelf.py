@@ -180,14 +180,22 @@ class Bodies:
 
 def file_bytes(job: Job) -> int:
     """What a completed job's files take up."""
-    if job.state != State.COMPLETED or job.metadata is None:
-        return 0
-    return sum(file["bytes"] for file in files_of(job).values())
+    return sum_bytes(job.metadata) if job.state == State.COMPLETED else 0
+
+
+def sum_bytes(metadata: dict[str, Any] | None) -> int:
+    """What the files take up that are noted in a job's metadata."""
+    return sum(file["bytes"] for file in files_in(metadata).values())
 
 
 def files_of(job: Job) -> dict[str, dict[str, Any]]:
     """Size and digest of each of a job's files, where they were noted as they should be."""
-    files = (job.metadata or {}).get("files")
+    return files_in(job.metadata)
+
+
+def files_in(metadata: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The same, by a job's metadata."""
+    files = (metadata or {}).get("files")
     if not isinstance(files, dict):
         return {}
     return {

@@ -6,19 +6,14 @@ once, at start.
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from server.jobs.ballast import Ballast
-from server.jobs.database import Database, StoreError, StoreFull
+from server.jobs.database import Database, StoreFull
 from server.jobs.job import Job
 from server.jobs.ownership import (
     Lock,
@@ -28,14 +23,12 @@ from server.jobs.ownership import (
     take_epoch,
 )
 from server.jobs.rows import from_row, to_row
-from server.jobs.tables import SCHEMA, jobs, service
+from server.jobs.schema import downgrade, give_time, migrate
+from server.jobs.tables import jobs, service
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-START_MS = 120_000
-"""For reading or changing all that the database has."""
 
 AT_ONCE = 500
 """Databases bound the parameters of a statement; SQLite's bound has been 999."""
@@ -74,7 +67,7 @@ class Store:
             if isinstance(self._lock, SqliteLock):
                 self._ballast = Ballast(f"{self._lock.path}-ballast")
             self._ballast_keep()
-            self._at_any_price(self._migrate)
+            self._at_any_price(lambda: migrate(self._database))
             self._epoch, self.database_id, self.folder_id = self._at_any_price(self._take)
             self._opened = opened.pop_all()
 
@@ -86,7 +79,7 @@ class Store:
     def load(self) -> list[Job]:
         """Every job, oldest first; rows whose ids are no job's stay where they are."""
         with self._database.reading() as connection:
-            self._give_time(connection)
+            give_time(self._database, connection)
             rows = connection.execute(sa.select(jobs).order_by(jobs.c.id)).mappings().all()
         found = [from_row(dict(row)) for row in rows]
         known = [job for job in found if job is not None]
@@ -178,7 +171,7 @@ class Store:
 
     def downgrade(self) -> None:
         """Brings the tables to the schema of the release before this one, and gives them up."""
-        self._migrations(lambda config: alembic.command.downgrade(config, "-1"))
+        downgrade(self._database)
 
     def abandon(self) -> None:
         """Has a call that waits for the database's answer end; from any thread."""
@@ -214,42 +207,6 @@ class Store:
         if self._ballast is not None:
             self._ballast.keep()
 
-    def _give_time(self, connection: Connection) -> None:
-        """Lets one transaction take as long as a start may, which nobody waits for."""
-        if not self._database.is_sqlite:
-            connection.execute(sa.text(f"SET LOCAL statement_timeout = {START_MS}"))
-
-    def _migrate(self) -> None:
-        def upgrade(config: alembic.config.Config) -> None:
-            connection: Connection = config.attributes["connection"]
-            revision = MigrationContext.configure(connection).get_current_revision()
-            script = ScriptDirectory.from_config(config)
-            if revision in {None, *(each.revision for each in script.walk_revisions())}:
-                alembic.command.upgrade(config, "head")
-            elif _oldest_reader(connection) > SCHEMA:
-                raise StoreError(
-                    f"{self.name} is of a newer version (schema {revision}); run the version of "
-                    "wan-tpu that wrote it, or a newer one"
-                )
-
-        self._migrations(upgrade)
-
-    def _migrations(self, run: Callable[[alembic.config.Config], None]) -> None:
-        config = alembic.config.Config()
-        config.set_main_option("script_location", str(pathlib.Path(__file__).parent / "migrations"))
-        with self._database.writing() as connection:
-            self._give_time(connection)
-            config.attributes["connection"] = connection
-            run(config)
-
 
 def _lock(database: Database) -> Lock:
     return SqliteLock(database) if database.is_sqlite else PostgresLock(database)
-
-
-def _oldest_reader(connection: Connection) -> int:
-    """The lowest schema number that may use a database of a newer version."""
-    if not sa.inspect(connection).has_table(service.name):
-        return SCHEMA + 1
-    found = connection.execute(sa.select(service.c.oldest_reader)).scalar()
-    return SCHEMA + 1 if found is None else found

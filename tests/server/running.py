@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 180
 class RunningServer:
     """One `python -m server`; settings as keyword arguments, without their prefix."""
 
+    module = "server"
+
     def __init__(self, data_dir, *, environment=None, **settings):
         self.data_dir = data_dir
         # Beside the data folder: a server refuses one that holds other things.
@@ -47,7 +49,7 @@ class RunningServer:
         begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server"], cwd=ROOT, env=self.environment, stderr=log
+                [sys.executable, "-m", self.module], cwd=ROOT, env=self.environment, stderr=log
             )
         match = wait_for(
             lambda: (

@@ -74,9 +74,9 @@ async def live() -> Live:
 async def ready(service: ProbedDependency, is_known: IsKnown) -> Response:
     """Says whether jobs are worked on, and if not, what is missing and when to ask again.
 
-    Who has no key is told no more than the kind of it: the rest may name machines and files.
+    Who has no key is told no more than the kind of it.
     """
-    missing = [why if is_known else why.partition(":")[0] for why in service.missing]
+    missing = [why if is_known else _kind(why) for why in service.missing]
     if not missing:
         return Response(READY, media_type="application/json")
     seconds = service.retry_seconds
@@ -85,6 +85,11 @@ async def ready(service: ProbedDependency, is_known: IsKnown) -> Response:
         status="not_ready", missing=missing, retry_seconds=math.ceil(seconds), **error.body
     )
     return JSONResponse(body.model_dump(), error.status, headers=error.headers)
+
+
+def _kind(why: str) -> str:
+    """What of a reason anybody may know: the rest may name machines and files."""
+    return why.partition(":")[0]
 
 
 READY = Readiness(status="ready", missing=[]).model_dump_json().encode()
@@ -105,5 +110,8 @@ async def metrics(service: ProbedDependency) -> Response:
     waited = 0.0 if queue.oldest_at is None else time.time() - queue.oldest_at
     meters.oldest_waiting_seconds.set(max(0.0, waited))
     meters.ready.set(not service.missing)
+    meters.missing.clear()
+    for why in service.missing:
+        meters.missing.labels(_kind(why)).set(1)
     text = await asyncio.to_thread(generate_latest, meters.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -66,6 +66,7 @@ export function contentPath(id, variant) {
 
 export const api = {
   models: (key = apiKey.get()) => callJson("v1/models", { key }),
+  slices: () => callJson("v1/slices"),
   list: ({ limit, after }) => {
     const query = new URLSearchParams({ limit, order: "desc", ...(after && { after }) });
     return callJson(`v1/videos?${query}`);

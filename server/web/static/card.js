@@ -3,7 +3,6 @@
 import { apiKey, Unreachable } from "./api.js";
 import { setText } from "./dom.js";
 import { letGo, mediaUrl } from "./media.js";
-import { served } from "./served.js";
 import { fileName, isActive, isCancelled, isPlayable } from "./video.js";
 import * as words from "./words.js";
 
@@ -186,8 +185,8 @@ export class Card {
     this.#action("cancel").hidden = !isActive(video);
     this.#action("retry").hidden = video.status !== "failed";
     this.#action("download").hidden = !isPlayable(video);
-    this.#action("remix").hidden = !isPlayable(video) || !served.canRemix;
-    this.#action("extend").hidden = !isPlayable(video) || !served.canExtend;
+    this.#action("remix").hidden = !isPlayable(video) || !this.#marks.canRemix;
+    this.#action("extend").hidden = !isPlayable(video) || !this.#marks.canExtend;
     this.#action("delete").hidden = isActive(video);
   }
 

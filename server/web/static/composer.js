@@ -1,11 +1,12 @@
 // The form: its fields and their defaults, what it sends, and errors beside the field they are about.
 
 import { ServiceError } from "./api.js";
-import { byId, setFieldError, setText } from "./dom.js";
+import { byId, setFieldError, setHidden, setText } from "./dom.js";
 import { Examples } from "./examples.js";
 import { ANEW, EXTEND, Inputs } from "./inputs.js";
 import { Length } from "./length.js";
 import { Loras } from "./loras.js";
+import { Models } from "./models.js";
 import { served } from "./served.js";
 import { Shapes } from "./shapes.js";
 import { DECIDED, Shortcuts } from "./shortcuts.js";
@@ -21,7 +22,8 @@ const ADVANCED = [
 const isNarrow = matchMedia("(max-width: 56rem)");
 
 export class Composer {
-  #models = [];
+  #models = new Models(() => this.#useModel());
+  #isSending = false;
   #create;
   #onError;
   #onChange;
@@ -50,7 +52,6 @@ export class Composer {
     const unfold = () => (byId("basics").open = !isNarrow.matches);
     isNarrow.addEventListener("change", unfold);
     unfold();
-    byId("model").addEventListener("change", () => this.#useModel());
     byId("reset").addEventListener("click", () => this.#reset());
     byId("new-seed").addEventListener("click", () => {
       byId("seed").value = drawSeed();
@@ -60,18 +61,18 @@ export class Composer {
 
   /** Takes over the models of the service; what was written into the form stays. */
   load(models) {
-    const isFirst = !this.#models.length;
-    const chosen = byId("model").value;
-    this.#models = models;
-    byId("model").replaceChildren(...models.map(({ id }) => new Option(id)));
-    byId("model-field").hidden = models.length < 2;
-    if (models.some(({ id }) => id === chosen)) byId("model").value = chosen;
-    if (isFirst || byId("model").value !== chosen) this.#useModel();
-    byId("submit").disabled = false;
+    const before = this.model;
+    const restore = this.#keepFields();
+    const isOther = this.#models.load(models);
+    if (isOther || !this.model) this.#useModel();
+    if (isOther && before?.id === this.model.id) restore(); // of the same model only what it is has changed
+    for (const id of ["basics", "advanced"]) setHidden(byId(id), !this.model);
+    this.#showSubmit();
   }
 
+  /** The one that is chosen; undefined as long as none was ever served. */
   get model() {
-    return this.#models.find(({ id }) => id === byId("model").value);
+    return this.#models.chosen;
   }
 
   /** Fills the form with all that a video was made from; returns what brings back what was there. */
@@ -88,7 +89,8 @@ export class Composer {
   /** Makes the form ready to make a video anew, or to continue it; returns what undoes that. */
   async makeFrom(video, use) {
     const undo = this.#keep();
-    this.#fill(settingsOf(video));
+    const maker = use === EXTEND ? served.extender(video) : served.remixer(video);
+    this.#fill(settingsOf(video), maker?.id);
     byId("strength").value = this.#default("strength");
     await this.#inputs.useVideo(video, use);
     this.#shapes.value = video.size;
@@ -98,22 +100,34 @@ export class Composer {
   }
 
   #keep() {
-    const written = [...byId("form").elements].filter((field) => field.name && field.type !== "radio" && field.name !== "size");
-    const before = written.map((field) => [field, field.value]);
-    const inputs = this.#inputs.keep();
-    const [size, loras] = [this.#shapes.value, this.#loras.value];
+    const [{ model }, loras, inputs, restore] = [this, this.#loras.value, this.#inputs.keep(), this.#keepFields()];
     return () => {
+      if (this.model !== model && this.#models.choose(model?.id)) this.#useModel();
       this.#inputs.restore(inputs);
-      for (const [field, value] of before) field.value = value;
-      this.#shapes.value = size;
       this.#loras.value = loras;
+      restore();
+    };
+  }
+
+  #keepFields() {
+    const isKept = ({ name, type }) => name && !["radio", "file"].includes(type) && !["size", "model"].includes(name);
+    const before = [...byId("form").elements].filter(isKept).map((field) => [field, field.value]);
+    const size = this.#shapes.value;
+    return () => {
+      for (const [field, value] of before) {
+        field.value = value;
+        if (field.selectedIndex === -1) field.selectedIndex = 0; // of a list that has it no more
+      }
+      this.#shapes.value = size;
       this.#changed();
     };
   }
 
-  #fill(settings) {
-    if (this.#models.some(({ id }) => id === settings.model)) byId("model").value = settings.model;
+  /** Fills in settings, for a model if it is served: of those of another model, what is seen of them holds. */
+  #fill(settings, model = settings.model) {
+    this.#models.choose(model);
     this.#useModel();
+    if (settings.model !== this.model?.id) settings = visible(settings);
     byId("prompt").value = settings.prompt;
     this.#shapes.value = settings.size;
     const isSaid = (name) => settings[name] != null && !(settings.fast && DECIDED.includes(name));
@@ -137,12 +151,12 @@ export class Composer {
   }
 
   #useModel() {
-    const { defaults = {}, schedulers = [], example_prompts: examples = [] } = this.model;
-    served.model = this.model;
+    served.model = this.model ?? {};
+    const { defaults = {}, schedulers = [], example_prompts: examples = [] } = served.model;
     byId("scheduler").replaceChildren(...schedulers.map((name) => new Option(name)));
-    this.#shapes.useModel(this.model);
+    this.#shapes.useModel(served.model);
     for (const name of ["strength", ...ADVANCED]) byId(name).value = this.#default(name);
-    this.#length.useModel(this.model);
+    this.#length.useModel(served.model);
     byId("guidance_scale_2-field").hidden = defaults.guidance_scale_2 == null;
     byId("variations").max = this.#mostVariations;
     this.#shortcuts.useModel();
@@ -192,7 +206,7 @@ export class Composer {
     ];
     setText(byId("basics-text"), basics.filter(Boolean).join(" · "));
     setText(byId("seeds"), number > 1 ? "the next ones follow it" : "same seed, same video");
-    if (!byId("submit").disabled) setText(byId("submit-text"), generate(number));
+    this.#showSubmit();
     this.#onChange();
   }
 
@@ -245,17 +259,22 @@ export class Composer {
   async #submit() {
     if (byId("submit").disabled || !this.#check()) return;
     const { request, key } = this.#attempted();
-    byId("submit").disabled = true;
-    setText(byId("submit-text"), "Sending…");
+    this.#isSending = true;
+    this.#showSubmit();
     try {
       await this.#create(request, key);
       this.#attempt = null;
     } catch (error) {
       this.#refused(error);
     } finally {
-      byId("submit").disabled = false;
-      setText(byId("submit-text"), generate(this.#variations));
+      this.#isSending = false;
+      this.#showSubmit();
     }
+  }
+
+  #showSubmit() {
+    byId("submit").disabled = this.#isSending || !this.#models.isServed;
+    setText(byId("submit-text"), this.#isSending ? "Sending…" : generate(this.#variations));
   }
 
   /** What is to be sent: what was sent before and not answered, where the form still asks for it. */
@@ -287,7 +306,7 @@ export class Composer {
     const { field: length } = this.#length;
     const names = { seconds: length, num_frames: length, size, width: size, height: size, video: "input_reference", video_id: "input_reference", n: "variations" };
     const name = names[error.param] ?? error.param;
-    const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]`);
+    const isField = error instanceof ServiceError && error.status < 500 && document.querySelector(`[data-field="${CSS.escape(name)}"]:not([hidden])`);
     if (isField) this.#point(name, inWordsOfTheForm(error, labelOf(name)));
     else this.#onError(error);
   }
@@ -304,6 +323,11 @@ export class Composer {
     for (const { dataset } of byId("form").querySelectorAll("[data-field]")) setFieldError(dataset.field, null);
   }
 
+}
+
+/** What of a video's settings means the same to every model. */
+function visible({ prompt, negative_prompt, size, seed, num_frames, fps }) {
+  return { prompt, negative_prompt, size, seed, num_frames, fps };
 }
 
 function generate(number) {

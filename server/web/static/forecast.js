@@ -1,6 +1,7 @@
 // How long what the form asks for will take, before it is asked for: from what finished videos took.
 
 import { byId, setText } from "./dom.js";
+import { served } from "./served.js";
 import { isActive, isPlayable, settingsOf } from "./video.js";
 import { forecast } from "./words.js";
 
@@ -10,8 +11,11 @@ const LEARNT_FROM = 8; // finished videos, the latest: layouts and loads change
 export class Forecast {
   #videos;
   #wanted;
+  #isIdle;
 
-  constructor(videos, wanted) {
+  /** `isIdle(model)` says whether a slice of a fleet waits for work. */
+  constructor(videos, wanted, isIdle) {
+    this.#isIdle = isIdle;
     this.#videos = videos;
     this.#wanted = wanted;
     videos.addEventListener("change", () => this.show());
@@ -20,7 +24,7 @@ export class Forecast {
   show() {
     const { settings, number, isCompiled } = this.#wanted();
     const done = this.#videos.results.filter((video) => isPlayable(video) && video.model === settings.model && workOf(settingsOf(video)));
-    const ahead = this.#videos.shown.filter(isActive);
+    const ahead = this.#ahead(settings.model);
     const ends = ahead.map((video) => video.seconds_left);
     const text = forecast({
       each: secondsOf(settings, done),
@@ -30,6 +34,13 @@ export class Forecast {
       isCompiled: isCompiled || done.some((video) => isAlike(settingsOf(video), settings)),
     });
     setText(byId("estimate"), text);
+  }
+
+  /** What is made before it: in a fleet nothing where a slice is idle, else what needs the same slices. */
+  #ahead(model) {
+    const active = this.#videos.shown.filter((video) => isActive(video) && isBefore(video, model));
+    const isNext = this.#isIdle(model) && active.every(({ status }) => status === "in_progress");
+    return isNext ? [] : active;
   }
 }
 
@@ -58,6 +69,11 @@ function workOf({ size, num_frames: frames, num_inference_steps: steps, guidance
   const share = strength == null ? 1 : Number(strength);
   const work = { pixels, steps: pixels * Math.floor(steps * share) * (guidance > 1 ? 2 : 1) };
   return work.steps > 0 ? work : null;
+}
+
+/** Whether a video waits for the same slices; one whose model is gone may be made by any. */
+function isBefore(video, model) {
+  return video.model === model || !served.models.some(({ id }) => id === video.model);
 }
 
 function isAlike(one, other) {

@@ -3,6 +3,7 @@
 import { Card } from "./card.js";
 import { byId, setAttribute, setHidden, setText } from "./dom.js";
 import { Filters } from "./filters.js";
+import { served } from "./served.js";
 import { isActive } from "./video.js";
 
 const AGES_MS = 30_000;
@@ -72,11 +73,18 @@ export class Gallery {
         reconnecting: this.#videos.reconnecting,
         isPinned: this.#pins.has(video.id),
         isCompared: video.id === this.#compared,
+        canRemix: Boolean(served.remixer(video)),
+        canExtend: Boolean(served.extender(video)),
       });
     });
     setHidden(grid, shown.length === 0);
     setHidden(byId("older"), matching.length <= this.#limit && !this.#videos.hasOlder);
     this.#showHead(matching);
+  }
+
+  /** Shows what can be made of the videos by the models that are served now. */
+  showMakers() {
+    if (byId("grid").getAttribute("aria-busy") === "false") this.render();
   }
 
   card(id) {

@@ -59,7 +59,8 @@ export class Inputs {
     const first = this.#given[FIRST];
     if (first && !served.takes(first.kind)) this.set(FIRST, null);
     if (!served.takes(LAST)) this.set(LAST, null);
-    this.#show();
+    this.#offerUses(byId("video-use").value);
+    this.#changed();
   }
 
   /** The first image or the video, and how it is used: {kind, blob, id, use}; null for none. */

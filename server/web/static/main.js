@@ -6,6 +6,7 @@ import { Compare } from "./compare.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { byId } from "./dom.js";
+import { Fleet } from "./fleet.js";
 import { Forecast } from "./forecast.js";
 import { Gallery } from "./gallery.js";
 import { ANEW, EXTEND, requestAgain } from "./inputs.js";
@@ -14,12 +15,15 @@ import { download, videoFile } from "./media.js";
 import { announce, ask, hideNotice, showNotice, toast } from "./notices.js";
 import { Pins } from "./pins.js";
 import { Queue } from "./queue.js";
+import { served } from "./served.js";
+import { Slices } from "./slices.js";
 import { curlCommand, drawKey, fileName, isCancelled } from "./video.js";
 import { Videos } from "./videos.js";
 import { Viewer } from "./viewer.js";
 import { advice, dateTime, failure, plain, stage } from "./words.js";
 
 const NO_ANSWER = "The service does not answer. Nothing you wrote is lost, and nothing is made twice.";
+const NO_MODEL = "No slice serves a model now. What waits is made when one does; this page goes on looking.";
 
 const videos = new Videos();
 const pins = new Pins();
@@ -28,7 +32,8 @@ const queue = new Queue(videos, { act, cancelAll: askToCancelAll });
 const compare = new Compare(videos, { onChange: () => gallery.markCompared(compare.first) });
 const viewer = new Viewer(videos, pins, { act, inOrder: () => gallery.matching });
 const composer = new Composer({ create: submitForm, onError: formRefused, onChange: () => forecast.show() });
-const forecast = new Forecast(videos, () => composer.wanted);
+const fleet = new Fleet();
+const forecast = new Forecast(videos, () => composer.wanted, (model) => fleet.isIdle(model));
 const connection = new Connection();
 const retries = new Map(); // id -> idempotency key, until it is answered: asked twice, made once
 
@@ -45,7 +50,7 @@ const ACTIONS = {
   },
   reuse: async (id) => {
     const undo = await composer.use(videos.get(id));
-    toast("The settings are in the form.", { action: "Undo", onAction: undo });
+    toast(settingsAreThere(videos.get(id)), { action: "Undo", onAction: undo });
   },
   compare: (id) => {
     gallery.card(id)?.pause();
@@ -64,6 +69,12 @@ const ACTIONS = {
   id: (id) => copy(id, { title: "Copy the id", said: "Copied: the id of this video." }),
   delete: (id) => deleteWithUndo(id),
 };
+
+/** That a model is gone, without which a video would be another one, is said. */
+function settingsAreThere({ model }) {
+  if (model === composer.model?.id) return "The settings are in the form.";
+  return `What it shows is in the form; its model, ${plain(model)}, is not served now.`;
+}
 
 async function makeFrom(id, use) {
   const undo = await composer.makeFrom(videos.get(id), use);
@@ -91,7 +102,10 @@ function formRefused(error) {
 }
 
 async function submit(request, key) {
-  const video = await videos.create(request, key);
+  const video = await videos.create(request, key).catch((error) => {
+    if (["no_model", "model_not_found"].includes(error.code)) lookForModels();
+    throw error;
+  });
   announce(`Queued: ${plain(video.prompt)}`);
   const row = queue.row(video.id);
   const isFar = row && byId("gallery").contains(row); // behind all videos: that it waits is said before them
@@ -147,7 +161,7 @@ async function askToCancelAll() {
   const number = videos.queue.length;
   const isSure = await ask({
     title: `Cancel all ${number} waiting videos?`,
-    text: "The one that is being made goes on. What is brought back afterwards stands at the end of the line.",
+    text: "What is being made goes on. What is brought back afterwards stands at the end of the line.",
     yes: "Cancel all",
     no: "Keep them",
   });
@@ -257,12 +271,29 @@ async function loadOlder() {
   }
 }
 
+/** Takes over what is served; whatever it is, the videos stay. */
+function useModels(models) {
+  composer.load(models);
+  if (models.length) hideNotice("models");
+  else showNotice("models", NO_MODEL, { kind: "warning" });
+  gallery.showMakers();
+}
+
+/** Asks for the models before it is time to: a slice must have gone or come. */
+function lookForModels() {
+  fleet.lookForModels().catch((error) => {
+    if (!(error instanceof Unreachable || error instanceof ServiceError)) throw error; // else it is asked again
+  });
+}
+
 /** Loads everything; runs again when the service is back or the key has changed. */
 async function start() {
   hideNotice("start");
   try {
-    composer.load((await api.models()).data);
-    gallery.shape(composer.model.defaults?.size ?? "832x480");
+    const { data: models } = await api.models();
+    useModels(models);
+    gallery.shape(served.model.defaults?.size ?? "832x480");
+    fleet.start(models);
     await videos.start();
     await loadPinned();
   } catch (error) {
@@ -272,6 +303,8 @@ async function start() {
 }
 
 videos.addEventListener("moved", tellProgress);
+fleet.addEventListener("models", ({ detail: models }) => useModels(models));
+fleet.addEventListener("slices", () => forecast.show());
 connection.addEventListener("back", start);
 byId("open-help").addEventListener("click", () => byId("help").showModal());
 byId("help-close").addEventListener("click", () => byId("help").close());
@@ -279,6 +312,7 @@ byId("copy-close").addEventListener("click", () => byId("copy-dialog").close());
 addEventListener("keydown", shortcuts);
 
 new Absence(videos, show);
+new Slices(fleet);
 watchKey(start);
 connection.start();
 start();

@@ -2,6 +2,23 @@
 
 export const served = {
   model: {},
+  models: [], // all that can be chosen
+
+  /** The model that makes a video anew by another prompt; undefined for none. */
+  remixer(video) {
+    return this.makers(video).find(canRemix);
+  },
+
+  /** The model that continues a video; undefined for none. */
+  extender(video) {
+    return this.makers(video).find(canExtend);
+  },
+
+  /** Who may make something of a video: the one that made it before the chosen one, and that before others. */
+  makers(video) {
+    const own = this.models.filter(({ id }) => id === video.model);
+    return [...own, this.model, ...this.models];
+  },
 
   /** Lists of what a request may give beside its prompt: `image`, `last_image`, `video`. */
   get inputs() {
@@ -41,11 +58,11 @@ export const served = {
   },
 
   get canRemix() {
-    return this.inputs.some((roles) => roles.length === 1 && roles[0] === "video");
+    return canRemix(this.model);
   },
 
   get canExtend() {
-    return this.inputs.some((roles) => roles.includes("image"));
+    return canExtend(this.model);
   },
 
   /** Kinds of files that a video may begin with; a video is continued where an image is taken. */
@@ -53,3 +70,11 @@ export const served = {
     return ["image", "video"].filter((role) => this.takes(role));
   },
 };
+
+function canRemix({ inputs = [[]] }) {
+  return inputs.some((roles) => roles.length === 1 && roles[0] === "video");
+}
+
+function canExtend({ inputs = [[]] }) {
+  return inputs.some((roles) => roles.includes("image"));
+}

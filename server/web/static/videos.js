@@ -305,7 +305,7 @@ function inTurn(listen) {
 }
 
 /** Waits, and no longer than until the page is looked at again: whether it was that. */
-function pause(milliseconds, signal) {
+export function pause(milliseconds, signal) {
   return new Promise((resolve) => {
     const done = new AbortController();
     const end = (wasLooked) => (done.abort(), clearTimeout(timer), resolve(wasLooked));

@@ -58,8 +58,8 @@ export class Viewer {
       ...factsOf(video).flatMap(([name, value]) => [make("dt", name), make("dd", value)]),
     );
     byId("viewer-download").download = fileName(video);
-    byId("viewer-remix").hidden = !served.canRemix;
-    byId("viewer-extend").hidden = !served.canExtend;
+    byId("viewer-remix").hidden = !served.remixer(video);
+    byId("viewer-extend").hidden = !served.extender(video);
     byId("viewer-error").hidden = true;
     this.#showPin();
     this.#showSteps();

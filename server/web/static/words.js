@@ -135,12 +135,27 @@ function withoutLog(message) {
   return message.replace(/[;,]?[^;,.]*\blogs?\b[^;,.]*/gi, "") || "it failed inside the service";
 }
 
+/** What a slice is at, and since when: {state: "Busy", since: "for 5 min"}. */
+export function stateOfSlice({ state, since }) {
+  const seconds = Math.max(0, Date.now() / 1000 - since);
+  return { state: capital(state), since: seconds < 5 ? "just now" : `for ${duration(seconds)}` };
+}
+
+/** "4 slices, 1 broken": all of them, and of those the ones that most want to be known of. */
+export function slicesInShort(slices) {
+  const all = slices.length === 1 ? "1 slice" : `${slices.length || "No"} slices`;
+  const number = (state) => slices.filter((slice) => slice.state === state).length;
+  const worst = ["broken", "loading", "busy"].find((state) => number(state));
+  return worst ? `${all}, ${number(worst)} ${worst}` : all;
+}
+
 /** What a person can do about an error of the service. */
-export function advice({ status, message, retryAfterSeconds, requestId }) {
+export function advice({ status, code, message, retryAfterSeconds, requestId }) {
   const wait = retryAfterSeconds ? ` Try again in ${duration(retryAfterSeconds)}.` : "";
   if (status === 429 || status === 503) {
     return `${sentence(message)}${wait || " Try again in a while."} Nothing you wrote is lost.`;
   }
+  if (code === "model_not_found") return sentence(message);
   if (status === 404) return `${sentence(message)} It may have been deleted or have expired.`;
   if (status >= 500) {
     const id = requestId ? ` and give them this id: ${requestId}` : "";

@@ -1,5 +1,6 @@
 """What no schema says: objects find each other, chips fit, settings exist, secrets stay out."""
 
+import json
 import math
 import os
 import re
@@ -10,7 +11,9 @@ import yaml
 from sqlalchemy.exc import ProgrammingError
 
 from server.environment import unknown_variables
+from server.fleet.settings import parse_fleet
 from server.jobs.tables import jobs, metadata
+from server.settings import Settings
 from tests.deploy.conftest import ROOT
 from tests.deploy.kubernetes.rendering import (
     FOLDER,
@@ -21,6 +24,7 @@ from tests.deploy.kubernetes.rendering import (
     pod_templates,
     render,
 )
+from tests.server.fleet.servers import TemporalServer
 from tests.server.postgres import new_database, running_postgres
 
 PAGE = ROOT / "docs" / "kubernetes.md"
@@ -285,12 +289,31 @@ def test_a_second_model_is_its_slices_once_more(tmp_path):
         assert template["spec"]["serviceAccountName"] == "wan-tpu-slice"
 
 
-def test_the_image_is_named_in_one_place(tmp_path):
-    """`kustomize edit set image` reaches the pods of every kind."""
-    up = os.path.relpath(FOLDER, tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(
-        f"resources: [{up}/overlays/v6e-16, {up}/overlays/training/run]\n"
-        "images: [{name: wan-tpu, newName: registry.example/wan-tpu, newTag: v1}]\n"
+@pytest.mark.parametrize("folder", RUNNING)
+def test_the_image_of_every_pod_is_the_kustomization_s(folder):
+    """Pods of each kind are reached; a release is one line."""
+    (image,) = yaml.safe_load((FOLDER / folder / "kustomization.yaml").read_text())["images"]
+    images = {container["image"] for container in containers(render(folder))}
+    assert images == {f"{image['newName']}:{image['newTag']}"}
+
+
+def test_temporal_is_set_up_as_the_fleet_needs_it():
+    """The namespace of fleet.env, and what the tests' own Temporal is started with."""
+    server = yaml.safe_load((FOLDER / "temporal-values.yaml").read_text())["server"]
+    found = {f"{name}={json.dumps(v[0]['value'])}" for name, v in server["dynamicConfig"].items()}
+    assert found == set(TemporalServer.dynamic_config)
+    (namespace,) = server["config"]["namespaces"]["namespace"]
+    fleet = (FOLDER / "base" / "fleet" / "fleet.env").read_text()
+    (url,) = re.findall(r"^WAN_TPU_FLEET=(.*)", fleet, re.MULTILINE)
+    assert parse_fleet(url).namespace == namespace["name"]
+    days = int(namespace["retention"].removesuffix("d"))
+    assert days * 86_400 <= Settings.model_fields["expiry_seconds"].default
+
+
+def test_the_page_says_which_chips_an_overlay_has():
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| [^|]* \| (\d+) (\S+) \| (\d+) \| (\S+) \|", PAGE.read_text(), re.M
     )
-    images = {container["image"] for container in containers(render(tmp_path))}
-    assert images == {"registry.example/wan-tpu:v1"}
+    assert [row[0] for row in rows] == list(CHIPS)
+    for name, hosts, _, chips, topology in rows:
+        assert CHIPS[name][1:] == (topology, int(chips), int(hosts))

@@ -8,8 +8,10 @@ import pytest
 from tests.deploy.kubernetes import schemas
 from tests.deploy.kubernetes.rendering import OVERLAYS, find, render
 
+FOLDERS = (*OVERLAYS, "monitoring")
 
-@pytest.mark.parametrize("folder", OVERLAYS)
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_cluster_would_take_every_object(folder):
     objects = render(folder)
     assert objects
@@ -17,7 +19,7 @@ def test_a_cluster_would_take_every_object(folder):
         schemas.check(thing)
 
 
-@pytest.mark.parametrize("folder", OVERLAYS)
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_who_belongs_to_a_namespace_says_so(folder):
     for thing in render(folder):
         is_everywhere = thing["kind"] in schemas.WHOLE_CLUSTER
@@ -25,7 +27,7 @@ def test_who_belongs_to_a_namespace_says_so(folder):
 
 
 def test_nothing_is_there_twice():
-    for folder in OVERLAYS:
+    for folder in FOLDERS:
         names = [(thing["kind"], thing["metadata"]["name"]) for thing in render(folder)]
         assert len(names) == len(set(names))
 

@@ -149,7 +149,8 @@ def test_a_job_is_removed_with_all_of_it(files, bucket, folder):
     there = run(files.jobs_there())
     assert set(there) == {JOB, OTHER}
     newest = max(each.modified for each in run(bucket.list(f"videos/{JOB}/")))
-    assert there[JOB] == newest
+    assert (there[JOB].modified, there[JOB].starts) == (newest, {1, 12})
+    assert not there[OTHER].starts
     assert run(files.remove(JOB)) == 7
     assert set(run(files.jobs_there())) == {OTHER}
     assert run(files.remove(JOB)) == 0

@@ -4,7 +4,9 @@ import contextlib
 
 import pytest
 
+from tests.server.fleet.api import ApiFleet
 from tests.server.fleet.servers import RunningSlice, TemporalServer
+from tests.server.postgres import new_database
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +72,10 @@ def fleet(temporal, tmp_path_factory):
     """A fleet without slices yet."""
     with contextlib.closing(Fleet(temporal, tmp_path_factory.mktemp("fleet"))) as found:
         yield found
+
+
+@pytest.fixture
+def api_fleet(fleet_url, postgres, tmp_path):
+    """An empty database, an empty folder as the bucket, and a namespace, of each test's own."""
+    with new_database(postgres) as database:
+        yield ApiFleet(fleet_url, database, tmp_path)

@@ -166,26 +166,23 @@ def test_an_engine_that_crashes_ends_its_job_the_second_time(fleet):
     assert slice_.process.poll() is None
 
 
-def test_a_broken_engine_takes_no_jobs_until_it_has_proved_itself(fleet, temporal):
-    slice_ = fleet.slice("strict", max_failures=1, served_model_name="strict")
+def test_a_broken_engine_takes_no_jobs_until_it_has_proved_itself(fleet):
+    fleet.slice("a")
     (fleet.marks / "broken-probe").touch()
 
     async def work(api):
-        assert ends(await api.finish(make_order("boom", model="strict"))) == (
-            "failed", 1, Failure.ENGINE_ERROR,
-        )  # fmt: skip
-        order = make_order(model="strict")
+        for _ in range(3):
+            await api.finish(make_order("boom"))
+        order = make_order()
         handle = await api.start(order)
-        await eventually(lambda: shown(fleet, "strict").state == "broken")
-        assert "jobs wait until a small one" in shown(fleet, "strict").words
+        await eventually(lambda: shown(fleet, "a").state == "broken")
+        assert "jobs wait until a small one" in shown(fleet, "a").words
         assert api.notes_of(order) == []
         (fleet.marks / "broken-probe").unlink()
         await handle.result()
         return api.notes_of(order)
 
     assert ends(run(fleet, work)) == ("completed", 1, None)
-    slice_.terminate()
-    assert slice_.process.wait() == 0
 
 
 def shown(fleet, name):
@@ -196,7 +193,7 @@ def test_a_slice_shows_itself_as_long_as_it_is_there(fleet):
     fleet.slice("a")
 
     async def work(api):
-        order = make_order("slow a secret", steps=1000)
+        order = make_order("slow a secret", steps=1000, owner="zebedee")
         handle = await api.start(order)
         await eventually(lambda: shown(fleet, "a").state == "busy")
         text = (fleet.bucket / "slices" / "a.json").read_text()
@@ -211,28 +208,26 @@ def test_a_slice_shows_itself_as_long_as_it_is_there(fleet):
     assert (found.model, found.processes, found.warm_sizes) == ("wan-tiny", 1, ("64x64",))
     assert found.engine["layout"] == "single"
     assert found.description.defaults.num_frames == 17
-    assert "slices/strict.json" not in [p.name for p in (fleet.bucket / "slices").iterdir()]
 
 
 def test_a_slice_that_is_told_to_end_gives_its_job_back_at_once(fleet):
     first = fleet.slice("a")
 
     async def work(api):
-        order = make_order("slow", steps=20)
+        order = make_order("slow", steps=1000)
         handle = await api.start(order)
         await api.wait_note(order, "in_progress")
         await asyncio.to_thread(fleet.slice, "b")
         first.terminate()
-        await api.wait_note(order, "queued")
+        await eventually(lambda: "b" in [note.slice for note in api.notes_of(order)])
+        await handle.cancel()
         await handle.result()
         return api.notes_of(order)
 
     notes = run(fleet, work)
     assert [(note.state, note.attempts, note.slice) for note in notes] == [
-        ("in_progress", 1, "a"), ("queued", 0, None), ("in_progress", 1, "b"),
-        ("completed", 1, None),
+        ("in_progress", 1, "a"), ("queued", 0, None), ("in_progress", 1, "b"), ("failed", 0, None),
     ]  # fmt: skip
-    assert notes[-1].metadata["start"] == 2
     assert first.process.wait() == 0
     assert not (fleet.bucket / "slices" / "a.json").exists()
 
@@ -241,7 +236,7 @@ def test_a_slice_that_is_killed_has_had_its_turn(fleet):
     fleet.slice("b")
 
     async def work(api):
-        order = make_order("slow", steps=20, heartbeat_seconds=HEARTBEAT_SECONDS)
+        order = make_order("slow", steps=5, heartbeat_seconds=HEARTBEAT_SECONDS)
         handle = await api.start(order)
         await api.wait_note(order, "in_progress")
         fleet.slices["b"].kill()
@@ -254,6 +249,7 @@ def test_a_slice_that_is_killed_has_had_its_turn(fleet):
         ("in_progress", 1, "b"), ("queued", 1, None), ("in_progress", 2, "a"),
         ("completed", 2, None),
     ]  # fmt: skip
+    assert notes[-1].metadata["start"] == 2
 
 
 def test_a_job_that_kills_its_slice_each_time_ends_and_harms_no_other(fleet):

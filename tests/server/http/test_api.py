@@ -343,6 +343,9 @@ def test_not_ready_says_what_is_missing(start_server):
     response = server.client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["missing"][0].startswith("the engine is not ready: ")
+    assert server.metric('wan_tpu_missing{what="the engine is not ready"}') == 1
+    server.wait_ready()
+    assert "wan_tpu_missing{" not in server.client.get("/metrics").text
     assert response.json()["error"]["code"] == "not_ready"
     server.wait_ready()
 

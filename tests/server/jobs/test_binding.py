@@ -6,13 +6,13 @@ import sqlite3
 import time
 
 import pytest
-import sqlalchemy as sa
 
 from server.files.data_folder import DataFolderError
 from server.files.media import FILE_NAMES
-from server.jobs.database import StoreError
+from server.jobs.database import Database, StoreError
 from server.jobs.job import Job, make_id
 from server.jobs.opening import adopt
+from server.jobs.schema import downgrade
 from server.service import open_service
 from server.settings import Settings
 from tests.server.postgres import new_database
@@ -142,14 +142,12 @@ def test_two_new_ones_need_no_words(start, postgres):
 
 
 def make_old(tmp_path, url):
-    """What the release before this one leaves: no ids, no service, no mark."""
+    """What the releases before ids leave: no service, no mark."""
     (tmp_path / "data" / "wan-tpu.json").unlink()
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE service"))
-        connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN version"))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
-    engine.dispose()
+    database = Database(url, timeout_seconds=4)
+    for _ in ("0003", "0002"):
+        downgrade(database)
+    database.close()
 
 
 def test_the_folder_of_the_release_before_is_taken_over(start, tmp_path):

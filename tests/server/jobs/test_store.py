@@ -162,8 +162,8 @@ def test_the_database_of_the_release_before_is_reached_and_left(open_store, data
     store.close()
     engine = sa.create_engine(database)
     with engine.connect() as connection:
-        assert "service" not in sa.inspect(connection).get_table_names()
-        assert connection.execute(sa.text("SELECT * FROM alembic_version")).scalar() == "0001"
+        assert "deletions" not in sa.inspect(connection).get_table_names()
+        assert connection.execute(sa.text("SELECT * FROM alembic_version")).scalar() == "0002"
     engine.dispose()
     assert open_store().load() == [JOB]
 

@@ -1,4 +1,4 @@
-"""make videos on a server: generate, list, watch, fetch, cancel, models
+"""make videos on a server: generate, list, watch, fetch, cancel, models, slices
 
 The server is another machine's `python -m server`, or any other that speaks the same routes. Its
 address is --server, or WAN_TPU_SERVER; the key that it asks for is in WAN_TPU_API_KEY, or in the
@@ -9,7 +9,7 @@ import argparse
 import types
 
 from wan_tpu.cli.actions import add_actions
-from wan_tpu.cli.remote import cancel, fetch, generate, listing, models, watch
+from wan_tpu.cli.remote import cancel, fetch, generate, listing, models, slices, watch
 from wan_tpu.cli.remote.options import add_server_arguments
 
 ACTIONS: dict[str, types.ModuleType] = {
@@ -19,6 +19,7 @@ ACTIONS: dict[str, types.ModuleType] = {
     "fetch": fetch,
     "cancel": cancel,
     "models": models,
+    "slices": slices,
 }
 """What can stand behind `remote`; a module's docstring is its help."""
 

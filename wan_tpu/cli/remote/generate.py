@@ -69,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "video-2.mp4, video-3.mp4, ... that is free)",
     )  # fmt: skip
     parser.add_argument(
-        "--model", metavar="ID", help="of those that the server has (default: the server's)"
-    )
+        "--model", metavar="ID",
+        help="of those that wan-tpu remote models lists (default: the only one)",
+    )  # fmt: skip
     parser.add_argument("--detach", action="store_true", help="print the job's id, and leave")
     video = add_video_arguments(parser)
     add_few_steps_arguments(video)

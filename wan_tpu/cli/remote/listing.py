@@ -52,7 +52,7 @@ def table(videos: list[RemoteVideo], width: int | None, *, now: float) -> str:
     rows = [
         (
             video.id,
-            _age(video, now),
+            age(video.number("created_at"), now),
             video.text("size"),
             f"{video.text('seconds')} s",
             video.state[:LONGEST_STATE],
@@ -71,11 +71,16 @@ def table(videos: list[RemoteVideo], width: int | None, *, now: float) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _age(video: RemoteVideo, now: float) -> str:
-    created = video.number("created_at")
-    if created is None:
+def age(since: float | None, now: float) -> str:
+    """How long ago something was, in its largest unit: `3 min`; empty where that is not known.
+
+    Args:
+        since: Unix time of it.
+        now: Unix time.
+    """
+    if since is None:
         return ""
-    seconds = max(int(now - created), 0)
+    seconds = max(int(now - since), 0)
     if seconds < 3600:
         return f"{seconds // 60} min"
     if seconds < 48 * 3600:

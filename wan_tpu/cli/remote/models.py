@@ -1,10 +1,15 @@
-"""list what a server has: its model, adapters, presets of few steps and step caches"""
+"""list what a server has: its models, and the adapters, presets and step caches of each
+
+A server with its own slice has one model. Those of a fleet come and go with its slices; which one
+makes a video is said by `wan-tpu remote generate --model ID`.
+"""
 
 import argparse
 import json
 from typing import Any
 
 from wan_tpu.cli.interruptible import ended_by_signals
+from wan_tpu.cli.progress import say
 from wan_tpu.cli.remote.answers import plain
 from wan_tpu.cli.remote.options import open_server
 from wan_tpu.cli.streams import write_data
@@ -26,6 +31,8 @@ def run(parsed: argparse.Namespace) -> int:
         found = server.models()
     if parsed.json:
         write_data(json.dumps(found, indent=2) + "\n")
+    elif not found:
+        say("no slice serves a model now")
     else:
         write_data("".join(f"{line}\n" for model in found for line in lines_of(model)))
     return 0

@@ -1,7 +1,7 @@
 """One server over HTTP: asked again while it is busy or away, and its errors in one line.
 
-What is used is the protocol's own: create, retrieve, list, download, delete. Only `cancel` is
-wan-tpu's. httpx is loaded with the first server, so that `--help` does without it.
+What is used is the protocol's own: create, retrieve, list, download, delete. Only `cancel` and
+the slices are wan-tpu's. httpx is loaded with the first server, so that `--help` does without it.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from wan_tpu import __version__
 from wan_tpu.cli.progress import say
 from wan_tpu.cli.remote.answers import (
     AwayError,
+    NotThereError,
     RemoteError,
     is_worth_another_try,
     plain,
@@ -29,7 +30,7 @@ from wan_tpu.errors import InputError
 if TYPE_CHECKING:
     import httpx2
 
-VIDEOS, MODELS = "/v1/videos", "/v1/models"
+VIDEOS, MODELS, SLICES = "/v1/videos", "/v1/models", "/v1/slices"
 PAGE = 100
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
@@ -115,9 +116,24 @@ class RemoteServer:
 
     def models(self) -> list[dict[str, Any]]:
         """What the server has, as it says it. Raises as `create`."""
-        found = self._json("GET", MODELS).get("data")
+        return self._list(MODELS, "models")
+
+    def slices(self) -> list[dict[str, Any]]:
+        """The slices that are there, as they say it.
+
+        Raises:
+            RemoteError: the server has its own slice, and no others; or as of `create`.
+        """
+        try:
+            return self._list(SLICES, "slices")
+        except NotThereError:
+            message = f"{self.address} has its own slice; only a fleet's server lists slices"
+            raise RemoteError(message) from None
+
+    def _list(self, path: str, what: str) -> list[dict[str, Any]]:
+        found = self._json("GET", path).get("data")
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise RemoteError(f"{self.address} answers {MODELS} with no list of models")
+            raise RemoteError(f"{self.address} answers {path} with no list of {what}")
         return found
 
     def retrieve(self, video_id: str) -> RemoteVideo:
