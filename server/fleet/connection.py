@@ -18,11 +18,16 @@ async def connect(settings: FleetSettings, *, identity: str) -> Client:
         FleetError: a file of the settings cannot be used, or Temporal refuses this server.
     """
     assert settings.fleet is not None
-    keys = FleetKeys(
+    address = parse_fleet(settings.fleet)
+    return await connection.connect(address, keys_of(settings), identity=identity)
+
+
+def keys_of(settings: FleetSettings) -> FleetKeys:
+    """The files by which a server gets in."""
+    return FleetKeys(
         ca=settings.fleet_ca_file,
         cert=settings.fleet_cert_file,
         key=settings.fleet_key_file,
         api_key=settings.fleet_api_key_file,
         called="WAN_TPU_FLEET_{}_FILE",
     )
-    return await connection.connect(parse_fleet(settings.fleet), keys, identity=identity)
