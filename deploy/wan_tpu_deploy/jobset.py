@@ -137,7 +137,6 @@ def write(run: JobSetRun, folder: pathlib.Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    shutil.copy(BASE / "references.yaml", folder)
     shutil.copy(run.config, folder / "run.toml")
     base = os.path.relpath(BASE, folder.resolve())
     (folder / "kustomization.yaml").write_text(render(run, base), encoding="utf-8")
@@ -157,7 +156,6 @@ def render(run: JobSetRun, base: str) -> str:
             "namespace": run.namespace,
             "labels": [{"pairs": {RUN_LABEL: run.name}}],
             "resources": [base],
-            "configurations": ["references.yaml"],
             "configMapGenerator": [
                 {"name": JOBSET, "behavior": "replace", "files": ["run.toml"]},
             ],

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import FAKE
-from tests.deploy.kubernetes.rendering import FOLDER, KUBECTL, find
+from tests.deploy.kubernetes.rendering import KUBECTL, find
 from tests.deploy.kubernetes.schemas import check
 from tests.requirements import require
 
@@ -159,6 +159,7 @@ def test_slices_as_kubernetes_asks_for_them(cluster, topology, chips):
     accelerator, shape = spec["nodeSelector"].values()
     limit = spec["containers"][0]["resources"]["limits"]["google.com/tpu"]
     assert (accelerator, shape, job["parallelism"], limit) == chips
+    assert job["completions"] == job["parallelism"]
 
 
 def test_what_runs_is_saved_before_it_goes_on(cluster):
@@ -354,7 +355,3 @@ def test_a_dry_run_asks_nobody(cluster, words):
     lines = [line for line in done.stdout.splitlines() if line.startswith(("kubectl", "gcloud"))]
     assert lines
     assert all("\n" not in each for each in map(" ".join, map(shlex.split, lines)))
-
-
-def test_the_overlay_is_where_the_command_looks():
-    assert (FOLDER / "overlays" / "training" / "run" / "references.yaml").is_file()
