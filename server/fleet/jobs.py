@@ -123,13 +123,17 @@ class FleetJobs:
 
     @property
     def missing(self) -> list[str]:
-        """See `Jobs.missing`."""
-        named = {
-            "the database cannot be used": self._calls.trouble,
-            "Temporal cannot be used, jobs are taken and wait": self.workflows.trouble,
-            "the bucket cannot be read": self.slices.trouble,
-        }
-        return [f"{what}: {trouble}" for what, trouble in named.items() if trouble is not None]
+        """See `Jobs.missing`. Only what keeps this server from its requests: while Temporal or the
+        bucket is away all servers are, and jobs are to be taken all the same."""
+        return _named("the database cannot be used", self._calls.trouble)
+
+    @property
+    def waits_for(self) -> list[str]:
+        """What keeps jobs that are taken from being made, as sentences."""
+        return [
+            *_named("Temporal cannot be used", self.workflows.trouble),
+            *_named("the bucket cannot be read", self.slices.trouble),
+        ]
 
     @property
     def is_available(self) -> bool:
@@ -349,3 +353,7 @@ class FleetJobs:
             except Exception:
                 logger.exception("housekeeping failed and goes on")
             await asyncio.sleep(CHECK_SECONDS)
+
+
+def _named(what: str, trouble: str | None) -> list[str]:
+    return [] if trouble is None else [f"{what}: {trouble}"]

@@ -69,6 +69,7 @@ class Mirror:
         self._count_slices = count_slices
         self._seen: dict[str, Seen] = {}
         self._lines: dict[str, Line] = {}
+        self._strange: set[str] = set()  # unfinished rows that only a newer version understands
         self._changed = asyncio.Event()
         self.odd: dict[str, Look | None] = {}
         """Running jobs of which Temporal knows nothing, or that they ended."""
@@ -152,7 +153,8 @@ class Mirror:
         """
         states = await self._calls.call(self._upkeep.states)
         moved = {i for i in states.keys() & self._seen.keys() if self._has_moved(i, *states[i])}
-        others = states.keys() ^ self._seen.keys()
+        self._strange &= states.keys()
+        others = (states.keys() ^ self._seen.keys()) - self._strange
         rows = await self._calls.call(self._upkeep.rows, sorted(others)) if others else []
         found = {job.id: job for job in rows}
         for job_id in others:
@@ -160,6 +162,7 @@ class Mirror:
             if job is not None and not job.is_finished:
                 self._put(job)
                 continue
+            self._strange |= states.keys() & {job_id}
             self._take(job_id)
             if job is not None:
                 self._learn(job)

@@ -36,7 +36,7 @@ from server.settings import Settings
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.fleet.address import FleetError
 from wan_tpu.fleet.connection import words_of
-from wan_tpu.storage.bucket import open_bucket
+from wan_tpu.storage.bucket import BucketError, check_bucket, open_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +181,21 @@ class Slice:
 
     async def _run(self) -> None:
         """Works until it is drained, or a process of the slice is lost."""
-        connecting = asyncio.create_task(connect(self._settings, identity=self._name))
+        connecting = asyncio.create_task(self._join(), name="connection")
         try:
             while not self.is_draining and not self.has_lost_process and self.fatal is None:
                 await self._run_once(connecting)
         finally:
             connecting.cancel()
+
+    async def _join(self) -> Client:
+        """Connects to all that it needs, while the engine loads; what cannot be used ends it."""
+        try:
+            await check_bucket(self._bucket, redirect=False)
+            return await connect(self._settings, identity=self._name)
+        except (BucketError, FleetError) as error:
+            self.fatal = str(error)
+            raise
 
     async def _run_once(self, connecting: asyncio.Task[Client]) -> None:
         try:
@@ -199,8 +208,8 @@ class Slice:
                 await self._take_jobs(connected.result())
         except ProcessLost:
             self.has_lost_process = True
-        except FleetError as error:
-            self.fatal = str(error)
+        except (BucketError, FleetError):
+            assert self.fatal is not None
         except Exception:
             # A fault of ours must not end the slice: nobody else would do the work.
             logger.exception("the slice failed and goes on")

@@ -37,6 +37,9 @@ AGE_SECONDS = 5.0
 SETTLE_SECONDS = 30.0
 """After which no start can be under way any more of a workflow that was not there."""
 
+LAST_SECONDS = 5.0
+"""At the end of a server, for what it has begun to carry out."""
+
 EXPIRED_AT_ONCE = 100
 LOOKED_AT = 4
 """Waiting jobs of which a sweep finds out whether Temporal knows them."""
@@ -82,7 +85,9 @@ class Sweep:
         try:
             yield
         finally:
-            for task in tasks:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
+            for task in (*tasks, *self._tasks):
                 task.cancel()
             await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 

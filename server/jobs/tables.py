@@ -38,13 +38,15 @@ jobs = sa.Table(
     sa.Column("slice", sa.String(63)),
     sa.Column("workflow_at", sa.Double),
     sa.UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_idempotency_key"),
-    sa.Index("ix_jobs_owner_id", "owner", "id"),
-    sa.Index("ix_jobs_expires_at", "expires_at"),
-    sa.Index("ix_jobs_unfinished", "id", postgresql_where=UNFINISHED, sqlite_where=UNFINISHED),
+    sa.Index("ix_jobs_owner_id", "owner", "id").ddl_if(dialect="postgresql"),
+    sa.Index("ix_jobs_expires_at", "expires_at").ddl_if(dialect="postgresql"),
+    sa.Index("ix_jobs_unfinished", "id", postgresql_where=UNFINISHED).ddl_if(dialect="postgresql"),
 )
 """`first_id` and `file_bytes` say again what is in `request` and `metadata`, for SQL; NULL in rows
 of releases before. `upload_bytes`, `slice` and `workflow_at` are a fleet's alone: what the pictures
-and clips take up, which slice makes the video, when the workflow was started, NULL for not yet."""
+and clips take up, which slice makes the video, when the workflow was started, NULL for not yet. So
+are the indexes: a server of one slice has all of it in memory, and on a full disk each index is
+more to write for a deletion."""
 
 service = sa.Table(
     "service",

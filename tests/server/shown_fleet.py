@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 
+from server.http.app import make_app
 from server.http.listening import listen
 from server.http.serving import serve
 from server.logs import start_logging
@@ -90,7 +91,7 @@ def main():
     listening = listen(settings)
     service = open_service(settings)
     service.slices = SlicesOfFile(pathlib.Path(os.environ[FILE]))
-    return 0 if serve(service, listening, told, Notifier()) else 1
+    return 0 if serve(service, make_app(service), listening, told, Notifier()) else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The pods as plain processes: their settings, which host leads, and what their exit codes mean."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
 import socket
+import subprocess
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ from tests.deploy.kubernetes.pods import Pod, of_a_leader_worker_set
 from tests.deploy.kubernetes.rendering import SLICES, find, pod_templates, render
 from tests.multihost.running import free_port
 from tests.server.fleet.servers import TemporalServer
+from tests.server.postgres import new_database, running_postgres
 from tests.server.running import SCRIPTED, wait_for
 from wan_tpu.multihost import group as multihost
 from wan_tpu.multihost.lockstep import EXIT_LOST
@@ -184,17 +187,8 @@ def test_a_slice_of_two_hosts_comes_up_and_ends_as_one(engine, tmp_path, tempora
             processes.append(pod.start(**ours, **group))
         leader, follower = processes
 
-        def answers(probe):
-            """Asks as the kubelet does, at the pod's address."""
-            assert leader.poll() is None, pods[0].log()
-            asked = pods[0].container[probe]["httpGet"]
-            headers = {header["name"]: header["value"] for header in asked["httpHeaders"]}
-            url = f"http://{own_address()}:{port}{asked['path']}"
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(url, headers=headers, timeout=10).status_code == 200
-
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            wait_for(lambda probe=probe: answers(probe))
+            wait_for(lambda probe=probe: answers(pods[0], leader, probe, port))
         follower.send_signal(signal.SIGKILL)
         assert leader.wait(timeout=120) == EXIT_LOST
     finally:
@@ -203,9 +197,42 @@ def test_a_slice_of_two_hosts_comes_up_and_ends_as_one(engine, tmp_path, tempora
             process.wait()
 
 
+def answers(pod: Pod, process: subprocess.Popen, probe: str, port: int) -> bool:
+    """Asks as the kubelet does, at the pod's address; whether the answer is 200."""
+    assert process.poll() is None, pod.log()
+    asked = pod.container[probe]["httpGet"]
+    headers = {header["name"]: header["value"] for header in asked["httpHeaders"]}
+    url = f"http://{own_address()}:{port}{asked['path']}"
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, headers=headers, timeout=10).status_code == 200
+    return False
+
+
 def own_address() -> str:
     """An address of this machine that is not loopback, if it has one."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing
         return probe.getsockname()[0]
     return "127.0.0.1"
+
+
+def test_the_api_comes_up_and_is_asked_as_the_kubelet_asks(tmp_path, temporal):
+    """The real process, with PostgreSQL, Temporal and a folder as the bucket."""
+    port = free_port()
+    with running_postgres() as server, new_database(server) as url:
+        secrets = {**SECRETS, ("wan-tpu-database", "url"): url}
+        pod = dataclasses.replace(pod_of("v6e-16", "Deployment", tmp_path), secrets=secrets)
+        process = pod.start(
+            WAN_TPU_FLEET=temporal.new_fleet(),
+            WAN_TPU_FILES=str(tmp_path / "files"),
+            WAN_TPU_PORT=str(port),
+            WAN_TPU_ALLOWED_HOSTS="wan.example.com",
+        )
+        try:
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                wait_for(lambda probe=probe: answers(pod, process, probe, port))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=120) == 0, pod.log()
+        finally:
+            process.kill()
+            process.wait()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import sys
 import traceback
 
 import httpx
@@ -17,6 +18,7 @@ from server.answered import answered
 from server.errors import ApiError
 from tests.server.files.test_full_disk import fill, mounted
 from tests.server.running import wait_for
+from wan_tpu.errors import MissingPackageError
 from wan_tpu.storage import google_bucket, object_store
 from wan_tpu.storage.bucket import (
     BucketError,
@@ -124,22 +126,22 @@ def test_large_files_are_created_in_parts(bucket, tmp_path, monkeypatch):
 
 
 def test_a_signed_url_gives_ranges_to_anyone(bucket):
-    run(bucket.put("a/video.mp4", bytes(range(100)), media_type="video/mp4"))
-    (url,) = run(bucket.url("a/video.mp4", 60))
+    run(bucket.put("a/video", bytes(range(100)), media_type="video/mp4"))
+    (url,) = run(bucket.url("a/video", 60))
     if not bucket.name.startswith("s3:"):
         assert url is None
         return
     answer = httpx.get(url, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
     assert answer.headers["content-type"] == "video/mp4"
-    assert httpx.get(url.replace("video.mp4", "other.mp4")).status_code == 403
+    assert httpx.get(url.replace("a/video", "a/other")).status_code == 403
 
 
 def test_google_signs_with_a_key_file(gs, monkeypatch):
     """The emulator takes any signature: that it is one that holds only Google can say."""
     set_environment(monkeypatch, gs.environment)
     bucket = open_bucket(f"{gs.url}/signed")
-    run(bucket.put("a b.mp4", bytes(range(100)), media_type="video/mp4"))
+    run(bucket.put("a b.mp4", bytes(range(100)), media_type="video/webm"))
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -153,6 +155,7 @@ def test_google_signs_with_a_key_file(gs, monkeypatch):
     assert "X-Goog-Expires=60" in url
     answer = httpx.get(url, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
+    assert answer.headers["content-type"] == "video/webm"
 
 
 def test_a_bucket_is_tried_before_it_is_used(bucket):
@@ -362,6 +365,18 @@ def test_what_is_no_bucket_is_refused(url):
     with pytest.raises(BucketUrlError) as caught:
         open_bucket(url)
     assert "WAN_TPU_FILES" in message_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "module"),
+    [("s3://videos", "obstore", "object_store"), ("gs://videos", "google.auth", "google_bucket")],
+)
+def test_a_package_that_is_missing_is_named(url, package, module, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"server.files.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=f"{package}: pip install 'wan_tpu") as caught:
+        open_bucket(url)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):

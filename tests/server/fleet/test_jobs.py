@@ -99,6 +99,22 @@ def test_places_in_the_queue_are_fair_and_alike_everywhere(fleet):
     asyncio.run(run())
 
 
+def test_a_row_of_a_newer_version_wakes_nobody_again_and_again(fleet):
+    async def run():
+        async with fleet.api() as a:
+            (job,) = await a.create()
+        fleet.sql("UPDATE jobs SET version = 99")
+        async with fleet.api() as b:
+            await b.jobs.mirror.refresh()
+            read, rows = [], b.jobs.mirror._upkeep.rows
+            b.jobs.mirror._upkeep.rows = lambda ids: read.append(ids) or rows(ids)
+            await b.jobs.mirror.refresh()
+            await b.jobs.mirror.refresh()
+            assert not any(job.id in ids for ids in read)
+
+    asyncio.run(run())
+
+
 def test_how_long_it_takes_is_learnt_and_slices_share_what_waits(fleet):
     async def run():
         async with fleet.api() as a, fleet.slice() as slice_:

@@ -86,7 +86,7 @@ class Slice:
     async def generate(self, order):
         step = order["request"]["prompt"].split(",")[order["start"] - 1]
         self.starts.append(order["id"])
-        if step != "unseen":
+        if step not in ("unseen", "mute"):
             job = self.client.get_workflow_handle(order["id"])
             await job.signal(Video.started, args=[order["start"], f"slice-{order['start']}"])
         match step:
@@ -98,6 +98,8 @@ class Slice:
                 raise ApplicationError("a process was lost", type=Outcome.LOST)
             case "crashed":
                 raise ApplicationError("signal 9", type=Outcome.CRASHED)
+            case "mute":
+                raise ApplicationError("no room", Failure.DISK_FULL, type=Outcome.FAILED)
             case "fault":
                 raise KeyError("a secret of the inside")
             case "silent" | "unseen":
@@ -192,21 +194,24 @@ def test_what_the_slice_says_of_the_video_is_written_down(ran):
     assert ran[0]["lost twice"][-1].metadata == {"start": 3}
 
 
-def test_notes_wait_for_a_database_that_is_away(fleet_url):
+def test_the_last_note_waits_for_a_database_that_is_away_whoever_cancels(fleet_url):
     async def run():
         async with stand_in(fleet_url) as api:
             api.is_away = True
-            order = make_order(model="nobody")
-            handle = await api.start(order)
-            await handle.cancel()
-            await eventually(lambda: api.refused >= 2)
-            assert api.notes == []
-            await handle.cancel()  # the last note is written whoever asks for what meanwhile
-            api.is_away = False
-            assert await handle.result() == "failed"
+            slice_ = Slice(api.client)
+            queue = slice_queue("scripted")
+            async with Worker(api.client, task_queue=queue, activities=[slice_.generate]):
+                handle = await api.start(make_order("mute", model="scripted"))
+                await eventually(lambda: api.refused >= 1)
+                await handle.cancel()
+                before = api.refused
+                await eventually(lambda: api.refused > before)
+                assert api.notes == []
+                api.is_away = False
+                assert await handle.result() == "failed"
             return api.notes
 
-    assert [note.code for note in asyncio.run(run())] == [Failure.CANCELLED]
+    assert [note.code for note in asyncio.run(run())] == [Failure.DISK_FULL]
 
 
 def test_a_start_that_never_ends_is_a_timeout():

@@ -26,7 +26,7 @@ from tests.server.running import wait_for
 from wan_tpu.cli.remote.server import RemoteServer
 from wan_tpu.media import Media, digest_of
 from wan_tpu.storage import object_store
-from wan_tpu.storage.bucket import open_bucket
+from wan_tpu.storage.bucket import BucketError, open_bucket
 
 JOB = "video_" + "0" * 32
 VIDEO = bytes(range(256)) * 8192  # two of the pieces in which it is sent, and more
@@ -265,6 +265,21 @@ def test_an_object_that_goes_before_it_is_read_is_lost(bucket, tmp_path):
         for route in ROUTES:
             answer = client.get(route)
             assert (answer.status_code, answer.json()["error"]["code"]) == (410, "files_lost")
+
+
+def test_a_store_that_fails_before_the_first_byte_is_said_to_be_away(bucket, tmp_path):
+    """Red when it is the server's fault, or the connection breaks for nothing."""
+    counted = Counted(bucket)
+
+    async def fail(key):
+        raise BucketError("away")
+
+    counted.before = fail
+    with served(filled(counted, tmp_path)) as client:
+        for route in ROUTES:
+            answer = client.get(route)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "files_unavailable"
 
 
 def test_clients_are_sent_to_where_the_file_lies(s3, tmp_path, monkeypatch):

@@ -118,7 +118,10 @@ def test_migrations_make_the_tables_of_the_code(open_store, database):
     open_store()
     engine = sa.create_engine(database)
     with engine.connect() as connection:
-        context = alembic.migration.MigrationContext.configure(connection)
+        # Indexes are for PostgreSQL alone, which the comparison does not understand.
+        has_them = engine.dialect.name == "postgresql"
+        options = {"include_object": lambda _, __, kind, *more: kind != "index" or has_them}
+        context = alembic.migration.MigrationContext.configure(connection, opts=options)
         assert alembic.autogenerate.compare_metadata(context, metadata) == []
     engine.dispose()
 

@@ -229,6 +229,21 @@ def test_videos_of_other_models_keep_working(page, fleet):
     assert first["model"] == TINY
 
 
+def test_only_what_needs_the_same_slices_is_waited_for(page, fleet):
+    running = fleet.create("slow and long", model=TINY, num_inference_steps=90)
+    show(page, fleet, ("a", TINY, "busy"), ("b", TI2V, "busy"))
+    estimate = page.locator("#estimate")
+    wait_for(lambda: "after one other" in estimate.inner_text().lower())
+    page.select_option("#model", TI2V)
+    assert "after" not in estimate.inner_text().lower()
+    page.select_option("#model", TINY)
+    assert "after one other" in estimate.inner_text().lower()
+    fleet.wait_until(running, "in_progress")
+    show(page, fleet, ("a", TINY, "busy"), ("c", TINY, "ready"))
+    wait_for(lambda: "after" not in estimate.inner_text().lower())
+    fleet.client.post(f"/v1/videos/{running['id']}/cancel")
+
+
 def test_a_phone_shows_slices_without_sideways_scrolling(open_page, fleet):
     fleet.show(*((f"v6e-8-slice-{i}", TI2V, "broken", "o" * 200) for i in range(12)))
     page = open_page(fleet, **PHONE)
