@@ -7,13 +7,13 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus
 
 from server.engine.failure import Failure
-from server.files.bucket import open_bucket
 from server.files.job_files import JobFiles
 from server.fleet.showing import Shown
 from tests.server.fleet.stand_in import eventually, make_order, stand_in
 from tests.server.pictures import picture
 from tests.server.running import PATIENCE_SECONDS
 from wan_tpu.media import Media, digest_of
+from wan_tpu.storage.bucket import open_bucket
 
 HEARTBEAT_SECONDS = 4.0
 """Of jobs whose slice is lost: long enough for a machine with other work."""
