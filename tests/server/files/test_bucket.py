@@ -16,17 +16,17 @@ from google.oauth2 import service_account
 
 from server.answered import answered
 from server.errors import ApiError
-from server.files import google_bucket, object_store
-from server.files.bucket import (
+from tests.server.files.test_full_disk import fill, mounted
+from tests.server.running import wait_for
+from wan_tpu.errors import MissingPackageError
+from wan_tpu.storage import google_bucket, object_store
+from wan_tpu.storage.bucket import (
     BucketError,
     BucketUrlError,
     ObjectMissing,
     check_bucket,
     open_bucket,
 )
-from tests.server.files.test_full_disk import fill, mounted
-from tests.server.running import wait_for
-from wan_tpu.errors import MissingPackageError
 
 KINDS = ("folder", "s3", "gs")
 
