@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator
 
 from server.errors import ApiError, retry_after
-from server.files.bucket import BucketError
-from server.files.disk import is_disk_full
 from server.jobs.database import OwnershipLost, StoreFull, StoreUnavailable
+from wan_tpu.storage.bucket import BucketError
+from wan_tpu.storage.disk import is_disk_full
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,8 @@ FLOORS = [
         "json_lines",
         "multihost",
         "step_cache",
+        "storage",
+        "fleet",
     },
     {"sharding", "torch_compat", "runtime", "compile_cache"},
     {"stage", "int8", "torch_bridge", "torch_module", "checkpoints"},

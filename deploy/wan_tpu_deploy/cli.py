@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Optional
 
-from wan_tpu_deploy import reach, service, slices, training
+from wan_tpu_deploy import kubectl, kubernetes, reach, service, slices, training
 from wan_tpu_deploy.deployment import Deployment
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.gcloud import check_installed
@@ -37,10 +37,14 @@ def main(argv: Optional[list[str]] = None) -> int:
         _check_numbers(args)
         flags = {key: getattr(args, key.replace("-", "_"), None) for key in DEFAULTS}
         settings = read_settings(args.name, flags, args.config)
+        on_cluster = getattr(args, "kubernetes", False)
         if not args.dry_run:
-            check_installed()
+            if on_cluster:
+                kubectl.check_installed()
+            if not on_cluster or args.verb in ("train", "fetch"):
+                check_installed()
         print(f"# {args.verb} {settings.name}\n{settings.describe()}", flush=True)
-        return run_verb(args, settings)
+        return (_run_on_cluster if on_cluster else run_verb)(args, settings)
     except DeployError as error:
         print(f"wan-tpu-deploy: {error}", file=sys.stderr)
         return 1
@@ -113,6 +117,26 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _run_on_cluster(args: argparse.Namespace, settings: Settings) -> int:
+    """Calls what a verb with `--kubernetes` stands for; its exit code."""
+    how = {"dry_run": args.dry_run}
+    if args.verb == "train":
+        run = kubernetes.make_run(settings, args)
+        kubernetes.train(settings, run, timeout=args.timeout_seconds, **how)
+    elif args.verb == "status":
+        return 0 if kubernetes.status(settings, **how) else 1
+    elif args.verb == "logs":
+        words = {"worker": args.worker, "lines": args.lines, "follow": args.follow}
+        kubernetes.logs(settings, **words, **how)
+    elif args.verb == "fetch":
+        if not args.trained:
+            raise DeployError("with --kubernetes `fetch` brings a run's result: add --trained")
+        kubernetes.fetch(settings, args.what, args.to, timeout=args.timeout_seconds, **how)
+    else:
+        kubernetes.stop(settings, **how)
+    return 0
+
+
 def _train(deployment: Deployment, args: argparse.Namespace) -> None:
     run = training.make_run(args.file, name=args.run, data=args.data, output=args.output)
     how = {"commit": args.commit, "timeout": args.timeout_seconds}
@@ -155,12 +179,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_train(verbs)
 
-    _add_verb(verbs, "status", "slices, workers, service, training; exit code 0 if all is ready")
+    status = _add_verb(
+        verbs, "status", "slices, workers, service, training; exit code 0 if all is ready"
+    )
+    _add_cluster(status)
 
     logs = _add_verb(verbs, "logs", "the journal of service and training of every worker")
     logs.add_argument("--worker", type=int, help="of this worker only")
     logs.add_argument("--lines", type=int, default=100, help="how far back (default 100)")
     logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    _add_cluster(logs)
 
     tunnel = _add_verb(verbs, "tunnel", "reach worker 0 on a port of this machine")
     add_flags(tunnel, ("port",))
@@ -169,15 +197,20 @@ def make_parser() -> argparse.ArgumentParser:
 
     fetch = _add_verb(verbs, "fetch", "copy a job's files, a run's result, or any path to here")
     fetch.add_argument(
-        "what", metavar="JOB_OR_PATH", help="a job's id, a path on worker 0, or a run's name"
+        "what",
+        metavar="JOB_OR_PATH",
+        help="a job's id, a path on worker 0, or a run's name; on a cluster its gs://... folder",
     )
     fetch.add_argument(
         "--trained", action="store_true", help="it is a run's: its adapter, or its model's folder"
     )
     fetch.add_argument("--to", type=pathlib.Path, default=pathlib.Path(), help="local folder")
     fetch.add_argument("--slice", type=int, default=0, help="which of several (default 0)")
+    fetch.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
+    _add_cluster(fetch, "image")
 
-    _add_verb(verbs, "stop", "drain the service, save the run; the slices stay, and cost")
+    stop = _add_verb(verbs, "stop", "drain the service, save the run; the slices stay, and cost")
+    _add_cluster(stop)
 
     delete = _add_verb(verbs, "delete", "remove slices and queued resources, after asking")
     delete.add_argument("--yes", action="store_true", help="do not ask")
@@ -214,6 +247,14 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     train.add_argument("--timeout-seconds", type=int, default=3600, help="default 3600")
     add_flags(train, (*training.SETTINGS, "repository", *CREATION))
+    _add_cluster(train, *kubernetes.RUN_SETTINGS)
+
+
+def _add_cluster(parser: argparse.ArgumentParser, *settings: str) -> None:
+    """`--kubernetes`, and what says where that is."""
+    cluster = parser.add_argument_group("a run on a Kubernetes cluster, NAME the JobSet's")
+    cluster.add_argument("--kubernetes", action="store_true", help="a JobSet instead of a slice")
+    add_flags(cluster, (*kubernetes.WHERE, *settings))
 
 
 def _add_verb(

@@ -99,6 +99,11 @@ class Gcloud:
         words = ("storage", "buckets", "describe", f"gs://{bucket}")
         return Command(("gcloud", *words, *place, "--format=json", "--quiet"))
 
+    def storage(self, *words: str) -> Command:
+        """`gcloud storage WORDS`."""
+        place = [flag for flag in self._place() if "zone" not in flag]
+        return Command(("gcloud", "storage", *words, *place, "--quiet"))
+
     def ssh(
         self,
         node: str,

@@ -41,6 +41,11 @@ DEFAULTS: dict[str, str] = {
     "port": "8000",
     "env-file": "",
     "api-keys-file": "",
+    "context": "",
+    "namespace": "",
+    "topology": "",
+    "queue": "",
+    "image": "",
 }
 """Every key of the settings file and its default; "" leaves it to gcloud or to the service."""
 
@@ -71,6 +76,11 @@ HELP = {
     "port": "port of the service (default 8000)",
     "env-file": "local file with more WAN_TPU_... lines for the service; may hold secrets",
     "api-keys-file": "local file with the API keys of the service",
+    "context": "of kubectl's configuration: the cluster; kubectl's current one when left out",
+    "namespace": "of the cluster (default wan-tpu)",
+    "topology": "slice of a cluster, for example v6e-16 or tpu7x-2x2x2; by default --type",
+    "queue": "Kueue's LocalQueue in which a run waits (default wan-tpu-training)",
+    "image": "of the container, for example us-docker.pkg.dev/my-project/wan-tpu/wan-tpu:v1",
 }
 SWITCHES = ("spot", "queued")
 SSH_WAYS = ("iap", "external", "internal")
@@ -132,7 +142,7 @@ class Settings:
         return "\n".join([*lines, *([f"# note: {self.note}"] if self.note else [])])
 
 
-def add_flags(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:
+def add_flags(parser: argparse._ActionsContainer, keys: tuple[str, ...]) -> None:
     """Gives a parser a flag for each of the settings."""
     for key in keys:
         if key in SWITCHES:

@@ -10,10 +10,11 @@ import time
 from typing import Optional
 
 from wan_tpu_deploy import service, slices
+from wan_tpu_deploy.buckets import check_bucket
 from wan_tpu_deploy.deployment import STATE, Deployment, Node
 from wan_tpu_deploy.errors import DeployError
 from wan_tpu_deploy.fanout import Task, pace, read_facts
-from wan_tpu_deploy.gcloud import Command, read_object
+from wan_tpu_deploy.gcloud import Command
 from wan_tpu_deploy.progress import Progress, read_progress
 from wan_tpu_deploy.sending import FILE_SENT, check_local_file, give_secret, send, send_extra
 from wan_tpu_deploy.slices import flags_again
@@ -128,7 +129,7 @@ def train(deployment: Deployment, run: Run, *, commit: str, timeout: int) -> str
     """
     node = _one_slice(deployment)
     if run.bucket:
-        _check_bucket(deployment, run.bucket)
+        check_bucket(deployment.gcloud, run.bucket, dry_run=deployment.dry_run)
     _say_what_is_lost(run, node)
     _prepare(deployment, node, run, commit)
     send_extra(deployment, [node])
@@ -163,22 +164,6 @@ def _one_slice(deployment: Deployment) -> Node:
         name = deployment.settings.name
         raise DeployError(f"a run trains on one slice, and {name} has {len(nodes)}")
     return nodes[0]
-
-
-def _check_bucket(deployment: Deployment, bucket: str) -> None:
-    """A checkpoint is whole when its folder gets its name, which must happen at once."""
-    look = deployment.gcloud.describe_bucket(bucket)
-    if deployment.dry_run:
-        print(f"\n# whether folders of it get their names at once\n{look.render()}")
-        return
-    said = read_object(look)
-    names = said.get("hierarchical_namespace") or said.get("hierarchicalNamespace") or {}
-    if not names.get("enabled"):
-        raise DeployError(
-            f"gs://{bucket} has no hierarchical namespace, without which a checkpoint that is half "
-            "written looks whole; make one that has:  gcloud storage buckets create gs://NAME "
-            "--uniform-bucket-level-access --enable-hierarchical-namespace --location REGION"
-        )
 
 
 def _say_what_is_lost(run: Run, node: Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from server.engine.client import EngineClient
 from server.engine.failure import EngineFailure, Failure, ProcessLost
-from server.files.disk import is_disk_full
+from wan_tpu.storage.disk import is_disk_full
 
 logger = logging.getLogger(__name__)
 

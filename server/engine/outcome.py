@@ -2,9 +2,9 @@
 
 from server.engine.failure import Failure
 from server.engine.seam import Engine
-from server.files.disk import is_disk_full
 from server.files.uploads import UploadLost
 from wan_tpu.errors import AdapterError
+from wan_tpu.storage.disk import is_disk_full
 
 
 def code_of(engine: Engine, error: Exception) -> Failure:

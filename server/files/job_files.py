@@ -15,11 +15,11 @@ import pathlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
-from server.files.bucket import Bucket, BucketError, ObjectMissing
 from server.files.media import FILE_NAMES, JOB_FOLDER, MEDIA_TYPES, FilesLost, measure_files
 from server.files.seam import Made, read_whole, read_whole_upload
 from server.files.uploads import UploadLost, name_of
 from wan_tpu.media import Media, digest_of, media_type_of
+from wan_tpu.storage.bucket import Bucket, BucketError, ObjectMissing
 
 VIDEOS = "videos/"
 

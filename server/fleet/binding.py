@@ -7,11 +7,11 @@ every video gone.
 import json
 import secrets
 
-from server.files.bucket import Bucket, ObjectMissing
 from server.files.job_files import JobFiles
 from server.fleet.calls import FleetCalls
 from server.fleet.store import FleetStore
 from server.jobs.database import StoreError
+from wan_tpu.storage.bucket import Bucket, ObjectMissing
 
 MARK = "wan-tpu.json"
 """The bucket's object that says its id, and that of the database that knows its files."""

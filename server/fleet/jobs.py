@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from server.engine.failure import Failure
-from server.files.bucket import Bucket, BucketError, open_bucket
 from server.files.job_files import JobFiles
 from server.fleet.binding import bind
 from server.fleet.calls import FleetCalls, Reads
@@ -30,6 +29,7 @@ from server.jobs.video_object import encode_place, encode_video, video_object
 from server.metrics import Metrics
 from server.settings import Settings
 from wan_tpu.media import Media
+from wan_tpu.storage.bucket import Bucket, BucketError, open_bucket
 
 logger = logging.getLogger(__name__)
 

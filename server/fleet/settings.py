@@ -1,45 +1,14 @@
 """What can be set about a fleet; see `server.settings`. Imports no package of the extra `fleet`."""
 
-import dataclasses
 import pathlib
-import re
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from wan_tpu.fleet.address import EXAMPLE, parse_fleet
+
 Role = Literal["all", "api", "slice"]
-
-EXAMPLE = "temporal://127.0.0.1:7233/default"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FleetAddress:
-    """Where a fleet's jobs are held.
-
-    Attributes:
-        target: `HOST:PORT` of Temporal's frontend, an IPv6 address in brackets.
-        namespace: of the jobs there.
-    """
-
-    target: str
-    namespace: str
-
-
-def parse_fleet(url: str) -> FleetAddress:
-    """Reads `temporal://HOST:PORT/NAMESPACE`.
-
-    Raises:
-        ValueError: it has another form; says which one is meant.
-    """
-    match = re.fullmatch(
-        r"temporal://((?:\[[0-9a-fA-F:]+\]|[\w.-]+):([0-9]{1,5}))/([\w.-]{2,255})", url
-    )
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(
-            f"WAN_TPU_FLEET is temporal://HOST:PORT/NAMESPACE, for example {EXAMPLE}, got {url!r}"
-        )
-    return FleetAddress(target=match[1], namespace=match[3])
 
 
 class FleetSettings(BaseSettings):

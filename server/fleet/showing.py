@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from server.files.bucket import Bucket, BucketError
 from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.storage.bucket import Bucket, BucketError
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,8 @@ from server.engine.bounds import Why, unless
 from server.engine.client import EngineClient
 from server.engine.failure import ProcessLost
 from server.engine.supervisor import USUAL_RETRY_SECONDS, Supervisor, patience_of
-from server.files.bucket import BucketError, check_bucket, open_bucket
 from server.files.job_files import JobFiles
-from server.fleet.connection import FleetError, connect, words_of
+from server.fleet.connection import connect
 from server.fleet.messages import Order, Outcome, slice_queue
 from server.fleet.scratch import Scratch
 from server.fleet.showing import Showing, Shown, State
@@ -35,6 +34,9 @@ from server.jobs.seam import Queue
 from server.metrics import Metrics
 from server.settings import Settings
 from wan_tpu.checkpoints.models import ModelDescription
+from wan_tpu.fleet.address import FleetError
+from wan_tpu.fleet.connection import words_of
+from wan_tpu.storage.bucket import BucketError, check_bucket, open_bucket
 
 logger = logging.getLogger(__name__)
 

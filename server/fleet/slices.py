@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from server.files.bucket import Bucket, BucketError, ObjectMissing, Stat
 from server.fleet.showing import ALIVE_SECONDS, FOLDER, Shown
 from server.slices import FleetModel, ShownSlice
 from wan_tpu.geometry import parse_size
+from wan_tpu.storage.bucket import Bucket, BucketError, ObjectMissing, Stat
 
 logger = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from server.engine.client import EngineClient
 from server.engine.failure import EngineFailure, Failure, ProcessLost
 from server.engine.messages import Progress
 from server.engine.supervisor import Supervisor
-from server.files.bucket import BucketError
 from server.files.job_files import JobFiles
 from server.files.uploads import UploadLost
-from server.fleet.connection import words_of
 from server.fleet.messages import Order, Outcome
 from server.fleet.scratch import Scratch
 from server.fleet.workflow import Video
 from server.metrics import Metrics
 from server.settings import Settings
+from wan_tpu.fleet.connection import words_of
 from wan_tpu.request import VideoRequest
+from wan_tpu.storage.bucket import BucketError
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any
 
 from server.engine.failure import Failure
-from server.files.bucket import BucketError
 from server.files.job_files import JobFiles
 from server.fleet.calls import FleetCalls
 from server.fleet.messages import Note, Order
@@ -27,6 +26,7 @@ from server.jobs.database import StoreUnavailable
 from server.jobs.job import Job, State
 from server.jobs.tables import cancellations, deletions
 from server.settings import Settings
+from wan_tpu.storage.bucket import BucketError
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from server.engine.messages import Progress
-from server.fleet.connection import FleetError, connect, words_of
+from server.fleet.connection import connect
 from server.fleet.messages import API_QUEUE, Order
 from server.fleet.settings import FleetSettings
 from server.fleet.workflow import Video
+from wan_tpu.fleet.address import FleetError
+from wan_tpu.fleet.connection import words_of
 
 logger = logging.getLogger(__name__)
 

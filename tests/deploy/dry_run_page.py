@@ -9,10 +9,12 @@ from tests.deploy.conftest import ROOT
 
 PAGE = ROOT / "docs" / "deploy-dry-run.md"
 SETTINGS = """\
-[wan]
+[all]
 project = my-project
 zone = us-east5-b
 type = v6e-16
+
+[wan]
 queued = yes
 spot = yes
 valid-until-duration = 6h
@@ -33,14 +35,21 @@ VERBS = (
     "start wan --commit previous",
     "stop wan",
     "delete wan",
+    "train fox fox.toml --kubernetes --spot --image example.com/wan-tpu:v1 "
+    "--output gs://my-bucket/runs/fox --data gs://my-bucket/data",
+    "status fox --kubernetes",
+    "logs fox --kubernetes --worker 0",
+    "fetch fox gs://my-bucket/runs/fox --trained --kubernetes --image example.com/wan-tpu:v1",
+    "stop fox --kubernetes",
 )
 HEAD = """\
 # A v6e-16 from create to delete: every command
 
 2026-11-21. Four machines, sixteen chips, spot capacity from the queue. This is what
 `deploy/wan-tpu-deploy VERB ... --dry-run` prints with the settings below: each line that begins
-with `gcloud` is what would be run, as a shell takes it, in the checkout's folder; lines after `#`
-say the rest. The commands under one `#` run at once, one for each worker.
+with `gcloud` or `kubectl` is what would be run, as a shell takes it, in the checkout's folder;
+lines after `#` say the rest. The commands under one `#` run at once, one for each worker. The last
+five are a run of training on a Kubernetes cluster.
 
 `python -m tests.deploy.dry_run_page` writes this page and a test compares it, so it is what the
 command does now. None of it has been run against Google's cloud: the commands have gone through the

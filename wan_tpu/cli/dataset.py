@@ -1,7 +1,8 @@
 """check and prepare what a model is to learn from
 
 `wan-tpu dataset check` opens and decodes every file, without JAX and without a device;
-`wan-tpu dataset prepare` encodes those that are good, once.
+`wan-tpu dataset prepare` encodes those that are good, once; `wan-tpu dataset worker` does it for a
+fleet, and `wan-tpu dataset fetch` brings home what one has made.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from wan_tpu.cli import dataset_prepare
+from wan_tpu.cli import dataset_fleet, dataset_prepare
 from wan_tpu.cli.dataset_options import (
     add_bucket_arguments,
     add_listing_arguments,
@@ -41,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             dataset_prepare.add_arguments,
             dataset_prepare.run,
             "encode clips and captions",
+        ),
+        (
+            "worker",
+            dataset_fleet.add_worker_arguments,
+            dataset_fleet.run_worker,
+            "encode shards for a fleet until it is told to end",
+        ),
+        (
+            "fetch",
+            dataset_fleet.add_fetch_arguments,
+            dataset_fleet.run_fetch,
+            "bring what a fleet has encoded to a folder, for a training",
         ),
     ):
         action = actions.add_parser(name, help=summary, description=summary)

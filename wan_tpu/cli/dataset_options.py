@@ -26,6 +26,11 @@ def add_listing_arguments(parser: Any) -> None:
     )  # fmt: skip
 
 
+def is_bucket(source: str) -> bool:
+    """Whether clips lie in a bucket, not in a folder."""
+    return source.startswith(("s3://", "gs://"))
+
+
 def read_listing(parsed: argparse.Namespace) -> "Listing":
     """What `add_listing_arguments` names.
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.checkpoints.diffusers_folder import TOKENIZER
 from wan_tpu.checkpoints.models import describe_model, open_model
+from wan_tpu.cli import dataset_fleet
 from wan_tpu.cli.dataset_options import (
     add_bucket_arguments,
     add_listing_arguments,
+    is_bucket,
     read_buckets,
     read_columns,
 )
@@ -33,6 +35,7 @@ from wan_tpu.pipeline.options import LoadOptions
 
 if TYPE_CHECKING:
     from wan_tpu.dataset.jobs import PrepareOptions
+    from wan_tpu.dataset.manifest import Manifest
     from wan_tpu.dataset.prepare import Outcome
 
 SHOWN_REFUSED = 20
@@ -46,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_listing_arguments(parser)
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", required=True,
-        help="where the result goes; what is there already is not made again",
+        help="where the result goes; what is there already is not made again; with --fleet "
+        "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a folder that all have mounted",
     )  # fmt: skip
     add_model_arguments(parser)
     clips = parser.add_argument_group("what is taken of the clips")
@@ -83,12 +87,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--no-cache", action="store_true", help="keep no compiled programs between runs"
     )
+    dataset_fleet.add_prepare_arguments(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Prepares, and prints what became of the clips."""
     description = describe_model(parsed.model, parsed.variant)
     options = _read(parsed, description)
+    if parsed.fleet is not None:
+        return dataset_fleet.run_prepare(parsed, description, options)
+    dataset_fleet.check_no_fleet(parsed)
     running = Interruptible()
     outcomes: list[Outcome] = []
     running.run(lambda: outcomes.append(_prepare(parsed, description, options, running)))
@@ -128,7 +136,9 @@ def _read(parsed: argparse.Namespace, description: ModelDescription) -> "Prepare
         workers=parsed.workers,
     )
     options.inputs_for(description)
-    if not pathlib.Path(parsed.path).expanduser().exists():
+    if is_bucket(parsed.path) and parsed.fleet is None:
+        raise InputError(f"{parsed.path} is a bucket: clips there are prepared with --fleet")
+    if not is_bucket(parsed.path) and not pathlib.Path(parsed.path).expanduser().exists():
         raise InputError(f"{parsed.path} is not there: a folder with clips, or a manifest")
     return options
 
@@ -164,20 +174,8 @@ def _prepare(
 
 def _table(parsed: argparse.Namespace, outcome: "Outcome") -> str:
     """Samples by size, what was refused, and what this run has done."""
-    from wan_tpu.dataset.buckets import describe
-
     manifest = outcome.manifest
-    lines = [f"{'size':<24}{'samples':>8}"]
-    for size, count in manifest.counts().items():
-        lines.append(f"{describe(manifest.geometry(size)):<24}{count:>8}")
-    if manifest.refused:
-        lines.append(f"{'refused':<24}{len(manifest.refused):>8}")
-        lines += [
-            f"  {refusal.name}: {refusal.kind}: {refusal.reason}"
-            for refusal in manifest.refused[:SHOWN_REFUSED]
-        ]
-        more = len(manifest.refused) - SHOWN_REFUSED
-        lines += [f"  and {more} more, in dataset.json"] if more > 0 else []
+    lines = manifest_lines(manifest)
     lines.append(
         f"{_counted(len(manifest.samples), 'sample')} in {parsed.output} for {manifest.model}: "
         f"{outcome.num_made} files made, {outcome.num_found} were there"
@@ -192,14 +190,42 @@ def _table(parsed: argparse.Namespace, outcome: "Outcome") -> str:
     return "\n".join(lines) + "\n"
 
 
+def manifest_lines(manifest: "Manifest") -> list[str]:
+    """Samples by size, and what was refused."""
+    from wan_tpu.dataset.buckets import describe
+
+    lines = [f"{'size':<24}{'samples':>8}"]
+    for size, count in manifest.counts().items():
+        lines.append(f"{describe(manifest.geometry(size)):<24}{count:>8}")
+    if manifest.refused:
+        lines.append(f"{'refused':<24}{len(manifest.refused):>8}")
+        lines += [
+            f"  {refusal.name}: {refusal.kind}: {refusal.reason}"
+            for refusal in manifest.refused[:SHOWN_REFUSED]
+        ]
+        more = len(manifest.refused) - SHOWN_REFUSED
+        lines += [f"  and {more} more, in dataset.json"] if more > 0 else []
+    return lines
+
+
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _to_json(parsed: argparse.Namespace, outcome: "Outcome") -> dict[str, Any]:
-    manifest = outcome.manifest
     return {
         "folder": parsed.output,
+        **manifest_json(outcome.manifest),
+        "made": outcome.num_made,
+        "found": outcome.num_found,
+        "unused": [str(path) for path in outcome.unused],
+        "pruned": outcome.is_pruned,
+    }
+
+
+def manifest_json(manifest: "Manifest") -> dict[str, Any]:
+    """What `--json` says of the result itself."""
+    return {
         "model": manifest.model,
         "digest": manifest.digest,
         "samples": len(manifest.samples),
@@ -208,8 +234,4 @@ def _to_json(parsed: argparse.Namespace, outcome: "Outcome") -> dict[str, Any]:
             for (width, height, frames), count in manifest.counts().items()
         ],
         "refused": [dataclasses.asdict(refusal) for refusal in manifest.refused],
-        "made": outcome.num_made,
-        "found": outcome.num_found,
-        "unused": [str(path) for path in outcome.unused],
-        "pruned": outcome.is_pruned,
     }

@@ -15,6 +15,7 @@ UNITS = {
     "decode": "frame",
     "check": "file",
     "compare": "frame",
+    "shards": "shard",
 }
 BAR = (
     "{desc:<18}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} "

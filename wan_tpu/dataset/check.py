@@ -131,13 +131,18 @@ def _examine_all(
     work, wanted = functools.partial(examine, fps=fps), [entries[number] for number in numbers]
     for index, result in in_processes(work, wanted, workers):
         if isinstance(result, Crashed):
-            words = "the process that decoded it ended: too little memory, or a fault of FFmpeg's"
-            crash = Finding(name=wanted[index].name, kind="crash", words=words)
-            result = Examined(entry=wanted[index], findings=(crash,))
+            result = crashed(wanted[index])
         else:
             on_examined(result)
         found[numbers[index]] = result
         on_file(len(found), len(entries))
+
+
+def crashed(entry: Entry) -> Examined:
+    """What is said of a file whose decoding ended its process."""
+    words = "the process that decoded it ended: too little memory, or a fault of FFmpeg's"
+    crash = Finding(name=entry.name, kind="crash", words=words)
+    return Examined(entry=entry, findings=(crash,))
 
 
 def _captions(entries: Sequence[Entry]) -> list[Finding]:

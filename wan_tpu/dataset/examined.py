@@ -42,7 +42,7 @@ class Examinations:
         digest = self._digests.known(state)
         if digest is None or (told := self._found.get(self._key(entry, digest))) is None:
             return None
-        return _from_json(entry, digest, told)
+        return from_json(entry, digest, told)
 
     def add(self, examined: Examined) -> None:
         """What was just found of a file that was not known."""
@@ -53,7 +53,7 @@ class Examinations:
             self._digests.remember(entry.path, self._states[entry.name], digest)
         except OSError:
             return
-        key, told = self._key(entry, digest), _to_json(examined)
+        key, told = self._key(entry, digest), to_json(examined)
         self._found[key] = told
         self._lines.add([key, told])
 
@@ -63,7 +63,8 @@ class Examinations:
         return f"{VERSION} {digest} {entry.kind.value} {suffix} {self._fps} {entry.fps}"
 
 
-def _to_json(examined: Examined) -> dict[str, Any]:
+def to_json(examined: Examined) -> dict[str, Any]:
+    """What was found of a file, but for its name and digest, as JSON."""
     measured = examined.measured
     return {
         "measured": None
@@ -80,7 +81,14 @@ def _to_json(examined: Examined) -> dict[str, Any]:
     }
 
 
-def _from_json(entry: Entry, digest: str, told: dict[str, Any]) -> Examined:
+def from_json(entry: Entry, digest: str, told: dict[str, Any]) -> Examined:
+    """What `to_json` told of a file of this content.
+
+    Args:
+        entry: the file.
+        digest: of its bytes.
+        told: of `to_json`.
+    """
     measured, look = told["measured"], told["look"]
     if measured is not None:
         duration = measured["duration"]

@@ -5,19 +5,17 @@ reason.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.dataset.buckets import Buckets, Placed
 from wan_tpu.dataset.cache import Made, key_of
 from wan_tpu.dataset.check import check
-from wan_tpu.dataset.entry import Columns, Entry
-from wan_tpu.dataset.examined import Examinations
+from wan_tpu.dataset.entry import Columns, Entry, Listing
+from wan_tpu.dataset.examine import Examined
 from wan_tpu.dataset.faults import Finding
-from wan_tpu.dataset.listing import list_entries
 from wan_tpu.dataset.sampling import Sampling
 from wan_tpu.errors import InputError, PromptError
 from wan_tpu.family import Conditioning
@@ -132,31 +130,39 @@ class Plan:
     refused: tuple[Finding, ...]
 
 
+class Memory(Protocol):
+    """What was found of files before; a `wan_tpu.dataset.examined.Examinations` is one."""
+
+    def known(self, entry: Entry) -> Examined | None:
+        """What was found of a file, which is not decoded again; None where nothing is."""
+        ...
+
+    def add(self, examined: Examined) -> None:
+        """What was just found of a file that was not known."""
+        ...
+
+
 def plan_jobs(
-    source: pathlib.Path,
+    listing: Listing,
     options: PrepareOptions,
     buckets: Buckets,
     made: Made,
-    memory: Examinations,
+    memory: Memory,
     watch: Watch,
 ) -> Plan:
-    """Lists, checks and cuts; the same files give the same plan.
+    """Checks and cuts; the same files give the same plan.
 
     Every file is decoded once, as `wan-tpu dataset check` does, and what was found remembered: a
     clip that is damaged somewhere is named before anything is encoded.
 
     Args:
-        source: a folder or a manifest.
+        listing: of a folder or a manifest.
         options: how it is prepared.
         buckets: sizes, lengths and the rate.
         made: what encodes.
         memory: of earlier checks.
         watch: told of files that were checked; asked whether to stop.
-
-    Raises:
-        InputError: there is no such folder or manifest.
     """
-    listing = list_entries(source, columns=options.columns)
     with watch.stage("check", len(listing.entries)) as report:
         checked = check(
             listing,

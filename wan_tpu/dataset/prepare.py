@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from wan_tpu.dataset.encode import Encoders, encoders_of, load_encoders
 from wan_tpu.dataset.examined import Examinations
 from wan_tpu.dataset.faults import Finding
 from wan_tpu.dataset.jobs import Job, Plan, PrepareOptions, plan_jobs
+from wan_tpu.dataset.listing import list_entries
 from wan_tpu.dataset.loader import PreparedDataset, open_dataset
 from wan_tpu.dataset.manifest import Manifest, Prepared, Refusal, is_prepared, write_manifest
 from wan_tpu.dataset.processes import default_workers
@@ -112,8 +113,9 @@ def prepare(
             inputs=inputs,
         )
         memory = Examinations(folder, digests, buckets.fps)
-        plan = plan_jobs(source, options, buckets, made, memory, watch)
-        _check_any(plan, source)
+        listing = list_entries(source, columns=options.columns)
+        plan = plan_jobs(listing, options, buckets, made, memory, watch)
+        check_any(plan, source)
         captions = {key_of(made.text(c)): c for c in ["", *(job.caption for job in plan.jobs)]}
         jobs = {job.key: job for job in plan.jobs}
 
@@ -125,8 +127,8 @@ def prepare(
         work.captions(captions, made, lambda: load(text=True))
         workers = default_workers() if options.workers is None else max(options.workers, 1)
         undecoded = work.clips(jobs, inputs, digests, lambda: load(text=False), workers=workers)
-        manifest = _manifest(source, description, options, buckets, made, plan, undecoded)
-        _check_any(manifest, source)
+        manifest = make_manifest(source, description, options, made, plan, undecoded)
+        check_any(manifest, source)
         write_manifest(folder, manifest)
         unused = _unused(cache, manifest)
         is_pruned = prune and _remove_unused(unused, claims)
@@ -204,7 +206,7 @@ def _load(
     return encoders
 
 
-def _check_any(planned: Plan | Manifest, source: pathlib.Path) -> None:
+def check_any(planned: Plan | Manifest, source: pathlib.Path | str) -> None:
     """Refuses a source of which nothing can be learnt.
 
     Raises:
@@ -223,15 +225,25 @@ def _check_any(planned: Plan | Manifest, source: pathlib.Path) -> None:
     )
 
 
-def _manifest(
-    source: pathlib.Path,
+def make_manifest(
+    source: pathlib.Path | str,
     description: ModelDescription,
     options: PrepareOptions,
-    buckets: Buckets,
     made: Made,
     plan: Plan,
-    undecoded: dict[str, Finding],
+    undecoded: Mapping[str, Finding],
 ) -> Manifest:
+    """What `dataset.json` says.
+
+    Args:
+        source: what was listed.
+        description: of the model.
+        options: how clips were prepared.
+        made: what encoded.
+        plan: what was to be encoded.
+        undecoded: what is wrong with those clips that could not be, by key.
+    """
+    buckets = options.buckets(description)
     late = [(job.name, undecoded[job.key]) for job in plan.jobs if job.key in undecoded]
     return Manifest(
         model=description.name,

@@ -138,7 +138,7 @@ function withoutLog(message) {
 /** What a slice is at, and since when: {state: "Busy", since: "for 5 min"}. */
 export function stateOfSlice({ state, since }) {
   const seconds = Math.max(0, Date.now() / 1000 - since);
-  return { state: capital(state), since: seconds < 5 ? "just now" : `for ${duration(seconds)}` };
+  return { state: capital(state), since: seconds < 5 ? "just now" : `for ${duration(Math.round(seconds))}` };
 }
 
 /** "4 slices, 1 broken": all of them, and of those the ones that most want to be known of. */
@@ -146,7 +146,9 @@ export function slicesInShort(slices) {
   const all = slices.length === 1 ? "1 slice" : `${slices.length || "No"} slices`;
   const number = (state) => slices.filter((slice) => slice.state === state).length;
   const worst = ["broken", "loading", "busy"].find((state) => number(state));
-  return worst ? `${all}, ${number(worst)} ${worst}` : all;
+  if (!worst) return all;
+  if (slices.length === 1) return `${all}, ${worst}`;
+  return `${all}, ${number(worst) === slices.length ? "all" : number(worst)} ${worst}`;
 }
 
 /** What a person can do about an error of the service. */

@@ -11,7 +11,6 @@ import yaml
 from sqlalchemy.exc import ProgrammingError
 
 from server.environment import unknown_variables
-from server.fleet.settings import parse_fleet
 from server.jobs.tables import jobs, metadata
 from server.settings import Settings
 from tests.deploy.conftest import ROOT
@@ -26,6 +25,7 @@ from tests.deploy.kubernetes.rendering import (
 )
 from tests.server.fleet.servers import TemporalServer
 from tests.server.postgres import new_database, running_postgres
+from wan_tpu.fleet.address import parse_fleet
 
 PAGE = ROOT / "docs" / "kubernetes.md"
 ACCELERATOR, TOPOLOGY = "cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology"

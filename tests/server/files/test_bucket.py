@@ -16,17 +16,17 @@ from google.oauth2 import service_account
 
 from server.answered import answered
 from server.errors import ApiError
-from server.files import google_bucket, object_store
-from server.files.bucket import (
+from tests.server.files.test_full_disk import fill, mounted
+from tests.server.running import wait_for
+from wan_tpu.errors import MissingPackageError
+from wan_tpu.storage import google_bucket, object_store
+from wan_tpu.storage.bucket import (
     BucketError,
     BucketUrlError,
     ObjectMissing,
     check_bucket,
     open_bucket,
 )
-from tests.server.files.test_full_disk import fill, mounted
-from tests.server.running import wait_for
-from wan_tpu.errors import MissingPackageError
 
 KINDS = ("folder", "s3", "gs")
 
@@ -372,7 +372,7 @@ def test_what_is_no_bucket_is_refused(url):
     [("s3://videos", "obstore", "object_store"), ("gs://videos", "google.auth", "google_bucket")],
 )
 def test_a_package_that_is_missing_is_named(url, package, module, monkeypatch):
-    monkeypatch.delitem(sys.modules, f"server.files.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"wan_tpu.storage.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError, match=f"{package}: pip install 'wan_tpu") as caught:
         open_bucket(url)

@@ -9,13 +9,13 @@ import subprocess
 
 import pytest
 
-from server.files.disk import is_disk_full
 from server.files.media import FILE_NAMES
 from server.files.writer import MediaFiles
 from tests.requirements import require
 from tests.server.files.test_media import frames
 from tests.server.running import SCRIPTED, RunningServer, wait_for
 from wan_tpu.errors import OutputError
+from wan_tpu.storage.disk import is_disk_full
 
 QUICK = {"num_inference_steps": 2}
 

@@ -5,12 +5,12 @@ import dataclasses
 
 import pytest
 
-from server.files.bucket import BucketError, open_bucket
 from server.files.job_files import JobFiles, file_key, upload_key
 from server.files.media import FILE_NAMES, FilesLost
 from server.files.seam import FileTooLarge, read_part
 from server.files.uploads import UploadLost, read_uploads
 from wan_tpu.media import Media, digest_of
+from wan_tpu.storage.bucket import BucketError, open_bucket
 
 JOB, OTHER = "video_" + "0" * 32, "video_" + "1" * 32
 CLIP, PICTURE = b"\0\0\0\x20ftypisom" + b"c" * 99, b"\x89PNG\r\n\x1a\n" + b"p" * 99

@@ -11,7 +11,6 @@ from temporalio import activity
 from temporalio.worker import Worker
 
 from server.engine.messages import Progress
-from server.files.bucket import open_bucket
 from server.files.job_files import JobFiles
 from server.files.media import FILE_NAMES
 from server.fleet.connection import connect
@@ -26,6 +25,7 @@ from tests.server.fleet.stand_in import eventually
 from tests.server.running import PATIENCE_SECONDS
 from wan_tpu.media import NO_MEDIA
 from wan_tpu.request import VideoRequest
+from wan_tpu.storage.bucket import open_bucket
 
 MODEL = "wan-tiny"
 

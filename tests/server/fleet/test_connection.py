@@ -5,10 +5,12 @@ import logging
 
 import pytest
 
-from server.fleet.connection import FleetError, connect, tls_of
+from server.fleet.connection import connect, keys_of
 from server.settings import Settings
 from tests.server.fleet.servers import free_ports
 from tests.server.fleet.stand_in import eventually
+from wan_tpu.fleet.address import FleetError
+from wan_tpu.fleet.connection import tls_of
 
 
 def settings_of(url, **given):
@@ -19,7 +21,7 @@ async def until_it_waits(settings, caplog):
     """Connects until a log line says what is waited for; returns that line."""
     connecting = asyncio.create_task(connect(settings, identity="test"))
     try:
-        with caplog.at_level(logging.WARNING, "server.fleet.connection"):
+        with caplog.at_level(logging.WARNING, "wan_tpu.fleet.connection"):
             await eventually(lambda: caplog.messages)
             await asyncio.sleep(0)
             assert not connecting.done()
@@ -53,16 +55,18 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_a_connection_is_as_safe_as_the_settings_say(tmp_path):
     url = "temporal://videos.example.com:7233/default"
-    assert tls_of(settings_of(url)) is False
-    assert tls_of(settings_of(url, fleet_api_key_file=tmp_path / "key")) is True
+    assert tls_of(keys_of(settings_of(url))) is False
+    assert tls_of(keys_of(settings_of(url, fleet_api_key_file=tmp_path / "key"))) is True
     for name in ("ca", "cert", "key"):
         (tmp_path / name).write_text(name)
     found = tls_of(
-        settings_of(
-            url,
-            fleet_ca_file=tmp_path / "ca",
-            fleet_cert_file=tmp_path / "cert",
-            fleet_key_file=tmp_path / "key",
+        keys_of(
+            settings_of(
+                url,
+                fleet_ca_file=tmp_path / "ca",
+                fleet_cert_file=tmp_path / "cert",
+                fleet_key_file=tmp_path / "key",
+            )
         )
     )
     assert not isinstance(found, bool)

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from server.fleet.settings import FleetAddress, parse_fleet
 from server.settings import Settings
+from wan_tpu.fleet.address import FleetAddress, parse_fleet
 
 URL = "temporal://127.0.0.1:7233/default"
 POSTGRES = "postgresql://user@host/jobs"

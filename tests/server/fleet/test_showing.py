@@ -7,10 +7,10 @@ import pathlib
 
 import pytest
 
-from server.files.bucket import open_bucket
 from server.fleet.showing import Showing, Shown
 from tests.server.fleet.stand_in import eventually
 from wan_tpu.checkpoints.models import WAN_TINY, WAN_TINY_TI2V, describe_model
+from wan_tpu.storage.bucket import open_bucket
 
 DESCRIPTION = dataclasses.replace(
     describe_model(WAN_TINY_TI2V),

@@ -5,10 +5,10 @@ import dataclasses
 
 import pytest
 
-from server.files.bucket import BucketError, open_bucket
 from server.fleet.showing import Shown
 from server.fleet.slices import Slices
 from wan_tpu.checkpoints.models import KNOWN_MODELS, WAN_TINY, describe_model
+from wan_tpu.storage.bucket import BucketError, open_bucket
 
 SHOWN = Shown(
     name="slice-a",

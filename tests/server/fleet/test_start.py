@@ -6,12 +6,12 @@ import pytest
 from temporalio import activity
 from temporalio.worker import Worker
 
-from server.files.bucket import open_bucket
 from server.files.job_files import JobFiles
 from server.fleet.messages import Order, slice_queue
 from server.fleet.start import Room, Start
 from server.settings import Settings
 from tests.server.fleet.stand_in import make_order, stand_in
+from wan_tpu.storage.bucket import open_bucket
 
 
 class Late:

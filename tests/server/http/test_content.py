@@ -12,8 +12,6 @@ import uvicorn
 from starlette.requests import Request
 
 from server.errors import ApiError
-from server.files import object_store
-from server.files.bucket import BucketError, open_bucket
 from server.files.job_files import JobFiles, file_key
 from server.files.media import FILE_NAMES
 from server.files.media import Media as VideoFiles
@@ -27,6 +25,8 @@ from tests.server.files.test_bucket import set_environment
 from tests.server.running import wait_for
 from wan_tpu.cli.remote.server import RemoteServer
 from wan_tpu.media import Media, digest_of
+from wan_tpu.storage import object_store
+from wan_tpu.storage.bucket import BucketError, open_bucket
 
 JOB = "video_" + "0" * 32
 VIDEO = bytes(range(256)) * 8192  # two of the pieces in which it is sent, and more

@@ -336,11 +336,11 @@ def test_finished_jobs_are_counted_for_each_owner(open_board):
             jobs.setdefault(owner, []).append(job.id)
         failed = await board.accept(make_job(owner="ada"))
         await board.cancel(failed.id)
-        assert dataclasses.astuple(board.kept_of("ada")) == (3, 20)
-        assert dataclasses.astuple(board.kept_of("bob")) == (1, 10)
+        assert dataclasses.astuple(board.kept_of("ada")) == (3, 1, 20)
+        assert dataclasses.astuple(board.kept_of("bob")) == (1, 0, 10)
         assert board.oldest_failed("ada", 5) == [failed.id]
         await board.delete([*jobs["ada"], failed.id])
-        assert dataclasses.astuple(board.kept_of("ada")) == (0, 0)
+        assert dataclasses.astuple(board.kept_of("ada")) == (0, 0, 0)
         await board.close()
 
     asyncio.run(scenario())

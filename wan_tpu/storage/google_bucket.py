@@ -30,7 +30,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from server.files.bucket import BucketError, ObjectMissing, Stat
+from wan_tpu.storage.bucket import BucketError, ObjectMissing, Stat
 
 Result = TypeVar("Result")
 Blobs = list[storage.Blob]
@@ -67,14 +67,23 @@ class GoogleBucket:
         bucket: its name.
         prefix: of all keys; empty or with `/` at its end.
         signer: what signs URLs; None signs none.
+        setting: what messages call its URL by.
     """
 
-    def __init__(self, client: storage.Client, bucket: str, prefix: str, signer: Signing | None):
+    def __init__(
+        self,
+        client: storage.Client,
+        bucket: str,
+        prefix: str,
+        signer: Signing | None,
+        setting: str,
+    ):
         self.name = f"gs://{bucket}/{prefix}".rstrip("/")
         self._client = client
         self._bucket = client.bucket(bucket)
         self._prefix = prefix
         self._signer = signer
+        self._setting = setting
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "bucket")
 
     async def put(
@@ -208,7 +217,7 @@ class GoogleBucket:
         where = os.environ.get("STORAGE_EMULATOR_HOST") or "Google Cloud Storage"
         match cause:
             case NotFound():
-                return f"there is no bucket {self._bucket.name} at {where}; check WAN_TPU_FILES"
+                return f"there is no bucket {self._bucket.name} at {where}; check {self._setting}"
             case Unauthorized() | GoogleAuthError():
                 return (
                     f"{where} does not take the credentials; check GOOGLE_APPLICATION_CREDENTIALS "
@@ -224,12 +233,13 @@ class GoogleBucket:
         return f"{where} cannot be reached; check the network, or wait until it is back"
 
 
-def open_gs(bucket: str, prefix: str) -> GoogleBucket:
+def open_gs(bucket: str, prefix: str, *, setting: str) -> GoogleBucket:
     """A bucket of Google Cloud Storage.
 
     Args:
         bucket: its name.
         prefix: of all keys; empty or with `/` at its end.
+        setting: what messages call it by.
 
     Raises:
         BucketError: there are no credentials.
@@ -244,9 +254,8 @@ def open_gs(bucket: str, prefix: str) -> GoogleBucket:
                 "GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
             ) from error
     client = storage.Client(project=None, credentials=credentials)
-    return GoogleBucket(
-        client, bucket, prefix, credentials if isinstance(credentials, Signing) else None
-    )
+    signer = credentials if isinstance(credentials, Signing) else None
+    return GoogleBucket(client, bucket, prefix, signer, setting)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from wan_tpu.errors import InputError, MissingPackageError, WanTpuError
 
+SETTING = "WAN_TPU_FILES"
+"""What a server's user knows the URL of its files by."""
+
 SCHEMES = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a folder"
 
 
@@ -123,12 +126,13 @@ class Bucket(Protocol):
         ...
 
 
-def open_bucket(url: str) -> Bucket:
+def open_bucket(url: str, *, setting: str = SETTING) -> Bucket:
     """The bucket of a URL; nothing is asked of it yet.
 
     Args:
         url: `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`, whose credentials are where Amazon's and
             Google's tools look for them; or a folder, as a path or a `file://` URL.
+        setting: what whoever wrote it knows it by; messages name it.
 
     Raises:
         BucketUrlError: it is none of these.
@@ -139,26 +143,26 @@ def open_bucket(url: str) -> Bucket:
     try:
         match parts.scheme:
             case "s3":
-                from server.files.object_store import open_s3
+                from wan_tpu.storage.object_store import open_s3
 
-                return open_s3(*_bucket_and_prefix(url))
+                return open_s3(*_bucket_and_prefix(url, setting), setting=setting)
             case "gs":
-                from server.files.google_bucket import open_gs
+                from wan_tpu.storage.google_bucket import open_gs
 
-                return open_gs(*_bucket_and_prefix(url))
+                return open_gs(*_bucket_and_prefix(url, setting), setting=setting)
             case "" | "file":
-                from server.files.object_store import open_folder
+                from wan_tpu.storage.object_store import open_folder
 
                 if parts.netloc not in ("", "localhost") or not parts.path:
-                    raise BucketUrlError(f"WAN_TPU_FILES is {url!r}; it is {SCHEMES}")
+                    raise BucketUrlError(f"{setting} is {url!r}; it is {SCHEMES}")
                 path = unquote(parts.path) if parts.scheme else url
-                return open_folder(pathlib.Path(path))
+                return open_folder(pathlib.Path(path), setting=setting)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"files in {parts.scheme or 'file'}:// need the package {error.name}: "
             "pip install 'wan_tpu[fleet]'"
         ) from None
-    raise BucketUrlError(f"WAN_TPU_FILES begins with {parts.scheme}://; it is {SCHEMES}")
+    raise BucketUrlError(f"{setting} begins with {parts.scheme}://; it is {SCHEMES}")
 
 
 async def check_bucket(bucket: Bucket, *, redirect: bool) -> None:
@@ -189,16 +193,16 @@ async def check_bucket(bucket: Bucket, *, redirect: bool) -> None:
         await bucket.delete(key)
 
 
-def _bucket_and_prefix(url: str) -> tuple[str, str]:
+def _bucket_and_prefix(url: str, setting: str) -> tuple[str, str]:
     """The name of a bucket and the prefix in it, which is empty or ends with `/`."""
     parts = urlsplit(url)
     prefix = parts.path.strip("/")
     if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
         # What was written is not repeated: it may hold a secret.
         raise BucketUrlError(
-            f"WAN_TPU_FILES is written {parts.scheme}://BUCKET/PREFIX, with nothing else in it; "
+            f"{setting} is written {parts.scheme}://BUCKET/PREFIX, with nothing else in it; "
             "credentials come from the environment"
         )
     if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise BucketUrlError(f"the prefix {prefix!r} of WAN_TPU_FILES has an empty or dotted part")
+        raise BucketUrlError(f"the prefix {prefix!r} of {setting} has an empty or dotted part")
     return parts.netloc, f"{prefix}/" if prefix else ""

@@ -22,8 +22,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
-from server.files.bucket import BucketError, ObjectMissing, Stat
-from server.files.disk import is_disk_full
+from wan_tpu.storage.bucket import BucketError, ObjectMissing, Stat
+from wan_tpu.storage.disk import is_disk_full
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -52,8 +52,9 @@ TIMEOUTS: "ClientConfig" = {
 class _ObstoreBucket:
     """What both have in common; see `Bucket`."""
 
-    def __init__(self, store: Any, name: str):
+    def __init__(self, store: Any, name: str, setting: str):
         self._store = store
+        self._setting = setting
         self.name = name
 
     async def put(
@@ -161,8 +162,10 @@ class _ObstoreBucket:
 class S3Bucket(_ObstoreBucket):
     """A bucket of Amazon's S3, or of a store that speaks its protocol."""
 
-    def __init__(self, store: S3Store, *, bucket: str, prefix: str, endpoint: str | None):
-        super().__init__(store, f"s3://{bucket}/{prefix}".rstrip("/"))
+    def __init__(
+        self, store: S3Store, *, bucket: str, prefix: str, endpoint: str | None, setting: str
+    ):
+        super().__init__(store, f"s3://{bucket}/{prefix}".rstrip("/"), setting)
         self._bucket = bucket
         self._endpoint = endpoint
 
@@ -186,7 +189,7 @@ class S3Bucket(_ObstoreBucket):
                 "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
             )
         if code == "NoSuchBucket":
-            return f"there is no bucket {self._bucket} at {where}; check WAN_TPU_FILES"
+            return f"there is no bucket {self._bucket} at {where}; check {self._setting}"
         if code in _OTHER_REGION:
             return f"the bucket is in another region ({code}); check AWS_REGION"
         if code == "AccessDenied" or ("403 Forbidden" in text and "169.254." not in text):
@@ -214,8 +217,8 @@ _NO_CREDENTIALS = ("169.254.", "CredentialProvider", "instance metadata")
 class FolderBucket(_ObstoreBucket):
     """A folder, on this machine or mounted by all."""
 
-    def __init__(self, store: LocalStore, path: pathlib.Path):
-        super().__init__(store, str(path))
+    def __init__(self, store: LocalStore, path: pathlib.Path, setting: str):
+        super().__init__(store, str(path), setting)
         self._path = path
 
     async def delete_all(self, prefix: str) -> int:
@@ -236,16 +239,17 @@ class FolderBucket(_ObstoreBucket):
         reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
         what_to_do = "make room there" if is_disk_full(error) else "check who may use it"
         return (
-            f"cannot {doing} in the folder of WAN_TPU_FILES: {reason or 'it fails'}; {what_to_do}"
+            f"cannot {doing} in the folder of {self._setting}: {reason or 'it fails'}; {what_to_do}"
         )
 
 
-def open_s3(bucket: str, prefix: str) -> S3Bucket:
+def open_s3(bucket: str, prefix: str, *, setting: str) -> S3Bucket:
     """A bucket that is reached by S3's protocol.
 
     Args:
         bucket: its name.
         prefix: of all keys; empty or with `/` at its end.
+        setting: what messages call it by.
 
     Raises:
         BucketError: the environment says what cannot be used; names the variable.
@@ -279,11 +283,15 @@ def open_s3(bucket: str, prefix: str) -> S3Bucket:
         else:
             said = "one of the variables AWS_... has a value that is none of its own; check them"
         raise BucketError(f"s3://{bucket}: {said}") from error
-    return S3Bucket(store, bucket=bucket, prefix=prefix, endpoint=shown)
+    return S3Bucket(store, bucket=bucket, prefix=prefix, endpoint=shown, setting=setting)
 
 
-def open_folder(path: pathlib.Path) -> FolderBucket:
+def open_folder(path: pathlib.Path, *, setting: str) -> FolderBucket:
     """A folder, which is made if it is not there.
+
+    Args:
+        path: of it.
+        setting: what messages call it by.
 
     Raises:
         BucketError: it cannot be.
@@ -291,11 +299,11 @@ def open_folder(path: pathlib.Path) -> FolderBucket:
     try:
         path = path.resolve()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return FolderBucket(LocalStore(path), path)
+        return FolderBucket(LocalStore(path), path, setting)
     except (OSError, RuntimeError, BaseError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         raise BucketError(
-            f"cannot use the folder {path}: {reason}; name one in WAN_TPU_FILES that can be made "
+            f"cannot use the folder {path}: {reason}; name one in {setting} that can be made "
             "or written"
         ) from None
 

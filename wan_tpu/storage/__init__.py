@@ -1,0 +1,1 @@
+"""Buckets: stores of objects, and folders that stand for one."""
