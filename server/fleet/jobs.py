@@ -29,7 +29,7 @@ from server.jobs.video_object import encode_place, encode_video, video_object
 from server.metrics import Metrics
 from server.settings import Settings
 from wan_tpu.media import Media
-from wan_tpu.storage.bucket import Bucket, BucketError, open_bucket
+from wan_tpu.storage.bucket import Bucket, BucketError, check_bucket, open_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class FleetJobs:
             BucketError: the bucket cannot be used.
         """
         try:
+            await check_bucket(self.bucket, redirect=self._settings.files_redirect)
             await bind(self._store, self._calls, self.bucket, self.files)
             checking = asyncio.create_task(self._keep_house(), name="housekeeping")
             try:

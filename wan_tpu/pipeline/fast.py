@@ -32,7 +32,9 @@ def own_presets(description: ModelDescription) -> tuple[FastPreset, ...]:
     """
     if description.distilled is not None:
         return (description.distilled,)
-    if description.folder is not None and description.folder == embedded_folders().get(WAN_TINY):
+    # A description without files, as the slices of a fleet send it, is known by its name.
+    known_by = description.folder or description.name
+    if known_by in (WAN_TINY, embedded_folders().get(WAN_TINY)):
         return (WAN_TINY_4,)
     heads = TransformerConfig.from_json(description.configs[TRANSFORMER]).num_attention_heads
     fitting = [each for each in PRESETS if each.fits(description.kind, heads)]

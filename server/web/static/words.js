@@ -138,7 +138,7 @@ function withoutLog(message) {
 /** What a slice is at, and since when: {state: "Busy", since: "for 5 min"}. */
 export function stateOfSlice({ state, since }) {
   const seconds = Math.max(0, Date.now() / 1000 - since);
-  return { state: capital(state), since: seconds < 5 ? "just now" : `for ${duration(seconds)}` };
+  return { state: capital(state), since: seconds < 5 ? "just now" : `for ${duration(Math.round(seconds))}` };
 }
 
 /** "4 slices, 1 broken": all of them, and of those the ones that most want to be known of. */

@@ -372,7 +372,7 @@ def test_what_is_no_bucket_is_refused(url):
     [("s3://videos", "obstore", "object_store"), ("gs://videos", "google.auth", "google_bucket")],
 )
 def test_a_package_that_is_missing_is_named(url, package, module, monkeypatch):
-    monkeypatch.delitem(sys.modules, f"server.files.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"wan_tpu.storage.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError, match=f"{package}: pip install 'wan_tpu") as caught:
         open_bucket(url)

@@ -279,6 +279,7 @@ def test_polls_cost_temporal_nothing_and_postgresql_little(fleet):
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_temporal_forgets_a_deleted_job(deleted):
     """Last: it does so half a minute later."""
     fleet, jobs = deleted

@@ -10,6 +10,7 @@ import pytest
 from server.fleet.showing import Showing, Shown
 from tests.server.fleet.stand_in import eventually
 from wan_tpu.checkpoints.models import WAN_TINY, WAN_TINY_TI2V, describe_model
+from wan_tpu.pipeline.fast import own_presets
 from wan_tpu.storage.bucket import open_bucket
 
 DESCRIPTION = dataclasses.replace(
@@ -37,6 +38,7 @@ def test_a_slice_is_read_as_it_was_written(model):
     found = Shown.from_json(shown.to_json())
     without_files = dataclasses.replace(shown.description, folder=None, files={})
     assert found == dataclasses.replace(shown, description=without_files)
+    assert own_presets(found.description) == own_presets(shown.description)
 
 
 def test_nobody_learns_where_its_files_lie():
