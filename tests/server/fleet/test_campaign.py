@@ -90,10 +90,18 @@ class Member:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+        follows = self._follows(number)
+
         def is_whole():
-            return not victims & self.pids(number) and self.is_ready()
+            # Process 0 is ready until it notices that another is lost.
+            is_back = number == 0 or self._follows(number) > follows
+            return is_back and not victims & self.pids(number) and self.is_ready()
 
         return is_whole
+
+    def _follows(self, number):
+        """How often a process has begun to follow process 0."""
+        return self.processes[number].log().count("ready: this process makes what process 0")
 
     def log(self):
         return "".join(each.log() for each in self.processes)

@@ -200,6 +200,7 @@ def test_what_is_killed_takes_no_job_with_it(fleet, temporal, s3, struck, what):
 
 
 def test_nothing_of_that_was_a_surprise(fleet):
-    """Red when one of us logs an exception: what may happen is said in one line."""
+    """Red when one of us logs an exception: what may happen is said in one line, and once."""
     for server in (*fleet.apis, *fleet.slices.values()):
         assert "Traceback" not in server.log(), server.data_dir.name
+        assert 'message="left for later: the database' not in server.log(), server.data_dir.name
