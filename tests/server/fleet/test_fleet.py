@@ -115,7 +115,7 @@ def test_the_openai_client_finds_everything_at_each_server(fleet, client):
 
 
 def test_a_slice_that_is_told_to_end_loses_nothing(fleet, client):
-    job = client.videos.create(prompt="slow", **steps(20))
+    job = client.videos.create(prompt="slow", **steps(10))
     first = wait_made_by(fleet, job.id)
     fleet.slices[first].terminate()
     began = time.monotonic()
@@ -143,7 +143,7 @@ def test_a_job_that_kills_its_slice_each_time_harms_no_other(fleet, client):
 
 
 def test_a_slice_that_stood_still_past_its_lease_changes_nothing(fleet, client):
-    job = client.videos.create(prompt="slow", **steps(10))
+    job = client.videos.create(prompt="slow", **steps(6))
     name = wait_made_by(fleet, job.id)
     frozen = fleet.slices[name]
     fleet.freeze(name)

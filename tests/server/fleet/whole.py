@@ -212,11 +212,12 @@ class WholeFleet(Stores):
         return [api.url for api in self.apis]
 
     def start_again(self, *servers):
-        """Those that have ended."""
-        for server in servers:
-            if server.process.poll() is not None:
-                server.start()
-                server.wait_ready()
+        """Those that have ended, all at once."""
+        ended = [server for server in servers if server.process.poll() is not None]
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            list(threads.map(RunningServer.start, ended))
+        for server in ended:
+            server.wait_ready()
 
     def freeze(self, name):
         """Stops a slice as SIGSTOP does; its engine goes on, and finishes what it is at."""
