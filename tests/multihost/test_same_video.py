@@ -71,7 +71,7 @@ def alone(folder):
     return get
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_video(folder, alone, processes):
     """Four processes of two devices: dp and sp cross their borders; of two processes only dp does,
     which is why they are in the slow set."""

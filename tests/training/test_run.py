@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_to_the_bit(made, tmp_path):
     ("trains", "layout"),
     [
         ("lora", "dp2-sp2-tp2"),
-        ("full", "tp8"),
+        pytest.param("full", "tp8", marks=pytest.mark.slow),
         pytest.param("lora", "tp8", marks=pytest.mark.slow),
         pytest.param("full", "dp2-sp2-tp2", marks=pytest.mark.slow),
     ],
