@@ -193,9 +193,7 @@ class Settings(FleetSettings):
     compile_timeout_seconds: float = Field(
         default=1800, gt=0, description="how long compiling one program may take inside a job"
     )
-    drain_seconds: float = Field(
-        default=30, ge=0, description="how long the running job may go on after SIGTERM"
-    )
+    drain_seconds: float = Field(default=30, ge=0, description="for the running job after SIGTERM")
     max_attempts: int = Field(
         default=3, ge=1, description="times a job is started before it counts lost"
     )
@@ -232,9 +230,7 @@ class Settings(FleetSettings):
         default=500, gt=0, description="requests of one address that carry no key that is known"
     )
     max_event_streams: int = Field(default=256, ge=1, description="event streams open at a time")
-    max_event_streams_per_key: int = Field(
-        default=64, ge=1, description="event streams of one key open at a time"
-    )
+    max_event_streams_per_key: int = Field(default=64, ge=1, description="those of one key")
     max_connections: int = Field(
         default=1000, ge=1, description="connections open at a time; more are turned away"
     )

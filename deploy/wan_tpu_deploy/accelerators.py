@@ -3,7 +3,7 @@
 Sources, as read in November 2026:
 
 * Types, chips of a worker: Google Cloud pages "TPU v6e", "TPU v5e", "TPU v5p". TPU7x is left out:
-  Google offers it through Kubernetes only, not through `gcloud compute tpus`.
+  Google offers it through Compute Engine and Kubernetes, not through `gcloud compute tpus`.
 * Disks: Google Cloud page "Attach durable block storage to a TPU VM"; a disk that is written is
   attached to one machine.
 * Runtime versions: Google Cloud page "TPU software versions" (cloud.google.com/tpu/docs/runtimes).

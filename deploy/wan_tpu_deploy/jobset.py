@@ -1,7 +1,7 @@
 """A run of training as a JobSet: the overlay deploy/kubernetes/overlays/training/run, filled in.
 
 kustomize does the filling; what is written here is a kustomization, as JSON, which is YAML as well.
-Topologies: Google's page "Plan TPUs in GKE", as read in November 2026.
+Topologies: public manifests for GKE, and xpk's table of them; not tried on a cluster.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ Each has a folder of its own and starts again with the same data and ports. They
 set up for one machine: no copies, no TLS.
 """
 
+import asyncio
 import contextlib
 import http
 import json
@@ -21,6 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -66,8 +68,13 @@ class Backing:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Starts it, and returns once it takes requests.
+    @property
+    def is_running(self) -> bool:
+        """Frozen or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Starts it, and returns itself once it takes requests.
 
         Raises:
             BackingError: it ended instead, or does not answer; with its last words.
@@ -83,6 +90,7 @@ class Backing:
                 words = self.log_path.read_text(errors="replace")[-2000:]
                 raise BackingError(f"{self._name} does not start: {words}")
             time.sleep(0.05)
+        return self
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
         """Program and arguments."""
@@ -108,13 +116,18 @@ class Backing:
         """Undoes `freeze`."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def restart(self) -> Self:
+        """Starts it with the same data, whether it runs or not."""
+        self.kill()
+        return self.start()
+
     def close(self) -> None:
         """Ends it and removes what it had."""
         self.kill()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.is_running:
             self._process.send_signal(how)
             self._process.wait()
 
@@ -159,16 +172,21 @@ class Temporal(Backing):
 
     def answers(self) -> bool:
         """Whether it has accepted a workflow: it opens its port seconds before it can."""
-        words = [self._program, "workflow", "start", "--address", self.address]
-        words += ["--type", "Nothing", "--task-queue", "nobody", "--workflow-id", "probe"]
-        words += ["--id-conflict-policy", "UseExisting", "--command-timeout", "2s"]
-        done = subprocess.run(words, capture_output=True, check=False)
-        if done.returncode:
+        from temporalio.service import RPCError
+
+        try:
+            asyncio.run(self._start_nothing())
+        except (RPCError, RuntimeError):
             return False
-        words = [self._program, "workflow", "terminate", "--address", self.address]
-        words += ["--workflow-id", "probe", "--command-timeout", "2s"]
-        subprocess.run(words, capture_output=True, check=False)
         return True
+
+    async def _start_nothing(self) -> None:
+        from temporalio.client import Client
+
+        client = await Client.connect(self.address)
+        workflow_id = f"nothing-{secrets.token_hex(8)}"
+        handle = await client.start_workflow("Nothing", id=workflow_id, task_queue="nobody")
+        await handle.terminate()
 
 
 class S3(Backing):
@@ -176,7 +194,8 @@ class S3(Backing):
 
     Attributes:
         url: of the bucket, for WAN_TPU_FILES.
-        environment: what AWS's tools need to use it.
+        endpoint: of the gateway.
+        environment: what AWS's tools need to use it, as somebody who may do everything.
         metrics: the address of what it counts, in Prometheus' form.
     """
 
@@ -193,20 +212,23 @@ class S3(Backing):
         self._grpc = dict(zip(self._ports, ports[4:], strict=True))
         self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.url = "s3://videos"
-        self.environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3']}",
-            "AWS_ACCESS_KEY_ID": "owner",
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
+        self._identities: list[dict[str, Any]] = []
+        self.environment = self.add_identity("owner", ["Read", "Write", "List", "Tagging"])
+
+    def add_identity(self, name: str, actions: Sequence[str]) -> dict[str, str]:
+        """Lets somebody do these things from the next start on; what AWS's tools need for that."""
+        environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": name,
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
             "AWS_REGION": "us-east-1",
             "AWS_ALLOW_HTTP": "true",
         }
-        keys = {
-            "accessKey": self.environment["AWS_ACCESS_KEY_ID"],
-            "secretKey": self.environment["AWS_SECRET_ACCESS_KEY"],
-        }
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "owner", "credentials": [keys], "actions": actions}
-        (self.home / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        keys = {"accessKey": name, "secretKey": environment["AWS_SECRET_ACCESS_KEY"]}
+        self._identities.append({"name": name, "credentials": [keys], "actions": list(actions)})
+        (self.home / "s3.json").write_text(json.dumps({"identities": self._identities}))
+        return environment
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
         """See `Backing.command`."""
@@ -220,6 +242,8 @@ class S3(Backing):
         words += ["-metricsIp=127.0.0.1", f"-metricsPort={_port_of(self.metrics)}"]
         # Small volumes, and no wish for a tenth of the disk: this is somebody's laptop.
         words += ["-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1"]
+        # A master that is alone, and was killed, would wait for others for 10 to 20 s.
+        words.append("-master.electionTimeout=1s")
         return [*words, "-volume.preStopSeconds=0"]
 
     def answers(self) -> bool:
@@ -275,11 +299,12 @@ class PostgreSQL(Backing):
         words = ["-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"]
         self._run("initdb", "-D", str(self._data), *words)
 
-    def start(self) -> None:
+    def start(self) -> Self:
         """See `Backing.start`."""
         options = f"-c listen_addresses='' -c unix_socket_directories={self.home}"
         words = ["-w", "-l", str(self.log_path), "-o", options]
         self._run("pg_ctl", "-D", str(self._data), *words, "start")
+        return self
 
     @property
     def pid(self) -> int:

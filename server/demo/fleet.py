@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"fleet-demo: {error}")
         return 1
     except KeyboardInterrupt:
-        _say("\nended; nothing stays behind")
+        _say("\nended before all was shown; nothing stays behind")
         return 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -194,7 +194,9 @@ def _show(fleet: Fleet, slices: int, port: int, *, once: bool) -> None:
         time.sleep(0.2)
     if not once:
         _say("\nMake more on the page. Ctrl-C ends everything.")
-        signal.pause()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+        _say("\nending")
 
 
 def _ready(fleet: Fleet) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import secrets
+import shutil
 
 from wan_tpu.errors import WanTpuError
 
@@ -139,6 +140,15 @@ def make_private(path: pathlib.Path) -> None:
             path.chmod(mode & 0o700)
     except OSError as error:
         logger.warning("%s stays readable by others: %s", path, error.strerror)
+
+
+def disk_trouble(folder: pathlib.Path, min_free_bytes: int) -> str | None:
+    """Why no work can be taken on, as a sentence; None where the disk has so many bytes free."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"the data folder cannot be used: {error.strerror}"
+    return "the disk is nearly full" if free < min_free_bytes else None
 
 
 def sync(folder: pathlib.Path) -> None:

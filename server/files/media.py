@@ -18,7 +18,7 @@ from collections.abc import Set
 from contextlib import suppress
 from typing import Any
 
-from server.files.data_folder import make_private, sync
+from server.files.data_folder import disk_trouble, make_private, sync
 
 logger = logging.getLogger(__name__)
 
@@ -223,11 +223,7 @@ class Media:
     @property
     def trouble(self) -> str | None:
         """Why no work can be taken on, as a sentence."""
-        try:
-            free = shutil.disk_usage(self._videos).free
-        except OSError as error:
-            return f"the data folder cannot be used: {error.strerror}"
-        return "the disk is nearly full" if free < self._min_free_bytes else None
+        return disk_trouble(self._videos, self._min_free_bytes)
 
     def has_room(self) -> bool:
         """Whether the disk has room for more work."""

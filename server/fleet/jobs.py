@@ -24,6 +24,7 @@ from server.fleet.upkeep import Upkeep, Waiting
 from server.fleet.workflows import Workflows
 from server.jobs.database import StoreRefused, StoreUnavailable
 from server.jobs.job import Job, State
+from server.jobs.operations import Operations
 from server.jobs.seam import MakeJobs, Queue, Standing
 from server.jobs.video_object import encode_place, encode_video, video_object
 from server.metrics import Metrics
@@ -88,7 +89,7 @@ class FleetJobs:
             mirror=self.mirror,
             files=self.files,
         )
-        self._operations: set[asyncio.Task[Any]] = set()
+        self._operations = Operations()
         self._is_draining = False
 
     @contextlib.asynccontextmanager
@@ -113,7 +114,8 @@ class FleetJobs:
                     yield
             finally:
                 checking.cancel()
-                await asyncio.gather(checking, *self._operations, return_exceptions=True)
+                await asyncio.gather(checking, return_exceptions=True)
+                await self._operations.close()
         finally:
             await self._calls.close()
             self.close()
@@ -217,23 +219,29 @@ class FleetJobs:
     ) -> list[Job]:
         """See `Jobs.accept`; `make` is asked in another thread."""
         try:
-            return await self._to_the_end(self._accept(owner, idempotency_key, media, make))
+            return await self._operations.to_the_end(
+                self._accept(owner, idempotency_key, media, make)
+            )
         except StoreRefused:
             # A server of one slice, or a hand, gave the key to another job in the same moment.
-            return await self._to_the_end(self._accept(owner, idempotency_key, media, make))
+            return await self._operations.to_the_end(
+                self._accept(owner, idempotency_key, media, make)
+            )
 
     async def cancel(self, job_id: str) -> Job | None:
         """See `Jobs.cancel`."""
-        return await self._to_the_end(self._cancel(job_id))
+        return await self._operations.to_the_end(self._cancel(job_id))
 
     async def delete(self, job_ids: Sequence[str]) -> None:
         """See `Jobs.delete`; at once for clients, and in Temporal and the bucket soon."""
-        await self._to_the_end(self._forget(self._calls.call(self._store.delete, job_ids)))
+        await self._operations.to_the_end(
+            self._forget(self._calls.call(self._store.delete, job_ids))
+        )
 
     async def make_place(self, owner: str, number: int) -> None:
         """See `Jobs.make_place`."""
         deleting = self._calls.call(self._store.delete_failed, owner, number)
-        await self._to_the_end(self._forget(deleting))
+        await self._operations.to_the_end(self._forget(deleting))
 
     def _body(self, job: Job) -> bytes:
         running = self.mirror.where(job) if job.state == State.IN_PROGRESS else None
@@ -334,18 +342,6 @@ class FleetJobs:
         for each in gone:
             if not each.was_finished:
                 self._metrics.jobs.labels("deleted").inc()
-
-    async def _to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
-        """Does something whole, also when whoever asked for it is gone."""
-        task = asyncio.create_task(operation)
-        self._operations.add(task)
-        task.add_done_callback(self._end_operation)
-        return await asyncio.shield(task)
-
-    def _end_operation(self, task: asyncio.Task[Any]) -> None:
-        self._operations.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked for it has got it, or is gone
 
     async def _keep_house(self) -> None:
         while True:

@@ -3,13 +3,16 @@
 import logging
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from server.files.job_files import JobFiles
 from server.fleet.calls import FleetCalls
 from server.fleet.messages import Note
 from server.fleet.upkeep import Recorded, Upkeep
+from server.jobs.database import StoreUnavailable
 from server.jobs.job import FINISHED, State
 from server.metrics import Metrics
+from wan_tpu.storage.bucket import BucketError
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +41,19 @@ class Recorder:
         The files of a start that nobody wants are removed.
 
         Raises:
-            StoreUnavailable: it is not written, or it is not known whether it is.
-            BucketError: it is not written, and the files are still there.
+            ApplicationError: it is not written, it is not known whether it is, or the files are
+                still there.
         """
+        try:
+            return await self._record(note)
+        except (StoreUnavailable, BucketError) as error:
+            logger.warning("a note is left for later: %s", error, extra={"job": note.id})
+            # Benign: the library would log every repetition with a traceback.
+            raise ApplicationError(
+                str(error), type=type(error).__name__, category=ApplicationErrorCategory.BENIGN
+            ) from None
+
+    async def _record(self, note: Note) -> bool:
         told = await self._calls.call(self._upkeep.record, note, self._keep_seconds)
         if not told.is_wanted:
             start = (note.metadata or {}).get("start")

@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from server.files.data_folder import DataFolder, DataFolderError, make_private
+from server.files.data_folder import DataFolder, DataFolderError, disk_trouble, make_private
 
 FOLDER = "scratch"
 """Below the data folder, so that a folder in which a server of one slice has its videos can be
@@ -56,11 +56,7 @@ class Scratch:
     @property
     def trouble(self) -> str | None:
         """Why no work can be taken on, as a sentence."""
-        try:
-            free = shutil.disk_usage(self._root).free
-        except OSError as error:
-            return f"the data folder cannot be used: {error.strerror}"
-        return "the disk is nearly full" if free < self._min_free_bytes else None
+        return disk_trouble(self._root, self._min_free_bytes)
 
     def close(self) -> None:
         """Lets others have the data folder."""

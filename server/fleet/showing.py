@@ -1,7 +1,9 @@
 """What a slice says of itself in the bucket, where every server of the API reads it.
 
 An object for each slice, written anew at every change and every 20 s, and removed at an orderly
-end: a slice is there as long as its object is young. It says nothing of any job.
+end: a slice is there as long as its object is young. What it says is written under the name of its
+model, too, and stays: a server of the API that starts while no slice is there knows the model by
+it. It says nothing of any job.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -20,7 +23,7 @@ from wan_tpu.storage.bucket import Bucket, BucketError
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "slices"
+FOLDER, MODELS = "slices", "models"
 EVERY_SECONDS = 20.0
 ALIVE_SECONDS = 90.0
 """A slice whose object is older than this is gone: it missed four turns."""
@@ -62,6 +65,11 @@ class Shown:
     def key(self) -> str:
         """Of its object."""
         return f"{FOLDER}/{self.name}.json"
+
+    @property
+    def model_key(self) -> str:
+        """Of the object that says which model it is."""
+        return f"{MODELS}/{quote(self.model, safe='')}.json"
 
     def to_json(self) -> bytes:
         """As the object has it."""
@@ -114,7 +122,8 @@ class Showing:
         while True:
             self._changed.clear()
             try:
-                await self._bucket.put(self._shown.key, self._shown.to_json(), create=False)
+                for key in (self._shown.key, self._shown.model_key):
+                    await self._bucket.put(key, self._shown.to_json(), create=False)
                 self.trouble = None
             except BucketError as error:
                 if self.trouble is None:

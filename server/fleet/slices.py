@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from server.fleet.showing import ALIVE_SECONDS, FOLDER, Shown
+from server.fleet.showing import ALIVE_SECONDS, FOLDER, MODELS, Shown
 from server.slices import FleetModel, ShownSlice
 from wan_tpu.geometry import parse_size
 from wan_tpu.storage.bucket import Bucket, BucketError, ObjectMissing, Stat
@@ -98,7 +99,8 @@ class Slices:
         Raises:
             BucketError: the bucket cannot be read.
         """
-        stats = {stat.key: stat for stat in await self._bucket.list(f"{FOLDER}/")}
+        listed = [await self._bucket.list(f"{folder}/") for folder in (FOLDER, MODELS)]
+        stats = {stat.key: stat for stat in itertools.chain(*listed)}
         self._read_at = now = self._steady()
         for key in self._heard.keys() - stats.keys():
             del self._heard[key]
@@ -111,7 +113,7 @@ class Slices:
             if heard is not None:
                 self._heard[key] = heard
         for heard in sorted(self._heard.values(), key=lambda heard: heard.at):
-            if self._is_there(heard):
+            if self._is_there(heard) or not _is_slice(heard):
                 self._serve(heard)
         self._models = {
             model: (served, at)
@@ -158,7 +160,7 @@ class Slices:
         return stat == self._strange.get(key) or (heard is not None and heard.stat == stat)
 
     def _is_there(self, heard: Heard) -> bool:
-        return self._read_at - heard.at < ALIVE_SECONDS
+        return _is_slice(heard) and self._read_at - heard.at < ALIVE_SECONDS
 
     def _note(self, trouble: str | None) -> None:
         if trouble is not None and self.trouble is None:
@@ -166,3 +168,8 @@ class Slices:
         elif trouble is None and self.trouble is not None:
             logger.info("the bucket can be read again")
         self.trouble = trouble
+
+
+def _is_slice(heard: Heard) -> bool:
+    """Or else what remains of a model's slices."""
+    return heard.stat.key.startswith(f"{FOLDER}/")

@@ -109,6 +109,8 @@ class Start:
             words = str(error) or "nobody wants it"
             logger.info("job ended without a video: %s", words, extra=self._extra)
             await self._take_back()
+            if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+                raise _error(Outcome.LOST, words) from None
             raise
         finally:
             beating.cancel()
@@ -324,6 +326,13 @@ class Start:
     @property
     def _extra(self) -> dict[str, Any]:
         return {"job": self.order.id, "attempt": self.order.start}
+
+
+def _is_cancelled() -> bool:
+    """Whether Temporal waits to hear that the activity was cancelled. Of a job that was deleted,
+    or that is another's, it hears nothing, and its library would call that a failure of ours."""
+    details = activity.cancellation_details()
+    return details is not None and (details.cancel_requested or details.worker_shutdown)
 
 
 def _error(outcome: Outcome, message: str, *details: str) -> ApplicationError:

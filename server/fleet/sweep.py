@@ -266,7 +266,10 @@ async def _quietly(work: Coroutine[Any, Any, None]) -> None:
     """Does something that is done again later if it fails."""
     try:
         await work
-    except (StoreUnavailable, TemporalAway, BucketError) as error:
+    except (StoreUnavailable, TemporalAway) as error:
+        # That the database or Temporal is away is said once where that is found out.
+        logger.debug("left for later: %s", error)
+    except BucketError as error:
         logger.warning("left for later: %s", error)
     except Exception:
         logger.exception("left for later")

@@ -26,7 +26,10 @@ GRACE_SECONDS = 900.0
 """For a start past the time that its video may take: to stop, and to get its files to a bucket that
 is away. Whoever does not answer by then is not heard any more."""
 
-RECORD_SECONDS = 30.0
+RECORD_SECONDS = 15.0
+"""For one try, the database's own bound and more. Should the server that has it die, it takes so
+long until another writes the note."""
+
 RECORD_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=10)
 )

@@ -37,6 +37,9 @@ HEALTH_SECONDS = 5.0
 RESTART_SECONDS = 2.0
 """Before a worker that ended by itself is started again."""
 
+OTHERS_TIME = timedelta(seconds=2)
+"""After which another server takes up a workflow that one had in memory, which may have died."""
+
 GRACE_TIME = timedelta(seconds=10)
 """For notes that are being written when the server ends."""
 
@@ -196,6 +199,7 @@ class Workflows:
                     workflows=[Video],
                     activities=[self._record],
                     graceful_shutdown_timeout=GRACE_TIME,
+                    sticky_queue_schedule_to_start_timeout=OTHERS_TIME,
                 )
                 self._note(None)
                 await worker.run()

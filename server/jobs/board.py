@@ -8,7 +8,7 @@ that the database refuses, costs its own job alone.
 import asyncio
 import collections
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from server.engine.failure import Failure
@@ -21,6 +21,7 @@ from server.jobs.estimate import Durations, work_of
 from server.jobs.fair_queue import FairQueue
 from server.jobs.forecast import Forecast
 from server.jobs.job import Job, State
+from server.jobs.operations import Operations
 from server.jobs.shelf import Bodies, Entry, Kept, Shelf, files_of
 from server.jobs.store import Store
 from server.jobs.video_object import encode_place, encode_video, video_object
@@ -52,7 +53,7 @@ class Board:
         self._bodies = Bodies()
         self._clock = ExpiryClock()
         self._writing = asyncio.Lock()
-        self._operations: set[asyncio.Task[Any]] = set()
+        self.operations = Operations()
         self._doubtful: dict[str, Job] = {}  # may have rows, though nobody was told so
         self._deleted: collections.deque[str] = collections.deque(maxlen=REMEMBERED_DELETIONS)
         self._losses_mended = 0  # of `Store.losses`: as of when the database has all again
@@ -216,11 +217,11 @@ class Board:
         Raises:
             StoreUnavailable: none is taken, now or later.
         """
-        return await self.to_the_end(self._accept(make_jobs))
+        return await self.operations.to_the_end(self._accept(make_jobs))
 
     async def claim(self, job_id: str) -> Job | None:
         """Starts a queued job; None if it is not there any more."""
-        return await self.to_the_end(self._claim(job_id))
+        return await self.operations.to_the_end(self._claim(job_id))
 
     def report(self, job_id: str, progress: Progress) -> None:
         """Notes where a running job is; not in the database, since it is worth nothing later."""
@@ -263,11 +264,11 @@ class Board:
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job that is not finished; returns the job as it then is, None if it is gone."""
-        return await self.to_the_end(self._cancel(job_id))
+        return await self.operations.to_the_end(self._cancel(job_id))
 
     async def delete(self, job_ids: list[str]) -> None:
         """Forgets jobs; their files are the caller's to remove."""
-        await self.to_the_end(self._delete(job_ids))
+        await self.operations.to_the_end(self._delete(job_ids))
 
     async def check(self) -> None:
         """Finds out how the database is, and puts right what its absence has left.
@@ -277,7 +278,7 @@ class Board:
         try:
             await self._calls.call(self._store.check)
             if self._may_be_older or self._doubtful:
-                await self.to_the_end(self._reconcile())
+                await self.operations.to_the_end(self._reconcile())
         except StoreUnavailable as error:
             self._calls.note(error)
         except OwnershipLost:
@@ -296,8 +297,7 @@ class Board:
 
     async def close(self) -> None:
         """Waits for the last write."""
-        if self._operations:
-            await asyncio.wait(self._operations)
+        await self.operations.close()
         await self._calls.close()
 
     async def _accept(self, make_jobs: Callable[[str | None], list[Job]]) -> list[Job]:
@@ -385,7 +385,7 @@ class Board:
                 self._deleted.append(job_id)
 
     async def _end_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
-        return await self.to_the_end(self._move_running(job_id, move))
+        return await self.operations.to_the_end(self._move_running(job_id, move))
 
     async def _move_running(self, job_id: str, move: Callable[[Job], Job]) -> bool:
         async with self._writing:
@@ -525,21 +525,6 @@ class Board:
         if queue:
             self._forecast.forget()
         self.wake()
-
-    async def to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
-        """Does something whole, also when whoever asked for it is gone.
-
-        Stopped halfway, what the database has and what is served would part.
-        """
-        task = asyncio.create_task(operation)
-        self._operations.add(task)
-        task.add_done_callback(self._end_operation)
-        return await asyncio.shield(task)
-
-    def _end_operation(self, task: asyncio.Task[Any]) -> None:
-        self._operations.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked for it has got it, or is gone
 
 
 def _is_expired(job: Job, now: float) -> bool:

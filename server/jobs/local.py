@@ -198,7 +198,7 @@ class LocalJobs:
 
         if not media:
             return await self.board.accept_all(make_jobs)
-        return await self.board.to_the_end(self._accept_with(media, make_jobs))
+        return await self.board.operations.to_the_end(self._accept_with(media, make_jobs))
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancels a job, at once for clients and within a step on the accelerator."""

@@ -21,11 +21,17 @@ HEAD_DIM, HEADS = 128, 40
 
 
 def compile_attention(topology_name, query, key, num_keys, dtype=jnp.bfloat16, heads=1):
-    """The gradient of one head's attention with what the backward needs kept; chunks, chunk."""
+    """One head's attention and its gradient, with what the latter needs kept; chunks, chunk."""
     _, mesh = make(topology_name, "single", "ulysses")
 
     def attention(*arrays: jax.Array) -> jax.Array:
-        return flash_attention(*arrays, head_dim=HEAD_DIM, num_keys=num_keys, interpret=False)
+        return flash_attention(
+            *arrays,
+            head_dim=HEAD_DIM,
+            num_keys=num_keys,
+            interpret=False,
+            device_kind=mesh.devices.flat[0].device_kind,
+        )
 
     policy = jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT, ATTENTION_LOGSUMEXP)
     kept = jax.checkpoint(attention, policy=policy)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention import api
+from wan_tpu.attention import api, flash_forward
 from wan_tpu.attention.api import IMPLEMENTATIONS, attend, resolve_implementation
+from wan_tpu.attention.flash_blocks import block_limits
 from wan_tpu.errors import UnknownNameError
 
 BFLOAT16 = 2e-2
@@ -139,3 +140,25 @@ def test_kernels_are_interpreted_off_a_tpu(platform, interpret, expected, make_q
     arrays = map(jnp.asarray, make_qkv(1, 4, 4, 1, 8))
     attend(*arrays, implementation="splash", interpret=interpret, device=device)
     assert asked == [expected]
+
+
+@pytest.mark.parametrize("logsumexp", [False, True], ids=["alone", "with logsumexp"])
+@pytest.mark.parametrize("chunks", [False, True], ids=["joined", "chunks"])
+def test_flash_takes_the_blocks_of_the_chip(chunks, logsumexp, monkeypatch):
+    """Red when the chip is forgotten on the way: a v7x has half of a v6e's memory for blocks."""
+    limits, choose = [], flash_forward.choose_blocks
+
+    def choose_blocks(*lengths, **settings):
+        limits.append(settings["limits"])
+        return choose(*lengths, **settings)
+
+    monkeypatch.setattr(flash_forward, "choose_blocks", choose_blocks)
+    device = types.SimpleNamespace(platform="cpu", device_kind="TPU7x")
+    names = {True: "attend_chunks", False: "attend"}
+    run = getattr(api, names[chunks] + "_with_logsumexp" * logsumexp)
+    head_dim = {"head_dim": 128} if chunks else {}
+    array = jax.ShapeDtypeStruct((1, 1, 130, 128) if chunks else (1, 130, 1, 128), jnp.bfloat16)
+    jax.eval_shape(
+        lambda *x: run(*x, implementation="flash", device=device, **head_dim), *[array] * 3
+    )
+    assert limits == [block_limits("TPU7x")]

@@ -1,25 +1,30 @@
 """Our kernel, interpreted, is exact: lengths of every kind, chunks, and scores that jump."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention import flash_forward
-from wan_tpu.attention.flash import flash_attention
-from wan_tpu.attention.flash_forward import LANES, Blocks, choose_blocks
+from wan_tpu.attention import flash_kernel
+from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
+from wan_tpu.attention.flash_blocks import LANES, Blocks, block_limits, choose_blocks
 
 SMALL = Blocks(queries=128, keys=512, compute=256, last_compute=128)
+
+
+def cut(x, chunks):
+    """[batch, tokens, heads, head_dim] -> [chunks, batch, chunk, heads * head_dim]."""
+    x = x.reshape(x.shape[0], chunks, x.shape[1] // chunks, -1)
+    return x.transpose(1, 0, 2, 3)
 
 
 def run(num_keys, query, key, value, *, chunks=1, blocks=None):
     """The kernel under jit, interpreted, over tokens cut into `chunks`."""
     head_dim = query.shape[-1]
-
-    def cut(x):
-        x = x.reshape(x.shape[0], chunks, x.shape[1] // chunks, -1)
-        return x.transpose(1, 0, 2, 3)
 
     @jax.jit
     def attention(*arrays):
@@ -27,7 +32,7 @@ def run(num_keys, query, key, value, *, chunks=1, blocks=None):
             *arrays, head_dim=head_dim, num_keys=num_keys, blocks=blocks, interpret=True
         )
 
-    out = np.asarray(attention(*map(cut, (query, key, value))))
+    out = np.asarray(attention(*(cut(x, chunks) for x in (query, key, value))))
     return out.transpose(1, 0, 2, 3).reshape(query.shape)
 
 
@@ -41,20 +46,43 @@ def run(num_keys, query, key, value, *, chunks=1, blocks=None):
         (200, 768, 641, 1),  # a last tile with one key
         (300, 1300, 1163, 2),  # both chunks end inside a tile
         (260, 520, 130, 4),  # two chunks of padding, and one with no key but its first
+        (130, 1280, 1100, 5),  # chunks of whole registers: chosen, all in one block
         (8, 8, 1, 1),
     ],
 )
 def test_is_exact(queries, keys, num_keys, chunks, blocks, make_qkv, spoil, exact):
     """The padding holds NaN.
 
-    Red when `valid` forgets the chunks before, when partial tiles keep all their rows, or when
-    padding values are not zeroed.
+    Red when `valid` forgets the chunks before, when the last tile keeps all its rows, when padding
+    values are not zeroed, when a tile's last weights are dropped or meet the next tile's values, or
+    when what a block before has left is taken into a block without a whole tile.
     """
     query, key, value = make_qkv(2, queries, keys, 2, 16)
     _, key, value = spoil((query, key, value), num_keys, np.nan)
     expected = exact(query, key[:, :num_keys], value[:, :num_keys])
     out = run(num_keys, query, key, value, chunks=chunks, blocks=blocks)
     assert relative_error(out, expected) < PARITY
+
+
+@pytest.mark.parametrize("queries", [384, 300])
+def test_weights_of_a_narrow_last_strip_wait_for_the_next_tile(
+    queries, make_qkv, exact, monkeypatch
+):
+    """Strips of 256 and 128 queries. Red when carried weights go to the first strip."""
+    monkeypatch.setattr(flash_kernel, "STRIP", 256)
+    arrays = make_qkv(1, queries, 1100, 1, 16)
+    blocks = Blocks(queries=384, keys=1152, compute=256, last_compute=128)
+    assert relative_error(run(1100, *arrays, blocks=blocks), exact(*arrays)) < PARITY
+
+
+@pytest.mark.parametrize("num_keys", [1024, 900, 3])
+def test_chunks_fetched_together(num_keys, make_qkv, spoil, exact):
+    """Three chunks of four, then one and nothing. Red when a block's keys begin a chunk early."""
+    arrays = make_qkv(2, 128, 1024, 1, 16)
+    _, key, value = spoil(arrays, num_keys, np.nan)
+    blocks = Blocks(queries=128, keys=256, compute=256, last_compute=128, key_chunks=3)
+    out = run(num_keys, arrays[0], key, value, chunks=4, blocks=blocks)
+    assert relative_error(out, exact(arrays[0], key[:, :num_keys], value[:, :num_keys])) < PARITY
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -109,21 +137,61 @@ def test_bfloat16_loses_what_rounding_loses(make_qkv, exact):
     assert relative_error(out, exact(*arrays)) < 2e-2
 
 
+def test_sums_in_bfloat16_lose_no_more_than_weights_do(make_qkv):
+    """Weights are rounded to 8 bits, then their pairs: 1.2e-4 of a sum of a thousand, at random.
+
+    1.4e-4: four at a time would lose 1.7e-4, and are red. XLA must round as often as it is told.
+    """
+    query, key, value = make_qkv(1, 128, 1024, 1, 16, dtype=jnp.bfloat16)
+    attention = jax.jit(
+        functools.partial(
+            flash_with_logsumexp, head_dim=16, num_keys=1024, interpret=True, blocks=SMALL
+        ),
+        compiler_options={"xla_allow_excess_precision": False},
+    )
+    _, logsumexp = attention(*(cut(x, 1) for x in (query, key, value)))
+    # Queries as the kernel rounds them, which is after the scale.
+    scaled = query.astype(np.float32) * (16**-0.5 * math.log2(math.e))
+    scaled = scaled.astype(jnp.bfloat16).astype(np.float64)
+    scores = scaled[0, :, 0] @ key.astype(np.float64)[0, :, 0].T
+    expected = np.log(np.exp2(scores).sum(axis=1))
+    assert np.abs(np.asarray(logsumexp)[0, 0] - expected).mean() < 1.4e-4
+
+
+@pytest.mark.parametrize("kind", ["TPU v6 lite", "TPU7x"])
 @pytest.mark.parametrize("length", [1, 80, 127, 512, 1560, 2049, 9472, 18_944, 75_600, 151_200])
-def test_blocks_waste_little(length):
+def test_blocks_waste_little(length, kind):
     """Red when a block is not of whole registers, or a long length is padded by more than 3%."""
-    blocks = choose_blocks(length, length)
+    limits = block_limits(kind)
+    blocks = choose_blocks(length, 1, length, limits=limits)
     assert blocks.queries % LANES == blocks.keys % blocks.last_compute == 0
     assert blocks.compute % blocks.last_compute == 0
     assert blocks.last_compute <= blocks.compute <= blocks.keys
-    assert blocks.queries <= flash_forward.MAX_QUERIES
-    assert blocks.keys <= flash_forward.MAX_KEYS + blocks.last_compute
+    assert blocks.queries <= limits.queries
+    assert blocks.keys <= limits.keys + blocks.compute
     for block in (blocks.queries, blocks.keys):
-        assert -(-length // block) * block <= max(1.03 * length, length + 255)
+        assert -(-length // block) * block <= max(1.03 * length, length + 511)
 
 
-def test_blocks_for_720p_over_eight_chips():
-    """75,776 tokens come as 8 chunks of 9,472: two blocks of queries, one of keys."""
-    assert choose_blocks(9472, 9472) == Blocks(
-        queries=4736, keys=9472, compute=1024, last_compute=256
-    )
+@pytest.mark.parametrize(
+    ("kind", "itemsize", "chunks", "chunk", "keys", "key_chunks"),
+    [
+        ("TPU v6 lite", 2, 8, 9472, 9472, 4),  # 720p, 81 frames, sp8: two blocks of keys
+        ("TPU v6 lite", 2, 4, 18_944, 18_944, 2),
+        ("TPU v6 lite", 2, 1, 75_600, 37_888, 1),
+        ("TPU v6 lite", 4, 8, 9472, 9472, 2),
+        ("TPU7x", 2, 8, 9472, 9472, 2),
+        ("", 2, 8, 4096, 4096, 8),  # 480p: one block
+        ("", 2, 3, 9472, 9728, 1),  # three of them are no whole number of small tiles
+        ("", 2, 16, 4725, 5120, 1),  # chunks that do not end with a register
+        ("", 2, 1, 512, 512, 1),
+    ],
+)
+def test_blocks_of_keys(kind, itemsize, chunks, chunk, keys, key_chunks):
+    """Red when a block is beyond its memory, or ends inside a small tile."""
+    limits = block_limits(kind)
+    blocks = choose_blocks(9472, chunks, chunk, limits=limits, itemsize=itemsize)
+    assert (blocks.keys, blocks.key_chunks) == (keys, key_chunks)
+    assert blocks.all_keys % blocks.last_compute == 0
+    assert blocks.all_keys * itemsize <= limits.keys * 2
+    assert blocks.queries * itemsize <= limits.queries * 2

@@ -17,7 +17,7 @@ from wan_tpu.attention.flash_backward import (
     choose_backward_blocks,
     flash_backward,
 )
-from wan_tpu.attention.flash_forward import LANES, Blocks
+from wan_tpu.attention.flash_blocks import LANES, Blocks
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
 from wan_tpu.attention.reference import reference_with_logsumexp
 

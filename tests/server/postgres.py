@@ -2,16 +2,15 @@
 
 import contextlib
 import os
-import pathlib
 import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 
 import psutil
 import sqlalchemy as sa
 
+from server.demo.backing import BackingError, PostgreSQL
 from tests.requirements import require
 
 HOW_TO_INSTALL = (
@@ -19,39 +18,20 @@ HOW_TO_INSTALL = (
 )
 
 
-class Postgres:
-    """A throw-away PostgreSQL of this machine's, which things can be done to."""
+class Postgres(PostgreSQL):
+    """A throw-away PostgreSQL of this machine's, at work, which things can be done to."""
 
     def __init__(self):
-        folders = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
-        require(folders, HOW_TO_INSTALL)
-        self._programs = folders[-1]
-        self.home = pathlib.Path(tempfile.mkdtemp(prefix="wan-tpu-postgres-"))
-        self._data = self.home / "data"
-        # PostgreSQL refuses to run as root; Debian's package brings a user for it.
-        self._user = "postgres" if os.geteuid() == 0 else None
-        if self._user is not None:
-            shutil.chown(self.home, self._user)
-        self._run(
-            "initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"
-        )
+        try:
+            super().__init__()
+        except BackingError:
+            require(False, HOW_TO_INSTALL)
+        self.url = self.url.replace("postgresql:", "postgresql+psycopg:")
         self.start()
-
-    @property
-    def url(self):
-        return f"postgresql+psycopg://postgres@/postgres?host={self.home}"
 
     @property
     def socket_path(self):
         return self.home / ".s.PGSQL.5432"
-
-    def start(self):
-        options = f"-c listen_addresses='' -c unix_socket_directories={self.home}"
-        self._run("pg_ctl", "-D", self._data, "-w", "-l", self.home / "log", "-o", options, "start")
-
-    def stop(self):
-        """As `systemctl stop` does, with a checkpoint; connections are cut."""
-        self._run("pg_ctl", "-D", self._data, "-m", "fast", "-w", "stop")
 
     def freeze(self):
         """Nothing answers any more, and no connection ends."""
@@ -59,6 +39,10 @@ class Postgres:
 
     def thaw(self):
         self._signal(signal.SIGCONT)
+
+    def strike(self):
+        """All its processes end as the kernel ends them, and are gone."""
+        psutil.wait_procs(self._signal(signal.SIGKILL))
 
     def copy(self):
         """Keeps what it has now; stopped for that."""
@@ -73,21 +57,13 @@ class Postgres:
         (self.home / "copy").rename(self._data)
         self.start()
 
-    def close(self):
-        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
-        shutil.rmtree(self.home)
-
     def _signal(self, number):
-        postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
-        for process in (postmaster, *postmaster.children(recursive=True)):
+        postmaster = psutil.Process(self.pid)
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-
-    def _run(self, program, *arguments):
-        subprocess.run(
-            [self._programs / program, *arguments], check=True, user=self._user, cwd=self.home,
-            env={}, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        return processes
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from wan_tpu.attention.chunked import (
 from wan_tpu.attention.dot_product import GPU_PLATFORMS, cudnn_takes, dot_product_attention
 from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
 from wan_tpu.attention.flash_backward import flash_backward
-from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.flash_blocks import LANES
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
 from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp
@@ -44,6 +44,7 @@ class _FlashSettings(TypedDict):
     head_dim: int
     num_keys: int
     interpret: bool
+    device_kind: str
 
 
 def resolve_implementation(
@@ -260,10 +261,11 @@ def attend_chunks_backward(
     )
     choice = _choose(joined_query, joined_key, joined_value, implementation, num_keys, None, device)
     if choice.name == "flash":
-        settings = _flash_chunks(key, head_dim, num_keys, device)
         return flash_backward(
-            query, key, value, out, logsumexp, d_out, **settings, d_logsumexp=d_logsumexp
-        )
+            query, key, value, out, logsumexp, d_out,
+            head_dim=head_dim, num_keys=choice.num_keys, interpret=choice.interpret,
+            d_logsumexp=d_logsumexp,
+        )  # fmt: skip
     of_result = (_join_chunks(out, head_dim), logsumexp, _join_chunks(d_out, head_dim))
     if choice.name == "splash":
         d_query, d_key, d_value = splash_backward(
@@ -358,6 +360,7 @@ def _flash(query: Queries, key: Keys, value: Keys, choice: _Choice) -> tuple[Que
         head_dim=query.shape[3],
         num_keys=choice.num_keys,
         interpret=choice.interpret,
+        device_kind=choice.device.device_kind,
     )
     return out.reshape(query.shape), logsumexp
 
@@ -371,6 +374,7 @@ def _flash_chunks(
         "head_dim": head_dim,
         "num_keys": num_keys or key.shape[0] * key.shape[2],
         "interpret": device.platform != "tpu",
+        "device_kind": device.device_kind,
     }
 
 

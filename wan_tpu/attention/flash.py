@@ -14,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.flash_backward import flash_backward
-from wan_tpu.attention.flash_forward import Blocks, flash_forward
+from wan_tpu.attention.flash_blocks import Blocks
+from wan_tpu.attention.flash_forward import flash_forward
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
 
 
@@ -26,6 +27,7 @@ def flash_attention(
     head_dim: int,
     num_keys: int,
     interpret: bool,
+    device_kind: str = "",
     blocks: Blocks | None = None,
 ) -> QueryChunks:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys; differentiable.
@@ -41,12 +43,19 @@ def flash_attention(
         num_keys: keys at this position and later are never attended, whatever they hold; their
             gradient is zero.
         interpret: run the kernels in Pallas' interpreter, on any platform.
-        blocks: sizes of the forward's tiles; chosen for the lengths when not given.
+        device_kind: of what will run them, as `jax.Device` says; a v6e when not given.
+        blocks: sizes of the forward's tiles; chosen for the chip and lengths when not given.
 
     Returns:
         Like `query`.
     """
-    settings = _Settings(head_dim=head_dim, num_keys=num_keys, interpret=interpret, blocks=blocks)
+    settings = _Settings(
+        head_dim=head_dim,
+        num_keys=num_keys,
+        interpret=interpret,
+        device_kind=device_kind,
+        blocks=blocks,
+    )
     return _attention(query, key, value, settings)
 
 
@@ -58,6 +67,7 @@ def flash_with_logsumexp(
     head_dim: int,
     num_keys: int,
     interpret: bool,
+    device_kind: str = "",
     blocks: Blocks | None = None,
 ) -> tuple[QueryChunks, LogSumExp]:
     """`flash_attention`, and the logsumexp of each query's scores; both are differentiable.
@@ -65,7 +75,13 @@ def flash_with_logsumexp(
     Returns:
         like `query`, and [batch, heads, queries of all chunks] in float32.
     """
-    settings = _Settings(head_dim=head_dim, num_keys=num_keys, interpret=interpret, blocks=blocks)
+    settings = _Settings(
+        head_dim=head_dim,
+        num_keys=num_keys,
+        interpret=interpret,
+        device_kind=device_kind,
+        blocks=blocks,
+    )
     return _with_logsumexp(query, key, value, settings)
 
 
@@ -76,6 +92,7 @@ class _Settings:
     head_dim: int
     num_keys: int
     interpret: bool
+    device_kind: str
     blocks: Blocks | None
 
 
@@ -93,6 +110,7 @@ def _forward(
         head_dim=settings.head_dim,
         num_keys=settings.num_keys,
         interpret=settings.interpret,
+        device_kind=settings.device_kind,
         blocks=settings.blocks,
         logsumexp=logsumexp,
     )

@@ -30,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
-from wan_tpu.attention.flash_forward import LANES, Blocks
+from wan_tpu.attention.flash_blocks import LANES, Blocks
 from wan_tpu.geometry import ceil_to_multiple
 
 KERNEL_NAME = "flash_attention_backward"

@@ -31,7 +31,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from wan_tpu.attention.arrays import Keys, LogSumExp, Queries
-from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.flash_blocks import LANES
 from wan_tpu.attention.residuals import Residuals, name_residuals
 from wan_tpu.attention.splash_backward import splash_backward
 from wan_tpu.attention.splash_padding import (

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from wan_tpu.attention.flash_forward import LANES
+from wan_tpu.attention.flash_blocks import LANES
 from wan_tpu.attention.splash_padding import Padding
 from wan_tpu.geometry import ceil_to_multiple
 

@@ -6,26 +6,28 @@ stalls (docs/calibration.md). A part's bundles (`schedule.py`) count as often as
 
 * splash: the region that holds most of a step is one tile of queries and keys; what is around it
   starts and ends a row of tiles, that is, the grid's last dimension. Its inner loops are unrolled.
-* flash: the branches and loops of `wan_tpu.attention.flash_forward` and `flash_backward`. Splash's
+* flash: the branches and loops of `wan_tpu.attention.flash_kernel` and `flash_backward`. Splash's
   backward is not counted.
 
-For 75,600 tokens on v6e, one head (2026-11-21): splash 10,557 + 1,214 bundles, 37 x 37 steps, 14.5
-million cycles; flash, of eight chunks of 9,472, 9.5 million.
+For 75,600 tokens on v6e, one head: splash 10,557 + 1,214 bundles, 37 x 37 steps, 14.5 million
+cycles (2026-11-21); flash, of eight chunks of 9,472, 8.6 million (2026-11-27).
 
 libtpu reads its flags once, when it loads, so the count runs in a process of its own:
 `python -m wan_tpu.planner.kernel_cycles '{"chip": "v6e", "implementation": "splash", ...}'`.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from wan_tpu.attention.flash_blocks import Blocks
 from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
 from wan_tpu.planner.schedule import (
     KernelCountError,
@@ -106,7 +108,6 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
-    from wan_tpu.attention.api import attend_chunks
     from wan_tpu.attention.flash_backward import flash_backward
     from wan_tpu.planner.compile import slice_devices
     from wan_tpu.planner.hardware import CHIPS, find_slice
@@ -115,15 +116,6 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
 
     smallest = f"{shape.chip}-{8 if CHIPS[shape.chip].counts_cores else 1}"
     mesh = make_mesh(Layout(), slice_devices(find_slice(smallest))[:1])
-
-    def forward(*arrays: jax.Array) -> jax.Array:
-        return attend_chunks(
-            *arrays,
-            head_dim=shape.head_dim,
-            implementation=shape.implementation,
-            num_keys=shape.num_keys,
-            device=mesh.devices.flat[0],
-        )
 
     def backward(query: jax.Array, key: jax.Array, logsumexp: jax.Array) -> tuple[jax.Array, ...]:
         return flash_backward(
@@ -139,7 +131,9 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     key = tokens(shape.key_chunks, shape.key_chunk)
     logsumexp = jax.ShapeDtypeStruct((1, 1, shape.queries), jnp.float32, sharding=named(mesh))
     function, arguments = (
-        (backward, (query, key, logsumexp)) if shape.is_backward else (forward, (query, key, key))
+        (backward, (query, key, logsumexp))
+        if shape.is_backward
+        else (_forward(shape, mesh.devices.flat[0]), (query, key, key))
     )
     with jax.set_mesh(mesh):
         whole = PartitionSpec()
@@ -158,10 +152,36 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     return KernelCycles(parts={name: (bundles[name], times[name]) for name in bundles})
 
 
+def _forward(shape: KernelShape, device: Any) -> Callable[..., Any]:
+    """Attention of this shape, from arrays in chunks, for such a device."""
+    from wan_tpu.attention.api import attend_chunks
+    from wan_tpu.attention.flash import flash_attention
+
+    if shape.implementation == "flash":
+        return functools.partial(
+            flash_attention,
+            head_dim=shape.head_dim,
+            num_keys=shape.num_keys,
+            interpret=False,
+            device_kind=device.device_kind,
+            blocks=shape.blocks,
+        )
+    return functools.partial(
+        attend_chunks,
+        head_dim=shape.head_dim,
+        implementation=shape.implementation,
+        num_keys=shape.num_keys,
+        device=device,
+    )
+
+
 def main() -> None:
     """Counts the kernel of a `KernelShape` in JSON; one line of JSON."""
     text, *folder = sys.argv[1:]
-    shape = KernelShape(**json.loads(text))
+    fields = json.loads(text)
+    if fields.get("tiles") is not None:
+        fields["tiles"] = Blocks(**fields["tiles"])
+    shape = KernelShape(**fields)
     count = _count_here(shape, pathlib.Path(folder[0])) if folder else count_cycles(shape)
     sys.stdout.write(json.dumps(dict(count.parts)) + "\n")
 

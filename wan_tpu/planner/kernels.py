@@ -1,17 +1,18 @@
 """What decides the cycles of an attention kernel, and the arithmetic from a part's cycles to all.
 
-Knows the tiles of `wan_tpu.attention.flash_forward` and `flash_backward`, but neither compiles nor
+Knows the tiles of `wan_tpu.attention.flash_kernel` and `flash_backward`, but neither compiles nor
 reads a schedule: that is `kernel_cycles.py`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from wan_tpu.attention.flash_backward import choose_backward_blocks
-from wan_tpu.attention.flash_forward import Blocks, choose_blocks, valid_keys
+from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks, valid_keys
+from wan_tpu.planner.hardware import CHIPS
 
 LEAST_BLOCKS = 2
 """Blocks, and chunks, from which on more of them are the same program with another loop count."""
@@ -57,6 +58,7 @@ class KernelShape:
         key_chunks: likewise.
         dtype: of all three.
         is_backward: whether it is the gradient's kernel.
+        tiles: of our own forward kernel, where they are not those chosen for the lengths.
     """
 
     chip: str
@@ -69,6 +71,7 @@ class KernelShape:
     key_chunks: int = 1
     dtype: str = "bfloat16"
     is_backward: bool = False
+    tiles: Blocks | None = None
 
     @property
     def query_chunk(self) -> int:
@@ -83,7 +86,13 @@ class KernelShape:
     @property
     def blocks(self) -> Blocks:
         """Tiles of the flash kernel."""
-        return choose_blocks(self.query_chunk, self.key_chunk)
+        return self.tiles or choose_blocks(
+            self.query_chunk,
+            self.key_chunks,
+            self.key_chunk,
+            limits=block_limits(CHIPS[self.chip].device_kind),
+            itemsize=jnp.dtype(self.dtype).itemsize,
+        )
 
     @property
     def backward_blocks(self) -> Blocks:
@@ -94,33 +103,26 @@ class KernelShape:
     def smallest_alike(self) -> "KernelShape":
         """The shortest shape whose schedule has the same parts, each with the same bundles.
 
-        The bundles depend on the tiles, on how the last one is cut off, and on whether a chunk has
-        one block or several; so the layouts of a plan share their counts. With one block of keys in
-        all the compiler resolves branches, and the schedule has another form: there a second chunk
-        is put before it. Splash is counted as it is.
+        The bundles depend on the tiles alone, not on the chunks that keys come in, so the layouts
+        of a plan share their counts. There are two blocks of queries and two of keys: with one of
+        keys in all the compiler resolves branches, and the schedule has another form. Splash is
+        counted as it is.
         """
         if self.implementation != "flash":
             return self
         if self.is_backward:
             return self._smallest_backward()
         blocks = self.blocks
-        query_chunk = _shortest(
-            self.query_chunk, blocks.queries, lambda n: choose_blocks(n, self.key_chunk).queries
-        )
-        key_chunk = _shortest(
-            self.key_chunk, blocks.keys, lambda n: choose_blocks(self.query_chunk, n).keys
-        )
-        query_chunks, key_chunks = min(self.query_chunks, LEAST_BLOCKS), LEAST_BLOCKS
-        if self.key_chunks == 1 and key_chunk > blocks.keys:
-            key_chunks = 1
-        keys = key_chunks * key_chunk
+        blocks = dataclasses.replace(blocks, keys=blocks.all_keys, key_chunks=1)
+        keys = LEAST_BLOCKS * blocks.keys
         return dataclasses.replace(
             self,
-            queries=query_chunks * query_chunk,
-            query_chunks=query_chunks,
+            queries=LEAST_BLOCKS * blocks.queries,
+            query_chunks=LEAST_BLOCKS,
             keys=keys,
-            key_chunks=key_chunks,
-            num_keys=keys - (self.keys - self.num_keys) % key_chunk,
+            key_chunks=LEAST_BLOCKS,
+            num_keys=keys - 1,
+            tiles=blocks,
         )
 
     def _smallest_backward(self) -> "KernelShape":
@@ -136,13 +138,6 @@ class KernelShape:
         )
 
 
-def _shortest(length: int, block: int, block_of: Callable[[int], int]) -> int:
-    """A chunk with at most two blocks, the last one cut off as in the chunk given."""
-    blocks = math.ceil(length / block)
-    short = length - max(blocks - LEAST_BLOCKS, 0) * block
-    return short if block_of(short) == block else length
-
-
 def flash_times(shape: KernelShape) -> dict[str, int]:
     """How often each part of our own kernel runs for one head."""
     blocks = shape.blocks
@@ -151,10 +146,7 @@ def flash_times(shape: KernelShape) -> dict[str, int]:
     left = valid_keys(key_shape, shape.num_keys, blocks)
     with_keys = rows * sum(valid > 0 for valid in left)
     times = {"block of queries": rows, "step": rows * len(left), "block of keys": with_keys}
-    for size in tile_sizes(blocks):
-        times[tile_name(size)] = rows * sum(valid // size for valid in left)
-        left = [valid % size for valid in left]
-    return times | {"partial tile": rows * sum(valid > 0 for valid in left)}
+    return times | _tile_times(left, rows, blocks)
 
 
 def backward_times(shape: KernelShape) -> dict[str, int]:
@@ -175,6 +167,12 @@ def backward_times(shape: KernelShape) -> dict[str, int]:
         "sums of a block": rows * (len(left) - 1),
         "block of queries": rows,
     }
+    return times | _tile_times(left, rows, blocks)
+
+
+def _tile_times(left: list[int], rows: int, blocks: Blocks) -> dict[str, int]:
+    """How often each tile runs for blocks of keys with so many real ones, in each of the rows."""
+    times = {}
     *larger, smallest = tile_sizes(blocks)
     for size in larger:
         times[tile_name(size)] = rows * sum(valid // size for valid in left)

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from wan_tpu.attention.flash_forward import Blocks
+from wan_tpu.attention.flash_blocks import Blocks
 from wan_tpu.errors import WanTpuError
 from wan_tpu.planner.kernels import tile_name, tile_sizes
 
@@ -108,7 +108,7 @@ def splash_parts(step: Region, grid: tuple[int, ...]) -> dict[str, tuple[int, in
 def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     """Bundles of each part of our own kernel (`kernels.flash_times`).
 
-    Its branches and loops stand in the order of its code, `wan_tpu.attention.flash_forward`. A
+    Its branches and loops stand in the order of its code, `wan_tpu.attention.flash_kernel`. A
     block that is done again is not counted.
 
     Args:
@@ -118,14 +118,13 @@ def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     sizes = tile_sizes(blocks)
     start, attend, finish = step.largest(3)
     (attempt,) = attend.largest(1)
-    *loops, rest, again = attempt.largest(len(sizes) + 2)
+    *loops, again = attempt.largest(len(sizes) + 1)
     tiles = [loop.largest(1)[0].bundles for loop in loops]
     return {
         "block of queries": start.bundles + finish.bundles,
         "step": step.bundles - start.bundles - attend.bundles - finish.bundles,
-        "block of keys": attend.bundles - sum(tiles) - rest.bundles - again.bundles,
+        "block of keys": attend.bundles - sum(tiles) - again.bundles,
         **{tile_name(size): count for size, count in zip(sizes, tiles, strict=True)},
-        "partial tile": rest.bundles,
     }
 
 

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
-from wan_tpu.attention.flash_forward import SUBLANES
+from wan_tpu.attention.flash_blocks import SUBLANES
 from wan_tpu.attention.sequence_parallel import head_groups
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout

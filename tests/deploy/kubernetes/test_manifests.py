@@ -36,7 +36,7 @@ CHIPS = {
     "v6e-16": ("tpu-v6e-slice", "4x4", 4, 4),
     "tpu7x": ("tpu7x", "2x2x2", 4, 2),
 }
-"""Label of the chips, topology, chips of a host, hosts: from Google's page "Plan TPUs in GKE"."""
+"""Label of the chips, topology, chips of a host, hosts: as public manifests and xpk have them."""
 
 RUNNING = ("overlays/v6e-16", "overlays/training")
 

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from server.demo.backing import free_ports
 from server.fleet.connection import connect, keys_of
 from server.settings import Settings
-from tests.server.fleet.servers import free_ports
 from tests.server.fleet.stand_in import eventually
 from wan_tpu.fleet.address import FleetError
 from wan_tpu.fleet.connection import tls_of

@@ -60,6 +60,8 @@ def test_it_is_written_at_every_change_and_removed_at_the_end(tmp_path):
         running = asyncio.create_task(showing.run())
         path = tmp_path / "slices" / "a.json"
         await eventually(path.exists)
+        of_model = tmp_path / "models" / "wan.json"
+        await eventually(of_model.exists)
         showing.update("ready", "", {"layout": "dp2"})
         await eventually(lambda: Shown.from_json(path.read_bytes()).state == "ready")
         found = Shown.from_json(path.read_bytes())

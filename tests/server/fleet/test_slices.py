@@ -122,3 +122,23 @@ def test_a_bucket_that_is_away_changes_nothing(tmp_path):
         read(bucket, slices)
     assert slices.shown()
     assert slices.models()
+
+
+def test_a_server_that_starts_without_slices_knows_their_models(bucket):
+    """Red when a fleet that has gone to nothing can only be woken by a hand."""
+    wall = Clock()
+    slices = Slices(bucket, model_seconds=600, wall=wall)
+    shown = dataclasses.replace(SHOWN, model="Wan-AI/tiny")
+
+    async def run(seconds):
+        stat = await bucket.head(shown.model_key)
+        wall.now = stat.modified + seconds
+        await slices.read()
+
+    asyncio.run(bucket.put(shown.model_key, shown.to_json()))
+    asyncio.run(run(599))
+    assert (slices.shown(), slices.count("Wan-AI/tiny")) == ([], 0)
+    assert list(slices.models()) == ["Wan-AI/tiny"]
+    slices = Slices(bucket, model_seconds=600, wall=wall)
+    asyncio.run(run(601))
+    assert not slices.models()
