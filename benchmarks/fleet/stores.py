@@ -20,9 +20,10 @@ from temporalio.client import Client
 
 from benchmarks.fleet.running import LAG_SECONDS, NAMESPACE, MeasuredFleet, difference, total
 from server.fleet.messages import slice_queue
+from server.fleet.mirror import Mirror
 from server.fleet.showing import FOLDER, Shown
 from server.fleet.slices import Slices
-from server.fleet.store import FleetStore
+from server.fleet.store import UNFINISHED, FleetStore, read_jobs
 from server.fleet.upkeep import Upkeep
 from server.jobs.job import Job, State, make_id
 from server.jobs.tables import jobs
@@ -133,7 +134,8 @@ def _ask_database(url: str) -> dict[str, float]:
     """Its own tables, with as many jobs as a fleet of that size may have."""
     with contextlib.closing(FleetStore(url, timeout_seconds=60)) as store:
         with store.writing() as connection:
-            row = connection.execute(sa.select(jobs).limit(1)).mappings().one()
+            made = sa.select(jobs).where(jobs.c.state == State.COMPLETED).limit(1)
+            row = connection.execute(made).mappings().one()
             connection.execute(sa.delete(jobs))
             for state, number in (
                 (State.COMPLETED, KEPT),
@@ -145,9 +147,11 @@ def _ask_database(url: str) -> dict[str, float]:
             connection.execute(sa.text("ANALYZE jobs"))
             newest = connection.execute(sa.select(sa.func.max(jobs.c.id))).scalar_one()
             ids = list(connection.execute(sa.select(jobs.c.id).limit(250)).scalars())
+            unfinished = read_jobs(connection, sa.select(jobs).where(UNFINISHED))
         upkeep = Upkeep(store)
         return {
             f"states of {SLICES + QUEUED} jobs": _median(upkeep.states),
+            f"places of {QUEUED} jobs": _median(_places(upkeep, unfinished)),
             "250 jobs by id": _median(lambda: store.find(ids)),
             "a page of 20": _median(
                 lambda: store.page(OWNER, after=None, limit=20, newest_first=True)
@@ -159,6 +163,30 @@ def _ask_database(url: str) -> dict[str, float]:
                 lambda: _accept(store, newest)
             ),
         }
+
+
+class Direct:
+    """Calls the database from this thread."""
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What it returns."""
+        return function(*arguments)
+
+
+def _places(upkeep: Upkeep, unfinished: list[Job]) -> Callable[[], object]:
+    """What the first poll of a second computes for all of them, in the loop of all requests."""
+    direct: Any = Direct()
+    mirror = Mirror(direct, upkeep, direct, count_slices=lambda model: SLICES)
+    asyncio.run(mirror.learn())
+    mirror.add(unfinished)
+    last = max(unfinished, key=lambda job: job.id)
+    assert mirror.place(last)[1] is not None, "no job was learned from"
+
+    def compute() -> object:
+        mirror.add([last])  # any change has them computed anew
+        return mirror.place(last)
+
+    return compute
 
 
 def _fill(connection: sa.Connection, row: dict[str, Any], state: State, number: int) -> None:
