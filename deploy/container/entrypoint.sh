@@ -5,6 +5,7 @@
 set -eu
 # libtpu locks host memory for transfers. A pod with chips has SYS_RESOURCE and may raise the limit; whom it
 # is refused has no chips, or libtpu says so itself.
+# shellcheck disable=SC3045 # the sh of the image, Debian's, has -l
 ulimit -l unlimited 2> /dev/null || true
 if [ "${1:-}" = serve ]; then
     shift

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 import yaml
 from sqlalchemy.exc import ProgrammingError
 
+from server.demo.backing import FAIRNESS
 from server.environment import unknown_variables
 from server.jobs.tables import jobs, metadata
 from server.settings import Settings
@@ -23,7 +24,6 @@ from tests.deploy.kubernetes.rendering import (
     pod_templates,
     render,
 )
-from tests.server.fleet.servers import TemporalServer
 from tests.server.postgres import new_database, running_postgres
 from wan_tpu.fleet.address import parse_fleet
 
@@ -301,7 +301,7 @@ def test_temporal_is_set_up_as_the_fleet_needs_it():
     """The namespace of fleet.env, and what the tests' own Temporal is started with."""
     server = yaml.safe_load((FOLDER / "temporal-values.yaml").read_text())["server"]
     found = {f"{name}={json.dumps(v[0]['value'])}" for name, v in server["dynamicConfig"].items()}
-    assert found == set(TemporalServer.dynamic_config)
+    assert found == set(FAIRNESS)
     (namespace,) = server["config"]["namespaces"]["namespace"]
     fleet = (FOLDER / "base" / "fleet" / "fleet.env").read_text()
     (url,) = re.findall(r"^WAN_TPU_FLEET=(.*)", fleet, re.MULTILINE)

@@ -348,4 +348,6 @@ def test_a_store_that_dies_breaks_what_it_was_at_and_comes_back(s3, tmp_path, mo
             assert int(answer.headers["Retry-After"]) > 0
         finally:
             s3.restart()
+        # It takes new objects before it finds all old ones again.
+        wait_for(lambda: client.get("/content").status_code == 200)
         assert client.get("/content").content == large
