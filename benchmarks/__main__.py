@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import calibration, layouts, lockstep, service, steps, together, training_step
+from benchmarks.fleet import command as fleet
 from wan_tpu.errors import InputError, WanTpuError
 
 BENCHMARKS = {
     "calibration": calibration,
+    "fleet": fleet,
     "layouts": layouts,
     "lockstep": lockstep,
     "service": service,

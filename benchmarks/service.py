@@ -234,7 +234,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def _process(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def polling_process(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """A process of `benchmarks.polling`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.polling", *arguments],
@@ -257,13 +257,13 @@ def measure(parsed: argparse.Namespace, server: Server) -> list[Turn]:
     queue = [server.create(index, parsed.steps) for index in range(num_jobs)]
     _, sample = server.ask("GET", f"/v1/videos/{queue[-1]}")
     with contextlib.ExitStack() as stack:
-        null = stack.enter_context(_process("null", str(len(json.dumps(sample)))))
+        null = stack.enter_context(polling_process("null", str(len(json.dumps(sample)))))
         assert null.stdout is not None
         null_port = int(null.stdout.readline())
         loads = {}
         for condition, port in (("null polled", null_port), ("polled", server.port)):
             numbers = (str(port), str(parsed.clients), str(parsed.hertz))
-            process = stack.enter_context(_process("poll", "127.0.0.1", *numbers))
+            process = stack.enter_context(polling_process("poll", "127.0.0.1", *numbers))
             loads[condition] = Load(process)
         turns = []
         for repeat in range(parsed.repeats):
@@ -321,8 +321,8 @@ def format_report(parsed: argparse.Namespace, ready: float, turns: list[Turn]) -
             f"{slower:>7.1f}%{len(due):>8}{sum(len(row.errors) for row in rows):>8}"
         )
         if due:
-            line += f"{_at(due, 0.5):>8.1f}{_at(due, 0.99):>8.1f}{due[-1]:>8.1f}"
-            line += f"{_at(sent, 0.99):>10.1f}"
+            line += f"{share_at(due, 0.5):>8.1f}{share_at(due, 0.99):>8.1f}{due[-1]:>8.1f}"
+            line += f"{share_at(sent, 0.99):>10.1f}"
         else:
             line += f"{'-':>8}{'-':>8}{'-':>8}{'-':>10}"
         shares = [statistics.mean(getattr(row, name) for row in rows)
@@ -344,5 +344,6 @@ def _median_video(turns: list[Turn], condition: str) -> float:
     )
 
 
-def _at(ordered: list[float], share: float) -> float:
+def share_at(ordered: list[float], share: float) -> float:
+    """The value that this share of an ascending list is below."""
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]

