@@ -80,7 +80,7 @@ HELP = {
     "namespace": "of the cluster (default wan-tpu)",
     "topology": "slice of a cluster, for example v6e-16 or tpu7x-2x2x2; by default --type",
     "queue": "Kueue's LocalQueue in which a run waits (default wan-tpu-training)",
-    "image": "of the container, for example us-docker.pkg.dev/my-project/wan-tpu/wan-tpu:v1",
+    "image": "of the container, for example images.example.com/wan-tpu:v1",
 }
 SWITCHES = ("spot", "queued")
 SSH_WAYS = ("iap", "external", "internal")
