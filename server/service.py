@@ -240,7 +240,7 @@ class Service:
             raise ApiError(429, "queue_full", message, headers=later)
         kept = standing.kept
         too_many = kept.jobs + number - settings.finished_share
-        if too_many > 0 and standing.kept_failed < too_many:
+        if too_many > 0 and kept.failed < too_many:
             message = f"{kept.jobs} finished videos of this key are kept, which is as many as may"
             raise ApiError(429, "quota_exceeded", f"{message}; delete some", headers=later)
         if kept.file_bytes >= settings.kept_bytes_share:

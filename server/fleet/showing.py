@@ -13,11 +13,12 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
+from server.slices import SliceState
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.storage.bucket import Bucket, BucketError
 
@@ -29,8 +30,6 @@ ALIVE_SECONDS = 90.0
 """A slice whose object is older than this is gone: it missed four turns."""
 
 LAST_WORD_SECONDS = 3.0
-
-State = Literal["loading", "ready", "busy", "broken"]
 
 _DESCRIPTION = TypeAdapter(ModelDescription)
 
@@ -55,7 +54,7 @@ class Shown:
     model: str
     description: ModelDescription
     warm_sizes: tuple[str, ...]
-    state: State
+    state: SliceState
     words: str
     since: float
     engine: Mapping[str, Any]
@@ -108,7 +107,7 @@ class Showing:
         self._shown = shown
         self._changed = asyncio.Event()
 
-    def update(self, state: State, words: str, engine: Mapping[str, Any]) -> None:
+    def update(self, state: SliceState, words: str, engine: Mapping[str, Any]) -> None:
         """Says how the slice is now."""
         now = self._shown
         if (state, words, engine) == (now.state, now.words, now.engine):

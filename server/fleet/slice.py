@@ -28,11 +28,12 @@ from server.files.job_files import JobFiles
 from server.fleet.connection import connect
 from server.fleet.messages import Order, Outcome, slice_queue
 from server.fleet.scratch import Scratch
-from server.fleet.showing import Showing, Shown, State
+from server.fleet.showing import Showing, Shown
 from server.fleet.start import Room, Start
 from server.jobs.seam import Queue
 from server.metrics import Metrics
 from server.settings import Settings
+from server.slices import SliceState
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.fleet.address import FleetError
 from wan_tpu.fleet.connection import words_of
@@ -319,7 +320,7 @@ class Slice:
             self._temporal = None
 
     @property
-    def _state(self) -> State:
+    def _state(self) -> SliceState:
         if self._supervisor.is_broken or self._scratch.trouble is not None:
             return "broken"
         if self._start is not None:

@@ -372,7 +372,6 @@ def _standing(connection: Connection, owner: str) -> Standing:
         waiting=waiting[0],
         waiting_of_owner=waiting[1],
         kept=Kept(jobs=theirs[0], failed=theirs[1], file_bytes=int(theirs[2])),
-        kept_failed=theirs[1],
         upload_bytes=int(theirs[3]),
     )
 

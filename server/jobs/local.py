@@ -245,7 +245,6 @@ class LocalJobs:
             waiting=len(queue),
             waiting_of_owner=queue.count(owner),
             kept=kept,
-            kept_failed=kept.failed,
             upload_bytes=sum(sizes.values()),
         )
 

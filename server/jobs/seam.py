@@ -23,14 +23,12 @@ class Standing:
         waiting: jobs of all owners that wait.
         waiting_of_owner: jobs of this owner that wait.
         kept: what its finished jobs take up.
-        kept_failed: of those, the jobs without a video, which may go.
         upload_bytes: of the pictures and clips that its jobs are made from.
     """
 
     waiting: int
     waiting_of_owner: int
     kept: Kept
-    kept_failed: int
     upload_bytes: int
 
 
