@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from server.engine.failure import Failure
+from server.slices import SliceState
 
 
 def _no_boolean(value: object) -> object:
@@ -197,7 +198,7 @@ class Slice(BaseModel):
     id: str
     object: Literal["slice"]
     model: str = Field(description="that it serves")
-    state: Literal["loading", "ready", "busy", "broken"]
+    state: SliceState
     words: str = Field(description="more of that, for people; may be empty")
     since: int = Field(description="unix seconds at which the state began")
     layout: str | None = Field(description="split over devices, once it is ready")
