@@ -245,6 +245,7 @@ def main(arguments: list[str]) -> None:
         serve(engine, service)
     except Exception as error:
         logger.exception("the engine cannot start")
+        flush_logging()  # the service may end this process as soon as it knows
         words = f"{words_for(error, Failure.ENGINE_ERROR)}"
         service.send(Failed(job=None, code=Failure.ENGINE_ERROR, message=words))
     flush_logging()
