@@ -10,7 +10,9 @@ when the block starts, and within `log(keys)` of their maximum. Should a block's
 above it that their sum overflows, that block is done again from its true maximum.
 
 A matrix unit 256 wide has half of its rows idle in a product over head_dim 128, so the subtraction
-costs nothing there: the reference is one more feature of the queries, against a 1 in the keys.
+costs nothing there: the reference is one more feature of the queries, against a 1 in the keys. One
+of 128 has none idle, and a v7x's takes fewer cycles for 128 features than for more: there the
+vector unit subtracts (`flash_blocks.Order.subtracts`).
 
 Scores are kept as `[keys, queries]`: their sums over keys are then sums of whole registers, and the
 second product, `value^T weights`, keeps the matrix unit full.
