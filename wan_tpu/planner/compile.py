@@ -142,16 +142,19 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
-    """Compiles a stage; a program that does not fit is a fact, too.
+    """Compiles a stage, its attention kernels empty; a program that does not fit is a fact, too.
 
     Returns:
         the facts without the costs, and the program's text, empty when it does not fit.
     """
     import jax
 
+    from wan_tpu.planner.kernel_bodies import with_empty_kernels
+
     started = time.monotonic()
     try:
-        compiled = stage.compile()
+        lowered = with_empty_kernels(stage)
+        compiled = stage.compile_lowered(lowered)
     except jax.errors.JaxRuntimeError as error:
         if _OUT_OF_MEMORY not in str(error):
             raise
