@@ -98,9 +98,10 @@ def test_keys_far_above_that_are_not_attended(make_qkv):
 
 def test_the_chip_s_blocks(make_qkv):
     """Tiles of 1,024 keys, one block of them and a short end."""
-    arrays = make_qkv(1, 130, 2100, 1, 16)
+    query, key, value = make_qkv(1, 130, 2100, 1, 16)
     tiles = tiles_of([[0, 1, 1], [1, 0, 0]], keys=1024)
-    assert relative_error(run(arrays, tiles, 2100, blocks=None), masked(*arrays, tiles)) < PARITY
+    out = run((query, key, value), tiles, 2100, blocks=None)
+    assert relative_error(out, masked(query, key, value, tiles)) < PARITY
 
 
 @pytest.mark.parametrize(
