@@ -97,7 +97,7 @@ class Int8Step(Step):
         self.query_t[pl.ds(0, head_dim), :] = _whole(scaled * (self.key_scale / scale))
         self._start_reference()
         # A few keys' maximum: all keys' logsumexp is above it.
-        self._set_reference(self._maximum(0) + BELOW)
+        self._set_reference(self._maximum(self._first_key()) + BELOW)
         self.values[...] = jnp.zeros_like(self.values)
         self.sums[...] = jnp.zeros_like(self.sums)
 

@@ -21,6 +21,7 @@ busy in every cycle; without carrying, turning and pairs, 4,736 queries, 1.61. W
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,13 +101,21 @@ class Step:
     sums: Any
     reference: Any
 
+    def begins(self, block: Index) -> Any:
+        """Whether the block of keys of this number is the first that these queries attend."""
+        return block == 0
+
+    def takes_part(self) -> Any:
+        """Whether anything of the block of keys is attended."""
+        return self.valid > 0
+
     def start(self) -> None:
         """Takes a new block of queries; the reference is the maximum over a few keys."""
         head_dim = self.query.shape[-1]
         scaled = self.query[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         self.query_t[pl.ds(0, head_dim), :] = scaled.T.astype(self.query_t.dtype)
         self._start_reference()
-        self._set_reference(self._maximum(0))
+        self._set_reference(self._maximum(self._first_key()))
         self.values[...] = jnp.zeros_like(self.values)
         self.sums[...] = jnp.zeros_like(self.sums)
 
@@ -151,16 +160,29 @@ class Step:
         compute, last_compute = self.blocks.compute, self.blocks.last_compute
         done = 0
         if compute > last_compute:
-            tiles = self.valid // compute
-            done = tiles * compute
+            whole = self.valid // compute
+            done = whole * compute
+            count, tile = self._whole_tiles(whole)
             self.value_t[...] = jnp.zeros_like(self.value_t)
             self.carried[...] = jnp.zeros_like(self.carried)
-            pl.loop(0, tiles)(lambda index: self._attend_tile(index * compute))
+            pl.loop(0, count)(lambda index: self._attend_tile(tile(index) * compute))
             for chunk, strip, weights in self._carried():
                 self._add_values(chunk, strip, weights)
-        pl.loop(0, pl.cdiv(self.valid - done, last_compute))(
+        pl.loop(0, self._small_tiles(pl.cdiv(self.valid - done, last_compute)))(
             lambda index: self._attend_end(done + index * last_compute)
         )
+
+    def _whole_tiles(self, count: Index) -> tuple[Index, Callable[[Index], Index]]:
+        """How many of the block's `count` whole tiles are attended, and which: here all."""
+        return count, lambda index: index
+
+    def _small_tiles(self, count: Index) -> Index:
+        """How many of the `count` small tiles after them: here all."""
+        return count
+
+    def _first_key(self) -> Index:
+        """Where the keys stand that the first reference is of."""
+        return 0
 
     def _attend_tile(self, first: Index) -> None:
         """A whole tile; the last units' weights are left for the next one."""
