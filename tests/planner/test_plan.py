@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wan_tpu.attention.api import IMPLEMENTATIONS
+from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
 from wan_tpu.cli.main import main
