@@ -85,6 +85,27 @@ def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exa
     assert collectives(program) == ({exchanged[way]} if layout.sp > 1 else set())
 
 
+MIXED = ["sp8 ulysses4", "sp8 ulysses2", "dp2-sp4 ulysses2", "sp4-tp2 ulysses2"]
+
+
+@pytest.mark.parametrize("text", MIXED)
+def test_heads_are_traded_among_a_part_and_keys_gathered_over_the_rest(
+    text, devices, make_qkv, spoil, exact
+):
+    """Twelve heads, which eight shards do not divide; the last shards hold padding only.
+
+    Red when shards that are not side by side trade: keys then come in another order, and padding
+    among them.
+    """
+    layout, mesh = make(text, "ulysses", devices)
+    arrays = spoil(make_qkv(2, 88, 88, 12, 16), 60, 1e4)
+    expected = exact(*(x[:, :60] for x in arrays))
+    out, program = split_self(arrays, layout, mesh, "chunked", 60)
+    assert out.sharding.is_equivalent_to(named(mesh, "dp", "sp", "tp"), 4)
+    assert relative_error(out[:, :60], expected) < PARITY
+    assert collectives(program) == {"all-to-all", "all-gather"}
+
+
 @WAYS
 def test_heads_keep_their_order(way, devices, make_qkv):
     """Each head's values are its number, so each head's result is: red for any wrong order."""
@@ -153,21 +174,29 @@ def int8_of_one_device(make_qkv, devices):
 
 
 @pytest.mark.parametrize(
-    ("way", "exchanged"),
+    ("text", "exchanged"),
     [
-        ("ulysses", {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}),
-        ("allgather", {("all-gather", "s8"): 1, ("all-gather", "f32"): 1}),
-        ("ring", {("collective-permute", "s8"): 1, ("collective-permute", "f32"): 1}),
+        ("dp2-sp2-tp2", {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}),
+        (
+            "sp4-tp2 ulysses2",
+            {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}
+            | {("all-gather", "s8"): 1, ("all-gather", "f32"): 1},
+        ),
+        ("dp2-sp2-tp2 allgather", {("all-gather", "s8"): 1, ("all-gather", "f32"): 1}),
+        (
+            "dp2-sp2-tp2 ring",
+            {("collective-permute", "s8"): 1, ("collective-permute", "f32"): 1},
+        ),
     ],
 )
-def test_keys_of_int8_travel_as_such(way, exchanged, devices, spoil, exact, int8_of_one_device):
+def test_keys_of_int8_travel_as_such(text, exchanged, devices, spoil, exact, int8_of_one_device):
     """Half the bytes of bfloat16; besides them a sum and maxima over sp, of a token's size.
 
     Red when keys are quantised after they travelled, when each shard has a mean or a scale of its
     own, or when a shard takes another one's heads' scale (0.45 with ulysses).
     """
     arrays, of_one_device = int8_of_one_device
-    layout, mesh = make("dp2-sp2-tp2", way, devices)
+    layout, mesh = make(text, "ulysses", devices)
     out, program = split_self(spoil(arrays, 83, np.nan), layout, mesh, "flash-int8", 83)
     assert exchanged_dtypes(program) == exchanged | {("all-reduce", "f32"): 2}
     assert relative_error(out[:, :83], of_one_device) < INT8_ATTENTION_LAYOUT

@@ -58,6 +58,9 @@ _FLASH = {  # a name may stand within a gradient's jvp(...)
     FORWARD_PRODUCTS: re.compile(rf"[/(](?:{FLASH}|{FLASH_INT8})_head(\d+)[/)]"),
     BACKWARD_PRODUCTS: re.compile(rf"[/(]{flash_backward.KERNEL_NAME}_head(\d+)[/)]"),
 }
+_COUNTED = re.compile(
+    rf"(?:{FLASH}|{FLASH_INT8}|{flash_backward.KERNEL_NAME})_head|splash_(?!.*dkv)"
+)
 _SPLASH_BACKWARD = re.compile(r"[/(]splash_m[hq]a_dkv_")
 
 
@@ -302,6 +305,11 @@ def _passed_on(fused: Computation) -> set[str]:
     return chain | {
         p.name for p in fused.parameters if {u.name for u in fused.users(p.name)} <= near
     }
+
+
+def is_counted_kernel(name: str) -> bool:
+    """Whether a Pallas kernel of this name is one whose cycles are counted by themselves."""
+    return _COUNTED.match(name) is not None
 
 
 def compiler_cycles(instruction: Instruction) -> int:
