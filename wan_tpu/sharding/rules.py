@@ -39,6 +39,9 @@ SPLIT_FEATURES = PartitionSpec(DP, SP, TP)
 GROUPED_HEADS = PartitionSpec(None, DP, SP, TP)
 """`[groups, batch, tokens, heads of a group * head_dim]`: what attention exchanges."""
 
+GROUP_SCALES = PartitionSpec(None, DP, TP)
+"""`[groups, batch, heads of a group]`, a number of each head's keys: every sp shard has all."""
+
 CONTEXT = PartitionSpec(None, DP, None, TP)
 """`[layers, batch, keys, heads * head_dim]`: every sp shard holds all the keys that come from text
 or an image. With one group of heads for the layers it is the split of one layer's."""
