@@ -28,18 +28,15 @@ from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
     FactsCache,
     StageFacts,
-    compile_stage,
-    pack_text,
+    kept_facts,
     slice_devices,
     source_digest,
-    unpack_text,
     versions,
 )
 from wan_tpu.planner.estimate import estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import STAGES, Job, with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
-from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import WEIGHTS, Layout
@@ -199,19 +196,14 @@ class Planner:
         if resident.weights > limit:
             needed = f"the weights alone are {resident.weights / GIB:.2f} of {limit / GIB:.2f} GiB"
             return StageFacts(name=name, failure=needed)
-        label = f"{self._position}, {name}"
-
-        def compiled() -> dict[str, Any]:
-            self._report(f"compiling {label}")
-            facts, text = compile_stage(self._job.stages_of(self._run(layout))[name])
-            self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
-            return {"facts": facts.to_json(), "text": pack_text(text)}
-
         key = {"what": name, "split": self._split(name, layout)}
-        packages = _PACKAGES_OF_STAGE[name.partition("-")[0]]
-        program = self._cache.get(key | self._base_key(*packages), compiled)
-        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
-        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+        return kept_facts(
+            self._cache,
+            key | self._base_key(*_PACKAGES_OF_STAGE[name.partition("-")[0]]),
+            lambda: self._job.stages_of(self._run(layout))[name],
+            label=f"{self._position}, {name}",
+            report=self._report,
+        )
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.
