@@ -17,7 +17,7 @@ from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.family import Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.sharding.mesh import named
-from wan_tpu.sharding.rules import RESIDUAL, TPU_COMPILER_OPTIONS
+from wan_tpu.sharding.rules import GATHER_WEIGHTS_FIRST, RESIDUAL
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.torch_bridge import Params
 from wan_tpu.training.config import TrainingConfig
@@ -309,7 +309,7 @@ class TrainingStep:
             mesh=self.mesh,
             closes_over=(geometry, self.config),
             matmul_precision="highest" if is_exact else None,
-            tpu_compiler_options=TPU_COMPILER_OPTIONS,
+            tpu_compiler_options=GATHER_WEIGHTS_FIRST,
             size=geometry,
             **{"out_shardings": named(self.mesh), **kwargs},
         )
