@@ -234,28 +234,34 @@ def _ulysses(
     chunks: nothing is put in order. Query, key and value travel one by one: one can travel while
     the next is computed.
 
-    Where sp has more shards than there are groups of heads, neighbours trade, and every device
-    gathers the keys and values of its heads from the other neighbourhoods (two ways at once, as
-    USP has them: Fang and Zhao 2024, arXiv:2405.07719).
+    Where sp has more shards than there are groups of heads, each group's keys and values come to
+    several neighbours, who gather them from one another (both ways at once as USP has them: Fang
+    and Zhao 2024, arXiv:2405.07719). Neighbours gather and not trade: over the 16 chips of a 4x4
+    block gathering takes 39 ms of the 14B's step so, and 155 the other way; trading 155 in both.
     """
     groups, shards = len(query), jax.lax.axis_size(SP)
-    traders, alike = None, None  # all of sp
-    if groups < shards:
-        order = np.arange(shards).reshape(-1, groups)
-        traders, alike = order.tolist(), order.T.tolist()
+    neighbours = np.arange(shards).reshape(groups, -1)
+    # Attention takes chunks of keys in any order, if only padding comes last.
+    tokens = query.shape[2]
+    is_last_padded = num_keys is None or shards * tokens - num_keys < tokens
 
     def exchange(x: AnyKeyChunks) -> AnyKeyChunks:
         # entry i of the first dimension goes to trader i, what trader i sent becomes it
+        traders = None if groups == shards else neighbours.T.tolist()
         return jax.lax.all_to_all(
             x, SP, split_axis=0, concat_axis=0, axis_index_groups=traders, tiled=True
         )
 
+    def gather(x: KeyChunks) -> Array:
+        # [groups, batch, tokens, channels] -> as many chunks as shards, or chunks of all neighbours
+        axis = 0 if is_last_padded else 2
+        return jax.lax.all_gather(
+            x, SP, axis=axis, axis_index_groups=neighbours.tolist(), tiled=True
+        )
+
     query, key, value = (exchange(x) for x in (query, key, value))
-    if alike is not None:
-        key, value = (
-            jax.lax.all_gather(x, SP, axis=0, axis_index_groups=alike, tiled=True)
-            for x in (key, value)
-        )  # each [sp, batch, tokens / sp, heads of a group * head_dim]
+    if groups < shards:
+        key, value = gather(key), gather(value)
     return exchange(attend(query, key, value, num_keys=num_keys))
 
 

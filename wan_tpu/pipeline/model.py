@@ -28,7 +28,7 @@ from wan_tpu.pipeline.step_program import Keeps, abstract_carried, make_start, m
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
-from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
+from wan_tpu.sharding.rules import CONTEXT, TPU_COMPILER_OPTIONS
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import ChannelCondition, Condition, FirstFrameCondition
@@ -329,7 +329,7 @@ class VideoModel(PlacedModel):
             arguments=arguments,
             mesh=self.mesh,
             matmul_precision="highest" if exact else None,
-            tpu_compiler_options=GATHER_WEIGHTS_FIRST,
+            tpu_compiler_options=TPU_COMPILER_OPTIONS,
             **kwargs,
         )
 
