@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wan_tpu.attention.api import IMPLEMENTATIONS
+from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
 from wan_tpu.cli.main import main
@@ -229,6 +229,8 @@ def test_both_estimates_are_in_the_table(rows):
         line = next(line for line in table.splitlines() if line.startswith(str(row.layout)))
         assert f"{low:.3g}..{high:.3g}" in line
         assert entry["video_seconds"][1] > high
+        assert 0 < step["seconds_of_other_kernels"] < step["compiler_seconds_without_attention"]
+        assert f"{row.layout}: {row.stages['step'].seconds.kernels:.3g} s of a step are " in table
 
 
 def test_a_count_that_fails_is_said_and_attention_goes_by_its_flops(monkeypatch):

@@ -33,7 +33,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float32, Int32
 
 from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
-from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks
+from wan_tpu.attention.flash_blocks import BlockLimits, Blocks, block_limits, choose_blocks
 from wan_tpu.attention.flash_kernel import Index, Step, scratch_shapes
 
 KERNEL_NAME = "flash_attention"
@@ -49,11 +49,13 @@ class Kernel:
         step: what a step of the grid does.
         scratch_shapes: its memory by the names of `step`, for blocks, features and the queries'
             dtype.
+        limits: of its blocks, by the chip's `jax.Device.device_kind`.
     """
 
     name: str
     step: type[Step]
     scratch_shapes: Callable[[Blocks, int, jnp.dtype], dict[str, Any]]
+    limits: Callable[[str], BlockLimits] = block_limits
 
 
 EXACT = Kernel(name=KERNEL_NAME, step=Step, scratch_shapes=scratch_shapes)
@@ -87,7 +89,7 @@ def flash_forward(
     """
     query_chunks, batch, query_chunk, channels = query.shape
     key_chunks, _, key_chunk, _ = key.shape
-    limits = block_limits(device_kind)
+    limits = kernel.limits(device_kind)
     blocks = blocks or choose_blocks(
         query_chunk, key_chunks, key_chunk, limits=limits, itemsize=query.dtype.itemsize
     )

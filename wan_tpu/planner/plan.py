@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from wan_tpu.attention.choice import parse_attention
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
@@ -22,7 +23,7 @@ from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.names import check_quantize
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
-from wan_tpu.pipeline.step_plan import contexts_of
+from wan_tpu.pipeline.step_plan import contexts_of, with_gate
 from wan_tpu.pipeline.step_program import abstract_carried
 from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
@@ -74,11 +75,12 @@ def make_job(
 
     Raises:
         InputError: the model cannot make this video, nothing is quantised so, there is no such
-            stage, or the video runs none of them.
+            attention or stage, or the video runs none of them.
     """
     check_quantize(choices.get("quantize"))
     request, geometry = check_request(description, with_inputs(description, request))
     schedule, steps = schedule_steps(description, request)
+    steps = with_gate(steps, parse_attention(choices.get("attention", "auto")).gate)
     job = Job(
         description=description,
         request=request,
@@ -115,7 +117,7 @@ class Planner:
         self._devices: list[Any] | None = None
         self._counter = KernelCounter(
             where=job.where,
-            attention=job.attention,
+            attention=parse_attention(job.attention).exact_name,
             dtype=job.dtype,
             num_tokens=job.geometry.num_tokens,
             crossed=(TEXT_TOKENS, job.image_tokens),
