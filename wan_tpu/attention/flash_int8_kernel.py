@@ -35,8 +35,8 @@ from wan_tpu.attention.flash_kernel import Index, Step, only_first, scratch_shap
 from wan_tpu.int8 import LARGEST, SMALLEST_MAGNITUDE
 
 SUMMED = 8
-"""Weights added up in bfloat16 before float32: some 2e-4 of a sum is lost, a hundredth of what whole
-numbers lose."""
+"""Weights added up in bfloat16 before float32: some 2e-4 of a sum is lost, a hundredth of what the
+whole numbers lose."""
 
 LARGEST_QUERY = 126
 """One less than of keys: so the digits reach every score."""
