@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import pytest
 
+from wan_tpu.attention.flash_blocks import Blocks, block_limits
+from wan_tpu.planner.hardware import CHIPS
 from wan_tpu.planner.kernel_cycles import count_cycles, grid_of
 from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
 from wan_tpu.planner.schedule import (
@@ -16,10 +18,10 @@ from wan_tpu.planner.schedule import (
 )
 
 
-def flash(queries, keys, *, num_keys=None, query_chunks=1, key_chunks=1):
+def flash(queries, keys, *, num_keys=None, query_chunks=1, key_chunks=1, implementation="flash"):
     return KernelShape(
-        chip="v6e", implementation="flash", queries=queries, keys=keys, num_keys=num_keys or keys,
-        head_dim=128, query_chunks=query_chunks, key_chunks=key_chunks,
+        chip="v6e", implementation=implementation, queries=queries, keys=keys,
+        num_keys=num_keys or keys, head_dim=128, query_chunks=query_chunks, key_chunks=key_chunks,
     )  # fmt: skip
 
 
@@ -83,6 +85,15 @@ def test_counting_a_kernel_with_one_block_of_keys():
     assert times == {"tile of 512 keys": 1, "block of keys": 1, "step": 1, "block of queries": 1}
 
 
+INT8 = flash(
+    75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8, implementation="flash-int8"
+)
+INT8_COUNT = {
+    "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
+    "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+}  # fmt: skip
+"""Of 720p as it comes on sp8; `tests/aot/test_flash_int8_compile.py` counts it."""
+
 COUNTED = {
     # One compilation each, the first at full length (2026-11-27, jax 0.10.2, libtpu 0.0.42.1).
     flash(75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8): {
@@ -97,20 +108,23 @@ COUNTED = {
         "block of queries": (4528, 4), "step": (129, 4), "block of keys": (2283, 4),
         "tile of 512 keys": (8082, 4),
     },
+    INT8: INT8_COUNT,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", COUNTED, ids=lambda shape: f"{shape.queries}x{shape.keys}")
+@pytest.mark.parametrize("shape", COUNTED, ids=lambda s: f"{s.implementation}-{s.queries}x{s.keys}")
 def test_times_of_the_parts(shape):
     assert flash_times(shape) == {name: times for name, (_, times) in COUNTED[shape].items()}
     assert shape.smallest_alike().blocks.all_keys == shape.blocks.all_keys
 
 
-def test_cycles_of_a_head_at_720p():
-    """1.50 thousandths of a cycle a pair: benchmarks/results/2026-11-27-flash-order.md."""
-    shape, parts = next(iter(COUNTED.items()))
-    count = KernelCycles(parts={name: (n, 1) for name, (n, _) in parts.items()})
-    assert count.of(shape).per_head / 75_600**2 == pytest.approx(1.504e-3, rel=1e-3)
+@pytest.mark.parametrize(
+    ("shape", "cycles"), [(next(iter(COUNTED)), 1.504e-3), (INT8, 1.063e-3)], ids=["flash", "int8"]
+)
+def test_cycles_of_a_head_at_720p(shape, cycles):
+    """A pair: benchmarks/results/2026-11-27-flash-order.md and 2026-11-27-flash-int8.md."""
+    count = KernelCycles(parts={name: (n, 1) for name, (n, _) in COUNTED[shape].items()})
+    assert count.of(shape).per_head / 75_600**2 == pytest.approx(cycles, rel=1e-3)
 
 
 def test_the_layouts_of_a_plan_share_their_counts():
@@ -143,6 +157,23 @@ def test_tiles_go_by_the_chip():
 def test_the_smallest_shape_alike_gives_the_count(shape):
     """Bundle for bundle. Red when the kernel, or how its schedule is read, changes."""
     assert count_cycles(shape.smallest_alike()).of(shape).parts == COUNTED[shape]
+
+
+@pytest.mark.parametrize(
+    ("chip", "tile"),
+    [("v7x", 1474), ("v5p", 4034), pytest.param("v5e", 4021, marks=pytest.mark.slow)],
+)
+def test_a_tile_of_each_chip(chip, tile):
+    """1,024 queries and keys (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); on a v6e it takes 1,724.
+
+    Red when a chip is given another's order: a v7x would take 1,577, a v5p 6,094.
+    """
+    order = block_limits(CHIPS[chip].device_kind).order
+    blocks = Blocks(queries=1024, keys=2048, compute=1024, last_compute=512, order=order)
+    shape = dataclasses.replace(
+        flash(2048, 4096, num_keys=4095, query_chunks=2, key_chunks=2), chip=chip, tiles=blocks
+    )
+    assert count_cycles(shape).parts["tile of 1024 keys"] == (tile, 6)
 
 
 def test_a_count_that_takes_too_long_is_given_up():

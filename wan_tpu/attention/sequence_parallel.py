@@ -6,9 +6,9 @@ the tokens of the other sp shards. Functions here take the global view and are c
 
 Heads stay where the projections leave them, one after the other in the channels of a token:
 `[tokens, heads * head_dim]`. Splitting the two lays an array out anew in a TPU's memory. For
-Ulysses the heads come in as many groups as there are sp shards, each group one block in memory that
-goes to (or comes from) one shard; elsewhere there is one group. A further way is one more function
-in `_SELF_ATTENTION`.
+Ulysses the heads come in as many groups as there are shards that trade, each group one block in
+memory that goes to (or comes from) one shard; elsewhere there is one group. A further way is one
+more function in `_SELF_ATTENTION`.
 
 The platform always comes from the mesh: programs are also compiled for a slice that is not there.
 """
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -27,12 +28,25 @@ from wan_tpu.attention.api import (
     attend_chunks_backward,
     attend_chunks_with_logsumexp,
 )
-from wan_tpu.attention.arrays import Grouped, KeyChunks, QueryChunks, Tokens
-from wan_tpu.attention.ring import ring_attention
+from wan_tpu.attention.arrays import (
+    AnyKeyChunks,
+    Grouped,
+    Int8KeyChunks,
+    KeyChunks,
+    QueryChunks,
+    Tokens,
+)
+from wan_tpu.attention.int8_keys import GroupedKeys, QuantizedKeys, quantize_grouped
+from wan_tpu.attention.names import FLASH_INT8, TOKEN_MAJOR
+from wan_tpu.attention.ring import ring_attention, ring_forward
 from wan_tpu.attention.splash_tiles import padded_length, tiles_for
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
-from wan_tpu.sharding.rules import CONTEXT, GROUPED_HEADS, SPLIT_FEATURES
+from wan_tpu.sharding.rules import CONTEXT, GROUP_SCALES, GROUPED_HEADS, SPLIT_FEATURES
+
+HEAD_AHEAD_SHARDS = 8
+"""Shards from which ulysses sends a device's first head ahead of the others. Arrays are written
+once more for it: over four shards, where they are larger, that costs as much as it hides."""
 
 Result = TypeVar("Result")
 
@@ -72,7 +86,7 @@ def padded_tokens(
     assert implementation != "auto"
     assert multiple % layout.sp == 0, (multiple, str(layout))
     least = ceil_to_multiple(num_tokens, multiple)
-    if implementation == "flash":
+    if implementation in TOKEN_MAJOR:
         tiled = ceil_to_multiple(num_tokens, multiple * TILE_TOKENS)
     elif implementation == "splash":
         tiled = padded_length(num_tokens, tiles_for(mesh.devices.flat[0].device_kind))
@@ -80,11 +94,6 @@ def padded_tokens(
     else:
         return least
     return tiled if tiled - num_tokens <= MOST_PADDING * num_tokens else least
-
-
-def head_groups(layout: Layout) -> int:
-    """Groups that the heads of queries, keys and values come in."""
-    return layout.sp if layout.sequence_parallel == "ulysses" else 1
 
 
 def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
@@ -95,7 +104,7 @@ def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
 
     def per_device(x: Tokens) -> Grouped:
         # Cut, not reshaped and turned: XLA turns twice what comes out of a product of int8.
-        return jnp.stack(jnp.split(x, head_groups(layout), axis=-1))
+        return jnp.stack(jnp.split(x, layout.head_groups, axis=-1))
 
     return _shard_map(per_device, mesh, (SPLIT_FEATURES,), GROUPED_HEADS)(x)
 
@@ -122,6 +131,9 @@ def sharded_attend(
 ) -> Grouped:
     """Self-attention over tokens that are split over sp; global view, inside jit.
 
+    Keys of `flash-int8` are quantised before they travel: half the bytes, and the mean and the
+    scale are of all tokens, the same on every layout.
+
     Args:
         query: [groups, batch, tokens, heads of a group * head_dim], as `group_heads` makes it;
             tokens padded to a multiple of sp, heads to `layout.padded_heads`, batch a multiple of
@@ -143,15 +155,23 @@ def sharded_attend(
     """
     _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
-    assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
+    assert query.shape[0] == layout.head_groups, (query.shape, str(layout))
     alone = (_alone, {"attend": attend_chunks})
     way, functions = _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else alone
+    keys, key_spec = key, GROUPED_HEADS
+    if implementation == FLASH_INT8:
+        way, functions = _of_int8_keys(way, functions)
+        keys = quantize_grouped(key, head_dim=head_dim, num_keys=num_keys or key.shape[2])
+        key_spec = GroupedKeys._make((GROUPED_HEADS, GROUP_SCALES))
+    if way is _ulysses and layout.sp >= HEAD_AHEAD_SHARDS:
+        way = functools.partial(way, first=head_dim)
     chosen = {
         name: _for_devices_of(mesh, function, implementation, head_dim)
         for name, function in functions.items()
     }
     per_device = functools.partial(way, **chosen, num_keys=num_keys)
-    return _shard_map(per_device, mesh, (GROUPED_HEADS,) * 3, GROUPED_HEADS)(query, key, value)
+    specs = (GROUPED_HEADS, key_spec, GROUPED_HEADS)
+    return _shard_map(per_device, mesh, specs, GROUPED_HEADS)(query, keys, value)
 
 
 def cross_attend(
@@ -195,7 +215,7 @@ def cross_attend(
 
 def _alone(
     query: QueryChunks,
-    key: KeyChunks,
+    key: AnyKeyChunks,
     value: KeyChunks,
     *,
     attend: LocalAttend,
@@ -207,11 +227,12 @@ def _alone(
 
 def _ulysses(
     query: QueryChunks,
-    key: KeyChunks,
+    key: AnyKeyChunks,
     value: KeyChunks,
     *,
     attend: LocalAttend,
     num_keys: int | None,
+    first: int | None = None,
 ) -> QueryChunks:
     """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
 
@@ -219,19 +240,51 @@ def _ulysses(
     counts groups of heads, after it the shards that the tokens come from, which attention takes as
     chunks: nothing is put in order. Query, key and value travel one by one: one can travel while
     the next is computed.
+
+    Where sp has more shards than there are groups of heads, each group's keys and values come to
+    several neighbours, who gather them from one another (both ways at once as USP has them: Fang
+    and Zhao 2024, arXiv:2405.07719). Neighbours gather and not trade: over the 16 chips of a 4x4
+    block gathering takes 39 ms of the 14B's step so, and 155 the other way; trading 155 in both.
+
+    With `first`, that many channels (whole heads) go ahead: they are attended to while all others
+    travel, and their result travels while the others are attended to.
     """
-    query, key, value = (_exchange(x) for x in (query, key, value))
-    return _exchange(attend(query, key, value, num_keys=num_keys))
+    groups, shards = len(query), jax.lax.axis_size(SP)
+    neighbours = np.arange(shards).reshape(groups, -1)
+    traders = None if groups == shards else neighbours.T.tolist()
+    # Attention takes chunks of keys in any order, if only padding comes last.
+    tokens = query.shape[2]
+    is_last_padded = num_keys is None or shards * tokens - num_keys < tokens
 
+    def exchange(x: Array, axis: int = 0) -> Array:
+        # entry i of the dimension goes to trader i, what trader i sent becomes it
+        return jax.lax.all_to_all(
+            x, SP, split_axis=axis, concat_axis=axis, axis_index_groups=traders, tiled=True
+        )
 
-def _exchange(x: KeyChunks) -> KeyChunks:
-    """Per device: entry i of the first dimension goes to shard i, what shard i sent becomes it."""
-    return jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
+    def gather(x: AnyKeyChunks) -> Array:
+        # [groups, batch, tokens, channels] -> as many chunks as shards, or chunks of all neighbours
+        axis = 0 if is_last_padded else 2
+        return jax.lax.all_gather(
+            x, SP, axis=axis, axis_index_groups=neighbours.tolist(), tiled=True
+        )
+
+    def attend_and_return(query: QueryChunks, key: Array, value: Array) -> QueryChunks:
+        if groups < shards:
+            key, value = gather(key), gather(value)
+        return exchange(attend(query, key, value, num_keys=num_keys))
+
+    if first is None or first == query.shape[-1]:
+        return attend_and_return(*(exchange(x) for x in (query, key, value)))
+    of_first = [exchange(x[..., :first]) for x in (query, key, value)]
+    # As one: libtpu lets one all-to-all go on beside other work, and waits for a second at once.
+    of_others = exchange(jnp.stack([x[..., first:] for x in (query, key, value)]), axis=1)
+    return jnp.concatenate([attend_and_return(*of_first), attend_and_return(*of_others)], axis=-1)
 
 
 def _allgather(
     query: QueryChunks,
-    key: KeyChunks,
+    key: AnyKeyChunks,
     value: KeyChunks,
     *,
     attend: LocalAttend,
@@ -246,7 +299,10 @@ def _allgather(
     return attend(query, key, value, num_keys=num_keys)
 
 
-_SELF_ATTENTION: dict[str, tuple[Callable[..., Array], dict[str, Callable[..., Any]]]] = {
+_Way = tuple[Callable[..., Array], dict[str, Callable[..., Any]]]
+"""A way to share the sequence, per device, and the functions that it takes."""
+
+_SELF_ATTENTION: dict[str, _Way] = {
     "ulysses": (_ulysses, {"attend": attend_chunks}),
     "allgather": (_allgather, {"attend": attend_chunks}),
     "ring": (
@@ -254,8 +310,32 @@ _SELF_ATTENTION: dict[str, tuple[Callable[..., Array], dict[str, Callable[..., A
         {"attend": attend_chunks_with_logsumexp, "attend_backward": attend_chunks_backward},
     ),
 }
-"""A way to share the sequence and the functions it takes, by the names of
-`wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
+"""By the names of `wan_tpu.sharding.layout.SEQUENCE_PARALLEL`."""
+
+
+def _of_int8_keys(way: Callable[..., Array], functions: dict[str, Callable[..., Any]]) -> _Way:
+    """The same way for quantised keys, which have no gradient."""
+    share = ring_forward if way is ring_attention else way
+
+    def per_device(
+        query: QueryChunks,
+        keys: GroupedKeys,
+        value: KeyChunks,
+        *,
+        attend: Callable[..., Any],
+        num_keys: int | None,
+    ) -> QueryChunks:
+        def with_scale(
+            query: QueryChunks, values: Int8KeyChunks, value: KeyChunks, *, num_keys: int | None
+        ) -> Any:
+            return attend(query, QuantizedKeys(values, scale), value, num_keys=num_keys)
+
+        # Of the group of heads that comes to this device.
+        shards_of_group = jax.lax.axis_size(SP) // len(keys.scale)
+        scale = keys.scale[jax.lax.axis_index(SP) // shards_of_group]
+        return share(query, keys.values, value, attend=with_scale, num_keys=num_keys)
+
+    return per_device, {"attend": functions["attend"]}
 
 
 def _for_devices_of(
@@ -273,7 +353,7 @@ def _for_devices_of(
 def _shard_map(
     per_device: Callable[..., Array],
     mesh: Mesh,
-    in_specs: tuple[PartitionSpec, ...],
+    in_specs: tuple[Any, ...],
     out_specs: PartitionSpec,
 ) -> Callable[..., Array]:
     # check_vma: Pallas calls do not say over which axes their results vary.

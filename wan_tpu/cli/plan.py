@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import (
+    add_attention_argument,
     add_few_steps_arguments,
     add_quantize_argument,
     add_step_cache_argument,
@@ -71,10 +72,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
         "--strength", type=float, help="with a video: how much of it is replaced by noise"
     )
     add_layouts_arguments(parser)
-    parser.add_argument(
-        "--attention", default="auto", metavar="NAME",
-        help="auto, reference, dot_product, chunked, splash or flash (default: %(default)s)",
-    )  # fmt: skip
+    add_attention_argument(parser)
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
@@ -116,9 +114,10 @@ def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", choices=(*WEIGHTS, ALL), default=WEIGHTS[0],
+        "--weights", choices=(*WEIGHTS, ALL),
         help="each weight over all devices, or a copy per dp and sp index; all tries both where "
-        "they differ, likewise (default: %(default)s)",
+        "they differ, likewise (default: sharded; a plan then tries the other of its best layout, "
+        "too, where it fits)",
     )  # fmt: skip
 
 
@@ -133,7 +132,7 @@ def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
     else:
         texts = [text.strip() for text in parsed.layouts.split(",")]
     modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights or WEIGHTS[0],)
     found = [
         parse_layout(text, sequence_parallel=mode, weights=kind)
         for text in texts
@@ -168,7 +167,8 @@ def run(parsed: argparse.Namespace) -> int:
     job = _make_job(parsed, request, where)
     base = None if parsed.no_cache else runtime.default_cache_base()
     cache = planner.FactsCache(None if base is None else base / "plans")
-    rows = planner.Planner(job, cache, StageLines().say).plan(layouts)
+    both = parsed.weights is None
+    rows = planner.Planner(job, cache, StageLines().say).plan(layouts, both_weights=both)
     switch = None
     if parsed.adapter_rank is not None:
         switch = planner.plan_switch(job, rows[0], parsed.adapter_rank)
@@ -183,14 +183,11 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice") -> "Job":
-    from wan_tpu.attention.api import IMPLEMENTATIONS
     from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.model import parse_dtype
     from wan_tpu.pipeline.step_cache import with_curve
     from wan_tpu.planner import STAGE_GROUPS, make_job
 
-    if parsed.attention not in IMPLEMENTATIONS:
-        raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
     stages: list[str] = []
     for name in parsed.stages.split(","):
         if name.strip() not in STAGE_GROUPS:

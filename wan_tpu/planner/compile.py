@@ -25,7 +25,7 @@ import wan_tpu
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.planner.links import Coordinates
-from wan_tpu.planner.program import ProgramCosts
+from wan_tpu.planner.program import ProgramCosts, read_program
 from wan_tpu.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -142,16 +142,19 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
-    """Compiles a stage; a program that does not fit is a fact, too.
+    """Compiles a stage, its attention kernels empty; a program that does not fit is a fact, too.
 
     Returns:
         the facts without the costs, and the program's text, empty when it does not fit.
     """
     import jax
 
+    from wan_tpu.planner.kernel_bodies import with_empty_kernels
+
     started = time.monotonic()
     try:
-        compiled = stage.compile()
+        lowered = with_empty_kernels(stage)
+        compiled = stage.compile_lowered(lowered)
     except jax.errors.JaxRuntimeError as error:
         if _OUT_OF_MEMORY not in str(error):
             raise
@@ -173,6 +176,35 @@ def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
     return facts, text
 
 
+def kept_facts(
+    cache: "FactsCache",
+    key: Mapping[str, Any],
+    make_stage: Callable[[], Stage],
+    *,
+    label: str,
+    report: Callable[[str], None],
+) -> StageFacts:
+    """The facts of a stage and its costs, from a cache or from the compiler.
+
+    Args:
+        cache: where they are kept.
+        key: of everything that decides the program.
+        make_stage: called where they are not.
+        label: what is reported to be compiled.
+        report: called with a line before and after it.
+    """
+
+    def compiled() -> dict[str, Any]:
+        report(f"compiling {label}")
+        facts, text = compile_stage(make_stage())
+        report(f"compiled {label} in {facts.compile_seconds:.0f} s")
+        return {"facts": facts.to_json(), "text": pack_text(text)}
+
+    program = cache.get(key, compiled)
+    facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
+    return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+
+
 def pack_text(text: str) -> str:
     """A program's text for JSON: a tenth of its size."""
     return base64.b85encode(zlib.compress(text.encode())).decode()
@@ -190,27 +222,27 @@ def _first_words(message: str) -> str:
 
 
 class FactsCache:
-    """JSON objects by key, one file each.
+    """JSON objects by key, one file each; in memory likewise, for layouts that share a program.
 
     Args:
-        folder: where they lie; None keeps nothing.
+        folder: where they lie; None keeps nothing there.
     """
 
     def __init__(self, folder: pathlib.Path | None):
         self._folder = folder
+        self._here: dict[str, dict[str, Any]] = {}
 
     def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The object of a key, made when it is not there yet."""
-        if self._folder is None:
-            return make()
-        path = self._folder / f"{digest(key)}.json"
-        kept = self._read(path)
-        if kept is not None:
-            return kept
-        facts = make()
-        text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts}, default=str)
-        self._write(path, text)
-        return facts
+        name = digest(key)
+        if name not in self._here:
+            path = None if self._folder is None else self._folder / f"{name}.json"
+            kept = None if path is None else self._read(path)
+            self._here[name] = make() if kept is None else kept
+            if path is not None and kept is None:
+                whole = {"format": FORMAT, "key": dict(key), "facts": self._here[name]}
+                self._write(path, json.dumps(whole, default=str))
+        return self._here[name]
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         """Keeps an object; a folder that cannot be written costs the keeping alone."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from wan_tpu.attention.choice import parse_attention
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
@@ -22,27 +23,24 @@ from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.names import check_quantize
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
-from wan_tpu.pipeline.step_plan import contexts_of
+from wan_tpu.pipeline.step_plan import contexts_of, with_gate
 from wan_tpu.pipeline.step_program import abstract_carried
 from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
     FactsCache,
     StageFacts,
-    compile_stage,
-    pack_text,
+    kept_facts,
     slice_devices,
     source_digest,
-    unpack_text,
     versions,
 )
-from wan_tpu.planner.estimate import estimate, share_of_peak
+from wan_tpu.planner.estimate import estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import STAGES, Job, with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
-from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
 from wan_tpu.request import VideoRequest
-from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.layout import WEIGHTS, Layout
 from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
 from wan_tpu.vae.spatial import spatial_split
 
@@ -77,11 +75,12 @@ def make_job(
 
     Raises:
         InputError: the model cannot make this video, nothing is quantised so, there is no such
-            stage, or the video runs none of them.
+            attention or stage, or the video runs none of them.
     """
     check_quantize(choices.get("quantize"))
     request, geometry = check_request(description, with_inputs(description, request))
     schedule, steps = schedule_steps(description, request)
+    steps = with_gate(steps, parse_attention(choices.get("attention", "auto")).gate)
     job = Job(
         description=description,
         request=request,
@@ -118,7 +117,7 @@ class Planner:
         self._devices: list[Any] | None = None
         self._counter = KernelCounter(
             where=job.where,
-            attention=job.attention,
+            attention=parse_attention(job.attention).exact_name,
             dtype=job.dtype,
             num_tokens=job.geometry.num_tokens,
             crossed=(TEXT_TOKENS, job.image_tokens),
@@ -127,8 +126,15 @@ class Planner:
         )
         self._position = ""
 
-    def plan(self, layouts: Sequence[Layout]) -> list[LayoutPlan]:
+    def plan(self, layouts: Sequence[Layout], *, both_weights: bool = False) -> list[LayoutPlan]:
         """A row for each layout: those that fit first, then by seconds of a video.
+
+        Args:
+            layouts: each once.
+            both_weights: whether the best of them is planned with its weights kept the other way,
+                too, where what stays then leaves room for what a stage needs. One row more and not
+                twice as many: a row is a minute of compiling, and the way weights are kept moves a
+                step by less than the shape does.
 
         Raises:
             LayoutError: a layout is not for the slice's number of devices; nothing was compiled.
@@ -140,7 +146,18 @@ class Planner:
         for number, layout in enumerate(layouts, start=1):
             self._position = f"{number} of {len(layouts)}: {layout}"
             rows.append(self._row(layout))
-        return sorted(rows, key=lambda row: (bool(row.misfits), row.video_seconds, str(row.layout)))
+        other = self._other_weights(min(rows, key=_order)) if both_weights and rows else None
+        if other is not None and other not in layouts:
+            self._position = f"the best with its weights the other way: {other}"
+            rows.append(self._row(other))
+        return sorted(rows, key=_order)
+
+    def _other_weights(self, row: LayoutPlan) -> Layout | None:
+        """The layout of a row with its weights kept the other way; None where they do not fit."""
+        others = [x for x in WEIGHTS if x != row.layout.weights]
+        other = dataclasses.replace(row.layout, weights=others[0])
+        more = self._resident(other).weights - row.resident.weights
+        return other if row.peak_bytes + more <= row.limit_bytes else None
 
     def _row(self, layout: Layout) -> LayoutPlan:
         job, resident = self._job, self._resident(layout)
@@ -152,16 +169,14 @@ class Planner:
         cycles = {shape: count.per_head for shape, count in kernels.items()}
         stages = {}
         for name, fact in facts.items():
-            seconds, share = None, 0.0
+            seconds = None
             if fact.costs is not None:
                 seconds = estimate(fact.costs, job.where, fact.coordinates, cycles)
-                share = share_of_peak(fact.costs, seconds, job.where.chip)
             stages[name] = StagePlan(
                 facts=fact,
                 runs=runs[name],
                 served_bytes=served_bytes(fact, resident.during(name, fact.output_bytes)),
                 seconds=seconds,
-                share_of_peak=share,
             )
         return LayoutPlan(
             layout=layout,
@@ -170,6 +185,8 @@ class Planner:
             limit_bytes=job.where.chip.hbm_bytes,
             kernels=kernels,
             uncounted=uncounted,
+            model_flops=job.model_flops,
+            peak_flops=job.where.chip.bf16_flops * job.where.num_devices,
         )
 
     def _facts(self, name: str, layout: Layout, resident: Resident) -> StageFacts:
@@ -181,19 +198,14 @@ class Planner:
         if resident.weights > limit:
             needed = f"the weights alone are {resident.weights / GIB:.2f} of {limit / GIB:.2f} GiB"
             return StageFacts(name=name, failure=needed)
-        label = f"{self._position}, {name}"
-
-        def compiled() -> dict[str, Any]:
-            self._report(f"compiling {label}")
-            facts, text = compile_stage(self._job.stages_of(self._run(layout))[name])
-            self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
-            return {"facts": facts.to_json(), "text": pack_text(text)}
-
         key = {"what": name, "split": self._split(name, layout)}
-        packages = _PACKAGES_OF_STAGE[name.partition("-")[0]]
-        program = self._cache.get(key | self._base_key(*packages), compiled)
-        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
-        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+        return kept_facts(
+            self._cache,
+            key | self._base_key(*_PACKAGES_OF_STAGE[name.partition("-")[0]]),
+            lambda: self._job.stages_of(self._run(layout))[name],
+            label=f"{self._position}, {name}",
+            report=self._report,
+        )
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.
@@ -295,3 +307,8 @@ class Planner:
             }
 
         return Resident(**self._cache.get(key, make))
+
+
+def _order(row: LayoutPlan) -> tuple[bool, float, str]:
+    """Those that fit first, then by seconds of a video."""
+    return bool(row.misfits), row.video_seconds, str(row.layout)

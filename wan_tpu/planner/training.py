@@ -21,11 +21,9 @@ from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,
-    compile_stage,
-    pack_text,
+    kept_facts,
     slice_devices,
     source_digest,
-    unpack_text,
     versions,
 )
 from wan_tpu.planner.costs import Attention
@@ -33,7 +31,6 @@ from wan_tpu.planner.estimate import Seconds, estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
-from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import served_bytes
 from wan_tpu.request import make_request
 from wan_tpu.sharding.layout import Layout
@@ -112,8 +109,7 @@ class TrainingPlan:
         """Seconds of a step, least and most: by the peaks, by the compiler's own count."""
         if self.seconds is None:
             return math.inf, math.inf
-        low, high = sorted((self.seconds.total, self.seconds.by_compiler))
-        return low, high
+        return self.seconds.range
 
     @property
     def mfu(self) -> tuple[float, float]:
@@ -157,7 +153,8 @@ class TrainingPlan:
             "compute_seconds": seconds.compute,
             "attention_seconds": seconds.attention,
             "memory_seconds": seconds.memory,
-            "link_seconds": seconds.links,
+            "exposed_link_seconds": seconds.exposed,
+            "hidden_link_seconds": seconds.hidden,
             "flops": facts.costs.total("flops"),
             "hbm_bytes": facts.costs.total("hbm_bytes"),
             "collectives": facts.costs.collectives_by_kind(),
@@ -245,7 +242,7 @@ class TrainingPlanner:
         if facts.costs is not None:
             counter = KernelCounter(
                 where=job.where,
-                attention=job.config.machine.attention,
+                attention=trainer.model.denoiser.setting.implementation,
                 dtype=str(trainer.model.dtype),
                 num_tokens=job.geometry.num_tokens,
                 crossed=(TEXT_TOKENS, image_tokens),
@@ -282,16 +279,13 @@ class TrainingPlanner:
         if resident > limit:
             needed = f"what stays is {resident / GIB:.2f} of {limit / GIB:.2f} GiB"
             return StageFacts(name="train", failure=needed)
-
-        def compiled() -> dict[str, Any]:
-            self._report(f"compiling {layout}")
-            facts, text = compile_stage(trainer.step.stage(self._job.geometry))
-            self._report(f"compiled {layout} in {facts.compile_seconds:.0f} s")
-            return {"facts": facts.to_json(), "text": pack_text(text)}
-
-        program = self._cache.get(self._key(layout), compiled)
-        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
-        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+        return kept_facts(
+            self._cache,
+            self._key(layout),
+            lambda: trainer.step.stage(self._job.geometry),
+            label=str(layout),
+            report=self._report,
+        )
 
     def _key(self, layout: Layout) -> dict[str, Any]:
         """Whatever decides the program."""
