@@ -215,7 +215,8 @@ def test_wan_2_2_decodes_beside_the_other_weights(slice_name, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", 1.5), ("v6e-1", 7.0)])
+@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", 0.7), ("v6e-1", 3.1)])
 def test_wan_2_2_encodes_beside_the_other_weights(slice_name, limit):
+    """Measured: 0.61 and 3.00 GiB."""
     for stage in encode_stages(WAN_2_2, 704, 1280, slice_name):
         assert peak_gib(stage) <= limit
