@@ -91,8 +91,9 @@ def rounded_query(query, keys):
     keys_scale = np.asarray(keys.scale, np.float32)[:, None, :, None]
     factor = np.float32(query.shape[-1] ** -0.5 * math.log2(math.e))
     scaled = query.astype(np.float32) * factor
-    largest = np.maximum(np.abs(scaled).max(-1, keepdims=True), np.float32(1e-30))
-    scale = (largest * (keys_scale / LARGEST_QUERY) * np.float32(1 + 2**-8)).astype(jnp.bfloat16)
+    scale = np.abs(scaled).max(-1, keepdims=True) * (keys_scale / LARGEST_QUERY)
+    scale = np.maximum(scale, np.float32(1e-30))
+    scale = (scale * np.float32(1 + 2**-8)).astype(jnp.bfloat16)
     scale = scale.astype(np.float64) / keys_scale
     whole = np.round(scaled / scale)
     assert np.abs(whole).max() <= LARGEST_QUERY
@@ -207,6 +208,22 @@ def test_a_query_that_is_not_a_number_stays_alone(qkv, exact):
     assert np.isnan(out[:, [7, 8]]).all()
     assert relative_error(out[:, others], expected[:, others]) < SAME_NUMBERS
     assert relative_error(out[:, 5], value.mean(1)) < SAME_NUMBERS
+
+
+@pytest.mark.parametrize("size", [0, 1], ids=["padding", "zero keys"])
+def test_keys_of_zeros_take_the_mean(size, qkv):
+    """Heads that fill up a split are all zeros. Red (not a number) when a scale becomes zero."""
+    query, key, value = qkv
+    out, logsumexp = run(query * size, quantize(key * 0), value)
+    assert relative_error(out, np.broadcast_to(value.mean(1), out.shape)) < SAME_NUMBERS
+    assert np.abs(logsumexp - math.log(1536)).max() < 1e-5
+
+
+def test_keys_that_are_not_numbers_make_none_of_the_result(qkv):
+    """Their scale is NaN (`int8_keys`)."""
+    query, key, value = qkv
+    keys = quantize(key)._replace(scale=jnp.full((1, 1), jnp.nan))
+    assert np.isnan(run(query, keys, value)[0]).all()
 
 
 def test_logsumexp_is_that_of_the_scores_less_the_common_part(qkv):

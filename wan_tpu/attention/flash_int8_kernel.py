@@ -93,11 +93,13 @@ class Int8Step(Step):
         head_dim = self.query.shape[-1]
         scaled = self.query[...].T.astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         magnitude = jnp.abs(scaled)
-        largest = jnp.maximum(magnitude.max(0, keepdims=True), SMALLEST_MAGNITUDE)
+        scale = magnitude.max(0, keepdims=True) * (self.key_scale / LARGEST_QUERY)
+        scale = jnp.maximum(scale, SMALLEST_MAGNITUDE)  # heads that are padding are of zeros
         # Not every maximum sees NaN.
-        largest = jnp.where(magnitude.sum(0, keepdims=True) < jnp.inf, largest, jnp.nan)
+        is_finite = magnitude.sum(0, keepdims=True) * self.key_scale < jnp.inf
+        scale = jnp.where(is_finite, scale, jnp.nan)
         # A bfloat16 number that is not below.
-        packed = (largest * (self.key_scale / LARGEST_QUERY) * (1 + 2**-8)).astype(jnp.bfloat16)
+        packed = (scale * (1 + 2**-8)).astype(jnp.bfloat16)
         scale = packed.astype(jnp.float32)
         self.packed_scale[...], self.scale[...] = packed, scale
         self.query_t[pl.ds(0, head_dim), :] = _whole(scaled * (self.key_scale / scale))
