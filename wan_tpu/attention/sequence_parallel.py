@@ -252,7 +252,7 @@ def _ulysses(
             x, SP, split_axis=0, concat_axis=0, axis_index_groups=traders, tiled=True
         )
 
-    def gather(x: KeyChunks) -> Array:
+    def gather(x: AnyKeyChunks) -> Array:
         # [groups, batch, tokens, channels] -> as many chunks as shards, or chunks of all neighbours
         axis = 0 if is_last_padded else 2
         return jax.lax.all_gather(
@@ -313,8 +313,9 @@ def _of_int8_keys(way: Callable[..., Array], functions: dict[str, Callable[..., 
         ) -> Any:
             return attend(query, QuantizedKeys(values, scale), value, num_keys=num_keys)
 
-        # Of the group of heads that comes to this device.
-        scale = keys.scale[jax.lax.axis_index(SP) % len(keys.scale)]
+        # Of the group of heads that comes to this device: each to as many neighbours.
+        neighbours = jax.lax.axis_size(SP) // len(keys.scale)
+        scale = keys.scale[jax.lax.axis_index(SP) // neighbours]
         return share(query, keys.values, value, attend=with_scale, num_keys=num_keys)
 
     return per_device, {"attend": functions["attend"]}
