@@ -183,7 +183,11 @@ def int8_of_one_device(make_qkv, devices):
             {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}
             | {("all-gather", "s8"): 1, ("all-gather", "f32"): 1},
         ),
-        ("dp2-sp2-tp2 allgather", {("all-gather", "s8"): 1, ("all-gather", "f32"): 1}),
+        pytest.param(
+            "dp2-sp2-tp2 allgather",
+            {("all-gather", "s8"): 1, ("all-gather", "f32"): 1},
+            marks=pytest.mark.slow,  # as ulysses' second way, above
+        ),
         (
             "dp2-sp2-tp2 ring",
             {("collective-permute", "s8"): 1, ("collective-permute", "f32"): 1},

@@ -85,14 +85,21 @@ def test_counting_a_kernel_with_one_block_of_keys():
     assert times == {"tile of 512 keys": 1, "block of keys": 1, "step": 1, "block of queries": 1}
 
 
-INT8 = flash(
-    75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8, implementation="flash-int8"
+INT8, SMALL_INT8 = (
+    flash(tokens, tokens, num_keys=real, query_chunks=8, key_chunks=8, implementation="flash-int8")
+    for tokens, real in ((75_776, 75_600), (32_768, 32_760))
 )
-INT8_COUNT = {
-    "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
-    "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+INT8_COUNTED = {
+    INT8: {
+        "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
+        "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+    },
+    SMALL_INT8: {
+        "block of queries": (3178, 8), "step": (131, 8), "block of keys": (1418, 8),
+        "tile of 1024 keys": (4513, 248), "tile of 512 keys": (2749, 16),
+    },
 }  # fmt: skip
-"""Of 720p as it comes on sp8; `tests/aot/test_flash_int8_compile.py` counts it."""
+"""Of 720p and 480p as they come on sp8; `tests/aot/test_flash_int8_compile.py` counts them."""
 
 COUNTED = {
     # One compilation each, the first at full length (2026-11-27, jax 0.10.2, libtpu 0.0.42.1).
@@ -108,7 +115,7 @@ COUNTED = {
         "block of queries": (4528, 4), "step": (129, 4), "block of keys": (2283, 4),
         "tile of 512 keys": (8082, 4),
     },
-    INT8: INT8_COUNT,
+    **INT8_COUNTED,
 }  # fmt: skip
 
 
