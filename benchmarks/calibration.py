@@ -1,8 +1,9 @@
 """the planner's step seconds beside published runs, as the table of docs/calibration.md
 
 Compiles the step of each run's layout (cached like every plan) and prints predicted beside
-measured, the error, and the rank correlation. The runs are public ones: Wan 2.1 14B
-(and 2.2 A14B, whose two experts have the same step), 1280x720, 81 frames, guidance on.
+measured, the errors of both ends of the range, and the rank correlation of the lower. The runs are
+public ones: Wan 2.1 14B (and 2.2 A14B, whose two experts have the same step), 1280x720, 81 frames,
+guidance on.
 """
 
 import argparse
@@ -133,12 +134,12 @@ class Prediction:
     """Of one run: seconds of a step with our splash kernel, or theirs where there is a count.
 
     Attributes:
-        step_seconds: predicted.
+        step_range: predicted, by the peaks and by the compiler's count.
         fits: whether every stage looked at fits, the streaming VAE not among them.
         peak_gib: of a step with everything resident.
     """
 
-    step_seconds: float
+    step_range: tuple[float, float]
     fits: bool
     peak_gib: float
 
@@ -157,10 +158,9 @@ def _predict(published: PublishedRun) -> Prediction:
     base = runtime.default_cache_base()
     cache = FactsCache(None if base is None else base / "plans")
     (row,) = Planner(job, cache, _report).plan([published.layout])
-    seconds = row.step_seconds
-    if published.kernel == FIXED_M:
-        seconds += _kernel_difference(row, job)
-    return Prediction(step_seconds=seconds, fits=not row.misfits, peak_gib=row.peak_bytes / GIB)
+    added = _kernel_difference(row, job) if published.kernel == FIXED_M else 0.0
+    low, high = (seconds + added for seconds in row.step_range)
+    return Prediction(step_range=(low, high), fits=not row.misfits, peak_gib=row.peak_bytes / GIB)
 
 
 def _report(line: str) -> None:
@@ -191,6 +191,10 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
+def _errors(prediction: Prediction, measured: float) -> str:
+    return "..".join(f"{100 * (s / measured - 1):+.0f}%" for s in prediction.step_range)
+
+
 def format_table(runs: Sequence[PublishedRun], predictions: Sequence[Prediction]) -> str:
     """A Markdown row per run, then the rank correlations."""
     header = ("source", "slice", "layout", "kernel", "measured s", "measured s/step")
@@ -205,8 +209,8 @@ def format_table(runs: Sequence[PublishedRun], predictions: Sequence[Prediction]
             published.kernel,
             "-" if published.seconds is None else f"{published.seconds:g}",
             "-" if measured is None else f"{measured:.2f}",
-            f"{prediction.step_seconds:.2f}",
-            "-" if measured is None else f"{100 * (prediction.step_seconds / measured - 1):+.0f}%",
+            "..".join(f"{seconds:.2f}" for seconds in prediction.step_range),
+            "-" if measured is None else _errors(prediction, measured),
             f"{prediction.peak_gib:.1f}" + ("" if prediction.fits else " (does not fit)"),
             published.note,
         )
@@ -218,7 +222,7 @@ def format_table(runs: Sequence[PublishedRun], predictions: Sequence[Prediction]
         ("all but flash", [r.kernel != FLASH for r in runs]),
     ):
         pairs = [
-            (r.measured_step_seconds, p.step_seconds)
+            (r.measured_step_seconds, p.step_range[0])
             for r, p, wanted in zip(runs, predictions, chosen, strict=True)
             if wanted and r.measured_step_seconds is not None
         ]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.aot.test_attention_compile import kernels, make, memory
 from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
-from wan_tpu.attention.sequence_parallel import head_groups, sharded_attend
+from wan_tpu.attention.sequence_parallel import sharded_attend
 from wan_tpu.sharding.mesh import named
 from wan_tpu.stage import Stage, abstract
 
@@ -34,7 +34,7 @@ def compile_gradient(
 ):
     """Self-attention and its gradients, with what the forward gives kept by name."""
     layout, mesh = make(topology_name, text, way)
-    groups = head_groups(layout)
+    groups = layout.head_groups
     shape = (groups, layout.dp, tokens, heads // groups * HEAD_DIM)
     array = abstract(shape, dtype, named(mesh, None, "dp", "sp", "tp"))
     policy = jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT, ATTENTION_LOGSUMEXP)

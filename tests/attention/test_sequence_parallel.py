@@ -84,6 +84,27 @@ def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exa
     assert collectives(program) == ({exchanged[way]} if layout.sp > 1 else set())
 
 
+MIXED = ["sp8 ulysses4", "sp8 ulysses2", "dp2-sp4 ulysses2", "sp4-tp2 ulysses2"]
+
+
+@pytest.mark.parametrize("text", MIXED)
+def test_heads_are_traded_among_a_part_and_keys_gathered_over_the_rest(
+    text, devices, make_qkv, spoil, exact
+):
+    """Twelve heads, which eight shards do not divide; the last shards hold padding only.
+
+    Red when shards that are not side by side trade: keys then come in another order, and padding
+    among them.
+    """
+    layout, mesh = make(text, "ulysses", devices)
+    arrays = spoil(make_qkv(2, 88, 88, 12, 16), 60, 1e4)
+    expected = exact(*(x[:, :60] for x in arrays))
+    out, program = split_self(arrays, layout, mesh, "chunked", 60)
+    assert out.sharding.is_equivalent_to(named(mesh, "dp", "sp", "tp"), 4)
+    assert relative_error(out[:, :60], expected) < PARITY
+    assert collectives(program) == {"all-to-all", "all-gather"}
+
+
 @WAYS
 def test_heads_keep_their_order(way, devices, make_qkv):
     """Each head's values are its number, so each head's result is: red for any wrong order."""

@@ -22,7 +22,7 @@ def test_rank_correlation(second, expected):
 
 def test_every_published_run_has_a_row():
     predictions = [
-        Prediction(step_seconds=r.measured_step_seconds or 5.0, fits=True, peak_gib=20.0)
+        Prediction(step_range=(r.measured_step_seconds or 5.0, 6.0), fits=True, peak_gib=20.0)
         for r in RUNS
     ]
     table = format_table(RUNS, predictions).splitlines()

@@ -22,10 +22,32 @@ from tests.consistency.cases import (
     covering_cases,
 )
 from wan_tpu.pipeline.consistency import compare
+from wan_tpu.sharding.layout import parse_layout
 
 
 @pytest.mark.parametrize("case", covering_cases(), ids=str)
 def test_every_pair_of_choices(case: Case, compared_runs):
+    assert_consistent(case, compared_runs)
+
+
+@pytest.mark.parametrize(
+    ("layout", "attention", "model", "guidance"),
+    [
+        ("sp8 ulysses4", "reference", "12 heads", "guided"),
+        pytest.param("dp2-sp4 ulysses2", "splash", "5 heads", "guided", marks=pytest.mark.slow),
+        pytest.param("sp4-tp2 ulysses2", "flash", "8 heads", "unguided", marks=pytest.mark.slow),
+        pytest.param("sp8 ulysses2", "flash", "5 heads", "guided", marks=pytest.mark.slow),
+    ],
+)
+def test_heads_traded_among_a_part_of_the_shards(layout, attention, model, guidance, compared_runs):
+    """12 heads over eight shards: without guidance the default of a v6e-8."""
+    case = Case(
+        layout=parse_layout(layout),
+        attention=attention,
+        model=model,
+        frames="one frame",
+        guidance=guidance,
+    )
     assert_consistent(case, compared_runs)
 
 

@@ -1,5 +1,6 @@
 """What is kept, what does not fit, what is not installed."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -93,11 +94,11 @@ def test_a_kernel_too_large_for_vmem_is_a_fact(tpu_mesh):
 
 def test_other_errors_of_the_compiler_are_not_swallowed(tpu_mesh):
     class Broken(Stage):
-        def compile(self):
+        def compile_lowered(self, lowered):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    mesh = tpu_mesh("v6e-1", Layout())
-    stage = Broken(name="test", function=abs, arguments=(), mesh=mesh)
+    stage = make_stage(tpu_mesh("v6e-1", Layout()), abs, (8, 128))
+    stage = Broken(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         compile_stage(stage)
 
@@ -115,16 +116,17 @@ def test_the_cache_makes_once_and_survives_damage(tmp_path, caplog):
     assert cache.get({"a": 2, "b": [2]}, make) == {"n": 2}
     (file,) = (tmp_path / "plans").glob(f"{digest({'a': 1, 'b': [2]})}.json")
     file.write_text("{half")
-    assert cache.get({"a": 1, "b": [2]}, make) == {"n": 3}
+    assert FactsCache(tmp_path / "plans").get({"a": 1, "b": [2]}, make) == {"n": 3}
+    assert cache.get({"a": 1, "b": [2]}, make) == {"n": 1}, "it knows what it made"
     assert "damaged" in caplog.text
     assert len(list((tmp_path / "plans").iterdir())) == 2, "no partial files are left"
 
 
-def test_no_folder_keeps_nothing():
+def test_no_folder_keeps_nothing_for_the_next_plan():
     made = []
-    cache = FactsCache(None)
-    for _ in range(2):
-        cache.get({}, lambda: {"n": made.append(1)})
+    for cache in (FactsCache(None), FactsCache(None)):
+        for _ in range(2):
+            cache.get({}, lambda: {"n": made.append(1)})
     assert len(made) == 2
 
 

@@ -75,13 +75,11 @@ def test_a_gather_that_rides_in_a_product_counts_once(overlapping):
     assert costs.collectives_by_kind() == {
         "all-gather": {"runs": LAYERS * WEIGHTS, "link_bytes": gathered * 7 // 8}
     }
-    asynchronous = sum(
-        o.times * c.link_bytes for o in costs.operations for c in o.collectives if c.asynchronous
-    )
+    riding = [o for o in costs.operations if o.collectives and o.waited_at is not None]
+    asynchronous = sum(o.times * o.link_bytes for o in riding)
     starts = overlapping.count('custom_call_target="AsyncCollectiveStart"')
     assert 0 < asynchronous < costs.total("link_bytes")
     assert asynchronous % (WIDTH * WIDTH * 2 * 7 // 8) == 0
-    riding = [o for o in costs.operations if any(c.asynchronous for c in o.collectives)]
     assert len(riding) == starts
     assert {o.kind for o in riding} == {"all-gather"}
 
@@ -145,7 +143,7 @@ def test_what_a_product_carries_along_is_not_its_own():
     assert (start.name, start.kind, start.times) == ("async-collective-start", "all-gather", 1)
     assert start.hbm_bytes == start.plain_bytes == (2 + 1 / 4) * mib  # the shard and the whole
     assert start.link_bytes == 7 / 8 * 2 * mib
-    assert start.collectives[0].asynchronous
+    assert start.waited_at == 2, "after the product"
     assert (product.name, product.kind) == ("fusion.1", "matmul")
     assert product.hbm_bytes == product.plain_bytes == (4 + 2 + 4) * mib
     assert product.flops == 2 * 2048 * 1024 * 1024
@@ -191,4 +189,4 @@ ENTRY %main (a: f32[1024]) -> f32[128] {
     (operation,) = read_program(text).operations
     (collective,) = operation.collectives
     assert (collective.kind, collective.link_bytes) == ("reduce-scatter", 4096 * 7 // 8)
-    assert collective.asynchronous
+    assert operation.waited_at == 1

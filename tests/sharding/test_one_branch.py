@@ -40,9 +40,10 @@ def test_every_layout_that_pads_no_heads_has_one():
     ("text", "mode", "num_heads", "expected"),
     [
         ("dp2-sp4", "ulysses", 40, "sp8"),
-        ("dp2-sp4", "ulysses", 12, "sp8 allgather"),  # ulysses over 8 would pad 12 heads to 16
+        ("dp2-sp4", "ulysses", 12, "sp8 ulysses4"),  # over 8 it would pad 12 heads to 16
         ("dp2-sp4", "ring", 12, "sp8 ring"),
-        ("dp2-sp2-tp2", "ulysses", 12, "sp4-tp2 allgather"),
+        ("dp2-sp2-tp2", "ulysses", 12, "sp4-tp2 ulysses2"),
+        ("dp2-sp16 ulysses8", "ulysses", 40, "sp32 ulysses8"),
         ("sp8", "ulysses", 40, "sp8"),
         ("dp2-tp8", "ulysses", 12, "sp2-tp8"),  # 16 heads in both
     ],
@@ -60,9 +61,10 @@ def test_the_way_tokens_are_shared(text, mode, num_heads, expected):
         ("dp2-sp4", 12, 16, "dp8"),
         ("dp2-sp4 ring", 12, 2, "dp2-sp4 ring"),
         ("sp8", 12, 8, "sp8"),  # 16 heads, which no other share of sp pads so
-        ("dp2-sp4", 12, 1, "sp8 allgather"),
+        ("dp2-sp4", 12, 1, "sp8 ulysses4"),
+        ("dp2-sp16 ulysses8", 40, 4, "dp4-sp8"),
         ("dp2-sp2-tp2 replicated", 12, 4, "dp4-tp2 replicated"),
-        ("dp3-sp2", 7, 4, "dp3-sp2"),  # two of six entries are copies
+        ("dp3-sp2", 7, 4, "sp6 ulysses2"),  # eight heads in both; dp3 would compute two copies
     ],
 )
 def test_a_batch_takes_as_much_of_sp_as_it_fills(text, num_heads, batch, expected):

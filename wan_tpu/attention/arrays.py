@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int8
 
 Queries = Float[Array, "batch queries heads head_dim"]
 
@@ -18,6 +18,9 @@ Token t of chunk c is number `c * chunk + t`."""
 
 KeyChunks = Float[Array, "key_chunks batch key_chunk channels"]
 """Keys or values likewise; chunks may differ from the queries' in number and length."""
+
+Int8KeyChunks = Int8[Array, "key_chunks batch key_chunk channels"]
+"""Keys likewise, as whole numbers (`wan_tpu.attention.int8_keys`)."""
 
 Grouped = Float[Array, "groups batch tokens group_channels"]
 """Queries, keys or values of all devices: heads in groups, one after the other in the channels."""

@@ -18,15 +18,19 @@ second product, `value^T weights`, keeps the matrix unit full.
 Here is the grid; what a step does, and in which order, is in `wan_tpu.attention.flash_kernel`.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float32
 
-from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
+from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks
 from wan_tpu.attention.flash_kernel import Step, scratch_shapes
 
@@ -34,9 +38,28 @@ KERNEL_NAME = "flash_attention"
 """Programs call it so, with the head's features: `flash_attention_head128`."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One of those that have this grid.
+
+    Attributes:
+        name: that programs call it by, before the head's features.
+        step: what a step of the grid does.
+        scratch_shapes: its memory by the names of `step`, for blocks, features and the queries'
+            dtype.
+    """
+
+    name: str
+    step: type[Step]
+    scratch_shapes: Callable[[Blocks, int, jnp.dtype], dict[str, Any]]
+
+
+EXACT = Kernel(name=KERNEL_NAME, step=Step, scratch_shapes=scratch_shapes)
+
+
 def flash_forward(
     query: QueryChunks,
-    key: KeyChunks,
+    key: KeyChunks | Int8KeyChunks,
     value: KeyChunks,
     *,
     head_dim: int,
@@ -45,11 +68,15 @@ def flash_forward(
     interpret: bool,
     device_kind: str,
     logsumexp: bool,
+    kernel: Kernel = EXACT,
+    of_heads: Mapping[str, Float32[Array, "batch heads"]] = MappingProxyType({}),
 ) -> tuple[QueryChunks, LogSumExp | None]:
-    """The kernel, without a derivative; arguments as of `wan_tpu.attention.flash.flash_attention`.
+    """A kernel, without a derivative; arguments as of `wan_tpu.attention.flash.flash_attention`.
 
     Args:
         logsumexp: whether it is written, too.
+        kernel: which.
+        of_heads: one number for each head of a batch item, by the names that its step has them by.
 
     Returns:
         like `query`; [batch, heads, queries of all chunks] in float32, or None.
@@ -69,22 +96,30 @@ def flash_forward(
         jax.ShapeDtypeStruct(query.shape, query.dtype),
         jax.ShapeDtypeStruct((query_chunks, batch, heads, 1, query_chunk), jnp.float32),
     ]
+    body = functools.partial(
+        _kernel,
+        step=kernel.step,
+        of_heads=tuple(of_heads),
+        blocks=blocks,
+        num_keys=num_keys,
+        key_chunk=key_chunk,
+        key_blocks=key_blocks,
+    )
+    numbers = pl.BlockSpec(memory_space=pltpu.SMEM)
     out, *rows = pl.pallas_call(
-        functools.partial(
-            _kernel, blocks=blocks, num_keys=num_keys, key_chunk=key_chunk, key_blocks=key_blocks
-        ),
+        body,
         grid=(batch, heads, query_steps, key_steps),
-        in_specs=[query_spec, key_spec, key_spec],
+        in_specs=[numbers] * len(of_heads) + [query_spec, key_spec, key_spec],
         out_specs=[query_spec, logsumexp_spec][: 1 + logsumexp],
         out_shape=shapes[: 1 + logsumexp],
-        scratch_shapes=scratch_shapes(blocks, head_dim, query.dtype),
+        scratch_shapes=kernel.scratch_shapes(blocks, head_dim, query.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=limits.vmem_bytes,
         ),
         interpret=interpret,
-        name=f"{KERNEL_NAME}_head{head_dim}",
-    )(query, key, value)
+        name=f"{kernel.name}_head{head_dim}",
+    )(*of_heads.values(), query, key, value)
     if not logsumexp:
         return out, None
     rows = jnp.moveaxis(rows[0][:, :, :, 0], 0, 2)  # [batch, heads, chunks, chunk]
@@ -120,11 +155,9 @@ def _specs(
 
 
 def _kernel(
-    query_ref: Any,
-    key_ref: Any,
-    value_ref: Any,
-    out_ref: Any,
-    *logsumexp_ref: Any,
+    *refs: Any,
+    step: type[Step],
+    of_heads: tuple[str, ...],
     blocks: Blocks,
     num_keys: int,
     key_chunk: int,
@@ -134,34 +167,39 @@ def _kernel(
     """One block of queries against one block of keys.
 
     Args:
-        query_ref: [queries, head_dim]; out_ref: likewise.
-        key_ref: [chunks, keys, head_dim]; value_ref: likewise.
-        logsumexp_ref: [1, queries], float32; only where it is asked for.
+        refs: of `of_heads`, each [batch, heads]; of queries [queries, head_dim]; of keys
+            [chunks, keys, head_dim] and values likewise; of the result, like the queries; of the
+            logsumexp [1, queries] in float32, only where it is asked for.
+        step: what is done.
+        of_heads: names.
         blocks: sizes.
         num_keys: real keys of all blocks.
         key_chunk: keys of a chunk.
         key_blocks: blocks of keys in a chunk, or in as many chunks as are fetched at a time.
-        scratch: of `flash_kernel.scratch_shapes`.
+        scratch: of the kernel, by its names.
     """
+    numbers, arrays = refs[: len(of_heads)], refs[len(of_heads) :]
+    query_ref, key_ref, value_ref, out_ref, *logsumexp_ref = arrays
     head_dim = query_ref.shape[-1]
-    j = pl.program_id(3)
+    head, j = (pl.program_id(0), pl.program_id(1)), pl.program_id(3)
     before_chunk = j // key_blocks * blocks.key_chunks * key_chunk
     before_block = j % key_blocks * blocks.keys
     valid = jnp.minimum(blocks.key_chunks * key_chunk, num_keys - before_chunk) - before_block
-    step = Step(
+    now = step(
         query=query_ref,
         key=key_ref.reshape(blocks.all_keys, head_dim),
         value=value_ref.reshape(blocks.all_keys, head_dim),
         valid=jnp.clip(valid, 0, blocks.all_keys),
         blocks=blocks,
+        **{name: ref[head] for name, ref in zip(of_heads, numbers, strict=True)},
         **scratch,
     )
-    pl.when(j == 0)(step.start)
-    pl.when(step.valid > 0)(step.attend)
+    pl.when(j == 0)(now.start)
+    pl.when(now.valid > 0)(now.attend)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _finish() -> None:
-        out, logsumexp = step.result()
+        out, logsumexp = now.result()
         out_ref[...] = out.astype(out_ref.dtype)
         for ref in logsumexp_ref:
             ref[...] = logsumexp

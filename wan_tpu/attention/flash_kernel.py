@@ -176,8 +176,7 @@ class Step:
 
     def _strips(self) -> list[pl.Slice]:
         """Queries that are worked on together."""
-        queries = self.blocks.queries
-        return [pl.Slice(start, min(STRIP, queries - start)) for start in range(0, queries, STRIP)]
+        return strips(self.blocks.queries, STRIP)
 
     def _scores(self, rows: pl.Slice, strip: pl.Slice) -> Float32[Array, "keys queries"]:
         """Of base 2, less the reference."""
@@ -191,7 +190,7 @@ class Step:
         """Of a tile or, the others being 0, of its first `count` keys; adds them to the sums."""
         scores = self._scores(rows, strip)
         if count is not None:
-            scores = _only_first(count, scores, _EXCLUDED)
+            scores = only_first(count, scores, _EXCLUDED)
         weights = jnp.exp2(scores).astype(self.value.dtype)
         self.block_sums[:, strip] += _sums(weights)
         return weights
@@ -200,7 +199,7 @@ class Step:
         """Takes a tile's values into `value_t`, zeros for those after the first `count`."""
         values = self.value[rows, :]
         if count is not None:
-            values = _only_first(count, values, 0)
+            values = only_first(count, values, 0)
         self.value_t[:, pl.ds(0, rows.size)] = values.T
 
     def _add_values(self, strip: pl.Slice, weights: Float[Array, "keys queries"]) -> None:
@@ -221,7 +220,7 @@ class Step:
     def _maximum(self, first: Index) -> Float32[Array, "1 queries"]:
         """The largest score of the real ones of `LANES` keys, less the reference."""
         rows, count = _rows(first, LANES), self.valid - first
-        scores = [_only_first(count, self._scores(rows, s), _EXCLUDED) for s in self._strips()]
+        scores = [only_first(count, self._scores(rows, s), _EXCLUDED) for s in self._strips()]
         return jnp.concatenate([x.max(0, keepdims=True) for x in scores], axis=1)
 
     def _block_maximum(self) -> Float32[Array, "1 queries"]:
@@ -232,6 +231,11 @@ class Step:
 
         at_least = jnp.zeros(self.reference.shape, jnp.float32)
         return jax.lax.fori_loop(0, pl.cdiv(self.valid, LANES), further, at_least)
+
+
+def strips(queries: int, most: int) -> list[pl.Slice]:
+    """Queries in strips of `most`, and one of the rest."""
+    return [pl.Slice(start, min(most, queries - start)) for start in range(0, queries, most)]
 
 
 def _rows(first: Index, size: int) -> pl.Slice:
@@ -245,7 +249,7 @@ def _dot(left: Float[Array, "rows inner"], right: Float[Array, "inner columns"])
     return jnp.dot(left, right, preferred_element_type=jnp.float32, precision=precision)
 
 
-def _only_first(count: Index, x: Float[Array, "rows columns"], other: float) -> Array:
+def only_first(count: Index, x: Float[Array, "rows columns"], other: float) -> Array:
     """The first `count` rows; `other` instead of those after."""
     rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     return jnp.where(rows < count, x, other)

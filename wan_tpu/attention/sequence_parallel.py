@@ -6,9 +6,9 @@ the tokens of the other sp shards. Functions here take the global view and are c
 
 Heads stay where the projections leave them, one after the other in the channels of a token:
 `[tokens, heads * head_dim]`. Splitting the two lays an array out anew in a TPU's memory. For
-Ulysses the heads come in as many groups as there are sp shards, each group one block in memory that
-goes to (or comes from) one shard; elsewhere there is one group. A further way is one more function
-in `_SELF_ATTENTION`.
+Ulysses the heads come in as many groups as there are shards that trade, each group one block in
+memory that goes to (or comes from) one shard; elsewhere there is one group. A further way is one
+more function in `_SELF_ATTENTION`.
 
 The platform always comes from the mesh: programs are also compiled for a slice that is not there.
 """
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -82,11 +83,6 @@ def padded_tokens(
     return tiled if tiled - num_tokens <= MOST_PADDING * num_tokens else least
 
 
-def head_groups(layout: Layout) -> int:
-    """Groups that the heads of queries, keys and values come in."""
-    return layout.sp if layout.sequence_parallel == "ulysses" else 1
-
-
 def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
     """[batch, tokens, heads * head_dim] -> [groups, batch, tokens, heads of a group * head_dim].
 
@@ -95,7 +91,7 @@ def group_heads(x: Tokens, *, mesh: Mesh, layout: Layout) -> Grouped:
 
     def per_device(x: Tokens) -> Grouped:
         # Cut, not reshaped and turned: XLA turns twice what comes out of a product of int8.
-        return jnp.stack(jnp.split(x, head_groups(layout), axis=-1))
+        return jnp.stack(jnp.split(x, layout.head_groups, axis=-1))
 
     return _shard_map(per_device, mesh, (SPLIT_FEATURES,), GROUPED_HEADS)(x)
 
@@ -143,7 +139,7 @@ def sharded_attend(
     """
     _check(query, head_dim, mesh, layout)
     assert query.shape == key.shape, (query.shape, key.shape)
-    assert query.shape[0] == head_groups(layout), (query.shape, str(layout))
+    assert query.shape[0] == layout.head_groups, (query.shape, str(layout))
     alone = (_alone, {"attend": attend_chunks})
     way, functions = _SELF_ATTENTION[layout.sequence_parallel] if layout.sp > 1 else alone
     chosen = {
@@ -219,14 +215,30 @@ def _ulysses(
     counts groups of heads, after it the shards that the tokens come from, which attention takes as
     chunks: nothing is put in order. Query, key and value travel one by one: one can travel while
     the next is computed.
+
+    Where sp has more shards than there are groups of heads, neighbours trade, and every device
+    gathers the keys and values of its heads from the other neighbourhoods (two ways at once, as
+    USP has them: Fang and Zhao 2024, arXiv:2405.07719).
     """
-    query, key, value = (_exchange(x) for x in (query, key, value))
-    return _exchange(attend(query, key, value, num_keys=num_keys))
+    groups, shards = len(query), jax.lax.axis_size(SP)
+    traders, alike = None, None  # all of sp
+    if groups < shards:
+        order = np.arange(shards).reshape(-1, groups)
+        traders, alike = order.tolist(), order.T.tolist()
 
+    def exchange(x: KeyChunks) -> KeyChunks:
+        # entry i of the first dimension goes to trader i, what trader i sent becomes it
+        return jax.lax.all_to_all(
+            x, SP, split_axis=0, concat_axis=0, axis_index_groups=traders, tiled=True
+        )
 
-def _exchange(x: KeyChunks) -> KeyChunks:
-    """Per device: entry i of the first dimension goes to shard i, what shard i sent becomes it."""
-    return jax.lax.all_to_all(x, SP, split_axis=0, concat_axis=0, tiled=True)
+    query, key, value = (exchange(x) for x in (query, key, value))
+    if alike is not None:
+        key, value = (
+            jax.lax.all_gather(x, SP, axis=0, axis_index_groups=alike, tiled=True)
+            for x in (key, value)
+        )  # each [sp, batch, tokens / sp, heads of a group * head_dim]
+    return exchange(attend(query, key, value, num_keys=num_keys))
 
 
 def _allgather(

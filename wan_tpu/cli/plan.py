@@ -116,9 +116,10 @@ def add_layouts_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", choices=(*WEIGHTS, ALL), default=WEIGHTS[0],
+        "--weights", choices=(*WEIGHTS, ALL),
         help="each weight over all devices, or a copy per dp and sp index; all tries both where "
-        "they differ, likewise (default: %(default)s)",
+        "they differ, likewise (default: sharded; a plan then tries the other of its best layout, "
+        "too, where it fits)",
     )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def read_layouts(parsed: argparse.Namespace, num_devices: int) -> list[Layout]:
     else:
         texts = [text.strip() for text in parsed.layouts.split(",")]
     modes = SEQUENCE_PARALLEL if parsed.sequence_parallel == ALL else (parsed.sequence_parallel,)
-    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights,)
+    kinds = WEIGHTS if parsed.weights == ALL else (parsed.weights or WEIGHTS[0],)
     found = [
         parse_layout(text, sequence_parallel=mode, weights=kind)
         for text in texts
@@ -168,7 +169,8 @@ def run(parsed: argparse.Namespace) -> int:
     job = _make_job(parsed, request, where)
     base = None if parsed.no_cache else runtime.default_cache_base()
     cache = planner.FactsCache(None if base is None else base / "plans")
-    rows = planner.Planner(job, cache, StageLines().say).plan(layouts)
+    both = parsed.weights is None
+    rows = planner.Planner(job, cache, StageLines().say).plan(layouts, both_weights=both)
     switch = None
     if parsed.adapter_rank is not None:
         switch = planner.plan_switch(job, rows[0], parsed.adapter_rank)

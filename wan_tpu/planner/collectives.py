@@ -8,7 +8,7 @@ Three forms are asynchronous, the program goes on meanwhile: the `-start` and `-
 operation, what a computation started by `async-start` holds, and a chain of fusions (libtpu's
 "async collective fusion"), of which the first starts the collective, the last waits for it and
 products between carry it along. All of a chain's fusions hold the same collective: it is booked on
-the one that starts it.
+the one that starts it. `transfer_started` and `transfer_ended` name the two ends of each.
 
 A reduce-scatter, as gradients of sharded weights need it, stands in the text as an all-reduce and a
 slice of it in one fusion, `all-reduce-scatter`.
@@ -47,13 +47,11 @@ class Collective:
         kind: one of `COLLECTIVES`.
         groups: who exchanges with whom.
         link_bytes: that each device sends.
-        asynchronous: whether the program goes on meanwhile.
     """
 
     kind: str
     groups: Groups
     link_bytes: int
-    asynchronous: bool = False
 
     @property
     def group_size(self) -> int:
@@ -84,12 +82,7 @@ def read_collective(
         "all-to-all": operand * share,
         "ragged-all-to-all": operand * share,
     }.get(kind, operand)
-    return Collective(
-        kind=kind,
-        groups=groups,
-        link_bytes=round(sent),
-        asynchronous=instruction.opcode.endswith("-start") or is_chained(instruction),
-    )
+    return Collective(kind=kind, groups=groups, link_bytes=round(sent))
 
 
 def result_kind(computation: Computation, instruction: Instruction) -> Type:
@@ -98,6 +91,39 @@ def result_kind(computation: Computation, instruction: Instruction) -> Type:
         return instruction.kind
     done = [u for u in computation.users(instruction.name) if u.opcode.endswith("-done")]
     return done[0].kind if done else instruction.kind
+
+
+def transfer_started(instruction: Instruction, called: Computation | None) -> str:
+    """The name, in its computation, of a transfer that goes on after an operation; else empty.
+
+    Args:
+        instruction: any.
+        called: the computation that it calls.
+    """
+    if instruction.opcode.endswith("-start"):
+        return instruction.name
+    return _chain_of(called, CHAIN_START)
+
+
+def transfer_ended(
+    computation: Computation, instruction: Instruction, called: Computation | None
+) -> str:
+    """The name of the transfer that an operation waits for, as `transfer_started` gives it."""
+    if not instruction.opcode.endswith("-done"):
+        return _chain_of(called, CHAIN_DONE)
+    start = computation.instructions[instruction.operands[0]]
+    while start.opcode.endswith("-update"):
+        start = computation.instructions[start.operands[0]]
+    return start.name
+
+
+def _chain_of(fused: Computation | None, target: str) -> str:
+    """The chain of a fusion that holds such a custom call."""
+    inside = fused.instructions.values() if fused is not None else ()
+    if not any(i.custom_call_target == target for i in inside):
+        return ""
+    found = (re.search(r'chain_id="[^"]*"', i.attributes) for i in inside)
+    return next((chain[0] for chain in found if chain), "")
 
 
 def is_chained(instruction: Instruction) -> bool:

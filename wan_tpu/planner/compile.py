@@ -142,16 +142,19 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
-    """Compiles a stage; a program that does not fit is a fact, too.
+    """Compiles a stage, its attention kernels empty; a program that does not fit is a fact, too.
 
     Returns:
         the facts without the costs, and the program's text, empty when it does not fit.
     """
     import jax
 
+    from wan_tpu.planner.kernel_bodies import with_empty_kernels
+
     started = time.monotonic()
     try:
-        compiled = stage.compile()
+        lowered = with_empty_kernels(stage)
+        compiled = stage.compile_lowered(lowered)
     except jax.errors.JaxRuntimeError as error:
         if _OUT_OF_MEMORY not in str(error):
             raise
@@ -190,27 +193,27 @@ def _first_words(message: str) -> str:
 
 
 class FactsCache:
-    """JSON objects by key, one file each.
+    """JSON objects by key, one file each; in memory likewise, for layouts that share a program.
 
     Args:
-        folder: where they lie; None keeps nothing.
+        folder: where they lie; None keeps nothing there.
     """
 
     def __init__(self, folder: pathlib.Path | None):
         self._folder = folder
+        self._here: dict[str, dict[str, Any]] = {}
 
     def get(self, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The object of a key, made when it is not there yet."""
-        if self._folder is None:
-            return make()
-        path = self._folder / f"{digest(key)}.json"
-        kept = self._read(path)
-        if kept is not None:
-            return kept
-        facts = make()
-        text = json.dumps({"format": FORMAT, "key": dict(key), "facts": facts}, default=str)
-        self._write(path, text)
-        return facts
+        name = digest(key)
+        if name not in self._here:
+            path = None if self._folder is None else self._folder / f"{name}.json"
+            kept = None if path is None else self._read(path)
+            self._here[name] = make() if kept is None else kept
+            if path is not None and kept is None:
+                whole = {"format": FORMAT, "key": dict(key), "facts": self._here[name]}
+                self._write(path, json.dumps(whole, default=str))
+        return self._here[name]
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         """Keeps an object; a folder that cannot be written costs the keeping alone."""

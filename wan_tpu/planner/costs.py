@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from wan_tpu.attention import flash_backward, flash_forward
+from wan_tpu.attention import flash_backward, flash_forward, flash_int8
 from wan_tpu.planner.collectives import (
     CHAIN_DONE,
     CHAIN_START,
@@ -53,12 +53,16 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 KERNEL_TARGET = "tpu_custom_call"
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+FLASH, FLASH_INT8 = flash_forward.KERNEL_NAME, flash_int8.KERNEL_NAME
 _FLASH = {  # a name may stand within a gradient's jvp(...)
-    FORWARD_PRODUCTS: re.compile(rf"[/(]{flash_forward.KERNEL_NAME}_head(\d+)[/)]"),
+    FORWARD_PRODUCTS: re.compile(rf"[/(](?:{FLASH}|{FLASH_INT8})_head(\d+)[/)]"),
     BACKWARD_PRODUCTS: re.compile(rf"[/(]{flash_backward.KERNEL_NAME}_head(\d+)[/)]"),
 }
 _NO_ATTENTION = re.compile(r"[/(](projection|layer_norm|norm_rotate\w*)[/)]")
 _SAID_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_COUNTED = re.compile(
+    rf"(?:{FLASH}|{FLASH_INT8}|{flash_backward.KERNEL_NAME})_head|splash_(?!.*dkv)"
+)
 _SPLASH_BACKWARD = re.compile(r"[/(]splash_m[hq]a_dkv_")
 
 
@@ -70,6 +74,7 @@ class Attention:
         heads: of all batch items.
         query_chunks: chunks that the queries come in; key_chunks: likewise.
         products: for each pair of query and key; 2 forward, 5 backward.
+        is_int8: whether its scores are of whole numbers.
     """
 
     heads: int
@@ -79,6 +84,7 @@ class Attention:
     query_chunks: int = 1
     key_chunks: int = 1
     products: int = FORWARD_PRODUCTS
+    is_int8: bool = False
 
     @property
     def is_backward(self) -> bool:
@@ -277,7 +283,8 @@ class CostReader:
             return None
         for products, name in _FLASH.items():
             if found := name.search(instruction.attributes):
-                return _flash_shapes(operands, head_dim=int(found[1]), products=products)
+                shapes = _flash_shapes(operands, head_dim=int(found[1]), products=products)
+                return dataclasses.replace(shapes, is_int8=f"{FLASH_INT8}_" in found[0])
         query, key, value = operands[:3]
         if query[:-2] != key[:-2] or key[:-1] != value[:-1]:
             return None
@@ -307,6 +314,11 @@ def _passed_on(fused: Computation) -> set[str]:
     return chain | {
         p.name for p in fused.parameters if {u.name for u in fused.users(p.name)} <= near
     }
+
+
+def is_counted_kernel(name: str) -> bool:
+    """Whether a Pallas kernel of this name is one whose cycles are counted by themselves."""
+    return _COUNTED.match(name) is not None
 
 
 def compiler_cycles(instruction: Instruction) -> int:

@@ -11,6 +11,7 @@ from wan_tpu.family import IMAGE_ENCODER, Conditioning
 from wan_tpu.geometry import Geometry
 from wan_tpu.image.encoder import ImageEncoderConfig
 from wan_tpu.media import placeholders
+from wan_tpu.pipeline.components import transformer_config
 from wan_tpu.pipeline.conditions import NoPictures, way_of_pictures
 from wan_tpu.pipeline.run import Run
 from wan_tpu.pipeline.step_cache import find_cache
@@ -26,6 +27,7 @@ from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.stage import Stage
 from wan_tpu.step_cache import StepCache
+from wan_tpu.training.flops import forward_flops
 from wan_tpu.vae.config import FRAMES_PER_CHUNK
 
 UNGUIDED = "-unguided"
@@ -109,6 +111,13 @@ class Job:
     def num_noises(self) -> int:
         """Fresh noises that lie on the devices beside the scheduler's state; 0 for most."""
         return len(self.steps) if self.schedule.renoises else 0
+
+    @property
+    def model_flops(self) -> float:
+        """Of a step with guidance, or of any where none has it, by the model's sizes."""
+        config, tokens = transformer_config(self.description), self.image_tokens
+        forward = forward_flops(config, self.geometry, tokens, with_context=False)
+        return max(self.batches) * sum(forward)
 
     def runs(self) -> dict[str, int]:
         """How often the video runs each stage; those that it does not run are not there."""

@@ -9,7 +9,7 @@ from wan_tpu.planner.compile import FactsCache, counter_digest, source_digest, v
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.planner.kernel_cycles import count_cycles
-from wan_tpu.planner.kernels import KernelCycles, KernelShape
+from wan_tpu.planner.kernels import FLASH_INT8, KernelCycles, KernelShape
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.schedule import KernelCountError
 
@@ -64,13 +64,7 @@ class KernelCounter:
         padded = attention.keys > self._num_tokens and attention.keys not in self._crossed
         return KernelShape(
             chip=self._chip.name,
-            implementation=resolve_implementation(
-                self._attention,
-                "tpu",
-                device_kind=self._chip.device_kind,
-                dtype=self._dtype,
-                head_dim=attention.head_dim,
-            ),
+            implementation=self._implementation(attention),
             queries=attention.queries,
             keys=attention.keys,
             num_keys=self._num_tokens if padded else attention.keys,
@@ -79,6 +73,17 @@ class KernelCounter:
             key_chunks=attention.key_chunks,
             dtype=self._dtype,
             is_backward=attention.is_backward,
+        )
+
+    def _implementation(self, attention: Attention) -> str:
+        if attention.is_int8:
+            return FLASH_INT8
+        return resolve_implementation(
+            self._attention,
+            "tpu",
+            device_kind=self._chip.device_kind,
+            dtype=self._dtype,
+            head_dim=attention.head_dim,
         )
 
     def _count(self, shape: KernelShape) -> KernelCycles | str:

@@ -28,7 +28,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from wan_tpu.attention.flash_blocks import Blocks
-from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
+from wan_tpu.planner.kernels import (
+    FLASH,
+    FLASH_INT8,
+    OWN,
+    KernelCycles,
+    KernelShape,
+    backward_times,
+    flash_times,
+)
 from wan_tpu.planner.schedule import (
     KernelCountError,
     backward_bundles,
@@ -109,6 +117,7 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     from jax.sharding import PartitionSpec
 
     from wan_tpu.attention.flash_backward import flash_backward
+    from wan_tpu.attention.int8_keys import QuantizedKeys
     from wan_tpu.planner.compile import slice_devices
     from wan_tpu.planner.hardware import CHIPS, find_slice
     from wan_tpu.sharding.layout import Layout
@@ -128,12 +137,16 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
         return jax.ShapeDtypeStruct(size, jnp.dtype(shape.dtype), sharding=named(mesh))
 
     query = tokens(shape.query_chunks, shape.query_chunk)
-    key = tokens(shape.key_chunks, shape.key_chunk)
+    key: Any = tokens(shape.key_chunks, shape.key_chunk)
+    value = key
+    if shape.implementation == FLASH_INT8:
+        scale: Any = jax.ShapeDtypeStruct((1, 1), jnp.float32, sharding=named(mesh))
+        key = QuantizedKeys(value.update(dtype=jnp.int8), scale)
     logsumexp = jax.ShapeDtypeStruct((1, 1, shape.queries), jnp.float32, sharding=named(mesh))
     function, arguments = (
         (backward, (query, key, logsumexp))
         if shape.is_backward
-        else (_forward(shape, mesh.devices.flat[0]), (query, key, key))
+        else (_forward(shape, mesh.devices.flat[0]), (query, key, value))
     )
     with jax.set_mesh(mesh):
         whole = PartitionSpec()
@@ -143,7 +156,7 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
         traced = jax.jit(sharded).trace(*arguments)
         traced.lower(lowering_platforms=("tpu",)).compile()
     step = read_schedule(folder)
-    if shape.implementation != "flash":
+    if shape.implementation not in OWN:
         return KernelCycles(parts=splash_parts(step, grid_of(traced.jaxpr)))
     if shape.is_backward:
         bundles, times = backward_bundles(step, shape.backward_blocks), backward_times(shape)
@@ -156,10 +169,11 @@ def _forward(shape: KernelShape, device: Any) -> Callable[..., Any]:
     """Attention of this shape, from arrays in chunks, for such a device."""
     from wan_tpu.attention.api import attend_chunks
     from wan_tpu.attention.flash import flash_attention
+    from wan_tpu.attention.flash_int8 import flash_int8_chunks
 
-    if shape.implementation == "flash":
+    if shape.implementation in OWN:
         return functools.partial(
-            flash_attention,
+            flash_attention if shape.implementation == FLASH else flash_int8_chunks,
             head_dim=shape.head_dim,
             num_keys=shape.num_keys,
             interpret=False,

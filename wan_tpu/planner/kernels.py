@@ -14,6 +14,10 @@ from wan_tpu.attention.flash_backward import choose_backward_blocks
 from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks, valid_keys
 from wan_tpu.planner.hardware import CHIPS
 
+FLASH, FLASH_INT8 = "flash", "flash-int8"
+OWN = (FLASH, FLASH_INT8)
+"""Our own kernels' implementations; their schedules have the same parts."""
+
 LEAST_BLOCKS = 2
 """Blocks, and chunks, from which on more of them are the same program with another loop count."""
 
@@ -35,7 +39,7 @@ class KernelCycles:
 
     def of(self, shape: "KernelShape") -> "KernelCycles":
         """The count of another shape with the same parts (`KernelShape.smallest_alike`)."""
-        if shape.implementation != "flash":
+        if shape.implementation not in OWN:
             return self
         times = backward_times(shape) if shape.is_backward else flash_times(shape)
         return KernelCycles(
@@ -49,7 +53,7 @@ class KernelShape:
 
     Attributes:
         chip: name in `hardware.CHIPS`.
-        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, or `FLASH_INT8`.
         queries: tokens.
         keys: tokens, padding included.
         num_keys: real keys.
@@ -108,7 +112,7 @@ class KernelShape:
         keys in all the compiler resolves branches, and the schedule has another form. Splash is
         counted as it is.
         """
-        if self.implementation != "flash":
+        if self.implementation not in OWN:
             return self
         if self.is_backward:
             return self._smallest_backward()

@@ -35,14 +35,14 @@ from wan_tpu.planner.compile import (
     unpack_text,
     versions,
 )
-from wan_tpu.planner.estimate import estimate, share_of_peak
+from wan_tpu.planner.estimate import estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import STAGES, Job, with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
 from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
 from wan_tpu.request import VideoRequest
-from wan_tpu.sharding.layout import Layout
+from wan_tpu.sharding.layout import WEIGHTS, Layout
 from wan_tpu.sharding.mesh import abstract_mesh, make_mesh
 from wan_tpu.vae.spatial import spatial_split
 
@@ -127,8 +127,15 @@ class Planner:
         )
         self._position = ""
 
-    def plan(self, layouts: Sequence[Layout]) -> list[LayoutPlan]:
+    def plan(self, layouts: Sequence[Layout], *, both_weights: bool = False) -> list[LayoutPlan]:
         """A row for each layout: those that fit first, then by seconds of a video.
+
+        Args:
+            layouts: each once.
+            both_weights: whether the best of them is planned with its weights kept the other way,
+                too, where what stays then leaves room for what a stage needs. One row more and not
+                twice as many: a row is a minute of compiling, and the way weights are kept moves a
+                step by less than the shape does.
 
         Raises:
             LayoutError: a layout is not for the slice's number of devices; nothing was compiled.
@@ -140,7 +147,18 @@ class Planner:
         for number, layout in enumerate(layouts, start=1):
             self._position = f"{number} of {len(layouts)}: {layout}"
             rows.append(self._row(layout))
-        return sorted(rows, key=lambda row: (bool(row.misfits), row.video_seconds, str(row.layout)))
+        other = self._other_weights(min(rows, key=_order)) if both_weights and rows else None
+        if other is not None and other not in layouts:
+            self._position = f"the best with its weights the other way: {other}"
+            rows.append(self._row(other))
+        return sorted(rows, key=_order)
+
+    def _other_weights(self, row: LayoutPlan) -> Layout | None:
+        """The layout of a row with its weights kept the other way; None where they do not fit."""
+        others = [x for x in WEIGHTS if x != row.layout.weights]
+        other = dataclasses.replace(row.layout, weights=others[0])
+        more = self._resident(other).weights - row.resident.weights
+        return other if row.peak_bytes + more <= row.limit_bytes else None
 
     def _row(self, layout: Layout) -> LayoutPlan:
         job, resident = self._job, self._resident(layout)
@@ -152,16 +170,14 @@ class Planner:
         cycles = {shape: count.per_head for shape, count in kernels.items()}
         stages = {}
         for name, fact in facts.items():
-            seconds, share = None, 0.0
+            seconds = None
             if fact.costs is not None:
                 seconds = estimate(fact.costs, job.where, fact.coordinates, cycles)
-                share = share_of_peak(fact.costs, seconds, job.where.chip)
             stages[name] = StagePlan(
                 facts=fact,
                 runs=runs[name],
                 served_bytes=served_bytes(fact, resident.during(name, fact.output_bytes)),
                 seconds=seconds,
-                share_of_peak=share,
             )
         return LayoutPlan(
             layout=layout,
@@ -170,6 +186,8 @@ class Planner:
             limit_bytes=job.where.chip.hbm_bytes,
             kernels=kernels,
             uncounted=uncounted,
+            model_flops=job.model_flops,
+            peak_flops=job.where.chip.bf16_flops * job.where.num_devices,
         )
 
     def _facts(self, name: str, layout: Layout, resident: Resident) -> StageFacts:
@@ -295,3 +313,8 @@ class Planner:
             }
 
         return Resident(**self._cache.get(key, make))
+
+
+def _order(row: LayoutPlan) -> tuple[bool, float, str]:
+    """Those that fit first, then by seconds of a video."""
+    return bool(row.misfits), row.video_seconds, str(row.layout)

@@ -7,15 +7,16 @@ from typing import Any
 
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.pipeline.video_file import reporting
+from wan_tpu.planner.figures import span
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.rows import LayoutPlan
 
-_PARTS = (("compute", "#3b6ea5"), ("memory", "#d08c2c"), ("links", "#8a4f9e"))
+_PARTS = (("compute", "#3b6ea5"), ("memory", "#d08c2c"), ("exposed", "#8a4f9e"))
 _FIT_COLOURS = {"fits": "#5b8c5a", "does not fit": "#b03a2e"}
 
 _INCHES_AROUND, _INCHES_PER_ROW = 2.3, 0.42
-_FREE_TO_THE_RIGHT = 1.25
+_TIMES_AXIS, _MEMORY_AXIS = 1.5, 1.25
 """Length of an axis, in longest bars: the figures stand at the ends of the bars."""
 
 
@@ -70,17 +71,18 @@ def draw_plot(job: Job, rows: Sequence[LayoutPlan]) -> Any:
 
 
 def _draw_times(axes: Any, rows: Sequence[LayoutPlan]) -> None:
-    """Bars of compute, memory and links, one after the other; what does not compile has none."""
+    """Bars of compute, memory and exposed links, one after the other, where it compiles."""
     names = [str(row.layout) for row in rows]
     totals = [0.0] * len(rows)
     for part, colour in _PARTS:
         widths = [_seconds(row, part) for row in rows]
         bars = axes.barh(names, widths, left=totals, color=colour, label=part)
         totals = [a + b for a, b in zip(totals, widths, strict=True)]
-    axes.bar_label(bars, [f"{t:.3g} s" if t else "" for t in totals], padding=4)
-    axes.set_xlim(0, _FREE_TO_THE_RIGHT * max(totals) or 1)
+    figures = [span(*row.step_range) for row in rows]
+    axes.bar_label(bars, ["" if f == "-" else f"{f} s" for f in figures], padding=4)
+    axes.set_xlim(0, _TIMES_AXIS * max(totals) or 1)
     axes.set_ylim(-0.75, len(rows) - 0.25)
-    axes.set_xlabel("seconds of a denoising step, by the peaks")
+    axes.set_xlabel("seconds of a denoising step: by the peaks .. by the compiler's count")
 
 
 def _draw_memory(axes: Any, rows: Sequence[LayoutPlan], limit_gib: float) -> None:
@@ -94,7 +96,7 @@ def _draw_memory(axes: Any, rows: Sequence[LayoutPlan], limit_gib: float) -> Non
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.bar_label(bars, [f"{size:.2f}" for size in sizes], padding=4, bbox=white)
     axes.axvline(limit_gib, color="black", linestyle="--", label=f"a device's {limit_gib:.2f} GiB")
-    axes.set_xlim(0, _FREE_TO_THE_RIGHT * max(*sizes, limit_gib))
+    axes.set_xlim(0, _MEMORY_AXIS * max(*sizes, limit_gib))
     axes.set_xlabel("peak GiB per device, everything resident")
 
 

@@ -9,10 +9,13 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wan_tpu.planner.collectives import Collective
+from wan_tpu.planner.collectives import Collective, transfer_ended, transfer_started
 from wan_tpu.planner.costs import Attention, CostReader, compiler_cycles
 from wan_tpu.planner.hlo import Computation, Instruction, ProgramText, parse_program
 from wan_tpu.planner.loops import Scalars, Value, loop_invariants, trip_count
+
+KERNEL = "kernel"
+"""The kind of what the compiler did not make: Pallas kernels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class Operation:
         compiler_cycles: the compiler's own estimate; 0 where it has none.
         collectives: transfers between chips.
         attention: shapes, of an attention kernel.
+        waited_at: of a transfer that the program does not wait for at once: the position in
+            `ProgramCosts.operations` before which it does.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Operation:
     compiler_cycles: int = 0
     collectives: tuple[Collective, ...] = ()
     attention: Attention | None = None
+    waited_at: int | None = None
 
     @property
     def link_bytes(self) -> int:
@@ -67,7 +73,7 @@ class ProgramCosts:
     """All operations of a program.
 
     Attributes:
-        operations: those that cost something, in the order of the text.
+        operations: those that cost something, in the order in which they run.
         unknown_loops: loops whose trip count the text does not say; their bodies count once.
     """
 
@@ -135,15 +141,15 @@ class _Walk:
         self._computation(self._program.computations[self._program.entry], 1, ())
 
     def _computation(
-        self,
-        computation: Computation,
-        times: int,
-        arguments: tuple[Value, ...],
-        *,
-        asynchronous: bool = False,
+        self, computation: Computation, times: int, arguments: tuple[Value, ...]
     ) -> None:
         scalars = Scalars(self._program, computation, arguments)
+        started: dict[str, range] = {}
         for instruction in computation.instructions.values():
+            before = len(self.operations)
+            called = self._program.computations.get(instruction.called("calls") or "")
+            ended = transfer_ended(computation, instruction, called)
+            self._wait(started.pop(ended, range(0)))
             if instruction.opcode == "while":
                 self._loop(instruction, times, scalars.value(instruction.operands[0]))
             elif instruction.opcode == "conditional":
@@ -151,14 +157,21 @@ class _Walk:
             elif instruction.opcode in ("call", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
-                    self._computation(
-                        self._program.computations[name],
-                        times,
-                        values,
-                        asynchronous=asynchronous or instruction.opcode == "async-start",
-                    )
+                    self._computation(self._program.computations[name], times, values)
             elif not self._costs.is_free(instruction):
-                self._operation(computation, instruction, times, asynchronous)
+                self._operation(computation, instruction, times)
+            if name := transfer_started(instruction, called):
+                started[name] = range(before, len(self.operations))
+        for transfers in started.values():
+            self._wait(transfers)
+
+    def _wait(self, transfers: range) -> None:
+        """Notes that what these operations send is waited for before the next operation."""
+        for number in transfers:
+            operation = self.operations[number]
+            if operation.collectives and operation.waited_at is None:
+                waited = dataclasses.replace(operation, waited_at=len(self.operations))
+                self.operations[number] = waited
 
     def _callees(self, instruction: Instruction) -> Iterable[str]:
         """The computations that an operation names; of a conditional every branch."""
@@ -189,16 +202,11 @@ class _Walk:
         body = self._program.computations[loop.called("body") or ""]
         self._computation(body, times * (1 if turns is None else turns), (inside,))
 
-    def _operation(
-        self, computation: Computation, instruction: Instruction, times: int, asynchronous: bool
-    ) -> None:
+    def _operation(self, computation: Computation, instruction: Instruction, times: int) -> None:
         costs = self._costs
         attention = costs.attention(computation, instruction)
         flops = attention.flops if attention else costs.flops(computation, instruction)
-        collectives = tuple(
-            dataclasses.replace(c, asynchronous=asynchronous or c.asynchronous)
-            for c in costs.collectives(computation, instruction)
-        )
+        collectives = tuple(costs.collectives(computation, instruction))
         operation = Operation(
             name=instruction.name,
             kind=_kind(instruction, flops, collectives),
@@ -226,7 +234,7 @@ def _flops_then_bytes(operations: Iterable[Operation]) -> tuple[int, int]:
 
 def _kind(instruction: Instruction, flops: int, collectives: Sequence[Collective]) -> str:
     if instruction.opcode == "custom-call":
-        return "kernel"
+        return KERNEL
     if flops:
         return "matmul"
     return collectives[0].kind if collectives else instruction.opcode.removesuffix("-start")

@@ -69,14 +69,12 @@ class StagePlan:
         runs: how often a video runs it.
         served_bytes: peak per device with everything resident that is resident when serving.
         seconds: of one run; None when it does not compile.
-        share_of_peak: of one run.
     """
 
     facts: StageFacts
     runs: int
     served_bytes: int
     seconds: Seconds | None
-    share_of_peak: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +88,9 @@ class LayoutPlan:
         limit_bytes: what a device has.
         kernels: static counts, by shape.
         uncounted: kernels that go by their FLOPs at peak, and why.
+        model_flops: of a denoising step on all devices: the model's own arithmetic, without what is
+            padded.
+        peak_flops: of all devices, a second, in bfloat16.
     """
 
     layout: Layout
@@ -98,6 +99,8 @@ class LayoutPlan:
     limit_bytes: int
     kernels: Mapping[Attention, KernelCycles]
     uncounted: Mapping[Attention, str]
+    model_flops: float
+    peak_flops: float
 
     @property
     def peak_bytes(self) -> int:
@@ -114,20 +117,33 @@ class LayoutPlan:
         ]
 
     @property
-    def step_seconds(self) -> float:
-        """Of one denoising step; infinite when it does not compile or was not looked at."""
+    def step_range(self) -> tuple[float, float]:
+        """Seconds of one denoising step: by the peaks and by the compiler's count, least first.
+
+        Infinite when it does not compile or was not looked at.
+        """
         plan = self.stages.get("step")
-        return plan.seconds.total if plan is not None and plan.seconds is not None else math.inf
+        if plan is None or plan.seconds is None:
+            return math.inf, math.inf
+        return plan.seconds.range
+
+    @property
+    def mfu(self) -> tuple[float, float]:
+        """Share of the devices' peak that the model's own arithmetic takes, least and most."""
+        low, high = self.step_range
+        at_peak = self.model_flops / self.peak_flops
+        return at_peak / high, at_peak / low
 
     @property
     def video_seconds(self) -> float:
-        """Of all stages that were looked at, as often as a video runs them."""
+        """Of all stages that were looked at, as often as a video runs them, by the peaks."""
         return self._sum(lambda seconds: seconds.total)
 
     @property
-    def video_seconds_by_compiler(self) -> float:
-        """The same with the compiler's own count of everything but attention."""
-        return self._sum(lambda seconds: seconds.by_compiler)
+    def video_range(self) -> tuple[float, float]:
+        """The same by the peaks and by the compiler's count, the less first."""
+        by_compiler = self._sum(lambda seconds: seconds.by_compiler)
+        return min(self.video_seconds, by_compiler), max(self.video_seconds, by_compiler)
 
     def _sum(self, of_run: Callable[[Seconds], float]) -> float:
         total = 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 from wan_tpu.media import ROLES
 from wan_tpu.planner.adapters import AdapterSwitch
+from wan_tpu.planner.figures import aligned, figure, span
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import ProgramCosts
@@ -16,7 +17,7 @@ from wan_tpu.step_cache import Blocks
 
 _COLUMNS = (
     "layout", "peak GiB", "step GiB", "fits", "PFLOP", "HBM GB", "plain GB", "link GB", "attn Gcyc",
-    "step s", "compute", "memory", "links", "peak %", "video s",
+    "step s", "MFU %", "compute", "memory", "exposed", "hidden", "video s",
 )  # fmt: skip
 _TEXT_COLUMNS = ("layout", "fits")
 
@@ -36,7 +37,7 @@ def format_table(
         explain: this many kinds of operation and sources per stage of the best row.
         switch: of an adapter on the best row; None says nothing of it.
     """
-    lines = [_title(job), "", *_aligned([[*_COLUMNS], *(_cells(row) for row in rows)])]
+    lines = [_title(job), "", *aligned([_COLUMNS, *map(_cells, rows)], _TEXT_COLUMNS)]
     lines += ["", *_legend(job), *_resident(rows), *_collectives(rows), *_failures(rows)]
     if explain and rows:
         lines += _explain(rows[0], explain)
@@ -96,9 +97,10 @@ def _row_json(row: LayoutPlan, operations: bool) -> dict[str, Any]:
         "misfits": row.misfits,
         "peak_bytes": row.peak_bytes,
         "limit_bytes": row.limit_bytes,
-        "step_seconds": _finite(row.step_seconds),
-        "video_seconds": _finite(row.video_seconds),
-        "video_seconds_by_compiler": _finite(row.video_seconds_by_compiler),
+        "step_seconds": _finite(row.step_range),
+        "video_seconds": _finite(row.video_range),
+        "mfu": _finite(row.mfu),
+        "model_flops_of_a_step": row.model_flops,
         "resident_bytes": row.resident.parts,
         "kernels": [
             {
@@ -149,10 +151,10 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
         "compute_seconds": seconds.compute,
         "attention_seconds": seconds.attention,
         "memory_seconds": seconds.memory,
-        "link_seconds": seconds.links,
+        "exposed_link_seconds": seconds.exposed,
+        "hidden_link_seconds": seconds.hidden,
         "compiler_seconds_without_attention": seconds.compiler,
         "seconds_by_compiler": seconds.by_compiler,
-        "share_of_peak": plan.share_of_peak,
         "by_kind": facts.costs.breakdown("kind"),
         "by_source": facts.costs.breakdown("source")[:40],
     }
@@ -192,23 +194,24 @@ def _cells(row: LayoutPlan) -> list[str]:
     values = [str(row.layout), f"{row.peak_bytes / GIB:.2f}", "-", _fits(row)]
     step = row.stages.get("step")
     if step is None or step.facts.costs is None or step.seconds is None:
-        values += ["-"] * 10
+        values += ["-"] * 11
     else:
         values[2] = f"{step.facts.peak_bytes / GIB:.2f}"
         costs, seconds = step.facts.costs, step.seconds
         values += [
-            _figure(costs.total("flops") / 1e15),
-            _figure(costs.total("hbm_bytes") / 1e9),
-            _figure(costs.total("plain_bytes") / 1e9),
-            _figure(costs.total("link_bytes") / 1e9),
+            figure(costs.total("flops") / 1e15),
+            figure(costs.total("hbm_bytes") / 1e9),
+            figure(costs.total("plain_bytes") / 1e9),
+            figure(costs.total("link_bytes") / 1e9),
             _attention_cycles(row, costs),
-            _range(seconds.total, seconds.by_compiler),
-            _figure(seconds.compute),
-            _figure(seconds.memory),
-            _figure(seconds.links),
-            f"{100 * step.share_of_peak:.0f}",
+            span(*row.step_range),
+            "..".join(dict.fromkeys(f"{100 * share:.0f}" for share in row.mfu)),
+            figure(seconds.compute),
+            figure(seconds.memory),
+            figure(seconds.exposed),
+            figure(seconds.hidden),
         ]
-    return [*values, _range(row.video_seconds, row.video_seconds_by_compiler)]
+    return [*values, span(*row.video_range)]
 
 
 def _attention_cycles(row: LayoutPlan, costs: ProgramCosts) -> str:
@@ -221,28 +224,7 @@ def _attention_cycles(row: LayoutPlan, costs: ProgramCosts) -> str:
         for o in kernels
         if o.attention is not None
     )
-    return _figure(cycles / 1e9)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells in columns as wide as their widest cell; words to the left, figures right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    forms = [
-        f"{'<' if name in _TEXT_COLUMNS else '>'}{width}"
-        for name, width in zip(_COLUMNS, widths, strict=True)
-    ]
-    return [
-        "  ".join(f"{cell:{form}}" for cell, form in zip(line, forms, strict=True)).rstrip()
-        for line in lines
-    ]
-
-
-def _range(first: float, second: float) -> str:
-    """Two estimates of one time, the smaller first; one figure where they come to the same."""
-    if math.isinf(first):
-        return "-"
-    low, high = sorted((_figure(first), _figure(second)), key=float)
-    return low if low == high else f"{low}..{high}"
+    return figure(cycles / 1e9)
 
 
 def _fits(row: LayoutPlan) -> str:
@@ -254,10 +236,11 @@ def _legend(job: Job) -> list[str]:
     return [
         "per device: peak GiB, of the stage that needs most beside what is resident while it runs;",
         "step GiB of the step alone; of one step: PFLOP, HBM bytes (slices count as slices), plain",
-        "HBM bytes (whole operands), bytes sent over links, cycles of attention; peak % is of all",
-        "that is computed, padding and repeated branches too",
-        "step s, video s: by the peaks (compute + memory + links, which orders the rows), and with",
-        "the compiler's own count of everything but attention",
+        "HBM bytes (whole operands), bytes sent over links, cycles of attention",
+        "step s, video s: by the peaks (compute + memory + exposed; orders the rows) and with the",
+        "compiler's own count of everything but attention; exposed, hidden: of the links, what a",
+        "step waits for and what runs behind it; MFU %: the model's own arithmetic, nothing padded",
+        "or computed twice, over the peak of all devices",
         f"a device has {chip.hbm_bytes / GIB:.2f} GiB, {chip.bf16_flops / 1e12:.0f} TFLOP/s "
         f"({chip.int8_flops / 1e12:.0f} of int8), "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.link_bandwidth / 1e9:.0f} GB/s a link and "
@@ -334,7 +317,7 @@ def _explain(row: LayoutPlan, count: int) -> list[str]:
             for group in plan.facts.costs.breakdown(key)[:count]:
                 sizes = (
                     f"{group['hbm_bytes'] / 1e9:9.2f} ({group['plain_bytes'] / 1e9:.2f})",
-                    _figure(group["flops"] / 1e12),
+                    figure(group["flops"] / 1e12),
                     f"{group['link_bytes'] / 1e9:.2f}",
                     f"{group['runs']}",
                 )
@@ -351,10 +334,6 @@ def _choice(rows: Sequence[LayoutPlan]) -> str:
     return f"use: {best.layout}"
 
 
-def _figure(value: float) -> str:
-    """Three digits that say something, more before the point if there are more."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _finite(seconds: float) -> float | None:
-    return None if math.isinf(seconds) else seconds
+def _finite(values: tuple[float, float]) -> list[float] | None:
+    """From the least to the most; None of a step that does not compile."""
+    return list(values) if all(math.isfinite(v) and v for v in values) else None

@@ -12,14 +12,13 @@ from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import plan_run
 from wan_tpu.pipeline.together_stages import TogetherStages
 from wan_tpu.planner.compile import compile_stage, slice_devices
-from wan_tpu.planner.estimate import estimate
-from wan_tpu.planner.hardware import GIB
+from wan_tpu.planner.estimate import Seconds, estimate
+from wan_tpu.planner.figures import span
+from wan_tpu.planner.hardware import GIB, MIB
 from wan_tpu.planner.job import Job
 from wan_tpu.planner.program import read_program
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import make_mesh
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +29,7 @@ class TogetherPlan:
         samples: videos in the batch.
         layout: of the batch.
         failure: why the step does not compile; the figures are 0 then.
-        seconds: of the step. compiler_seconds: the same by the compiler's own count.
-        compute_seconds: of these. memory_seconds: likewise. link_seconds: likewise.
+        seconds: of the step; None likewise.
         sent_bytes: by each device.
         peak_bytes: on a device.
     """
@@ -39,24 +37,22 @@ class TogetherPlan:
     samples: int
     layout: Layout
     failure: str | None = None
-    seconds: float = 0.0
-    compiler_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    memory_seconds: float = 0.0
-    link_seconds: float = 0.0
+    seconds: Seconds | None = None
     sent_bytes: int = 0
     peak_bytes: int = 0
 
     def __str__(self) -> str:
-        if self.failure is not None:
+        seconds = self.seconds
+        if seconds is None:
             return f"{self.samples} videos: {self.failure}"
+        low, high = (1000 * s for s in seconds.range)
         return (
-            f"{self.samples} videos on {self.layout}: a step {1000 * self.seconds:.1f} ms "
-            f"({1000 * self.compiler_seconds:.1f} by the compiler's count), "
-            f"{1000 * self.seconds / self.samples:.1f} a video; compute "
-            f"{1000 * self.compute_seconds:.1f}, memory {1000 * self.memory_seconds:.1f}, links "
-            f"{1000 * self.link_seconds:.1f} ms; {self.sent_bytes / MIB:.0f} MiB sent by each "
-            f"device, peak {self.peak_bytes / GIB:.2f} GiB"
+            f"{self.samples} videos on {self.layout}: a step {span(low, high)} ms, "
+            f"{span(low / self.samples, high / self.samples)} a video; compute "
+            f"{1000 * seconds.compute:.1f}, memory {1000 * seconds.memory:.1f}, links exposed "
+            f"{1000 * seconds.exposed:.1f}, hidden {1000 * seconds.hidden:.1f} ms; "
+            f"{self.sent_bytes / MIB:.0f} MiB sent by each device, peak "
+            f"{self.peak_bytes / GIB:.2f} GiB"
         )
 
 
@@ -88,15 +84,10 @@ def plan_together(job: Job, layout: Layout, counts: Sequence[int]) -> Iterator[T
             yield TogetherPlan(samples=samples, layout=of, failure=facts.failure)
             continue
         costs = read_program(text)
-        seconds = estimate(costs, job.where, facts.coordinates, {})
         yield TogetherPlan(
             samples=samples,
             layout=of,
-            seconds=seconds.total,
-            compiler_seconds=seconds.by_compiler,
-            compute_seconds=seconds.compute,
-            memory_seconds=seconds.memory,
-            link_seconds=seconds.links,
-            sent_bytes=round(costs.total("link_bytes")),
+            seconds=estimate(costs, job.where, facts.coordinates, {}),
+            sent_bytes=costs.total("link_bytes"),
             peak_bytes=facts.peak_bytes,
         )

@@ -112,8 +112,7 @@ class TrainingPlan:
         """Seconds of a step, least and most: by the peaks, by the compiler's own count."""
         if self.seconds is None:
             return math.inf, math.inf
-        low, high = sorted((self.seconds.total, self.seconds.by_compiler))
-        return low, high
+        return self.seconds.range
 
     @property
     def mfu(self) -> tuple[float, float]:
@@ -157,7 +156,8 @@ class TrainingPlan:
             "compute_seconds": seconds.compute,
             "attention_seconds": seconds.attention,
             "memory_seconds": seconds.memory,
-            "link_seconds": seconds.links,
+            "exposed_link_seconds": seconds.exposed,
+            "hidden_link_seconds": seconds.hidden,
             "flops": facts.costs.total("flops"),
             "hbm_bytes": facts.costs.total("hbm_bytes"),
             "collectives": facts.costs.collectives_by_kind(),

@@ -1,15 +1,15 @@
 """Rows of a training's plan as text for people and as JSON for programs."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from wan_tpu.planner.figures import aligned, figure, span
 from wan_tpu.planner.hardware import GIB
 from wan_tpu.planner.training import TrainingJob, TrainingPlan
 
 _COLUMNS = (
     "layout", "fits", "resident GiB", "temporary GiB", "peak GiB", "step s", "compute", "memory",
-    "links", "MFU %", "hours",
+    "exposed", "hidden", "MFU %", "hours",
 )  # fmt: skip
 _TEXT_COLUMNS = ("layout", "fits")
 
@@ -22,17 +22,9 @@ def format_training_table(job: TrainingJob, rows: Sequence[TrainingPlan]) -> str
         rows: sorted, as `TrainingPlanner.plan` returns them.
     """
     cells = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    forms = [
-        f"{'<' if name in _TEXT_COLUMNS else '>'}{width}"
-        for name, width in zip(_COLUMNS, widths, strict=True)
-    ]
-    table = [
-        "  ".join(f"{cell:{form}}" for cell, form in zip(line, forms, strict=True)).rstrip()
-        for line in cells
-    ]
     best = next((row for row in rows if not row.misfit), None)
     choice = "none of these layouts fits" if best is None else str(best.layout)
+    table = aligned(cells, _TEXT_COLUMNS)
     lines = [*_title(job), "", *table, "", *_legend(job), *_files(rows), *_details(rows)]
     return "\n".join([*lines, f"use: {choice}"]) + "\n"
 
@@ -78,12 +70,13 @@ def _cells(row: TrainingPlan) -> list[str]:
         *cells,
         f"{row.facts.temporary_bytes / GIB:.2f}",
         f"{row.peak_bytes / GIB:.2f}",
-        _range(*row.range),
-        _figure(row.seconds.compute),
-        _figure(row.seconds.memory),
-        _figure(row.seconds.links),
-        _range(*(100 * share for share in row.mfu)),
-        _range(*row.hours),
+        span(*row.range),
+        figure(row.seconds.compute),
+        figure(row.seconds.memory),
+        figure(row.seconds.exposed),
+        figure(row.seconds.hidden),
+        span(*(100 * share for share in row.mfu)),
+        span(*row.hours),
     ]
 
 
@@ -91,8 +84,8 @@ def _legend(job: TrainingJob) -> list[str]:
     chip = job.where.chip
     return [
         "GiB a device, of a step: what stays, what it needs besides, the most at once",
-        "step s: from the peaks (compute + memory + links) to the compiler's own count of "
-        "everything but attention",
+        "step s: from the peaks (compute + memory + exposed) to the compiler's own count of "
+        "everything but attention; exposed and hidden are of the links",
         "MFU %: the model's own arithmetic, without what is computed twice or padded, over the "
         "peak of all devices",
         f"hours: of {job.config.train.steps} steps; compiling, checkpoints and samples come on top",
@@ -114,7 +107,7 @@ def _details(rows: Sequence[TrainingPlan]) -> list[str]:
     """What stays by name, what does not fit, what was not counted."""
     lines = []
     for row in rows:
-        parts = [f"{name} {_figure(size / GIB)}" for name, size in row.resident.items()]
+        parts = [f"{name} {figure(size / GIB)}" for name, size in row.resident.items()]
         lines.append(f"{row.layout}, resident GiB: {', '.join(parts)}")
         if row.misfit:
             lines.append(f"{row.layout} does not fit: {row.misfit}")
@@ -132,15 +125,3 @@ def _details(rows: Sequence[TrainingPlan]) -> list[str]:
 def _bytes(size: int) -> str:
     """Decimal, as disks are sold."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-
-
-def _range(low: float, high: float) -> str:
-    if math.isinf(high):
-        return "-"
-    first, last = _figure(low), _figure(high)
-    return first if first == last else f"{first}..{last}"
-
-
-def _figure(value: float) -> str:
-    """Three digits that say something, more before the point if there are more."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

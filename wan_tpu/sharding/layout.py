@@ -1,7 +1,8 @@
 """What a layout is: three numbers and two choices. Knows nothing of devices or models.
 
 Text form: `dp2-sp4`, `tp8`, `dp2-sp2-tp2`; ones are left out and `single` is one device. Choices
-that are not the default follow: `dp2-sp8 allgather`, `dp2-sp4 ring replicated`.
+that are not the default follow: `dp2-sp8 allgather`, `dp2-sp4 ring replicated`; `dp2-sp16 ulysses8`
+trades heads among 8 shards of the 16.
 """
 
 import dataclasses
@@ -54,6 +55,8 @@ class Layout:
         tp: ways the heads and the feed-forward width are split.
         sequence_parallel: how attention sees all tokens: `ulysses` exchanges heads with two
             all-to-alls, `allgather` gathers keys and values, `ring` passes them round.
+        head_ways: ways of sp over which ulysses trades heads; over the rest of sp, keys and values
+            of the heads that a device then has are gathered. None is all of sp.
         weights: `sharded` keeps each weight over every device and gathers it layer by layer,
             `replicated` keeps a whole copy on each dp and sp index.
     """
@@ -62,6 +65,7 @@ class Layout:
     sp: int = 1
     tp: int = 1
     sequence_parallel: str = "ulysses"
+    head_ways: int | None = None
     weights: str = "sharded"
 
     def __post_init__(self) -> None:
@@ -72,14 +76,25 @@ class Layout:
             raise UnknownNameError("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL)
         if self.weights not in WEIGHTS:
             raise UnknownNameError("weights", self.weights, WEIGHTS)
+        ways = self.head_ways
+        if ways is not None and (ways < 1 or self.sp % ways):
+            raise LayoutError(
+                f"ulysses trades heads among a divisor of sp, ulysses4 fits sp8; "
+                f"got ulysses{ways} with sp{self.sp}"
+            )
+        if ways == 1 and self.sequence_parallel == "ulysses":
+            object.__setattr__(self, "sequence_parallel", "allgather")
         if self.sp == 1:
             object.__setattr__(self, "sequence_parallel", SEQUENCE_PARALLEL[0])
+        if ways == self.sp or self.sequence_parallel != "ulysses":
+            object.__setattr__(self, "head_ways", None)
         if self.dp * self.sp == 1:
             object.__setattr__(self, "weights", WEIGHTS[0])
 
     def __str__(self) -> str:
         sizes = [f"{axis}{size}" for axis, size in zip(AXES, self.shape, strict=True) if size > 1]
-        choices = ((self.sequence_parallel, SEQUENCE_PARALLEL), (self.weights, WEIGHTS))
+        way = f"{self.sequence_parallel}{self.head_ways or ''}"
+        choices = ((way, SEQUENCE_PARALLEL), (self.weights, WEIGHTS))
         return " ".join(
             ["-".join(sizes) or "single", *(name for name, names in choices if name != names[0])]
         )
@@ -94,12 +109,17 @@ class Layout:
         """Devices the layout needs."""
         return self.dp * self.sp * self.tp
 
+    @property
+    def head_groups(self) -> int:
+        """Groups that a tp shard's heads are traded in: 1 where sp trades none."""
+        return (self.head_ways or self.sp) if self.sequence_parallel == "ulysses" else 1
+
     def padded_heads(self, num_heads: int) -> int:
         """Heads after padding, so that every device holds whole heads throughout.
 
-        Each tp shard holds the same number; ulysses splits those over sp once more.
+        Each tp shard holds the same number; ulysses splits those once more.
         """
-        ways = self.tp * (self.sp if self.sequence_parallel == "ulysses" else 1)
+        ways = self.tp * self.head_groups
         return -(-num_heads // ways) * ways
 
     def require_devices(self, count: int) -> None:
@@ -148,18 +168,26 @@ def parse_layout(
             "for example dp2-sp4 or tp8; after it, where wanted, "
             f"one of {', '.join(SEQUENCE_PARALLEL)} and one of {', '.join(WEIGHTS)}"
         )
+    way, ways = _ulysses_of(said.get("sequence_parallel", sequence_parallel))
     return Layout(
         **sizes,
-        sequence_parallel=said.get("sequence_parallel", sequence_parallel),
+        sequence_parallel=way,
+        head_ways=ways,
         weights=said.get("weights", weights),
     )
 
 
 def _choice_of(word: str) -> str | None:
     """The attribute of a layout that a word is a value of."""
-    if word in SEQUENCE_PARALLEL:
+    if _ulysses_of(word)[0] in SEQUENCE_PARALLEL:
         return "sequence_parallel"
     return "weights" if word in WEIGHTS else None
+
+
+def _ulysses_of(word: str) -> tuple[str, int | None]:
+    """A way to share the sequence, and the number behind `ulysses8`; None for other words."""
+    match = re.fullmatch(r"ulysses([1-9][0-9]{0,4})", word)
+    return (word, None) if match is None else ("ulysses", int(match[1]))
 
 
 def _parse_sizes(text: str) -> dict[str, int] | None:
@@ -205,9 +233,9 @@ def default_layout(
     1. As little of the batch computed twice, as few heads padded as any layout allows: all of a
        step's work grows with either. Gathering keys pads no heads, so none are padded without tp.
     2. The guidance pair on dp: its halves exchange nothing until the step's end.
-    3. Ulysses, which moves least; where it would pad, a ring whose transfers hide behind attention
-       (`_ring_hides`); else allgather, which holds the keys of a device's heads (1.5 GB for 14B at
-       720p).
+    3. Ulysses, which moves least, over as many shards as divide the heads; where that is none, a
+       ring whose transfers hide behind attention (`_ring_hides`); else allgather, which holds the
+       keys of a device's heads (1.5 GB for 14B at 720p).
     4. The least exchanged within a layer (`_exchange`).
 
     The figures behind them, and what they choose planned beside the other layouts of the same
@@ -233,7 +261,23 @@ def default_layout(
         )
 
     shapes = factorisations(num_devices)
-    return min((v for s in shapes for v in variants(s, weights=WEIGHTS[:1])), key=order)
+    found = (v for s in shapes for v in variants(s, weights=WEIGHTS[:1]))
+    return min((with_fitting_heads(v, num_heads) for v in found), key=order)
+
+
+def with_fitting_heads(layout: Layout, num_heads: int) -> Layout:
+    """The layout, whose ulysses trades heads among as many of sp as it can without padding them.
+
+    Among none of them it is allgather. Other ways to share the sequence stay as they are.
+
+    Args:
+        layout: any.
+        num_heads: of the transformer.
+    """
+    if layout.sequence_parallel != "ulysses":
+        return layout
+    heads = -(-num_heads // layout.tp)
+    return dataclasses.replace(layout, head_ways=math.gcd(heads, layout.sp))
 
 
 def default_weights(weight_bytes: int, device_bytes: int | None) -> str:
@@ -263,16 +307,19 @@ def _ring_hides(layout: Layout, num_heads: int, tokens: int) -> bool:
 def _exchange(layout: Layout) -> float:
     """How often one layer sends the hidden states `[tokens, dim]` of a batch entry over a link.
 
-    * sp: ulysses moves a shard of queries, keys, values and results; the other ways bring all keys
-      and values of a device's heads to it. 1 / sp of that is its own already.
+    * sp: ulysses moves a shard of queries, keys, values and results, of which one in as many as
+      trade is the device's own already; what is left of sp, or all of it in the other ways, brings
+      the keys and values of a device's heads to it.
     * Four or more devices of sp are a closed ring of neighbours and send both ways, unless tp lies
       between them.
     * tp: three sums (self-attention, cross-attention, feed-forward) of the shard's tokens over tp,
       each reduced and gathered.
     """
-    arrays = 4 / layout.sp if layout.sequence_parallel == "ulysses" else 2
+    traders = layout.head_groups
     ways = 2 if layout.sp >= 4 and layout.tp == 1 else 1
-    over_sp = arrays / layout.tp * (1 - 1 / layout.sp) / ways
+    traded = 4 / layout.sp * (1 - 1 / traders)
+    gathered = 2 / traders * (1 - traders / layout.sp)
+    over_sp = (traded + gathered) / layout.tp / ways
     over_tp = 3 * 2 / layout.sp * (1 - 1 / layout.tp)
     return over_sp + over_tp
 

@@ -13,7 +13,7 @@ import math
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from wan_tpu.sharding.layout import AXES, SEQUENCE_PARALLEL, Layout
+from wan_tpu.sharding.layout import AXES, SEQUENCE_PARALLEL, Layout, with_fitting_heads
 
 
 def one_branch_layout(layout: Layout, num_heads: int) -> Layout:
@@ -48,11 +48,14 @@ def batch_layout(layout: Layout, num_heads: int, batch: int) -> Layout:
     """
     ways = layout.dp * layout.sp
     common = math.gcd(ways, batch)
+    padded = layout.padded_heads(num_heads)
     for dp in (dp for dp in range(common, 0, -1) if common % dp == 0):
         for mode in (layout.sequence_parallel, *SEQUENCE_PARALLEL):
-            found = dataclasses.replace(layout, dp=dp, sp=ways // dp, sequence_parallel=mode)
-            if found.padded_heads(num_heads) == layout.padded_heads(num_heads):
-                return found
+            shape = {"dp": dp, "sp": ways // dp, "sequence_parallel": mode, "head_ways": None}
+            alike = dataclasses.replace(layout, **shape)
+            for found in (alike, with_fitting_heads(alike, padded)):
+                if found.padded_heads(num_heads) == padded:
+                    return found
     return layout
 
 

@@ -10,7 +10,11 @@ from wan_tpu.transformer.config import TransformerConfig
 
 
 def forward_flops(
-    config: TransformerConfig, geometry: Geometry, image_tokens: int = 0
+    config: TransformerConfig,
+    geometry: Geometry,
+    image_tokens: int = 0,
+    *,
+    with_context: bool = True,
 ) -> tuple[float, float]:
     """Of one sample through the transformer once.
 
@@ -18,6 +22,8 @@ def forward_flops(
         config: sizes of the model.
         geometry: of the sample.
         image_tokens: of the image encoder.
+        with_context: whether keys and values of text and pictures are made; a denoising step finds
+            them made.
 
     Returns:
         In products with weights, and in those between activations (attention).
@@ -30,7 +36,7 @@ def forward_flops(
     ends = (2 * config.token_channels + config.condition_channels) * dim
     keys = TEXT_TOKENS + image_tokens
     context = layers * 2 * dim * dim * keys + (config.text_dim + dim) * dim * TEXT_TOKENS
-    linear = 2.0 * (tokens * (per_token + ends) + context)
+    linear = 2.0 * (tokens * (per_token + ends) + with_context * context)
     scores = 2.0 * layers * 2 * dim * tokens * (tokens + keys)
     return linear, scores
 

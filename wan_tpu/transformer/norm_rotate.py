@@ -20,7 +20,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.flash_blocks import SUBLANES
-from wan_tpu.attention.sequence_parallel import head_groups
 from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 from wan_tpu.sharding.rules import (
@@ -120,7 +119,7 @@ def _with_scale(
             weight.astype(jnp.float32)[None],
             cos,
             sin,
-            groups=head_groups(where.layout),
+            groups=where.layout.head_groups,
             interpret=where.interpret,
         )
         return rotated, scale

@@ -1,0 +1,193 @@
+"""The body of flash attention over keys of 8 bits: what differs from `flash_kernel`.
+
+Scores are sums of products of whole numbers, which a matrix unit makes at twice bfloat16's rate:
+queries are quantised here, a token each, keys come so (`wan_tpu.attention.int8_keys`). Exponentials
+are made in bfloat16, and leave their unit packed, two for one. Products with the values are those
+of `flash_kernel`.
+
+The reference is a whole number of the query's scores' unit, and rides in the product exactly: in
+digits, against constants in the keys' further features. All of these reach
+
+    127 * 126 * 127 + 127 * 127 + 127 = 2,048,510, above 127 * 126 * 128 = 2,048,256,
+
+the largest score of 128 features of at most 127 and 126: for no query is there a score that its
+reference cannot stand at, and nothing is clipped that matters.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, BFloat16, Float, Float32, Int8, Int32
+
+from wan_tpu.attention.flash_blocks import LANES, SUBLANES, Blocks
+from wan_tpu.attention.flash_kernel import Index, Step, only_first, scratch_shapes, strips
+from wan_tpu.int8 import LARGEST, SMALLEST_MAGNITUDE
+
+STRIP = 256
+"""Queries of one product: one matrix unit's."""
+
+SUMMED = 4
+"""Weights added up in bfloat16 before float32; see `flash_kernel.SUMMED`."""
+
+LARGEST_QUERY = 126
+"""One less than of keys: so the digits reach every score."""
+
+BELOW = 8
+"""How far the reference stands below the logsumexp, in powers of two.
+
+A bfloat16 exponent is off by 2^-9 of itself, so those that matter should be near 0: weights of a
+query that are few are near its logsumexp, and of many, each is far below it.
+"""
+
+PACKED = SUBLANES * 4
+"""Rows of a register of int8."""
+
+_COARSE = LANES - 2
+"""Features of the third digit; the second and the first have one each."""
+
+_REACH = LARGEST * (_COARSE * LARGEST + LARGEST + 1)
+"""The largest reference, in the scores' unit."""
+
+
+def int8_scratch_shapes(blocks: Blocks, head_dim: int, dtype: jnp.dtype) -> dict[str, Any]:
+    """What the kernel holds beside its blocks; `Int8Step` says what each is.
+
+    Args:
+        blocks: sizes.
+        head_dim: features.
+        dtype: of the values.
+    """
+    carried = (blocks.compute, min(STRIP, blocks.queries))
+    return scratch_shapes(blocks, head_dim, dtype) | {
+        "query_t": pltpu.VMEM((head_dim + LANES, blocks.queries), jnp.int8),
+        "carried": pltpu.VMEM(carried, dtype),
+        "scale": pltpu.VMEM((1, blocks.queries), jnp.float32),
+        "packed_scale": pltpu.VMEM((1, blocks.queries), jnp.bfloat16),
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Step(Step):
+    """A step whose scores are of whole numbers.
+
+    Attributes:
+        key_scale: what the head's keys are multiplied by.
+        scale: [1, queries], float32: what a query's scores are multiplied by, to be of base 2.
+        packed_scale: the same in bfloat16, in which they are exact.
+    """
+
+    key_scale: Any
+    scale: Any
+    packed_scale: Any
+
+    def start(self) -> None:
+        """Takes a new block of queries; the reference is the maximum over a few keys."""
+        head_dim = self.query.shape[-1]
+        scaled = self.query[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
+        scaled = scaled.T
+        magnitude = jnp.abs(scaled)
+        largest = jnp.maximum(magnitude.max(0, keepdims=True), SMALLEST_MAGNITUDE)
+        # Not every maximum sees NaN.
+        largest = jnp.where(magnitude.sum(0, keepdims=True) < jnp.inf, largest, jnp.nan)
+        # A bfloat16 number that is not below.
+        packed = (largest * (self.key_scale / LARGEST_QUERY) * (1 + 2**-7)).astype(jnp.bfloat16)
+        scale = packed.astype(jnp.float32)
+        self.packed_scale[...], self.scale[...] = packed, scale
+        self.query_t[pl.ds(0, head_dim), :] = _whole(scaled * (self.key_scale / scale))
+        nothing = jnp.zeros((LANES, self.blocks.queries), jnp.int8)
+        self.query_t[pl.ds(head_dim, LANES), :] = nothing
+        self._set_reference(self._maximum(0))
+        self.values[...] = jnp.zeros_like(self.values)
+        self.sums[...] = jnp.zeros_like(self.sums)
+
+    def _strips(self) -> list[pl.Slice]:
+        """Queries that are worked on together."""
+        return strips(self.blocks.queries, STRIP)
+
+    def _products(self, rows: pl.Slice, strip: pl.Slice) -> Int32[Array, "keys queries"]:
+        """Scores less the reference, in their query's unit."""
+        keys = self.key[rows, :]
+        keys = jnp.concatenate([keys, constants(len(keys))], axis=1)
+        return jnp.dot(keys, self.query_t[:, strip], preferred_element_type=jnp.int32)
+
+    def _scores(self, rows: pl.Slice, strip: pl.Slice) -> Float32[Array, "keys queries"]:
+        """Of base 2, less the reference."""
+        return self._products(rows, strip).astype(jnp.float32) * self.scale[:, strip]
+
+    def _weights(
+        self, rows: pl.Slice, strip: pl.Slice, count: Index | None = None
+    ) -> Float[Array, "keys queries"]:
+        """Of a tile or, the others being 0, of its first `count` keys; adds them to the sums."""
+        products = self._products(rows, strip).astype(jnp.float32).astype(jnp.bfloat16)
+        weights = self._exp2(products * self.packed_scale[:, strip])
+        if count is not None:
+            weights = only_first(count, weights, 0)
+        self.block_sums[:, strip] += _sums(weights)
+        return weights.astype(self.value.dtype)
+
+    def _exp2(self, x: BFloat16[Array, "keys queries"]) -> BFloat16[Array, "keys queries"]:
+        """Correctly rounded."""
+        return jnp.exp2(x)
+
+    def _set_reference(self, new: Float32[Array, "1 queries"]) -> Float32[Array, "1 queries"]:
+        """Takes the nearest number of digits to what is `BELOW` below; what sums change by."""
+        head_dim = self.query.shape[-1]
+        scale = self.scale[...]
+        units = jnp.clip(jnp.round((new - BELOW) / scale), -_REACH, _REACH)
+        new = units * scale
+        change = jnp.exp2(self.reference[...] - new)
+        self.reference[...] = new
+        third, last = digits(-units)
+        for start in range(0, LANES - PACKED, PACKED):
+            self.query_t[pl.ds(head_dim + start, PACKED), :] = third
+        self.query_t[pl.ds(head_dim + LANES - PACKED, PACKED), :] = last
+        return change
+
+
+class InterpretedInt8Step(Int8Step):
+    """The same numbers where XLA makes them: its exp2 is exp(x log 2), both rounded to bfloat16."""
+
+    def _exp2(self, x: BFloat16[Array, "keys queries"]) -> BFloat16[Array, "keys queries"]:
+        """Correctly rounded."""
+        return jnp.exp2(x.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+def digits(
+    units: Float32[Array, "1 queries"],
+) -> tuple[Int8[Array, "packed queries"], Int8[Array, "packed queries"]]:
+    """Features of queries whose product with `constants` is these whole numbers, up to the reach.
+
+    Returns:
+        the first `PACKED` features, like all but the last ones; the last `PACKED`.
+    """
+    third = jnp.clip(jnp.round(units / (_COARSE * LARGEST)), -LARGEST, LARGEST)
+    units = units - third * (_COARSE * LARGEST)
+    second = jnp.clip(jnp.round(units / LARGEST), -LARGEST, LARGEST)
+    first = units - second * LARGEST
+    index = jax.lax.broadcasted_iota(jnp.int32, (PACKED, units.shape[1]), 0)
+    last = jnp.where(index < PACKED - 2, third, jnp.where(index < PACKED - 1, second, first))
+    return _whole(jnp.broadcast_to(third, last.shape)), _whole(last)
+
+
+def constants(keys: int) -> Int8[Array, "keys lanes"]:
+    """Further features of keys: 127, and 1 for the lowest digit."""
+    lanes = jax.lax.broadcasted_iota(jnp.int32, (keys, LANES), 1)
+    return jnp.where(lanes < LANES - 1, LARGEST, 1).astype(jnp.int8)
+
+
+def _whole(x: Float32[Array, "rows columns"]) -> Array:
+    """The nearest whole numbers, int8."""
+    return jnp.round(x).astype(jnp.int32).astype(jnp.int8)
+
+
+def _sums(weights: BFloat16[Array, "keys queries"]) -> Float32[Array, "sublanes queries"]:
+    """Over keys, up to the last `SUBLANES` terms: whole registers are added."""
+    registers = weights.reshape(-1, SUMMED, SUBLANES * 2, weights.shape[1])
+    few = functools.reduce(jnp.add, (registers[:, index] for index in range(SUMMED)))
+    return few.astype(jnp.float32).reshape(-1, SUBLANES, weights.shape[1]).sum(0)
