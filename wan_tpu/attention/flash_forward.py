@@ -33,6 +33,8 @@ from jaxtyping import Array, Float32
 from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks
 from wan_tpu.attention.flash_kernel import Step, scratch_shapes
+from wan_tpu.attention.flash_short import short_forward
+from wan_tpu.attention.flash_short import takes as takes_few
 
 KERNEL_NAME = "flash_attention"
 """Programs call it so, with the head's features: `flash_attention_head128`."""
@@ -83,6 +85,19 @@ def flash_forward(
     """
     query_chunks, batch, query_chunk, channels = query.shape
     key_chunks, _, key_chunk, _ = key.shape
+    name = f"{kernel.name}_head{head_dim}"
+    if kernel is EXACT and blocks is None and takes_few(key_chunks, key_chunk):
+        return short_forward(
+            query,
+            key,
+            value,
+            head_dim=head_dim,
+            num_keys=num_keys,
+            interpret=interpret,
+            device_kind=device_kind,
+            logsumexp=logsumexp,
+            name=name,
+        )
     limits = block_limits(device_kind)
     blocks = blocks or choose_blocks(
         query_chunk, key_chunks, key_chunk, limits=limits, itemsize=query.dtype.itemsize
@@ -118,7 +133,7 @@ def flash_forward(
             vmem_limit_bytes=limits.vmem_bytes,
         ),
         interpret=interpret,
-        name=f"{kernel.name}_head{head_dim}",
+        name=name,
     )(*of_heads.values(), query, key, value)
     if not logsumexp:
         return out, None

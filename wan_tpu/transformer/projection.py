@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32
 
 from wan_tpu.attention.arrays import Grouped
 from wan_tpu.attention.flash_blocks import block_limits
-from wan_tpu.attention.sequence_parallel import group_heads, head_groups
+from wan_tpu.attention.sequence_parallel import group_heads
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import (
     GROUPED_HEADS,
@@ -83,7 +83,7 @@ class Projection:
     @property
     def groups(self) -> int:
         """That the heads come out in."""
-        return head_groups(self.layout) if self.grouped else 1
+        return self.layout.head_groups if self.grouped else 1
 
     def block(self, x: Tokens, weight: Float[Array, "channels dim"]) -> int:
         """Tokens that the kernel works on at a time; 0 where it does not take them.

@@ -7,7 +7,7 @@ The product keeps the matrix unit busy, what is before and after it the vector u
 of tokens are on their way: while one is multiplied, the next is normalised, and the one before is
 rotated and written. A step of the grid does all three for one stretch of output channels after the
 other, and the compiler puts them side by side: within a stretch nothing reads what was just
-written. Weights come stretch by stretch while the first block is worked on.
+written. The program around the kernel puts the weights into VMEM, or gathers them there.
 """
 
 import dataclasses
@@ -133,6 +133,8 @@ def project_tokens(
     """
     (batch, tokens, dim), channels = x.shape, weight.shape[0]
     groups, block, head_dim = sizes.groups, sizes.block, sizes.head_dim
+    if not interpret:
+        weight = pltpu.with_memory_space_constraint(weight, pltpu.VMEM)
     stretch = head_dim * _largest_divisor(channels // head_dim, max(STRETCH // head_dim, 1))
     blocks = pl.cdiv(tokens, block)
 
@@ -161,7 +163,7 @@ def project_tokens(
         in_specs=[
             pl.BlockSpec((None, block, dim), coming),
             layer_specs,
-            pl.BlockSpec(memory_space=pl.ANY),
+            pl.BlockSpec(memory_space=pltpu.VMEM),
             whole(channels // stretch, stretch),
             heads_specs,
         ],
@@ -170,14 +172,13 @@ def project_tokens(
         ),
         out_shape=jax.ShapeDtypeStruct((groups, batch, tokens, channels // groups), x.dtype),
         scratch_shapes={
-            "weights": pltpu.VMEM((channels, dim), x.dtype),
-            "loaded": pltpu.SemaphoreType.DMA((channels // stretch,)),
             "normed": pltpu.VMEM((2, block, dim), x.dtype),
             "projected": pltpu.VMEM((2, channels // stretch, block, stretch), x.dtype),
             "squares": pltpu.VMEM((2, block, head_dim), jnp.float32),
         },
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+            dimension_semantics=("arbitrary", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem_bytes - weight.size * x.dtype.itemsize,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * batch * tokens * dim * channels,
@@ -214,36 +215,31 @@ def _kernel(
     Args:
         x_ref: [tokens, dim], of block t.
         layer: scale and shift of the sample.
-        weight_ref: [channels, dim], in the chip's memory.
+        weight_ref: [channels, dim].
         bias_ref: [stretches, channels of a stretch].
         heads: the norm's weight [heads, head_dim], tables of block t - 2.
         out_ref: [groups, tokens, channels of a group], of block t - 2.
         sizes: of everything else.
         scratch: fields of `_Step`.
     """
-    item, t = pl.program_id(0), pl.program_id(1)
+    t = pl.program_id(1)
     step = _Step(
-        x=x_ref, layer=layer, bias=bias_ref, heads=heads, out=out_ref, sizes=sizes, t=t, **scratch
+        x=x_ref,
+        layer=layer,
+        weights=weight_ref,
+        bias=bias_ref,
+        heads=heads,
+        out=out_ref,
+        sizes=sizes,
+        t=t,
+        **scratch,
     )
-
-    def load(index: Index) -> Any:
-        part = _aligned(index * step.stretch, step.stretch, step.stretch)
-        target = step.weights.at[part]
-        return pltpu.make_async_copy(weight_ref.at[part], target, step.loaded.at[index])
 
     @pl.when(t == 0)
     def _() -> None:
-        @pl.when(item == 0)
-        def _() -> None:
-            pl.loop(0, step.stretches)(lambda index: load(index).start())
-
         pl.loop(0, sizes.block // STRIP_TOKENS)(
             lambda index: step.normalise(index * STRIP_TOKENS, STRIP_TOKENS)
         )
-
-    @pl.when((item == 0) & (t == 1))
-    def _() -> None:
-        pl.loop(0, step.stretches)(lambda index: load(index).wait())
 
     @pl.when((t > 0) & (t < pl.num_programs(1) - 1))
     def _() -> None:
@@ -275,7 +271,6 @@ class _Step:
         sizes: of everything else.
         t: number of the step.
         weights: [channels, dim].
-        loaded: tells when a stretch of them is there.
         normed: [2, tokens, dim].
         projected: [2, stretches, tokens, channels of a stretch].
         squares: [2, tokens, head_dim], float32: sums over heads.
@@ -289,7 +284,6 @@ class _Step:
     sizes: Sizes
     t: Index
     weights: Any
-    loaded: Any
     normed: Any
     projected: Any
     squares: Any
