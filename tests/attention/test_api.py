@@ -1,5 +1,6 @@
 """Every implementation behind `attend` gives what the reference means."""
 
+import functools
 import types
 
 import jax
@@ -87,10 +88,21 @@ def test_auto_is_what_keeps_memory_flat(platform, dtype, head_dim, expected):
         assert resolve_implementation(name, platform, dtype=dtype, head_dim=head_dim) == name
 
 
-def test_auto_on_a_chip_with_narrow_matrix_units():
-    """A 128 wide unit would pay a second pass for the feature that flash subtracts with."""
-    assert resolve_implementation("auto", "tpu", device_kind="TPU v6 lite") == "flash"
-    assert resolve_implementation("auto", "tpu", device_kind="TPU v5 lite") == "splash"
+@pytest.mark.parametrize(
+    ("kind", "alone", "with_gradient"),
+    [
+        ("TPU v6 lite", "flash", "flash"),
+        ("TPU7x", "flash", "flash"),
+        ("TPU v5", "flash", "splash"),
+        ("TPU v5 lite", "flash", "splash"),
+        ("TPU v4", "splash", "splash"),  # no blocks of flash for its memory
+    ],
+)
+def test_auto_goes_by_the_chip(kind, alone, with_gradient):
+    """Matrix units 128 wide take flash, but not its gradient."""
+    auto = functools.partial(resolve_implementation, "auto", "tpu", device_kind=kind)
+    assert (auto(), auto(gradient=True)) == (alone, with_gradient)
+    assert auto(head_dim=16) == "splash"
 
 
 def test_unknown_name_names_those_that_exist(make_qkv):

@@ -1,5 +1,6 @@
 """Our kernel, interpreted, is exact: lengths of every kind, chunks, and scores that jump."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention import flash_kernel
 from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
-from wan_tpu.attention.flash_blocks import LANES, Blocks, block_limits, choose_blocks
+from wan_tpu.attention.flash_blocks import CHIPS, LANES, Blocks, Order, block_limits, choose_blocks
 
 SMALL = Blocks(queries=128, keys=512, compute=256, last_compute=128)
 
@@ -22,14 +22,19 @@ def cut(x, chunks):
     return x.transpose(1, 0, 2, 3)
 
 
-def run(num_keys, query, key, value, *, chunks=1, blocks=None):
+def run(num_keys, query, key, value, *, chunks=1, blocks=None, device_kind=""):
     """The kernel under jit, interpreted, over tokens cut into `chunks`."""
     head_dim = query.shape[-1]
 
     @jax.jit
     def attention(*arrays):
         return flash_attention(
-            *arrays, head_dim=head_dim, num_keys=num_keys, blocks=blocks, interpret=True
+            *arrays,
+            head_dim=head_dim,
+            num_keys=num_keys,
+            blocks=blocks,
+            interpret=True,
+            device_kind=device_kind,
         )
 
     out = np.asarray(attention(*(cut(x, chunks) for x in (query, key, value))))
@@ -65,14 +70,39 @@ def test_is_exact(queries, keys, num_keys, chunks, blocks, make_qkv, spoil, exac
 
 
 @pytest.mark.parametrize("queries", [384, 300])
-def test_weights_of_a_narrow_last_strip_wait_for_the_next_tile(
-    queries, make_qkv, exact, monkeypatch
-):
+def test_weights_of_a_narrow_last_strip_wait_for_the_next_tile(queries, make_qkv, exact):
     """Strips of 256 and 128 queries. Red when carried weights go to the first strip."""
-    monkeypatch.setattr(flash_kernel, "STRIP", 256)
     arrays = make_qkv(1, queries, 1100, 1, 16)
-    blocks = Blocks(queries=384, keys=1152, compute=256, last_compute=128)
+    order = Order(strip=256)
+    blocks = Blocks(queries=384, keys=1152, compute=256, last_compute=128, order=order)
     assert relative_error(run(1100, *arrays, blocks=blocks), exact(*arrays)) < PARITY
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CHIPS if CHIPS[kind].order != Order()])
+@pytest.mark.parametrize(("queries", "keys"), [(1100, 2300), (129, 1025)])
+def test_each_chip_s_order_is_exact(kind, queries, keys, make_qkv, spoil, exact):
+    """Two strips and two tiles, and lengths that end inside one; the padding holds NaN.
+
+    Red when the reference is neither a feature nor subtracted.
+    """
+    query, key, value = make_qkv(1, queries, keys, 1, 16)
+    real = keys - 7
+    _, key, value = spoil((query, key, value), real, np.nan)
+    out = run(real, query, key, value, device_kind=kind)
+    assert relative_error(out, exact(query, key[:, :real], value[:, :real])) < PARITY
+
+
+@pytest.mark.parametrize(("behind", "subtracts"), [(1, False), (2, True), (4, False)])
+def test_units_of_some_of_a_tile_s_keys(behind, subtracts, make_qkv, exact):
+    """Four units a strip, the last strip narrow, three tiles and a small one.
+
+    Red when values are turned before the tile before is done with theirs, or when a carried unit
+    meets another's values.
+    """
+    arrays = make_qkv(1, 300, 1600, 1, 16)
+    order = Order(strip=256, unit=128, behind=behind, subtracts=subtracts)
+    blocks = Blocks(queries=384, keys=1664, compute=512, last_compute=128, order=order)
+    assert relative_error(run(1600, *arrays, blocks=blocks), exact(*arrays)) < PARITY
 
 
 @pytest.mark.parametrize("num_keys", [1024, 900, 3])
@@ -91,8 +121,9 @@ def test_head_sizes(head_dim, make_qkv, exact):
     assert relative_error(run(140, *arrays), exact(*arrays)) < PARITY
 
 
+@pytest.mark.parametrize("subtracts", [False, True])
 @pytest.mark.parametrize("rising", [1, -1], ids=["rising", "falling"])
-def test_scores_that_jump_between_blocks(rising, make_qkv, exact):
+def test_scores_that_jump_between_blocks(rising, subtracts, make_qkv, exact):
     """Each block's scores stand hundreds above (or below) those of the one before.
 
     Rising, a block's sum overflows against the reference of the blocks before, and the block is
@@ -102,7 +133,8 @@ def test_scores_that_jump_between_blocks(rising, make_qkv, exact):
     query, key, value = make_qkv(1, 40, 2048, 1, 16)
     size = np.repeat([1.0, 30.0, 200.0, 1000.0][::rising], 512)[:, None, None]
     key = (key * size).astype(np.float32)
-    out = run(2048, query, key, value, blocks=SMALL)
+    blocks = dataclasses.replace(SMALL, order=Order(subtracts=subtracts))
+    out = run(2048, query, key, value, blocks=blocks)
     assert relative_error(out, exact(query, key, value)) < 1e-3
 
 

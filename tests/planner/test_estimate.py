@@ -133,8 +133,10 @@ def test_a_kernel_of_which_the_compiler_says_nothing_goes_by_the_rules():
     assert run(copied).by_compiler == 0.0, "fetched beside the program"
 
 
-def test_the_chip_s_own_side_of_a_transfer_is_not_counted_twice():
+@pytest.mark.parametrize("waited_at", [None, 1])
+def test_the_chip_s_own_side_of_a_transfer_is_not_counted_twice(waited_at):
     gather = Operation(
+        waited_at=waited_at,
         name="g",
         kind="all-gather",
         hbm_bytes=int(BANDWIDTH),

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import pytest
 
+from wan_tpu.attention.flash_blocks import Blocks, block_limits
+from wan_tpu.planner.hardware import CHIPS
 from wan_tpu.planner.kernel_cycles import count_cycles, grid_of
 from wan_tpu.planner.kernels import KernelCycles, KernelShape, backward_times, flash_times
 from wan_tpu.planner.schedule import (
@@ -145,6 +147,23 @@ def test_the_smallest_shape_alike_gives_the_count(shape):
     """Bundle for bundle. Red when the kernel, or how its schedule is read, changes."""
     parts = COUNTED.get(shape, TEXT_COUNT)
     assert count_cycles(shape.smallest_alike()).of(shape).parts == parts
+
+
+@pytest.mark.parametrize(
+    ("chip", "tile"),
+    [("v7x", 1474), ("v5p", 4034), pytest.param("v5e", 4021, marks=pytest.mark.slow)],
+)
+def test_a_tile_of_each_chip(chip, tile):
+    """1,024 queries and keys (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); on a v6e it takes 1,724.
+
+    Red when a chip is given another's order: a v7x would take 1,577, a v5p 6,094.
+    """
+    order = block_limits(CHIPS[chip].device_kind).order
+    blocks = Blocks(queries=1024, keys=2048, compute=1024, last_compute=512, order=order)
+    shape = dataclasses.replace(
+        flash(2048, 4096, num_keys=4095, query_chunks=2, key_chunks=2), chip=chip, tiles=blocks
+    )
+    assert count_cycles(shape).parts["tile of 1024 keys"] == (tile, 6)
 
 
 def test_a_count_that_takes_too_long_is_given_up():

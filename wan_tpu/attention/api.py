@@ -25,7 +25,7 @@ from wan_tpu.attention.chunked import (
 from wan_tpu.attention.dot_product import GPU_PLATFORMS, cudnn_takes, dot_product_attention
 from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
 from wan_tpu.attention.flash_backward import flash_backward
-from wan_tpu.attention.flash_blocks import LANES
+from wan_tpu.attention.flash_blocks import CHIPS, LANES
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
 from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp
@@ -54,11 +54,13 @@ def resolve_implementation(
     device_kind: str = "",
     dtype: jax.typing.DTypeLike | None = None,
     head_dim: int | None = None,
+    gradient: bool = False,
 ) -> str:
     """The concrete implementation that `name` means on a platform; never `auto`.
 
-    `auto` is the one whose memory stays flat in the length: on a TPU flash where it suits (matrix
-    units 256 wide, heads of whole registers), else splash; cuDNN's flash kernel
+    `auto` is the one whose memory stays flat in the length: on a TPU flash where it suits (a chip
+    that it has blocks for, heads of whole registers; where a gradient is taken, matrix units 256
+    wide, for 128 wide splash's takes 18% less), else splash; cuDNN's flash kernel
     behind `jax.nn.dot_product_attention` on a GPU, else the chunked one. cuDNN takes 16-bit types
     and head sizes that are multiples of 8 only; for others `dot_product` would hold the whole score
     matrix, so `auto` is chunked there too.
@@ -69,6 +71,7 @@ def resolve_implementation(
         device_kind: likewise; a v6e when not given.
         dtype: of the query; bfloat16 when not given.
         head_dim: of the query; 128, Wan's, when not given.
+        gradient: whether it is chosen for training.
 
     Raises:
         UnknownNameError: there is no such implementation.
@@ -78,7 +81,8 @@ def resolve_implementation(
     if name != "auto":
         return name
     if platform == "tpu":
-        suits = device_kind in ("", *WIDE_CHIPS) and (head_dim or 128) % LANES == 0
+        chips = WIDE_CHIPS if gradient else CHIPS
+        suits = device_kind in ("", *chips) and (head_dim or 128) % LANES == 0
         return "flash" if suits else "splash"
     if platform in GPU_PLATFORMS and cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
         return "dot_product"

@@ -9,6 +9,25 @@ LANES, SUBLANES = 128, 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """How the forward kernel works through a tile: unit by unit, all keys of a strip first.
+
+    Attributes:
+        strip: queries of a unit.
+        unit: keys of a unit; where it divides those of a tile, else a unit has all of them.
+        behind: units by which products with the values stand behind those for the scores; at most
+            as many as a strip has.
+        subtracts: whether the vector unit subtracts the reference from the scores, and not the
+            matrix unit, by a feature more.
+    """
+
+    strip: int = 1024
+    unit: int = 1024
+    behind: int = 1
+    subtracts: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
     """Sizes of a kernel's tiles, forward or backward, multiples of `LANES`.
 
@@ -20,6 +39,7 @@ class Blocks:
             divides the others.
         key_chunks: chunks of keys fetched at a time; more than one only where `keys` is all of a
             chunk.
+        order: of the forward's products.
     """
 
     queries: int
@@ -27,11 +47,22 @@ class Blocks:
     compute: int
     last_compute: int
     key_chunks: int = 1
+    order: Order = Order()
 
     @property
     def all_keys(self) -> int:
         """Keys fetched at a time."""
         return self.key_chunks * self.keys
+
+    @property
+    def unit(self) -> int:
+        """Keys of a unit of the order."""
+        return min(self.order.unit, self.compute)
+
+    @property
+    def behind(self) -> int:
+        """Units of the order's `behind`, of those that a strip has."""
+        return min(self.order.behind, self.compute // self.unit)
 
 
 COMPUTE, LAST_COMPUTE = 1024, 512
@@ -40,26 +71,43 @@ COMPUTE, LAST_COMPUTE = 1024, 512
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BlockLimits:
-    """The largest blocks of 16-bit numbers for a chip's VMEM; of 32-bit ones half as large.
+    """What suits a chip: its order, and the largest blocks for its VMEM.
 
     Attributes:
-        queries: of a block.
-        keys: of a block, over its chunks.
+        queries: of a block of 16-bit numbers; half as many of 32-bit ones.
+        keys: likewise, over a block's chunks.
         vmem_bytes: what the kernel may take.
+        order: of the forward's products.
     """
 
     queries: int
     keys: int
     vmem_bytes: int
+    order: Order = Order()
 
 
-_OF_128_MIB = BlockLimits(queries=9472, keys=37_888, vmem_bytes=100 << 20)
-_OF_64_MIB = BlockLimits(queries=4736, keys=18_944, vmem_bytes=56 << 20)
+_LARGE = BlockLimits(queries=9472, keys=37_888, vmem_bytes=100 << 20)
+"""Of a chip with 128 MiB of VMEM."""
+
+_HALF = BlockLimits(queries=4736, keys=18_944, vmem_bytes=56 << 20)
+"""With 64 MiB."""
+
+_NARROW = Order(subtracts=True)
+"""Matrix units 128 wide have no idle rows: a further feature would be a second product."""
+
+CHIPS = {
+    "TPU v6 lite": _LARGE,
+    "TPU7x": dataclasses.replace(_HALF, order=Order(unit=512, subtracts=True)),
+    "TPU v5 lite": dataclasses.replace(_LARGE, order=_NARROW),
+    "TPU v5": dataclasses.replace(_HALF, order=_NARROW),
+}
+"""By `jax.Device.device_kind`. Each order is the one of fewest cycles of those counted for the chip
+(benchmarks/results/2026-11-27-chips.md)."""
 
 
 def block_limits(device_kind: str) -> BlockLimits:
-    """By `jax.Device.device_kind`; a v6e's for a name that is no TPU's."""
-    return _OF_64_MIB if device_kind in ("TPU v5", "TPU7x") else _OF_128_MIB
+    """By `jax.Device.device_kind`; a v6e's for a name that is not in `CHIPS`."""
+    return CHIPS.get(device_kind, _LARGE)
 
 
 def choose_blocks(
@@ -90,6 +138,7 @@ def choose_blocks(
         compute=COMPUTE if merged * keys >= COMPUTE else last_compute,
         last_compute=last_compute,
         key_chunks=merged,
+        order=limits.order,
     )
 
 

@@ -10,7 +10,9 @@ when the block starts, and within `log(keys)` of their maximum. Should a block's
 above it that their sum overflows, that block is done again from its true maximum.
 
 A matrix unit 256 wide has half of its rows idle in a product over head_dim 128, so the subtraction
-costs nothing there: the reference is one more feature of the queries, against a 1 in the keys.
+costs nothing there: the reference is one more feature of the queries, against a 1 in the keys. One
+of 128 has none idle, and a v7x's takes fewer cycles for 128 features than for more: there the
+vector unit subtracts (`flash_blocks.Order.subtracts`).
 
 Scores are kept as `[keys, queries]`: their sums over keys are then sums of whole registers, and the
 second product, `value^T weights`, keeps the matrix unit full.
@@ -28,11 +30,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
 
 from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks
-from wan_tpu.attention.flash_kernel import Step, scratch_shapes
+from wan_tpu.attention.flash_kernel import Index, Step, scratch_shapes
 from wan_tpu.attention.flash_short import short_forward
 from wan_tpu.attention.flash_short import takes as takes_few
 
@@ -72,6 +74,7 @@ def flash_forward(
     logsumexp: bool,
     kernel: Kernel = EXACT,
     of_heads: Mapping[str, Float32[Array, "batch heads"]] = MappingProxyType({}),
+    of_steps: Mapping[str, Int32[Array, "query_blocks key_blocks _"]] = MappingProxyType({}),
 ) -> tuple[QueryChunks, LogSumExp | None]:
     """A kernel, without a derivative; arguments as of `wan_tpu.attention.flash.flash_attention`.
 
@@ -79,6 +82,7 @@ def flash_forward(
         logsumexp: whether it is written, too.
         kernel: which.
         of_heads: one number for each head of a batch item, by the names that its step has them by.
+        of_steps: whole numbers for each block of queries and of keys, likewise.
 
     Returns:
         like `query`; [batch, heads, queries of all chunks] in float32, or None.
@@ -115,6 +119,7 @@ def flash_forward(
         _kernel,
         step=kernel.step,
         of_heads=tuple(of_heads),
+        of_steps={name: x.shape[2] for name, x in of_steps.items()},
         blocks=blocks,
         num_keys=num_keys,
         key_chunk=key_chunk,
@@ -124,7 +129,7 @@ def flash_forward(
     out, *rows = pl.pallas_call(
         body,
         grid=(batch, heads, query_steps, key_steps),
-        in_specs=[numbers] * len(of_heads) + [query_spec, key_spec, key_spec],
+        in_specs=[numbers] * (len(of_heads) + len(of_steps)) + [query_spec, key_spec, key_spec],
         out_specs=[query_spec, logsumexp_spec][: 1 + logsumexp],
         out_shape=shapes[: 1 + logsumexp],
         scratch_shapes=kernel.scratch_shapes(blocks, head_dim, query.dtype),
@@ -134,7 +139,7 @@ def flash_forward(
         ),
         interpret=interpret,
         name=name,
-    )(*of_heads.values(), query, key, value)
+    )(*of_heads.values(), *(x.reshape(-1) for x in of_steps.values()), query, key, value)
     if not logsumexp:
         return out, None
     rows = jnp.moveaxis(rows[0][:, :, :, 0], 0, 2)  # [batch, heads, chunks, chunk]
@@ -173,6 +178,7 @@ def _kernel(
     *refs: Any,
     step: type[Step],
     of_heads: tuple[str, ...],
+    of_steps: Mapping[str, int],
     blocks: Blocks,
     num_keys: int,
     key_chunk: int,
@@ -182,21 +188,25 @@ def _kernel(
     """One block of queries against one block of keys.
 
     Args:
-        refs: of `of_heads`, each [batch, heads]; of queries [queries, head_dim]; of keys
-            [chunks, keys, head_dim] and values likewise; of the result, like the queries; of the
-            logsumexp [1, queries] in float32, only where it is asked for.
+        refs: of `of_heads`, each [batch, heads]; of `of_steps`, each flat; of queries
+            [queries, head_dim]; of keys [chunks, keys, head_dim] and values likewise; of the
+            result, like the queries; of the logsumexp [1, queries] in float32, only where it is
+            asked for.
         step: what is done.
         of_heads: names.
+        of_steps: how many numbers a step of the grid has, by name.
         blocks: sizes.
         num_keys: real keys of all blocks.
         key_chunk: keys of a chunk.
         key_blocks: blocks of keys in a chunk, or in as many chunks as are fetched at a time.
         scratch: of the kernel, by its names.
     """
-    numbers, arrays = refs[: len(of_heads)], refs[len(of_heads) :]
+    before = len(of_heads) + len(of_steps)
+    numbers, lists, arrays = refs[: len(of_heads)], refs[len(of_heads) : before], refs[before:]
     query_ref, key_ref, value_ref, out_ref, *logsumexp_ref = arrays
     head_dim = query_ref.shape[-1]
-    head, j = (pl.program_id(0), pl.program_id(1)), pl.program_id(3)
+    head, i, j = (pl.program_id(0), pl.program_id(1)), pl.program_id(2), pl.program_id(3)
+    place = i * pl.num_programs(3) + j
     before_chunk = j // key_blocks * blocks.key_chunks * key_chunk
     before_block = j % key_blocks * blocks.keys
     valid = jnp.minimum(blocks.key_chunks * key_chunk, num_keys - before_chunk) - before_block
@@ -207,10 +217,14 @@ def _kernel(
         valid=jnp.clip(valid, 0, blocks.all_keys),
         blocks=blocks,
         **{name: ref[head] for name, ref in zip(of_heads, numbers, strict=True)},
+        **{
+            name: functools.partial(_number, ref, place * size)
+            for (name, size), ref in zip(of_steps.items(), lists, strict=True)
+        },
         **scratch,
     )
-    pl.when(j == 0)(now.start)
-    pl.when(now.valid > 0)(now.attend)
+    pl.when(now.begins(j))(now.start)
+    pl.when(now.takes_part())(now.attend)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _finish() -> None:
@@ -218,3 +232,8 @@ def _kernel(
         out_ref[...] = out.astype(out_ref.dtype)
         for ref in logsumexp_ref:
             ref[...] = logsumexp
+
+
+def _number(ref: Any, first: Index, index: Index) -> Int32[Array, ""]:
+    """One of a step's numbers."""
+    return ref[first + index]

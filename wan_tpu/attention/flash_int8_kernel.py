@@ -63,7 +63,7 @@ def int8_scratch_shapes(blocks: Blocks, head_dim: int, dtype: jnp.dtype) -> dict
         head_dim: features.
         dtype: of the values.
     """
-    carried = (blocks.compute, min(STRIP, blocks.queries))
+    carried = (blocks.behind * blocks.unit, min(STRIP, blocks.queries))
     return scratch_shapes(blocks, head_dim, dtype) | {
         "query_t": pltpu.VMEM((head_dim + LANES, blocks.queries), jnp.int8),
         "carried": pltpu.VMEM(carried, dtype),

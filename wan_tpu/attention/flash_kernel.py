@@ -1,11 +1,12 @@
 """The body of flash attention's forward kernel, and the order in which it works.
 
-A tile of 1,024 keys meets the block's queries strip by strip. A strip is a product for the scores
-(less the reference, see `wan_tpu.attention.flash_forward`), an exponential each, and a product with
-the values. That second product stands behind the scores and exponentials of the next strip: so the
-matrix unit never waits for the exponential unit, and both are busy all the time. A loop's body is
-one piece for the compiler, and nothing moves over its end. So the weights of a tile's last strip
-stay in VMEM (`carried`), and their product is made among the scores of the next tile's first one.
+A tile of 1,024 keys meets the block's queries unit by unit (`Order`): all keys of a strip of
+queries, then the next strip. A unit is a product for the scores (less the reference, see
+`wan_tpu.attention.flash_forward`), an exponential each, and a product with the values. That second
+product stands behind the scores and exponentials of the next unit: so the matrix unit never waits
+for the exponential unit, and both are busy all the time. A loop's body is one piece for the
+compiler, and nothing moves over its end. So the weights of a tile's last units stay in VMEM
+(`carried`), and their product is made among the scores of the next tile's first ones.
 
 Values are turned once a tile, not in every strip: transposes leave through the same slots as the
 products' results do. Weights are added in pairs in the inputs' dtype, then in float32: half of the
@@ -14,12 +15,13 @@ vector unit's additions.
 Cycles per (query, key) pair x 1e-3 of a whole tile of 9,472 queries, read from the compiler's
 schedule for v6e (2026-11-27, jax 0.10.2, libtpu 0.0.42.1): 1.48, where 1.46 keeps the matrix unit
 busy in every cycle; without carrying, turning and pairs, 4,736 queries, 1.61. What was tried:
-`benchmarks/results/2026-11-27-flash-order.md`.
+`benchmarks/results/2026-11-27-flash-order.md`, and for other chips `2026-11-27-chips.md` there.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,9 +31,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from wan_tpu.attention.flash_blocks import LANES, SUBLANES, Blocks
-
-STRIP = 1024
-"""Queries of one product."""
 
 SUMMED = 2
 """Weights added up in their own dtype before float32: of bfloat16, 2^-9 of each such sum is lost,
@@ -52,11 +51,13 @@ Index = int | Int32[Array, ""]
 def scratch_shapes(blocks: Blocks, head_dim: int, dtype: jnp.dtype) -> dict[str, Any]:
     """What the kernel holds beside its blocks; `Step` says what each is."""
     per_query = functools.partial(pltpu.VMEM, dtype=jnp.float32)
-    strip = min(STRIP, blocks.queries)
+    order = blocks.order
+    features = head_dim + (0 if order.subtracts else LANES)
+    carried = (blocks.behind * blocks.unit, min(order.strip, blocks.queries))
     return {
-        "query_t": pltpu.VMEM((head_dim + LANES, blocks.queries), dtype),
+        "query_t": pltpu.VMEM((features, blocks.queries), dtype),
         "value_t": pltpu.VMEM((head_dim, blocks.compute), dtype),
-        "carried": pltpu.VMEM((blocks.compute, strip), dtype),
+        "carried": pltpu.VMEM(carried, dtype),
         "block_values": per_query((head_dim, blocks.queries)),
         "block_sums": per_query((SUBLANES, blocks.queries)),
         "values": per_query((head_dim, blocks.queries)),
@@ -75,9 +76,10 @@ class Step:
         value: like `key`.
         valid: keys of the block that are real, the first ones.
         blocks: sizes.
-        query_t: [head_dim + LANES, queries], scaled; row head_dim is minus the reference.
+        query_t: [head_dim + LANES, queries], scaled; row head_dim is minus the reference. Without
+            these further rows where the vector unit subtracts it.
         value_t: [head_dim, keys of a tile].
-        carried: [keys of a tile, queries of a strip], weights of the last strip of a tile.
+        carried: [keys of the units behind, queries of a strip], weights of a tile's last units.
         block_values: [head_dim, queries], float32: sum of weights * value over this block.
         block_sums: [SUBLANES, queries], float32: sums of the weights, not yet over sublanes.
         values: [head_dim, queries], float32: like `block_values`, over the blocks before.
@@ -99,14 +101,25 @@ class Step:
     sums: Any
     reference: Any
 
+    def begins(self, block: Index) -> Any:
+        """Whether the block of keys of this number is the first that these queries attend."""
+        return block == 0
+
+    def takes_part(self) -> Any:
+        """Whether anything of the block of keys is attended."""
+        return self.valid > 0
+
     def start(self) -> None:
         """Takes a new block of queries; the reference is the maximum over a few keys."""
         head_dim = self.query.shape[-1]
         scaled = self.query[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         self.query_t[pl.ds(0, head_dim), :] = scaled.T.astype(self.query_t.dtype)
-        nothing = jnp.zeros((LANES, self.blocks.queries), self.query_t.dtype)
-        self.query_t[pl.ds(head_dim, LANES), :] = nothing
-        self._set_reference(self._maximum(0))
+        if self.blocks.order.subtracts:
+            self.reference[...] = jnp.zeros_like(self.reference)
+        else:
+            nothing = jnp.zeros((LANES, self.blocks.queries), self.query_t.dtype)
+            self.query_t[pl.ds(head_dim, LANES), :] = nothing
+        self._set_reference(self._maximum(self._first_key()))
         self.values[...] = jnp.zeros_like(self.values)
         self.sums[...] = jnp.zeros_like(self.sums)
 
@@ -143,43 +156,72 @@ class Step:
         compute, last_compute = self.blocks.compute, self.blocks.last_compute
         done = 0
         if compute > last_compute:
-            tiles = self.valid // compute
-            done = tiles * compute
+            whole = self.valid // compute
+            done = whole * compute
+            count, tile = self._whole_tiles(whole)
             self.value_t[...] = jnp.zeros_like(self.value_t)
             self.carried[...] = jnp.zeros_like(self.carried)
-            pl.loop(0, tiles)(lambda index: self._attend_tile(index * compute))
-            strip = self._strips()[-1]
-            self._add_values(strip, self.carried[:, pl.ds(0, strip.size)])
-        pl.loop(0, pl.cdiv(self.valid - done, last_compute))(
+            pl.loop(0, count)(lambda index: self._attend_tile(tile(index) * compute))
+            for chunk, strip, weights in self._carried():
+                self._add_values(chunk, strip, weights)
+        pl.loop(0, self._small_tiles(pl.cdiv(self.valid - done, last_compute)))(
             lambda index: self._attend_end(done + index * last_compute)
         )
 
+    def _whole_tiles(self, count: Index) -> tuple[Index, Callable[[Index], Index]]:
+        """How many of the block's `count` whole tiles are attended, and which: here all."""
+        return count, lambda index: index
+
+    def _small_tiles(self, count: Index) -> Index:
+        """How many of the `count` small tiles after them: here all."""
+        return count
+
+    def _first_key(self) -> Index:
+        """Where the keys stand that the first reference is of."""
+        return 0
+
     def _attend_tile(self, first: Index) -> None:
-        """A whole tile; the last strip's weights are left for the next one."""
-        rows, strips = _rows(first, self.blocks.compute), self._strips()
-        before = strips[-1]  # of the tile before
-        before_weights = self.carried[:, pl.ds(0, before.size)]
-        for index, strip in enumerate(strips):
-            weights = self._weights(rows, strip)
-            self._add_values(before, before_weights)
-            if index == 0:
-                self._turn_values(rows)
-            before, before_weights = strip, weights
-        self.carried[:, pl.ds(0, before.size)] = before_weights
+        """A whole tile; the last units' weights are left for the next one."""
+        unit, behind, waiting = self.blocks.unit, self.blocks.behind, self._carried()
+        chunks = self._chunks()
+        units = [(chunk, strip) for strip in self._strips() for chunk in chunks]
+        for index, (chunk, strip) in enumerate(units):
+            waiting.append((chunk, strip, self._weights(_rows(first + chunk.start, unit), strip)))
+            self._add_values(*waiting.pop(0))
+            if 0 <= (turned := index - behind + 1) < len(chunks):  # the tile before is done with it
+                new = chunks[turned]
+                self._turn_values(_rows(first + new.start, unit), new)
+        for index, (_, strip, weights) in enumerate(waiting):
+            self.carried[pl.ds(index * unit, unit), pl.ds(0, strip.size)] = weights
+
+    def _carried(self) -> list[tuple[pl.Slice, pl.Slice, Array]]:
+        """Keys (in `value_t`), queries and weights of a tile's last units."""
+        unit, behind, strip = self.blocks.unit, self.blocks.behind, self._strips()[-1]
+        return [
+            (chunk, strip, self.carried[pl.ds(index * unit, unit), pl.ds(0, strip.size)])
+            for index, chunk in enumerate(self._chunks()[-behind:])
+        ]
 
     def _attend_end(self, first: Index) -> None:
         """A small tile at the end of a block; rows after the last real key may hold anything."""
         rows, count = _rows(first, self.blocks.last_compute), self.valid - first
-        self._turn_values(rows, count)
+        chunk = pl.Slice(0, rows.size)
+        self._turn_values(rows, chunk, count)
         for strip in self._strips():
-            self._add_values(strip, self._weights(rows, strip, count))
+            self._add_values(chunk, strip, self._weights(rows, strip, count))
 
     def _strips(self) -> list[pl.Slice]:
-        """Queries that are worked on together."""
-        return strips(self.blocks.queries, STRIP)
+        """Queries of a unit."""
+        return strips(self.blocks.queries, self.blocks.order.strip)
+
+    def _chunks(self) -> list[pl.Slice]:
+        """Keys of a unit, in a tile."""
+        return strips(self.blocks.compute, self.blocks.unit)
 
     def _scores(self, rows: pl.Slice, strip: pl.Slice) -> Float32[Array, "keys queries"]:
         """Of base 2, less the reference."""
+        if self.blocks.order.subtracts:
+            return _dot(self.key[rows, :], self.query_t[:, strip]) - self.reference[:, strip]
         lanes = jax.lax.broadcasted_iota(jnp.int32, (rows.size, LANES), 1)
         ones = (lanes == 0).astype(self.key.dtype)
         return _dot(jnp.concatenate([self.key[rows, :], ones], axis=1), self.query_t[:, strip])
@@ -195,16 +237,18 @@ class Step:
         self.block_sums[:, strip] += sums_of_weights(weights)
         return weights
 
-    def _turn_values(self, rows: pl.Slice, count: Index | None = None) -> None:
-        """Takes a tile's values into `value_t`, zeros for those after the first `count`."""
+    def _turn_values(self, rows: pl.Slice, chunk: pl.Slice, count: Index | None = None) -> None:
+        """Takes values into a part of `value_t`, zeros for those after the first `count`."""
         values = self.value[rows, :]
         if count is not None:
             values = only_first(count, values, 0)
-        self.value_t[:, pl.ds(0, rows.size)] = values.T
+        self.value_t[:, chunk] = values.T
 
-    def _add_values(self, strip: pl.Slice, weights: Float[Array, "keys queries"]) -> None:
-        """Takes weights of the tile in `value_t` into the block's values."""
-        self.block_values[:, strip] += _dot(self.value_t[:, pl.ds(0, len(weights))], weights)
+    def _add_values(
+        self, chunk: pl.Slice, strip: pl.Slice, weights: Float[Array, "keys queries"]
+    ) -> None:
+        """Takes weights of a part of `value_t` into the block's values."""
+        self.block_values[:, strip] += _dot(self.value_t[:, chunk], weights)
 
     def _set_reference(self, new: Float32[Array, "1 queries"]) -> Float32[Array, "1 queries"]:
         """Takes the nearest number that `query_t` holds exactly; what sums change by."""
@@ -212,9 +256,10 @@ class Step:
         new = new.astype(jnp.bfloat16).astype(jnp.float32)
         change = jnp.exp2(self.reference[...] - new)
         self.reference[...] = new
-        # Of a key's further features only the first is 1.
-        rows = jnp.broadcast_to(-new, (SUBLANES, self.blocks.queries))
-        self.query_t[pl.ds(head_dim, SUBLANES), :] = rows.astype(self.query_t.dtype)
+        if not self.blocks.order.subtracts:
+            # Of a key's further features only the first is 1.
+            rows = jnp.broadcast_to(-new, (SUBLANES, self.blocks.queries))
+            self.query_t[pl.ds(head_dim, SUBLANES), :] = rows.astype(self.query_t.dtype)
         return change
 
     def _maximum(self, first: Index) -> Float32[Array, "1 queries"]:
@@ -233,9 +278,9 @@ class Step:
         return jax.lax.fori_loop(0, pl.cdiv(self.valid, LANES), further, at_least)
 
 
-def strips(queries: int, most: int) -> list[pl.Slice]:
-    """Queries in strips of `most`, and one of the rest."""
-    return [pl.Slice(start, min(most, queries - start)) for start in range(0, queries, most)]
+def strips(length: int, most: int) -> list[pl.Slice]:
+    """Queries, or keys, in parts of `most`, and one of the rest."""
+    return [pl.Slice(start, min(most, length - start)) for start in range(0, length, most)]
 
 
 def _rows(first: Index, size: int) -> pl.Slice:

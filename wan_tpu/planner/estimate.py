@@ -91,7 +91,7 @@ def estimate(
         sent = operation.times * sum(
             link_seconds(c, where, coordinates) for c in operation.collectives
         )
-        if not operation.flops and operation.collectives and operation.waited_at is None:
+        if not operation.flops and operation.collectives:
             at_memory = 0.0  # the chip's side of a transfer is faster than its links
         if at_compute >= at_memory:
             compute += at_compute
@@ -110,7 +110,7 @@ def estimate(
         compute=compute,
         memory=memory,
         exposed=links.exposed(),
-        hidden=links.sent - links.exposed(),
+        hidden=max(0.0, links.sent - links.exposed()),
         attention=attention,
         compiler=compiler,
     )

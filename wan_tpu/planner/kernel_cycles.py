@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from wan_tpu.attention.flash_blocks import Blocks
+from wan_tpu.attention.flash_blocks import Blocks, Order
 from wan_tpu.planner.kernels import (
     FLASH,
     FLASH_INT8,
@@ -198,7 +198,8 @@ def main() -> None:
     text, *folder = sys.argv[1:]
     fields = json.loads(text)
     if fields.get("tiles") is not None:
-        fields["tiles"] = Blocks(**fields["tiles"])
+        order = Order(**fields["tiles"].pop("order"))
+        fields["tiles"] = Blocks(**fields["tiles"], order=order)
     shape = KernelShape(**fields)
     count = _count_here(shape, pathlib.Path(folder[0])) if folder else count_cycles(shape)
     sys.stdout.write(json.dumps(dict(count.parts)) + "\n")

@@ -208,8 +208,8 @@ def _cells(row: LayoutPlan) -> list[str]:
             "..".join(dict.fromkeys(f"{100 * share:.0f}" for share in row.mfu)),
             figure(seconds.compute),
             figure(seconds.memory),
-            figure(seconds.exposed),
-            figure(seconds.hidden),
+            figure(round(seconds.exposed, 5)),
+            figure(round(seconds.hidden, 5)),
         ]
     return [*values, span(*row.video_range)]
 

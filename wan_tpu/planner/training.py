@@ -245,7 +245,7 @@ class TrainingPlanner:
         if facts.costs is not None:
             counter = KernelCounter(
                 where=job.where,
-                attention=job.config.machine.attention,
+                attention=trainer.model.denoiser.setting.implementation,
                 dtype=str(trainer.model.dtype),
                 num_tokens=job.geometry.num_tokens,
                 crossed=(TEXT_TOKENS, image_tokens),

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.pipeline.components import transformer_config
 from wan_tpu.pipeline.load import choose_layout, dtype_for, place_model
@@ -33,13 +34,21 @@ def place_for_training(
         LayoutError: the layout that is named does not fit the devices.
     """
     options, devices = load_options(config), jax.devices() if devices is None else devices
+    dtype = dtype_for(devices, options.dtype)
     return place_model(
         description,
         layout=layout or chosen_layout(config, description, devices),
         devices=devices,
-        dtype=dtype_for(devices, options.dtype),
+        dtype=dtype,
         vae_dtype=options.vae_dtype,
-        attention=options.attention,
+        attention=resolve_implementation(
+            options.attention,
+            devices[0].platform,
+            device_kind=devices[0].device_kind,
+            dtype=dtype,
+            head_dim=transformer_config(description).attention_head_dim,
+            gradient=True,
+        ),
     )
 
 
