@@ -90,7 +90,7 @@ class TransformerBlock(torch.nn.Module):
     def _normalise(
         self, hidden: Float[Array, "batch tokens dim"], norm: Norm
     ) -> Float[Array, "batch tokens dim"]:
-        """What the feed-forward takes; one of int8 is rounded by XLA in the pass that normalises."""
+        """What the feed-forward takes; for int8 XLA rounds it in the pass that normalises."""
         is_plain = self.ffn.net[0].proj.is_plain
         if is_plain and self._setting.is_token_major and self._setting.layout.tp == 1:
             return layer_norm_in_one_pass(hidden, norm, mesh=self._setting.concrete_mesh)
