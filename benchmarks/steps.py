@@ -154,8 +154,7 @@ def _kinds(parsed: argparse.Namespace, model: Any) -> Kinds:
     }
     counts = " and ".join(map(str, programs.values()))
     kinds[f"{parsed.step_cache}, {counts} of {steps}"] = [
-        _measured(cached.step_stage(batch, reuses=reuses), count)
-        for (batch, reuses), count in programs.items()
+        _measured(cached.step_stage(*program), count) for program, count in programs.items()
     ]
     few = _plan(parsed, model, sigmas=FEW_SIGMAS, guidance_scale=1.0)
     name = f"{len(FEW_SIGMAS)} steps without guidance"

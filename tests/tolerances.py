@@ -31,6 +31,16 @@ INT8_COSINE = 0.999
 """A block in int8 against bfloat16, as a cosine: each product is off by some 1/127 of 127 steps'
 noise, 1 % of its size at worst, and 1 - 0.01^2 / 2 = 0.99995 a product; ten follow one another."""
 
+INT8_ATTENTION = 0.02
+"""A prediction whose attention has scores of 8 bits against the exact one, float32 around it: a
+score of standard deviation 1 is off by some 1 %, and so is what a head attends to; gates and the
+residual stream make that less. 0.004 to 0.006 measured, whatever the layout."""
+
+INT8_ATTENTION_LAYOUT = 0.06
+"""Attention with scores of 8 bits on a layout against one device. Keys are the same whole numbers
+on each, but an exponent is rounded to bfloat16 (2^-9 of it, 1 % of a weight 8 powers of two away)
+where it stands beside a reference that depends on the block of keys: 0.03 of the largest."""
+
 MERGED = 1e-6
 """Weights with an adapter merged into them, float32: a sum of at most a few dozen products and
 three roundings more, in whichever order."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.sharding import PartitionSpec
@@ -124,6 +125,7 @@ class LayeredModule:
         params: Params,
         inputs: Inputs = None,
         remat: Remat | None = None,
+        layers: range | None = None,
     ) -> tuple[Carry, Output]:
         """Runs `function` once per layer in one compiled loop.
 
@@ -135,6 +137,8 @@ class LayeredModule:
             inputs: a pytree of arrays with the layer first; None for none.
             remat: which of a layer's values a backward pass finds kept; it computes the others
                 again. All are kept when not given.
+            layers: these alone; all when not given. They are taken out of the stacks one by one, as
+                the loop over all does: a part of a stack would be a copy of it.
 
         Returns:
             the carry of the last layer, and all outputs with the layer first.
@@ -147,7 +151,21 @@ class LayeredModule:
         if remat is not None:
             # A loop cannot share what it computes twice, so nothing needs to be kept apart.
             step = jax.checkpoint(step, policy=remat, prevent_cse=False)
-        return jax.lax.scan(step, carry, (with_prefix(params, self.stacked_prefix), inputs))
+        stacks = (with_prefix(params, self.stacked_prefix), inputs)
+        if layers is None or layers == range(self.num_layers):
+            return jax.lax.scan(step, carry, stacks)
+
+        def numbered(state: tuple[Carry, jax.Array], _: None) -> tuple[Any, Output]:
+            carry, layer = state
+            entry = jax.tree.map(
+                lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False), stacks
+            )
+            carry, output = step(carry, entry)
+            return (carry, layer + 1), output
+
+        start = (carry, jnp.int32(layers.start))
+        (carry, _), outputs = jax.lax.scan(numbered, start, length=len(layers))
+        return carry, outputs
 
 
 def linear(

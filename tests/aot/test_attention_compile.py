@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 
-from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
     group_heads,

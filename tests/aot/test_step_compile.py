@@ -16,6 +16,7 @@ from wan_tpu.sharding.layout import default_layout
 from wan_tpu.sharding.mesh import make_mesh
 
 GIB = 2**30
+MB = 10**6
 PEAK_LIMIT_GIB = 8.0
 
 
@@ -65,3 +66,13 @@ def test_exchanges_heads_and_gathers_weights_only(compiled_step):
         if " all-gather(" in line and re.search(r"\[[\d,]*75(600|776)\b", line.split("=")[1][:80])
     ]
     assert not whole_sequence, whole_sequence[:3]
+
+
+def test_few_transfers_are_waited_for_at_once(compiled_step):
+    """Of a layer's eight weights and four all-to-alls: the first weight, the one behind attention,
+    and the last of attention's inputs. Red without the options of `TRANSFERS_BESIDE_WORK`: all."""
+    costs = read_program(compiled_step.as_text())
+    layers = describe_model("wan2.1-t2v-14b").configs["transformer"]["num_layers"]
+    big = [o for o in costs.operations if o.times == layers and o.link_bytes > 10 * MB]
+    assert len(big) == 12
+    assert len([o for o in big if o.waited_at is None]) <= 3

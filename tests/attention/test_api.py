@@ -10,14 +10,17 @@ import pytest
 
 from tests.tolerances import PARITY, relative_error
 from wan_tpu.attention import api, flash_forward
-from wan_tpu.attention.api import IMPLEMENTATIONS, attend, resolve_implementation
+from wan_tpu.attention.api import attend
 from wan_tpu.attention.flash_blocks import block_limits
-from wan_tpu.errors import UnknownNameError
+from wan_tpu.attention.names import EXACT_INSTEAD, IMPLEMENTATIONS
+from wan_tpu.attention.resolve import resolve_implementation
+from wan_tpu.errors import InputError, UnknownNameError
 
 BFLOAT16 = 2e-2
 """bfloat16: weights and results rounded to 8 bits, 2^-8 = 4e-3 each, and splash's scaled keys."""
 
-OTHERS = [name for name in IMPLEMENTATIONS if name not in ("auto", "reference")]
+OTHERS = [name for name in IMPLEMENTATIONS if name not in ("auto", "reference", *EXACT_INSTEAD)]
+"""That should be as exact as the reference."""
 
 
 def test_reference_is_the_definition(make_qkv, exact):
@@ -84,7 +87,7 @@ def test_large_scores_do_not_overflow(name, make_qkv, exact):
 def test_auto_is_what_keeps_memory_flat(platform, dtype, head_dim, expected):
     """Red when a GPU gets `dot_product` in float32, where XLA holds the score matrix."""
     assert resolve_implementation("auto", platform, dtype=dtype, head_dim=head_dim) == expected
-    for name in IMPLEMENTATIONS[1:]:
+    for name in ("reference", *OTHERS):
         assert resolve_implementation(name, platform, dtype=dtype, head_dim=head_dim) == name
 
 
@@ -103,6 +106,23 @@ def test_auto_goes_by_the_chip(kind, alone, with_gradient):
     auto = functools.partial(resolve_implementation, "auto", "tpu", device_kind=kind)
     assert (auto(), auto(gradient=True)) == (alone, with_gradient)
     assert auto(head_dim=16) == "splash"
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "head_dim", "words"),
+    [
+        ("TPU7x", 128, "matrix units that multiply int8, and a TPU7x has none; flash runs there"),
+        ("TPU v6 lite", 16, "heads of 128 features, not of 16; auto takes any"),
+    ],
+)
+def test_int8_is_chosen_by_name_alone_and_refused_where_it_cannot_run(device_kind, head_dim, words):
+    """Red when `auto` may become it, or when a chip without int8 finds out in its compiler."""
+    how = {"device_kind": device_kind, "head_dim": head_dim}
+    with pytest.raises(InputError, match=words):
+        resolve_implementation("flash-int8", "tpu", **how)
+    assert resolve_implementation("auto", "tpu", **how) in ("flash", "splash")
+    assert resolve_implementation("flash-int8", "tpu", head_dim=128) == "flash-int8"
+    assert resolve_implementation("flash-int8", "cpu", head_dim=16) == "flash-int8"
 
 
 def test_unknown_name_names_those_that_exist(make_qkv):

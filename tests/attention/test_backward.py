@@ -11,12 +11,16 @@ import pytest
 from tests.attention.test_sequence_parallel import make, merge_heads, place
 from tests.tolerances import PARITY, relative_error
 from wan_tpu.attention.api import (
-    IMPLEMENTATIONS,
     attend,
     attend_chunks_backward,
     attend_with_logsumexp,
 )
-from wan_tpu.attention.names import ATTENTION_LOGSUMEXP, ATTENTION_OUT
+from wan_tpu.attention.names import (
+    ATTENTION_LOGSUMEXP,
+    ATTENTION_OUT,
+    EXACT_INSTEAD,
+    IMPLEMENTATIONS,
+)
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
@@ -25,7 +29,7 @@ from wan_tpu.attention.sequence_parallel import (
     ungroup_heads,
 )
 
-CONCRETE = [name for name in IMPLEMENTATIONS if name != "auto"]
+CONCRETE = [name for name in IMPLEMENTATIONS if name not in ("auto", *EXACT_INSTEAD)]
 NAMES = pytest.mark.parametrize("name", CONCRETE)
 BFLOAT16 = 2e-2
 """Scores, weights, results and gradients are rounded to 8 bits each, 4e-3, and the gradient of a

@@ -83,7 +83,7 @@ def test_weights_of_a_narrow_last_strip_wait_for_the_next_tile(queries, make_qkv
 def test_each_chip_s_order_is_exact(kind, queries, keys, make_qkv, spoil, exact):
     """Two strips and two tiles, and lengths that end inside one; the padding holds NaN.
 
-    Red when the reference is neither a feature nor subtracted.
+    Red when the first reference is taken of scores less what the memory held before.
     """
     query, key, value = make_qkv(1, queries, keys, 1, 16)
     real = keys - 7

@@ -1,4 +1,4 @@
-"""Keys of int8: what their mean and scale are taken of, and that softmax does not see the mean."""
+"""Keys of int8: what their mean and scale are taken of, on one device and on layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,70 +6,100 @@ import numpy as np
 import pytest
 
 from wan_tpu.attention.int8_keys import quantize_grouped, quantize_keys
-from wan_tpu.attention.reference import reference_attention
+from wan_tpu.attention.sequence_parallel import group_heads, ungroup_heads
+from wan_tpu.sharding.layout import parse_layout
+from wan_tpu.sharding.mesh import make_mesh, named
 
 BATCH, KEYS, REAL, HEADS, FEATURES = 2, 24, 21, 3, 16
 
 
-@pytest.fixture(scope="module")
-def keys() -> jax.Array:
-    """Keys of which each head has its own size and a part that all of its keys share."""
-    drawn, common = jax.random.split(jax.random.key(0))
-    key = jax.random.normal(drawn, (BATCH, KEYS, HEADS, FEATURES))
-    key += 5 * jax.random.normal(common, (BATCH, 1, HEADS, FEATURES))
-    return key * jnp.asarray([1.0, 10.0, 0.1])[:, None]
+quantized_to = jax.jit(quantize_keys, static_argnames="num_keys")
 
 
-def test_real_keys_less_their_mean_come_back_within_half_a_unit(keys: jax.Array):
-    quantized = quantize_keys(keys, REAL)
+def quantize(keys: np.ndarray, num_keys: int = REAL) -> tuple[np.ndarray, np.ndarray]:
+    """The whole numbers, as float32, and the scale."""
+    quantized = quantized_to(keys, num_keys=num_keys)
     assert quantized.values.dtype == jnp.int8
-    assert quantized.scale.shape == (BATCH, HEADS)
-    back = quantized.values * quantized.scale[:, None, :, None]
-    mean = keys[:, :REAL].mean(1, keepdims=True).astype(jnp.bfloat16)
-    differences = (back - (keys - mean))[:, :REAL]
-    assert jnp.all(jnp.abs(differences) <= 0.5001 * quantized.scale[:, None, :, None])
+    assert quantized.scale.shape == (keys.shape[0], keys.shape[2])
+    return np.asarray(quantized.values, np.float32), np.asarray(quantized.scale)
+
+
+@pytest.fixture(scope="module")
+def keys() -> np.ndarray:
+    """Keys of which each head has its own size and a part that all of its keys share."""
+    random = np.random.default_rng(0)
+    key = random.standard_normal((BATCH, KEYS, HEADS, FEATURES), np.float32)
+    key += 5 * random.standard_normal((BATCH, 1, HEADS, FEATURES), np.float32)
+    return key * np.asarray([1, 10, 0.1], np.float32)[:, None]
+
+
+def test_real_keys_less_their_mean_come_back_within_half_a_unit(keys: np.ndarray):
+    values, scale = quantize(keys)
+    unit = scale[:, None, :, None]
+    mean = keys[:, :REAL].mean(1, keepdims=True).astype(jnp.bfloat16).astype(np.float32)
+    assert np.all(np.abs(values * unit - (keys - mean))[:, :REAL] <= 0.5001 * unit)
     # The whole range is used: the largest magnitude of every head is 127.
-    np.testing.assert_array_equal(jnp.abs(quantized.values).max((1, 3)), 127)
+    np.testing.assert_array_equal(np.abs(values).max((1, 3)), 127)
 
 
-def test_padding_is_in_neither_mean_nor_scale_and_becomes_zero(keys: jax.Array):
-    expected = quantize_keys(keys.at[:, REAL:].set(0), REAL)
-    spoilt = quantize_keys(keys.at[:, REAL:].set(jnp.nan), REAL)
-    np.testing.assert_array_equal(spoilt.values, expected.values)
-    np.testing.assert_array_equal(spoilt.scale, expected.scale)
-    assert not spoilt.values[:, REAL:].any()
+def test_padding_is_in_neither_mean_nor_scale_and_becomes_zero(keys: np.ndarray):
+    expected, spoilt = keys.copy(), keys.copy()
+    expected[:, REAL:], spoilt[:, REAL:] = 0, np.nan
+    for one, other in zip(quantize(spoilt), quantize(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not quantize(spoilt)[0][:, REAL:].any()
 
 
-def test_a_bad_number_in_a_real_key_is_not_hidden(keys: jax.Array):
-    scale = quantize_keys(keys.at[1, 3, 2, 5].set(jnp.nan), REAL).scale
-    np.testing.assert_array_equal(jnp.isnan(scale), [[False] * 3, [False, False, True]])
-
-
-def test_groups_of_heads_have_what_their_heads_have(keys: jax.Array):
-    """The form that devices exchange; the last head of the second group is padding."""
-    padded = jnp.pad(keys, ((0, 0), (0, 0), (0, 1), (0, 0)))
-    grouped = padded.reshape(BATCH, KEYS, 2, 2 * FEATURES).transpose(2, 0, 1, 3)
-    quantized = quantize_grouped(grouped, head_dim=FEATURES, num_keys=REAL)
-    expected = quantize_keys(padded, REAL)
-    values = quantized.values.transpose(1, 2, 0, 3).reshape(padded.shape)
-    np.testing.assert_array_equal(values, expected.values)
+def test_a_bad_number_in_a_real_key_is_not_hidden(keys: np.ndarray):
+    spoilt = keys.copy()
+    spoilt[1, 3, 2, 5] = np.nan
     np.testing.assert_array_equal(
-        quantized.scale.transpose(1, 0, 2).reshape(BATCH, 4), expected.scale
+        np.isnan(quantize(spoilt)[1]), [[False] * 3, [False, False, True]]
     )
-    assert not values[:, :, 3].any()  # a head of padding
 
 
-def test_less_the_mean_attention_is_nearer_to_the_exact(keys: jax.Array):
+def test_a_head_of_padding_is_zero(keys: np.ndarray):
+    values, scale = quantize(keys * np.asarray([1, 0, 1], np.float32)[:, None])
+    assert not values[:, :, 1].any()
+    assert np.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("text", ["sp8 allgather", "sp4-tp2", "dp2-sp2-tp2"])
+def test_keys_are_the_same_whole_numbers_on_every_layout(text, devices):
+    """Whatever order a layout adds the mean up in; no mean here is half way between two numbers of
+    bfloat16. Red where the mean is not rounded, or is a shard's own."""
+    layout = parse_layout(text)
+    mesh = make_mesh(layout, devices[: layout.num_devices])
+    key = np.random.default_rng(4).standard_normal((2, 104, 8, FEATURES), np.float32) + 3
+    expected, expected_scale = quantize(key, 101)
+    joined = jax.device_put(key.reshape(2, 104, -1), named(mesh, "dp", "sp", "tp"))
+
+    @jax.jit
+    def on_mesh(joined):
+        grouped = group_heads(joined, mesh=mesh, layout=layout)
+        quantized = quantize_grouped(grouped, head_dim=FEATURES, num_keys=101)
+        values = quantized.values.astype(jnp.float32)
+        return ungroup_heads(values, mesh=mesh), quantized.scale
+
+    values, scale = on_mesh(joined)
+    np.testing.assert_array_equal(np.asarray(values).reshape(key.shape), expected)
+    groups, tp = len(scale), layout.tp
+    scale = np.asarray(scale).reshape(groups, 2, tp, -1).transpose(1, 2, 0, 3).reshape(2, 8)
+    np.testing.assert_array_equal(scale, expected_scale)
+
+
+def test_less_the_mean_attention_is_nearer_to_the_exact(keys: np.ndarray, exact):
     """What all keys share takes 8 bits from what differs, unless it is taken off first."""
-    query = jax.random.normal(jax.random.key(1), keys.shape) / jnp.asarray([1, 10, 0.1])[:, None]
-    value = jax.random.normal(jax.random.key(2), keys.shape)[:, :REAL]
-    exact = reference_attention(query, keys[:, :REAL], value)
-    quantized = quantize_keys(keys, REAL)
-    less_mean = (quantized.values * quantized.scale[:, None, :, None])[:, :REAL]
-    largest = jnp.abs(keys[:, :REAL]).max((1, 3), keepdims=True) / 127
-    as_it_is = jnp.round(keys[:, :REAL] / largest) * largest
+    random = np.random.default_rng(1)
+    query, value = (random.standard_normal(keys.shape, np.float32) for _ in range(2))
+    query /= np.asarray([1, 10, 0.1], np.float32)[:, None]
+    values, scale = quantize(keys, KEYS)
+    less_mean = values * scale[:, None, :, None]
+    largest = np.abs(keys).max((1, 3), keepdims=True) / 127
+    as_it_is = np.round(keys / largest) * largest
+    expected = exact(query, keys, value)
     errors = [
-        jnp.linalg.norm(reference_attention(query, key, value) - exact) / jnp.linalg.norm(exact)
+        np.linalg.norm(exact(query, key, value) - expected) / np.linalg.norm(expected)
         for key in (less_mean, as_it_is)
     ]
     assert errors[0] < 0.02

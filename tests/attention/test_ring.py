@@ -7,10 +7,13 @@ import pytest
 
 from tests.attention.test_sequence_parallel import make, split_self
 from tests.tolerances import PARITY, relative_error
-from wan_tpu.attention.api import IMPLEMENTATIONS, attend_with_logsumexp
+from wan_tpu.attention.api import attend_with_logsumexp
+from wan_tpu.attention.names import EXACT_INSTEAD, IMPLEMENTATIONS
 from wan_tpu.attention.ring import NOTHING, Partial, merge, real_keys
 
-NAMES = pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "auto"])
+NAMES = pytest.mark.parametrize(
+    "name", [name for name in IMPLEMENTATIONS if name not in ("auto", *EXACT_INSTEAD)]
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every layout gives what one device gives, padding never enters, and collectives are as few."""
 
+import collections as collections_module
 import re
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tolerances import PARITY, relative_error
+from tests.tolerances import INT8_ATTENTION_LAYOUT, PARITY, relative_error
 from wan_tpu.attention import sequence_parallel
 from wan_tpu.attention.sequence_parallel import (
     cross_attend,
@@ -87,21 +88,22 @@ def test_every_layout_equals_one_device(text, way, devices, make_qkv, spoil, exa
 MIXED = ["sp8 ulysses4", "sp8 ulysses2", "dp2-sp4 ulysses2", "sp4-tp2 ulysses2"]
 
 
+@pytest.mark.parametrize("num_keys", [60, 83])
 @pytest.mark.parametrize("text", MIXED)
 def test_heads_are_traded_among_a_part_and_keys_gathered_over_the_rest(
-    text, devices, make_qkv, spoil, exact
+    text, num_keys, devices, make_qkv, spoil, exact
 ):
-    """Twelve heads, which eight shards do not divide; the last shards hold padding only.
+    """Twelve heads, which eight shards do not divide. Of 60 real tokens the last shards hold none.
 
-    Red when shards that are not side by side trade: keys then come in another order, and padding
-    among them.
+    Red when keys come in another order although padding is among them (`axis = 0` for all), or
+    when others trade (`neighbours` for its transpose).
     """
     layout, mesh = make(text, "ulysses", devices)
-    arrays = spoil(make_qkv(2, 88, 88, 12, 16), 60, 1e4)
-    expected = exact(*(x[:, :60] for x in arrays))
-    out, program = split_self(arrays, layout, mesh, "chunked", 60)
+    arrays = spoil(make_qkv(2, 88, 88, 12, 16), num_keys, 1e4)
+    expected = exact(*(x[:, :num_keys] for x in arrays))
+    out, program = split_self(arrays, layout, mesh, "chunked", num_keys)
     assert out.sharding.is_equivalent_to(named(mesh, "dp", "sp", "tp"), 4)
-    assert relative_error(out[:, :60], expected) < PARITY
+    assert relative_error(out[:, :num_keys], expected) < PARITY
     assert collectives(program) == {"all-to-all", "all-gather"}
 
 
@@ -156,6 +158,52 @@ def test_the_kernels_inside_shard_map(kernel, way, devices, make_qkv, spoil, exa
     assert relative_error(out[:, :299], expected) < 2e-2
 
 
+def exchanged_dtypes(program):
+    """Of each collective, how often it carries which numbers; of a tuple it is one."""
+    found = re.findall(r"= \(?(\w+)\[\S* .*? ?(\S+?)(?:-start)?\(", program)
+    return collections_module.Counter((name, dtype) for dtype, name in found if name in COLLECTIVES)
+
+
+@pytest.fixture(scope="module")
+def int8_of_one_device(make_qkv, devices):
+    """Queries, keys with a common part, and values, 83 of 88 real; the result over them alone."""
+    query, key, value = make_qkv(2, 88, 88, 4, 16)
+    arrays = query, key + 4 * query[:1, :1], value
+    layout, mesh = make("single", "ulysses", devices)
+    real = [x[:, :83] for x in arrays]
+    return arrays, split_self(real, layout, mesh, "flash-int8", None)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "exchanged"),
+    [
+        ("dp2-sp2-tp2", {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}),
+        (
+            "sp4-tp2 ulysses2",
+            {("all-to-all", "s8"): 1, ("all-to-all", "f32"): 3}
+            | {("all-gather", "s8"): 1, ("all-gather", "f32"): 1},
+        ),
+        ("dp2-sp2-tp2 allgather", {("all-gather", "s8"): 1, ("all-gather", "f32"): 1}),
+        (
+            "dp2-sp2-tp2 ring",
+            {("collective-permute", "s8"): 1, ("collective-permute", "f32"): 1},
+        ),
+    ],
+)
+def test_keys_of_int8_travel_as_such(text, exchanged, devices, spoil, exact, int8_of_one_device):
+    """Half the bytes of bfloat16; besides them a sum and maxima over sp, of a token's size.
+
+    Red when keys are quantised after they travelled, when each shard has a mean or a scale of its
+    own, or when a shard takes another one's heads' scale (0.45 with ulysses).
+    """
+    arrays, of_one_device = int8_of_one_device
+    layout, mesh = make(text, "ulysses", devices)
+    out, program = split_self(spoil(arrays, 83, np.nan), layout, mesh, "flash-int8", 83)
+    assert exchanged_dtypes(program) == exchanged | {("all-reduce", "f32"): 2}
+    assert relative_error(out[:, :83], of_one_device) < INT8_ATTENTION_LAYOUT
+    assert relative_error(out[:, :83], exact(*(x[:, :83] for x in arrays))) < INT8_ATTENTION_LAYOUT
+
+
 @pytest.mark.parametrize("implementation", ["chunked", "splash", "flash"])
 @pytest.mark.parametrize("text", ["dp2-sp2-tp2", "sp8"])
 def test_cross_attention_speaks_to_nobody(text, implementation, devices, make_qkv, exact):
@@ -200,6 +248,7 @@ def test_unknown_name(devices, make_qkv):
         (75_600, "chunked", 75_600),
         (75_600, "splash", 75_776),  # a multiple of the tile, 2,048
         (75_600, "flash", 75_776),  # 37 x 256 on each of 8 shards
+        (75_600, "flash-int8", 75_776),  # as for the exact steps between
         (80, "flash", 80),  # 2,048 would add too much
         (80, "splash", 80),  # the tile, 128, would add 60%
         (83, "splash", 88),

@@ -64,7 +64,7 @@ def test_help_names_every_attention_and_dtype(run_here, command):
     code, out, _ = run_here(command, "--help")
     assert code == 0
     said = " ".join(out.split())
-    assert "auto, reference, dot_product, chunked, splash or flash" in said
+    assert "auto, reference, dot_product, chunked, splash, flash or flash-int8" in said
     assert "--vae-dtype NAME of the VAE, bfloat16 or float32" in said
 
 

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from wan_tpu.adapters.choice import AdapterChoice
-from wan_tpu.attention.api import resolve_implementation
 from wan_tpu.attention.names import IMPLEMENTATIONS
+from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.pipeline.names import VAES
 from wan_tpu.pipeline.options import LoadOptions

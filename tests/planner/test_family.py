@@ -11,7 +11,6 @@ from wan_tpu.media import placeholders
 from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import plan_run
-from wan_tpu.planner import plan as planning
 from wan_tpu.planner.compile import FactsCache, StageFacts
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import GIB, find_slice
@@ -114,7 +113,8 @@ def test_its_stages_are_those_of_the_pipeline(job, devices):
 def uncompiled(monkeypatch):
     """A planner's row for a v6e-8 with nothing compiled: what is resident is known without."""
     monkeypatch.setattr(
-        planning, "compile_stage", lambda stage: (StageFacts(name=stage.name, failure="none"), "")
+        "wan_tpu.planner.compile.compile_stage",
+        lambda stage: (StageFacts(name=stage.name, failure="none"), ""),
     )
 
     def row(*job, **fields):
@@ -214,7 +214,7 @@ def test_the_autoencoder_is_compiled_once_for_all_models_that_have_it(tmp_path, 
         made.append(stage.name)
         return StageFacts(name=stage.name, failure="not now"), ""
 
-    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", compile_stage)
     for name in ("wan2.2-i2v-a14b", "wan2.1-i2v-14b-720p"):
         job = dataclasses.replace(job_of(name), stages=("text", "decode-next", "step"))
         Planner(job, FactsCache(tmp_path), lambda _: None).plan([Layout(dp=2, sp=4)])

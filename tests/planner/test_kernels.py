@@ -18,10 +18,10 @@ from wan_tpu.planner.schedule import (
 )
 
 
-def flash(queries, keys, *, num_keys=None, query_chunks=1, key_chunks=1):
+def flash(queries, keys, *, num_keys=None, query_chunks=1, key_chunks=1, implementation="flash"):
     return KernelShape(
-        chip="v6e", implementation="flash", queries=queries, keys=keys, num_keys=num_keys or keys,
-        head_dim=128, query_chunks=query_chunks, key_chunks=key_chunks,
+        chip="v6e", implementation=implementation, queries=queries, keys=keys,
+        num_keys=num_keys or keys, head_dim=128, query_chunks=query_chunks, key_chunks=key_chunks,
     )  # fmt: skip
 
 
@@ -88,6 +88,15 @@ def test_counting_a_kernel_with_one_block_of_keys():
     }  # fmt: skip
 
 
+INT8 = flash(
+    75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8, implementation="flash-int8"
+)
+INT8_COUNT = {
+    "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
+    "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+}  # fmt: skip
+"""Of 720p as it comes on sp8; `tests/aot/test_flash_int8_compile.py` counts it."""
+
 COUNTED = {
     # One compilation each, the first at full length (2026-11-27, jax 0.10.2, libtpu 0.0.42.1).
     flash(75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8): {
@@ -98,6 +107,7 @@ COUNTED = {
         "block of queries": (2113, 8), "step": (128, 8), "block of keys": (1974, 8),
         "tile of 1024 keys": (6365, 248), "tile of 512 keys": (3634, 16),
     },
+    INT8: INT8_COUNT,
 }  # fmt: skip
 
 TEXT, TEXT_COUNT = flash(37_888, 512), {"block of queries": (8268, 4)}
@@ -105,17 +115,19 @@ TEXT, TEXT_COUNT = flash(37_888, 512), {"block of queries": (8268, 4)}
 (benchmarks/results/2026-11-27-one-pass.md)."""
 
 
-@pytest.mark.parametrize("shape", COUNTED, ids=lambda shape: f"{shape.queries}x{shape.keys}")
+@pytest.mark.parametrize("shape", COUNTED, ids=lambda s: f"{s.implementation}-{s.queries}x{s.keys}")
 def test_times_of_the_parts(shape):
     assert flash_times(shape) == {name: times for name, (_, times) in COUNTED[shape].items()}
     assert shape.smallest_alike().blocks.all_keys == shape.blocks.all_keys
 
 
-def test_cycles_of_a_head_at_720p():
-    """1.50 thousandths of a cycle a pair: benchmarks/results/2026-11-27-flash-order.md."""
-    shape, parts = next(iter(COUNTED.items()))
-    count = KernelCycles(parts={name: (n, 1) for name, (n, _) in parts.items()})
-    assert count.of(shape).per_head / 75_600**2 == pytest.approx(1.504e-3, rel=1e-3)
+@pytest.mark.parametrize(
+    ("shape", "cycles"), [(next(iter(COUNTED)), 1.504e-3), (INT8, 1.063e-3)], ids=["flash", "int8"]
+)
+def test_cycles_of_a_head_at_720p(shape, cycles):
+    """A pair: benchmarks/results/2026-11-27-flash-order.md and 2026-11-27-flash-int8.md."""
+    count = KernelCycles(parts={name: (n, 1) for name, (n, _) in COUNTED[shape].items()})
+    assert count.of(shape).per_head / 75_600**2 == pytest.approx(cycles, rel=1e-3)
 
 
 def test_the_layouts_of_a_plan_share_their_counts():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wan_tpu.attention.api import IMPLEMENTATIONS
+from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import describe_model
 from wan_tpu.cli import plan as command
 from wan_tpu.cli.main import main
@@ -93,7 +93,8 @@ def test_a_second_plan_neither_traces_nor_compiles(rows, cache_folder, monkeypat
     def refuse(*_, **__):
         raise AssertionError("nothing may be made again")
 
-    for name in ("compile_stage", "make_video_model", "slice_devices"):
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", refuse)
+    for name in ("make_video_model", "slice_devices"):
         monkeypatch.setattr(planning, name, refuse)
     monkeypatch.setattr(kernel_counter, "count_cycles", refuse)
     again = Planner(job_of(), FactsCache(cache_folder), no_report).plan(LAYOUTS)
@@ -127,7 +128,7 @@ def test_another_video_is_another_program(cache_folder, monkeypatch):
         made.append(stage.name)
         return StageFacts(name=stage.name, failure="not now"), ""
 
-    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", compile_stage)
     request = VideoRequest(prompt="p", num_frames=21)
     job = make_job(describe_model("wan-tiny"), request, find_slice("v6e-4"), stages=("step",))
     (row,) = Planner(job, FactsCache(None), no_report).plan(LAYOUTS[:1])
@@ -146,7 +147,7 @@ def test_encoding_text_and_decoding_are_compiled_once_for_all_layouts(tmp_path, 
         made.append(stage.name)
         return StageFacts(name=stage.name, failure="not now"), ""
 
-    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", compile_stage)
     job = job_of(stages=("text", "latents", "decode-next"))
     for cache in (FactsCache(tmp_path), FactsCache(None)):
         Planner(job, cache, no_report).plan([Layout(sp=4), Layout(tp=4)])
@@ -187,7 +188,7 @@ def test_the_best_layout_is_planned_with_both_kinds_of_weights(
 
 
 def test_layouts_for_other_devices_are_refused_before_anything(monkeypatch):
-    monkeypatch.setattr(planning, "compile_stage", None)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", None)
     with pytest.raises(LayoutError, match="dp2-sp2"):
         Planner(job_of(), FactsCache(None), no_report).plan([Layout(tp=8)])
 
@@ -228,6 +229,8 @@ def test_both_estimates_are_in_the_table(rows):
         line = next(line for line in table.splitlines() if line.startswith(str(row.layout)))
         assert f"{low:.3g}..{high:.3g}" in line
         assert entry["video_seconds"][1] > high
+        assert 0 < step["seconds_of_other_kernels"] < step["compiler_seconds_without_attention"]
+        assert f"{row.layout}: {row.stages['step'].seconds.kernels:.3g} s of a step are " in table
 
 
 def test_a_count_that_fails_is_said_and_attention_goes_by_its_flops(monkeypatch):
@@ -256,7 +259,7 @@ def test_a_count_that_fails_is_said_and_attention_goes_by_its_flops(monkeypatch)
 
 def test_weights_that_do_not_fit_are_not_compiled_for(monkeypatch):
     """14B whole on each of eight devices of 15.75 GiB."""
-    monkeypatch.setattr(planning, "compile_stage", None)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", None)
     job = make_job(describe_model("wan2.1-t2v-14b"), VideoRequest(prompt="p"), find_slice("v5e-8"))
     layout = Layout(dp=2, sp=4, weights="replicated")
     (row,) = Planner(job, FactsCache(None), no_report).plan([layout])

@@ -108,7 +108,7 @@ def test_the_program_s_gradients_are_scattered_and_their_attention_counted(row):
 
 
 def test_a_second_plan_compiles_nothing(row, cache_folder, monkeypatch):
-    monkeypatch.setattr(planning, "compile_stage", None)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", None)
     again = TrainingPlanner(job_of(), FactsCache(cache_folder), no_report).plan([LAYOUT])
     assert again == [row]
 
@@ -121,7 +121,7 @@ def test_what_decides_the_program_is_in_its_key(row, cache_folder, monkeypatch, 
     def compile_stage(_):
         raise CompiledError
 
-    monkeypatch.setattr(planning, "compile_stage", compile_stage)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", compile_stage)
     config = {
         "remat": dataclasses.replace(CONFIG, machine=MachineConfig(remat="none")),
         "first moment": dataclasses.replace(CONFIG, optimiser=OptimiserConfig(ema_decay=0.9)),
@@ -151,7 +151,7 @@ def test_the_table_and_the_json(row):
 
 def test_a_state_that_does_not_fit_is_not_compiled_for(monkeypatch):
     """All of 14B with its moments on one v5e-8."""
-    monkeypatch.setattr(planning, "compile_stage", None)
+    monkeypatch.setattr("wan_tpu.planner.compile.compile_stage", None)
     train = TrainConfig(trains="full", batch=2)
     config = TrainingConfig(model=ModelConfig(name="wan2.1-t2v-14b"), train=train)
     planner = TrainingPlanner(job_of(config, "v5e-8"), FactsCache(None), no_report)

@@ -52,6 +52,7 @@ def test_lists_are_words_with_commas(monkeypatch):
         ({"WAN_TPU_WARM_UP": "64x64"}, "WIDTHxHEIGHTxFRAMES"),
         ({"WAN_TPU_LAYOUT": "xp3"}, "unknown layout 'xp3'"),
         ({"WAN_TPU_ATTENTION": "flash9"}, "unknown attention 'flash9'; known: auto, reference"),
+        ({"WAN_TPU_ATTENTION": "flash-int8:x"}, "must be flash-int8[:STEPS[:LAYERS]]"),
         ({"WAN_TPU_VAE_DTYPE": "int8"}, "unknown VAE dtype 'int8'; known: bfloat16, float32"),
         ({"WAN_TPU_QUANTIZE": "int4"}, "unknown quantization 'int4'; known: int8"),
         ({"WAN_TPU_HOST": "0.0.0.0"}, "WAN_TPU_API_KEYS_FILE"),

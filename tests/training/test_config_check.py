@@ -15,6 +15,10 @@ ALONE = {
     "size that is none": (["samples.size=big"], "832x480"),
     "layout that is none": (["machine.layout=pp2"], "[machine]"),
     "attention that is none": (["machine.attention=flash9"], "splash"),
+    "attention without gradients": (
+        ["machine.attention=flash-int8:0:0"],
+        "[machine] attention is flash-int8, whose whole",
+    ),
     "dtype that is none": (["machine.dtype=int8"], "bfloat16"),
     "VAE dtype that is none": (["machine.vae_dtype=fp32"], "float32"),
     "no devices": (["machine.host_devices=0"], "host_devices must be at least 1"),

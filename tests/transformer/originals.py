@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
+from wan_tpu.attention.choice import parse_attention
 from wan_tpu.checkpoints.source import ArraySource
 from wan_tpu.checkpoints.weights import load_weights
 from wan_tpu.geometry import Geometry
@@ -37,7 +38,10 @@ def make_ours(
 ) -> tuple[Denoiser, dict[str, jax.Array]]:
     """Our denoiser in float32 on the first devices, and its parameters: those of `model`."""
     mesh = make_mesh(layout, jax.devices()[: layout.num_devices])
-    setting = AttentionSetting(mesh=mesh, layout=layout, implementation=attention)
+    choice = parse_attention(attention)
+    setting = AttentionSetting(
+        mesh=mesh, layout=layout, implementation=choice.name, gate=choice.gate
+    )
     denoiser = Denoiser(config=config, setting=setting, dtype=jnp.float32)
     source = ArraySource({name: t.numpy() for name, t in model.state_dict().items()})
     return denoiser, load_weights("transformer", denoiser.weights(), source, mesh)

@@ -1,43 +1,43 @@
-"""The one call that models make for attention, and the choice of what carries it out.
+"""The one call that models make for attention.
 
-All are differentiable, and name what a backward needs for rematerialisation policies
-(`wan_tpu.attention.names`).
+All but `flash-int8` are differentiable, and name what a backward needs for rematerialisation
+policies (`wan_tpu.attention.names`). All but that one are exact: it has scores of 8 bits.
 
 Works on what one device holds (or on unsharded arrays): `sequence_parallel` splits it over a mesh.
 A new implementation is a function here and a name in `IMPLEMENTATIONS`.
 """
 
-import dataclasses
 from typing import TypedDict
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from wan_tpu.attention.arrays import Device, KeyChunks, Keys, LogSumExp, Queries, QueryChunks
 from wan_tpu.attention.chunked import (
-    CPU_SCORES_LIMIT,
-    SCORES_LIMIT,
     chunked_attention,
     chunked_backward,
     chunked_with_logsumexp,
 )
-from wan_tpu.attention.dot_product import GPU_PLATFORMS, cudnn_takes, dot_product_attention
+from wan_tpu.attention.dot_product import dot_product_attention
 from wan_tpu.attention.flash import flash_attention, flash_with_logsumexp
 from wan_tpu.attention.flash_backward import flash_backward
-from wan_tpu.attention.flash_blocks import CHIPS, LANES
-from wan_tpu.attention.names import IMPLEMENTATIONS
+from wan_tpu.attention.flash_int8 import (
+    flash_int8_attention,
+    flash_int8_chunks,
+    flash_int8_with_logsumexp,
+)
+from wan_tpu.attention.int8_keys import (
+    QuantizedKeys,
+    mean_of_keys,
+    quantize_grouped,
+    quantize_keys,
+)
+from wan_tpu.attention.names import FLASH, FLASH_INT8
 from wan_tpu.attention.reference import reference_attention, reference_with_logsumexp
+from wan_tpu.attention.resolve import Choice, choose, default_device
 from wan_tpu.attention.splash import splash_attention, splash_with_logsumexp
 from wan_tpu.attention.splash_backward import splash_backward
-from wan_tpu.attention.splash_tiles import WIDE_CHIPS, ChipTiles, tiles_for
-from wan_tpu.errors import UnknownNameError
-
-
-class _SplashSettings(TypedDict):
-    num_keys: int
-    tiles: ChipTiles
-    interpret: bool
+from wan_tpu.attention.splash_tiles import tiles_for
 
 
 class _FlashSettings(TypedDict):
@@ -45,48 +45,6 @@ class _FlashSettings(TypedDict):
     num_keys: int
     interpret: bool
     device_kind: str
-
-
-def resolve_implementation(
-    name: str,
-    platform: str,
-    *,
-    device_kind: str = "",
-    dtype: jax.typing.DTypeLike | None = None,
-    head_dim: int | None = None,
-    gradient: bool = False,
-) -> str:
-    """The concrete implementation that `name` means on a platform; never `auto`.
-
-    `auto` is the one whose memory stays flat in the length: on a TPU flash where it suits (a chip
-    that it has blocks for, heads of whole registers; where a gradient is taken, matrix units 256
-    wide, for 128 wide splash's takes 18% less), else splash; cuDNN's flash kernel
-    behind `jax.nn.dot_product_attention` on a GPU, else the chunked one. cuDNN takes 16-bit types
-    and head sizes that are multiples of 8 only; for others `dot_product` would hold the whole score
-    matrix, so `auto` is chunked there too.
-
-    Args:
-        name: one of `IMPLEMENTATIONS`.
-        platform: of the devices that will run it, as `jax.Device.platform` says.
-        device_kind: likewise; a v6e when not given.
-        dtype: of the query; bfloat16 when not given.
-        head_dim: of the query; 128, Wan's, when not given.
-        gradient: whether it is chosen for training.
-
-    Raises:
-        UnknownNameError: there is no such implementation.
-    """
-    if name not in IMPLEMENTATIONS:
-        raise UnknownNameError("attention", name, IMPLEMENTATIONS)
-    if name != "auto":
-        return name
-    if platform == "tpu":
-        chips = WIDE_CHIPS if gradient else CHIPS
-        suits = device_kind in ("", *chips) and (head_dim or 128) % LANES == 0
-        return "flash" if suits else "splash"
-    if platform in GPU_PLATFORMS and cudnn_takes(dtype or jnp.bfloat16, head_dim or 128):
-        return "dot_product"
-    return "chunked"
 
 
 def attend(
@@ -101,7 +59,8 @@ def attend(
 ) -> Queries:
     """softmax(query key^T / sqrt(head_dim)) value over the first `num_keys` keys.
 
-    The scores, the softmax and its sums are float32 whatever the inputs are.
+    The scores, the softmax and its sums are float32 whatever the inputs are; `flash-int8` makes the
+    scores of whole numbers.
 
     Args:
         query: [batch, queries, heads, head_dim].
@@ -120,10 +79,14 @@ def attend(
     Raises:
         UnknownNameError: there is no such implementation.
     """
-    choice = _choose(query, key, value, implementation, num_keys, interpret, device)
+    choice = choose(query, key, value, implementation, num_keys, interpret, device)
     match choice.name:
         case "flash":
             return _flash(query, key, value, choice)[0]
+        case "flash-int8":
+            return flash_int8_attention(
+                query, quantize_keys(key, choice.num_keys), value, **choice.of_flash()
+            )
         case "splash":
             return splash_attention(query, key, value, **choice.of_splash())
         case "reference":
@@ -154,10 +117,12 @@ def attend_with_logsumexp(
         [batch, queries, heads, head_dim] in the query's dtype; the logsumexp of each query's
         scores, [batch, heads, queries] float32.
     """
-    choice = _choose(query, key, value, implementation, num_keys, interpret, device)
+    choice = choose(query, key, value, implementation, num_keys, interpret, device)
     match choice.name:
         case "flash":
             return _flash(query, key, value, choice)
+        case "flash-int8":
+            return _flash_int8(query, key, value, choice)
         case "splash":
             return splash_with_logsumexp(query, key, value, **choice.of_splash())
         case "reference":
@@ -169,7 +134,7 @@ def attend_with_logsumexp(
 
 def attend_chunks(
     query: QueryChunks,
-    key: KeyChunks,
+    key: KeyChunks | QuantizedKeys,
     value: KeyChunks,
     *,
     head_dim: int,
@@ -183,7 +148,8 @@ def attend_chunks(
 
     Args:
         query: [chunks, batch, chunk, heads * head_dim].
-        key: likewise; its chunks may differ in number and length.
+        key: likewise; its chunks may differ in number and length. Quantised ones for `flash-int8`
+            alone, which quantises others here.
         value: like `key`.
         head_dim: features of a head.
         implementation: as in `attend`; `flash` takes the arrays as they are.
@@ -193,8 +159,11 @@ def attend_chunks(
     Returns:
         Like `query`.
     """
-    if implementation == "flash":
-        settings = _flash_chunks(key, head_dim, num_keys, device)
+    settings = _flash_chunks(value, head_dim, num_keys, device)
+    if isinstance(key, QuantizedKeys):
+        assert implementation == FLASH_INT8, implementation
+        return flash_int8_chunks(query, key, value, **settings)
+    if implementation == FLASH:
         return flash_attention(query, key, value, **settings)
     joined = (_join_chunks(x, head_dim) for x in (query, key, value))
     out = attend(*joined, implementation=implementation, num_keys=num_keys, device=device)
@@ -203,7 +172,7 @@ def attend_chunks(
 
 def attend_chunks_with_logsumexp(
     query: QueryChunks,
-    key: KeyChunks,
+    key: KeyChunks | QuantizedKeys,
     value: KeyChunks,
     *,
     head_dim: int,
@@ -214,10 +183,14 @@ def attend_chunks_with_logsumexp(
     """`attend_chunks`, and the logsumexp of each query's scores.
 
     Returns:
-        Like `query`; [batch, heads, chunks * chunk] float32.
+        Like `query`; [batch, heads, chunks * chunk] float32. Of quantised keys it is less what
+        their mean would add: results merge where the mean is the same.
     """
-    if implementation == "flash":
-        settings = _flash_chunks(key, head_dim, num_keys, device)
+    settings = _flash_chunks(value, head_dim, num_keys, device)
+    if isinstance(key, QuantizedKeys):
+        assert implementation == FLASH_INT8, implementation
+        return flash_int8_with_logsumexp(query, key, value, **settings)
+    if implementation == FLASH:
         return flash_with_logsumexp(query, key, value, **settings)
     joined = (_join_chunks(x, head_dim) for x in (query, key, value))
     out, logsumexp = attend_with_logsumexp(
@@ -263,8 +236,9 @@ def attend_chunks_backward(
     joined_query, joined_key, joined_value = (
         _join_chunks(x, head_dim) for x in (query, key, value)
     )
-    choice = _choose(joined_query, joined_key, joined_value, implementation, num_keys, None, device)
-    if choice.name == "flash":
+    choice = choose(joined_query, joined_key, joined_value, implementation, num_keys, None, device)
+    assert choice.name != FLASH_INT8, "its forward refuses to be differentiated"
+    if choice.name == FLASH:
         return flash_backward(
             query, key, value, out, logsumexp, d_out,
             head_dim=head_dim, num_keys=choice.num_keys, interpret=choice.interpret,
@@ -291,99 +265,50 @@ def attend_chunks_backward(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Choice:
-    """What carries out a call of `attend`, and how.
-
-    Attributes:
-        name: an implementation, never `auto`.
-        num_keys: real keys.
-        interpret: whether Pallas kernels run in the interpreter.
-        device: one like those that will run it.
-    """
-
-    name: str
-    num_keys: int
-    interpret: bool
-    device: Device
-
-    def real(self, key: Keys, value: Keys) -> tuple[Array, Array]:
-        """The real keys and values.
-
-        Padding is cut off where nothing is masked: a NaN in it cannot come back as 0 x NaN.
-        """
-        return key[:, : self.num_keys], value[:, : self.num_keys]
-
-    def scores_limit(self) -> int:
-        """Of the chunked implementation."""
-        return CPU_SCORES_LIMIT if self.device.platform == "cpu" else SCORES_LIMIT
-
-    def of_splash(self) -> _SplashSettings:
-        """Arguments of the splash functions."""
-        return {
-            "num_keys": self.num_keys,
-            "tiles": tiles_for(self.device.device_kind),
-            "interpret": self.interpret,
-        }
-
-
-def _choose(
-    query: Queries,
-    key: Keys,
-    value: Keys,
-    implementation: str,
-    num_keys: int | None,
-    interpret: bool | None,
-    device: Device | None,
-) -> _Choice:
-    """What the arguments of `attend` mean, after callers are held to their part of it."""
-    batch, keys, heads, head_dim = key.shape
-    assert value.shape == key.shape, (key.shape, value.shape)
-    assert query.shape == (batch, query.shape[1], heads, head_dim), (query.shape, key.shape)
-    assert num_keys is None or 1 <= num_keys <= keys, (num_keys, key.shape)
-    device = device or _default_device()
-    name = resolve_implementation(
-        implementation,
-        device.platform,
-        device_kind=device.device_kind,
-        dtype=query.dtype,
-        head_dim=head_dim,
-    )
-    return _Choice(
-        name=name,
-        num_keys=num_keys or keys,
-        interpret=bool(device.platform != "tpu" if interpret is None else interpret),
-        device=device,
-    )
-
-
-def _flash(query: Queries, key: Keys, value: Keys, choice: _Choice) -> tuple[Queries, LogSumExp]:
+def _flash(query: Queries, key: Keys, value: Keys, choice: Choice) -> tuple[Queries, LogSumExp]:
     """The flash kernel on one chunk."""
     out, logsumexp = flash_with_logsumexp(
         *(x.reshape(1, *x.shape[:2], -1) for x in (query, key, value)),
         head_dim=query.shape[3],
-        num_keys=choice.num_keys,
-        interpret=choice.interpret,
-        device_kind=choice.device.device_kind,
+        **choice.of_flash(),
     )
     return out.reshape(query.shape), logsumexp
+
+
+def _flash_int8(
+    query: Queries, key: Keys, value: Keys, choice: Choice
+) -> tuple[Queries, LogSumExp]:
+    """The kernel of 8 bits on one chunk."""
+    chunk, whole, value = (x.reshape(1, *x.shape[:2], -1) for x in (query, key, value))
+    keys = quantize_grouped(whole, head_dim=query.shape[3], num_keys=choice.num_keys)
+    out, logsumexp = flash_int8_with_logsumexp(
+        chunk,
+        QuantizedKeys(keys.values, keys.scale[0]),
+        value,
+        head_dim=query.shape[3],
+        **choice.of_flash(),
+    )
+    logsumexp += _scores_of_mean(query, key, choice.num_keys)  # which the kernel does not see
+    return out.reshape(query.shape), logsumexp
+
+
+def _scores_of_mean(query: Queries, key: Keys, num_keys: int) -> LogSumExp:
+    """What the mean of the keys adds to every score of a query."""
+    scaled = query.astype(jnp.float32) * query.shape[-1] ** -0.5
+    return (scaled * mean_of_keys(key, num_keys)).sum(-1).swapaxes(1, 2)
 
 
 def _flash_chunks(
     key: KeyChunks, head_dim: int, num_keys: int | None, device: Device | None
 ) -> _FlashSettings:
     """Arguments of the flash functions."""
-    device = device or _default_device()
+    device = device or default_device()
     return {
         "head_dim": head_dim,
         "num_keys": num_keys or key.shape[0] * key.shape[2],
         "interpret": device.platform != "tpu",
         "device_kind": device.device_kind,
     }
-
-
-def _default_device() -> Device:
-    return jax.devices()[0]
 
 
 def _in_chunks(x: Queries, shape: tuple[int, ...]) -> Array:

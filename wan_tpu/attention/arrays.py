@@ -22,6 +22,9 @@ KeyChunks = Float[Array, "key_chunks batch key_chunk channels"]
 Int8KeyChunks = Int8[Array, "key_chunks batch key_chunk channels"]
 """Keys likewise, as whole numbers (`wan_tpu.attention.int8_keys`)."""
 
+AnyKeyChunks = KeyChunks | Int8KeyChunks
+"""Keys or values in chunks, or keys as whole numbers."""
+
 Grouped = Float[Array, "groups batch tokens group_channels"]
 """Queries, keys or values of all devices: heads in groups, one after the other in the channels."""
 

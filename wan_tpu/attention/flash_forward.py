@@ -33,7 +33,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float32, Int32
 
 from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
-from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks
+from wan_tpu.attention.flash_blocks import BlockLimits, Blocks, block_limits, choose_blocks
 from wan_tpu.attention.flash_kernel import Index, Step, scratch_shapes
 from wan_tpu.attention.flash_short import short_forward
 from wan_tpu.attention.flash_short import takes as takes_few
@@ -51,11 +51,13 @@ class Kernel:
         step: what a step of the grid does.
         scratch_shapes: its memory by the names of `step`, for blocks, features and the queries'
             dtype.
+        limits: of its blocks, by the chip's `jax.Device.device_kind`.
     """
 
     name: str
     step: type[Step]
     scratch_shapes: Callable[[Blocks, int, jnp.dtype], dict[str, Any]]
+    limits: Callable[[str], BlockLimits] = block_limits
 
 
 EXACT = Kernel(name=KERNEL_NAME, step=Step, scratch_shapes=scratch_shapes)
@@ -102,7 +104,7 @@ def flash_forward(
             logsumexp=logsumexp,
             name=name,
         )
-    limits = block_limits(device_kind)
+    limits = kernel.limits(device_kind)
     blocks = blocks or choose_blocks(
         query_chunk, key_chunks, key_chunk, limits=limits, itemsize=query.dtype.itemsize
     )

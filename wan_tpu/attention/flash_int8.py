@@ -20,7 +20,7 @@ from wan_tpu.attention.arrays import (
     Queries,
     QueryChunks,
 )
-from wan_tpu.attention.flash_blocks import LANES, Blocks
+from wan_tpu.attention.flash_blocks import LANES, Blocks, int8_block_limits
 from wan_tpu.attention.flash_forward import Kernel, flash_forward
 from wan_tpu.attention.flash_int8_kernel import Int8Step, InterpretedInt8Step, int8_scratch_shapes
 from wan_tpu.attention.int8_keys import QuantizedKeys
@@ -29,7 +29,12 @@ from wan_tpu.errors import InputError
 KERNEL_NAME = "flash_int8_attention"
 """Programs call it so, with the head's features: `flash_int8_attention_head128`."""
 
-INT8 = Kernel(name=KERNEL_NAME, step=Int8Step, scratch_shapes=int8_scratch_shapes)
+INT8 = Kernel(
+    name=KERNEL_NAME,
+    step=Int8Step,
+    scratch_shapes=int8_scratch_shapes,
+    limits=int8_block_limits,
+)
 INTERPRETED = dataclasses.replace(INT8, step=InterpretedInt8Step)
 
 CHIPS_WITHOUT_INT8 = ("TPU7x",)

@@ -26,13 +26,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, BFloat16, Float, Float32, Int8, Int32
 
 from wan_tpu.attention.flash_blocks import LANES, SUBLANES, Blocks
-from wan_tpu.attention.flash_kernel import Index, Step, only_first, scratch_shapes, strips
+from wan_tpu.attention.flash_kernel import Index, Step, only_first, scratch_shapes
 from wan_tpu.int8 import LARGEST, SMALLEST_MAGNITUDE
 
-STRIP = 256
-"""Queries of one product: one matrix unit's."""
-
-SUMMED = 4
+SUMMED = 8
 """Weights added up in bfloat16 before float32; see `flash_kernel.SUMMED`."""
 
 LARGEST_QUERY = 126
@@ -63,10 +60,9 @@ def int8_scratch_shapes(blocks: Blocks, head_dim: int, dtype: jnp.dtype) -> dict
         head_dim: features.
         dtype: of the values.
     """
-    carried = (blocks.behind * blocks.unit, min(STRIP, blocks.queries))
-    return scratch_shapes(blocks, head_dim, dtype) | {
-        "query_t": pltpu.VMEM((head_dim + LANES, blocks.queries), jnp.int8),
-        "carried": pltpu.VMEM(carried, dtype),
+    shapes = scratch_shapes(blocks, head_dim, dtype)
+    return shapes | {
+        "query_t": pltpu.VMEM(shapes["query_t"].shape, jnp.int8),
         "scale": pltpu.VMEM((1, blocks.queries), jnp.float32),
         "packed_scale": pltpu.VMEM((1, blocks.queries), jnp.bfloat16),
     }
@@ -89,41 +85,40 @@ class Int8Step(Step):
     def start(self) -> None:
         """Takes a new block of queries; the reference is the maximum over a few keys."""
         head_dim = self.query.shape[-1]
-        scaled = self.query[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
-        scaled = scaled.T
+        scaled = self.query[...].T.astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         magnitude = jnp.abs(scaled)
         largest = jnp.maximum(magnitude.max(0, keepdims=True), SMALLEST_MAGNITUDE)
         # Not every maximum sees NaN.
         largest = jnp.where(magnitude.sum(0, keepdims=True) < jnp.inf, largest, jnp.nan)
         # A bfloat16 number that is not below.
-        packed = (largest * (self.key_scale / LARGEST_QUERY) * (1 + 2**-7)).astype(jnp.bfloat16)
+        packed = (largest * (self.key_scale / LARGEST_QUERY) * (1 + 2**-8)).astype(jnp.bfloat16)
         scale = packed.astype(jnp.float32)
         self.packed_scale[...], self.scale[...] = packed, scale
         self.query_t[pl.ds(0, head_dim), :] = _whole(scaled * (self.key_scale / scale))
-        nothing = jnp.zeros((LANES, self.blocks.queries), jnp.int8)
-        self.query_t[pl.ds(head_dim, LANES), :] = nothing
-        self._set_reference(self._maximum(0))
+        self._start_reference()
+        # A few keys' maximum: all keys' logsumexp is above it.
+        self._set_reference(self._maximum(self._first_key()) + BELOW)
         self.values[...] = jnp.zeros_like(self.values)
         self.sums[...] = jnp.zeros_like(self.sums)
 
-    def _strips(self) -> list[pl.Slice]:
-        """Queries that are worked on together."""
-        return strips(self.blocks.queries, STRIP)
-
     def _products(self, rows: pl.Slice, strip: pl.Slice) -> Int32[Array, "keys queries"]:
-        """Scores less the reference, in their query's unit."""
+        """Scores in their query's unit; less the reference, where the matrix unit subtracts it."""
         keys = self.key[rows, :]
-        keys = jnp.concatenate([keys, constants(len(keys))], axis=1)
+        if not self.blocks.order.subtracts:
+            keys = jnp.concatenate([keys, constants(len(keys))], axis=1)
         return jnp.dot(keys, self.query_t[:, strip], preferred_element_type=jnp.int32)
 
     def _scores(self, rows: pl.Slice, strip: pl.Slice) -> Float32[Array, "keys queries"]:
         """Of base 2, less the reference."""
-        return self._products(rows, strip).astype(jnp.float32) * self.scale[:, strip]
+        scores = self._products(rows, strip).astype(jnp.float32) * self.scale[:, strip]
+        return scores - self.reference[:, strip] if self.blocks.order.subtracts else scores
 
     def _weights(
         self, rows: pl.Slice, strip: pl.Slice, count: Index | None = None
     ) -> Float[Array, "keys queries"]:
         """Of a tile or, the others being 0, of its first `count` keys; adds them to the sums."""
+        if self.blocks.order.subtracts:  # a chip whose vector and exponential units are of float32
+            return Step._weights(self, rows, strip, count)
         products = self._products(rows, strip).astype(jnp.float32).astype(jnp.bfloat16)
         weights = self._exp2(products * self.packed_scale[:, strip])
         if count is not None:
@@ -137,6 +132,8 @@ class Int8Step(Step):
 
     def _set_reference(self, new: Float32[Array, "1 queries"]) -> Float32[Array, "1 queries"]:
         """Takes the nearest number of digits to what is `BELOW` below; what sums change by."""
+        if self.blocks.order.subtracts:
+            return Step._set_reference(self, new)
         head_dim = self.query.shape[-1]
         scale = self.scale[...]
         units = jnp.clip(jnp.round((new - BELOW) / scale), -_REACH, _REACH)

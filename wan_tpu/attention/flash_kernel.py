@@ -114,14 +114,18 @@ class Step:
         head_dim = self.query.shape[-1]
         scaled = self.query[...].astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))
         self.query_t[pl.ds(0, head_dim), :] = scaled.T.astype(self.query_t.dtype)
+        self._start_reference()
+        self._set_reference(self._maximum(self._first_key()))
+        self.values[...] = jnp.zeros_like(self.values)
+        self.sums[...] = jnp.zeros_like(self.sums)
+
+    def _start_reference(self) -> None:
+        """Nothing is subtracted from the scores until there is a reference."""
         if self.blocks.order.subtracts:
             self.reference[...] = jnp.zeros_like(self.reference)
         else:
             nothing = jnp.zeros((LANES, self.blocks.queries), self.query_t.dtype)
-            self.query_t[pl.ds(head_dim, LANES), :] = nothing
-        self._set_reference(self._maximum(self._first_key()))
-        self.values[...] = jnp.zeros_like(self.values)
-        self.sums[...] = jnp.zeros_like(self.sums)
+            self.query_t[pl.ds(self.query.shape[-1], LANES), :] = nothing
 
     def attend(self) -> None:
         """Takes the block of keys into `values`, `sums` and `reference`."""

@@ -3,8 +3,8 @@
 SageAttention's keys (Zhang et al. 2024, arXiv:2410.02367, section 4.2): a vector that is the same
 for all keys of a head adds the same to all scores of a query, and softmax does not see it. Wan's
 keys have such a part, so without it there is more of the 8 bits for what differs. Any vector
-will do: the mean is rounded to bfloat16, so that the order in which a layout adds it up is not seen
-in the result.
+will do: the mean is rounded to bfloat16, so that the order in which a layout adds it up is hardly
+ever seen in the result.
 
 One scale for all keys of a head and batch entry: the scores of a query then need one factor
 whichever key they are of. Queries are quantised by the kernel, a token each
@@ -14,8 +14,9 @@ largest magnitude are sums and maxima over its shards, for this is the global vi
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int8
+from jaxtyping import Array, Bool, Float, Float32, Int8
 
 from wan_tpu.attention.arrays import Grouped, Keys
 from wan_tpu.int8 import LARGEST, SMALLEST_MAGNITUDE
@@ -78,8 +79,7 @@ def quantize_grouped(key: Grouped, *, head_dim: int, num_keys: int) -> GroupedKe
     assert 1 <= num_keys <= tokens, (num_keys, key.shape)
     is_real = (jnp.arange(tokens) < num_keys)[:, None]
     exact = key.astype(jnp.float32)
-    mean = jnp.where(is_real, exact, 0).sum(2, keepdims=True) / num_keys
-    mean = mean.astype(jnp.bfloat16).astype(jnp.float32)  # [groups, batch, 1, channels]
+    mean = _mean(exact, is_real)  # [groups, batch, 1, channels]
     above, below = (
         jnp.where(is_real, signed, -jnp.inf).max(2, keepdims=True) for signed in (exact, -exact)
     )
@@ -89,6 +89,22 @@ def quantize_grouped(key: Grouped, *, head_dim: int, num_keys: int) -> GroupedKe
     factor = _of_each_feature(LARGEST / largest, head_dim)
     values = jnp.where(is_real, jnp.round((exact - mean) * factor), 0).astype(jnp.int8)
     return GroupedKeys(values, largest / LARGEST)
+
+
+def mean_of_keys(key: Keys, num_keys: int) -> Float32[Array, "batch 1 heads head_dim"]:
+    """What `quantize_keys` takes off its keys; arguments as of it."""
+    is_real = (jnp.arange(key.shape[1]) < num_keys)[:, None]
+    joined = key.reshape(*key.shape[:2], -1).astype(jnp.float32)
+    return _mean(joined, is_real).reshape(len(key), 1, *key.shape[2:])
+
+
+def _mean(
+    exact: Float32[Array, "*groups tokens channels"], is_real: Bool[Array, "tokens 1"]
+) -> Float32[Array, "*groups 1 channels"]:
+    """Over the real tokens; numbers of bfloat16."""
+    mean = jnp.where(is_real, exact, 0).sum(-2, keepdims=True) / is_real.sum()
+    # Not as a cast and back, which XLA leaves out where it may be more exact.
+    return jax.lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=7)
 
 
 def _of_each_feature(

@@ -31,9 +31,9 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int8, Int32
 
-from wan_tpu.attention.arrays import KeyChunks, LogSumExp, QueryChunks
+from wan_tpu.attention.arrays import AnyKeyChunks, KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.residuals import Residuals, name_residuals
 from wan_tpu.sharding.layout import SP
 
@@ -62,6 +62,9 @@ AttendBackward = Callable[..., tuple[Array, Array, Array]]
 
 Block = Float[Array, "1 batch tokens channels"]
 """A shard's queries, keys or values: [1, batch, tokens / sp, heads * head_dim]."""
+
+Int8Block = Int8[Array, "1 batch tokens channels"]
+"""A shard's keys, as whole numbers."""
 
 _State = tuple[Partial, Array, Array]
 
@@ -105,16 +108,29 @@ def ring_attention(
     return _ring(query, key, value, _Settings(attend, attend_backward, num_keys))
 
 
+def ring_forward(
+    query: Block,
+    key: Block | Int8Block,
+    value: Block,
+    *,
+    attend: AttendWithLogSumExp,
+    num_keys: int | None,
+) -> Block:
+    """`ring_attention` as it is computed; its keys may be whole numbers, which have no gradient."""
+    return _once_round(query, key, value, attend, num_keys).attended.astype(query.dtype)
+
+
 def _attend(query: Block, key: Block, value: Block, settings: _Settings) -> Block:
     """`ring_attention`."""
-    return _once_round(query, key, value, settings).attended.astype(query.dtype)
+    attend, num_keys = settings.attend, settings.num_keys
+    return ring_forward(query, key, value, attend=attend, num_keys=num_keys)
 
 
 def _forward(
     query: Block, key: Block, value: Block, settings: _Settings
 ) -> tuple[Block, Residuals]:
     """`_attend`, and what its backward takes."""
-    merged = _once_round(query, key, value, settings)
+    merged = _once_round(query, key, value, settings.attend, settings.num_keys)
     out, logsumexp = name_residuals(merged.attended.astype(query.dtype), merged.logsumexp)
     return out, Residuals(query, key, value, out, logsumexp)
 
@@ -161,13 +177,19 @@ _ring = jax.custom_vjp(_attend, nondiff_argnums=(3,))
 _ring.defvjp(_forward, _backward)
 
 
-def _once_round(query: Block, key: Block, value: Block, settings: _Settings) -> Partial:
+def _once_round(
+    query: Block,
+    key: Block | Int8Block,
+    value: Block,
+    attend: AttendWithLogSumExp,
+    num_keys: int | None,
+) -> Partial:
     """Per device: attention over the keys of all shards, float32."""
     shards, own = jax.lax.axis_size(SP), jax.lax.axis_index(SP)
-    real = real_keys(settings.num_keys, key.shape[2], shards)
+    real = real_keys(num_keys, key.shape[2], shards)
 
     def attend_to(shard: Int32[Array, ""], key: Array, value: Array) -> Partial:
-        return _attend_to_block(query, key, value, shard % shards, real, settings.attend)
+        return _attend_to_block(query, key, value, shard % shards, real, attend)
 
     def turn(state: _State, index: Int32[Array, ""]) -> tuple[_State, None]:
         merged, key, value = state
@@ -203,7 +225,7 @@ def merge(one: Partial, other: Partial) -> Partial:
 
 def _attend_to_block(
     query: QueryChunks,
-    key: KeyChunks,
+    key: AnyKeyChunks,
     value: KeyChunks,
     shard: Int32[Array, ""],
     real: tuple[int, ...],
@@ -246,7 +268,7 @@ def _nothing(
     return Partial(jnp.zeros_like(query, dtype), jnp.full(logsumexp.shape, NOTHING, jnp.float32))
 
 
-def _to_next_shard(x: KeyChunks) -> KeyChunks:
+def _to_next_shard(x: AnyKeyChunks) -> AnyKeyChunks:
     """Per device: gives its block to the next shard and takes that of the one before."""
     shards = jax.lax.axis_size(SP)
     return jax.lax.ppermute(x, SP, [(shard, (shard + 1) % shards) for shard in range(shards)])

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from wan_tpu.adapters.choice import AdapterChoice
+from wan_tpu.attention.choice import FORM
 from wan_tpu.attention.names import IMPLEMENTATIONS
 from wan_tpu.checkpoints.models import WAN_TINY
 from wan_tpu.errors import InputError
@@ -106,7 +107,9 @@ def add_attention_argument(parser: Any, *, help_end: str = "") -> None:
     """`--attention`, with every name that it takes."""
     parser.add_argument(
         "--attention", default="auto", metavar="NAME",
-        help=f"{listed(IMPLEMENTATIONS)}{help_end} (default: %(default)s)",
+        help=f"{listed(IMPLEMENTATIONS)}{help_end} (default: %(default)s); {FORM}, scores of 8 "
+        "bits, leaves so many first and last steps and layers exact, 1 and 1 of each where not "
+        "said, 2+0 where they differ",
     )  # fmt: skip
 
 

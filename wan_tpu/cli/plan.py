@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from wan_tpu.cli.options import (
+    add_attention_argument,
     add_few_steps_arguments,
     add_quantize_argument,
     add_step_cache_argument,
@@ -71,10 +72,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, topology_required: bo
         "--strength", type=float, help="with a video: how much of it is replaced by noise"
     )
     add_layouts_arguments(parser)
-    parser.add_argument(
-        "--attention", default="auto", metavar="NAME",
-        help="auto, reference, dot_product, chunked, splash or flash (default: %(default)s)",
-    )  # fmt: skip
+    add_attention_argument(parser)
     parser.add_argument(
         "--dtype", default="bfloat16", help="bfloat16 or float32 (default: %(default)s)"
     )
@@ -185,14 +183,11 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _make_job(parsed: argparse.Namespace, request: VideoRequest, where: "Slice") -> "Job":
-    from wan_tpu.attention.api import IMPLEMENTATIONS
     from wan_tpu.checkpoints.models import describe_model
     from wan_tpu.pipeline.model import parse_dtype
     from wan_tpu.pipeline.step_cache import with_curve
     from wan_tpu.planner import STAGE_GROUPS, make_job
 
-    if parsed.attention not in IMPLEMENTATIONS:
-        raise UnknownNameError("attention", parsed.attention, IMPLEMENTATIONS)
     stages: list[str] = []
     for name in parsed.stages.split(","):
         if name.strip() not in STAGE_GROUPS:

@@ -44,6 +44,9 @@ TOLERANCES = {
     # rounded anew. 0.034 and 49 dB at worst (21 layouts of 2 to 8, wan-tiny, 4 steps, float32
     # around it, 2026-11-27), which is what quantising itself costs; many velocities are at 5e-7.
     "int8": Tolerances(relative=0.1, psnr=40.0),
+    # Scores of 8 bits: the same whole numbers of keys on every layout, but exponents are rounded to
+    # bfloat16 beside a reference that depends on the block of keys.
+    "flash-int8": Tolerances(relative=0.1, psnr=40.0),
 }
 
 
@@ -85,7 +88,8 @@ class Run:
     @property
     def tolerances(self) -> Tolerances:
         """What the roundings of its numbers explain: the coarsest of them decide."""
-        found = [TOLERANCES[name] for name in (self.dtype, self.quantize) if name is not None]
+        names = (self.dtype, self.quantize, self.attention)
+        found = [TOLERANCES[name] for name in names if name in TOLERANCES]
         return Tolerances(
             relative=max(each.relative for each in found), psnr=min(each.psnr for each in found)
         )

@@ -118,7 +118,7 @@ def for_batch(model: VideoModel, batch: int) -> VideoModel:
         layout,
         dtype=model.dtype,
         vae_dtype=model.vae_dtype,
-        attention=denoiser.setting.implementation,
+        attention=str(denoiser.setting.choice),
         quantize=model.quantize,
     )
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.attention.choice import parse_attention
+from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.checkpoints.weights import abstract_weights
 from wan_tpu.errors import UnknownNameError
@@ -27,7 +28,7 @@ from wan_tpu.pipeline.step_program import Keeps, abstract_carried, make_start, m
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import device_kind_of, named, platform_of
-from wan_tpu.sharding.rules import CONTEXT, GATHER_WEIGHTS_FIRST
+from wan_tpu.sharding.rules import CONTEXT, TPU_COMPILER_OPTIONS
 from wan_tpu.stage import Stage, abstract
 from wan_tpu.torch_bridge import Params
 from wan_tpu.transformer.conditions import ChannelCondition, Condition, FirstFrameCondition
@@ -190,6 +191,7 @@ class VideoModel(PlacedModel):
         keeps: Keeps = Keeps.NOTHING,
         kept_batch: int | None = None,
         reuses: bool = False,
+        exact: bool = False,
     ) -> Stage:
         """(parameters, context, carried, numbers, condition, noise) -> carried, whether finite.
 
@@ -210,12 +212,14 @@ class VideoModel(PlacedModel):
             kept_batch: the largest batch of the run's steps, where something is kept; this one's
                 when not given.
             reuses: whether it reuses the residual that is carried: its blocks do not run.
+            exact: whether attention is exact in every layer, where the model's is not.
         """
+        denoiser = self.denoiser.exact() if exact else self.denoiser
         numbers = pack_numbers(schedule, 0, 0.0).shape[0] + (keeps is Keeps.VELOCITY)
         carried = abstract_carried(self, geometry, schedule, keeps, kept_batch or batch)
         return self.stage(
-            "step-reuse" if reuses else "step",
-            make_step(self, geometry, schedule, batch, keeps, reuses=reuses),
+            "step-reuse" if reuses else "step-exact" if exact else "step",
+            make_step(denoiser, geometry, schedule, batch, keeps, reuses=reuses),
             (
                 abstract_weights(self.denoiser.step_weights(), self.mesh),
                 self.abstract_context(batch, num_pictures),
@@ -325,7 +329,7 @@ class VideoModel(PlacedModel):
             arguments=arguments,
             mesh=self.mesh,
             matmul_precision="highest" if exact else None,
-            tpu_compiler_options=GATHER_WEIGHTS_FIRST,
+            tpu_compiler_options=TPU_COMPILER_OPTIONS,
             **kwargs,
         )
 
@@ -352,23 +356,26 @@ def make_video_model(
         layout: what the mesh was made for.
         dtype: of weights and activations.
         vae_dtype: the autoencoder's; the same when not given.
-        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        attention: as `wan_tpu.attention.choice.parse_attention` reads it.
         quantize: what the transformers' blocks multiply in; None for `dtype`.
 
     Raises:
-        UnknownNameError: there is no such attention.
+        InputError: there is no such attention, or the chip or the model is none for it.
         CheckpointError: the configuration is of a model that is not implemented.
     """
     vae_dtype = dtype if vae_dtype is None else vae_dtype
     transformer = transformer_config(description)
+    choice = parse_attention(attention)
     implementation = resolve_implementation(
-        attention,
+        choice.name,
         platform_of(mesh),
         device_kind=device_kind_of(mesh),
         dtype=dtype,
         head_dim=transformer.attention_head_dim,
     )
-    setting = AttentionSetting(mesh=mesh, layout=layout, implementation=implementation)
+    setting = AttentionSetting(
+        mesh=mesh, layout=layout, implementation=implementation, gate=choice.gate
+    )
     denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype, quantize=quantize)
     return VideoModel(
         description=description,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wan_tpu.adapters.choice import AdapterChoice
-from wan_tpu.attention.names import IMPLEMENTATIONS
+from wan_tpu.attention.choice import parse_attention
 from wan_tpu.checkpoints.models import WAN_TINY, ModelDescription, describe_model, open_model
 from wan_tpu.errors import LayoutError, UnknownNameError
 from wan_tpu.pipeline.names import DTYPES, QUANTIZE, VAES
@@ -50,7 +50,8 @@ class LoadOptions:
         sequence_parallel: of the layout that is chosen; None leaves it to the choice. A layout that
             is given has its own.
         weights: likewise.
-        attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS`.
+        attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS`; of `flash-int8` with what stays
+            exact, where it is said (`wan_tpu.attention.choice`).
         vae: one of `wan_tpu.pipeline.names.VAES`.
         vae_dtype: of the autoencoder, one of `names.DTYPES`; None for that of the rest.
         dtype: of weights and activations, one of `names.DTYPES`; None for bfloat16, on a CPU
@@ -66,7 +67,7 @@ class LoadOptions:
         ratios: a file of `wan-tpu calibrate`, that MagCache goes by; None for a published curve.
 
     Raises:
-        UnknownNameError: a name that does not exist.
+        InputError: a name that does not exist, or what is no number of steps or layers.
     """
 
     model: str = WAN_TINY
@@ -89,7 +90,6 @@ class LoadOptions:
         for kind, name, known in (
             ("sequence-parallel", self.sequence_parallel, SEQUENCE_PARALLEL),
             ("weights", self.weights, WEIGHTS),
-            ("attention", self.attention, IMPLEMENTATIONS),
             ("VAE", self.vae, VAES),
             ("VAE dtype", self.vae_dtype, DTYPES),
             ("dtype", self.dtype, DTYPES),
@@ -97,6 +97,7 @@ class LoadOptions:
         ):
             if name is not None and name not in known:
                 raise UnknownNameError(kind, name, known)
+        parse_attention(self.attention)
 
     @classmethod
     def from_text(

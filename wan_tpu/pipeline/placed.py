@@ -16,10 +16,10 @@ from wan_tpu.pipeline.components import Component
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.mesh import named
-from wan_tpu.sharding.rules import CONTEXT
+from wan_tpu.sharding.rules import CONTEXT, LATENT_TOKENS
 from wan_tpu.stage import abstract
 from wan_tpu.text.encoder import TextEncoder
-from wan_tpu.transformer.denoiser import Denoiser, latent_tokens_sharding
+from wan_tpu.transformer.denoiser import Denoiser
 from wan_tpu.transformer.processors import Context, KeysValues
 from wan_tpu.vae.config import VaeConfig
 
@@ -94,7 +94,7 @@ class PlacedModel:
         """
         channels = self.denoiser.config.token_channels if channels is None else channels
         shape = (1, self.denoiser.padded_tokens(geometry), channels)
-        return abstract(shape, jnp.float32, latent_tokens_sharding(self.denoiser.setting))
+        return abstract(shape, jnp.float32, named(self.mesh, *LATENT_TOKENS))
 
     def abstract_state(self, geometry: Geometry, schedule: Schedule) -> Any:
         """The scheduler's state for a video, split like the tokens."""

@@ -31,6 +31,7 @@ from wan_tpu.pipeline.step_plan import (
     contexts_of,
     plan_steps,
     programs_of,
+    with_gate,
 )
 from wan_tpu.pipeline.step_program import Keeps
 from wan_tpu.request import VideoRequest
@@ -126,8 +127,11 @@ class Run:
         """The stage of what the steps of a batch attend to."""
         return self.model.context_stage(num_prompts, batch, self.num_encoder_pictures)
 
-    def step_stage(self, batch: int, reuses: bool = False) -> Stage:
-        """The stage of the steps of a batch; or of those of them that reuse a residual."""
+    def step_stage(self, batch: int, reuses: bool = False, exact: bool = False) -> Stage:
+        """The stage of the steps of a batch; or of those that reuse a residual, or are exact.
+
+        Arguments as of `StepProgram`.
+        """
         return self.model.step_stage(
             self.geometry,
             self.schedule,
@@ -137,6 +141,7 @@ class Run:
             keeps=self.keeps,
             kept_batch=self.batch,
             reuses=reuses,
+            exact=exact,
         )
 
     def numbers(self, step: int) -> np.ndarray:
@@ -220,6 +225,7 @@ def plan_run(
     request, kind = checked.request, description.kind
     words.used(map(clean_prompt, request.prompts))  # says which it names and are not there
     schedule, steps = schedule_steps(description, request)
+    steps = with_gate(steps, model.denoiser.setting.gate)
     has_guidance = any(step.batch == 2 for step in steps)
     cache, _ = find_cache(description, request) or (None, None)
     return Run(
@@ -280,9 +286,22 @@ def largest_batch(description: ModelDescription, request: VideoRequest) -> int:
 
 def compile_order(stage: Stage) -> int:
     """Orders stages: what the first step waits for, then what the decoder does; slow ones first."""
-    order = ("step", "text", "image", "encode-next", "encode-first", "context", "condition")
-    order = (*order, "start", "step-reuse", "latents", "decode-next", "decode-first")
+    order = ("step", "step-exact", "text", "image", "encode-next", "encode-first", "context")
+    order = (*order, "condition", "start", "step-reuse", "latents", "decode-next", "decode-first")
     return order.index(stage.name)
+
+
+def int8_attention_of(run: Run) -> dict[str, str] | None:
+    """Of each step and of each layer a letter: `X` exact, `8` of 8 bits, `.` reused; else None."""
+    setting = run.model.denoiser.setting
+    if setting.gate is None:
+        return None
+    exact = [(step.exact, step.blocks is Blocks.REUSED) for step in run.steps]
+    layers = setting.gate.layers.exact(run.model.denoiser.config.num_layers)
+    return {
+        "steps": "".join("." if reused else "X" if each else "8" for each, reused in exact),
+        "layers": "".join("X" if each else "8" for each in layers),
+    }
 
 
 def metadata_of(
@@ -317,6 +336,7 @@ def metadata_of(
         "sequence_parallel": model.layout.sequence_parallel,
         "weights": model.layout.weights,
         "attention": model.denoiser.setting.implementation,
+        "int8_attention": int8_attention_of(run),
         "vae": vae,
         "dtype": str(jnp.dtype(model.dtype)),
         "quantize": model.quantize,

@@ -7,11 +7,27 @@ guidance that stops half-way would be another. The loop (`denoise.py`) knows non
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from wan_tpu.attention.choice import Gate
 from wan_tpu.family import TRANSFORMER
 from wan_tpu.request import VideoRequest
 from wan_tpu.schedulers.base import Schedule
 from wan_tpu.step_cache import Blocks
+
+
+class StepProgram(NamedTuple):
+    """What tells the programs of a run's steps apart.
+
+    Attributes:
+        batch: entries of the transformer's batch.
+        reuses: whether it leaves out the blocks.
+        exact: whether attention is exact in every layer, of a model whose attention is not.
+    """
+
+    batch: int
+    reuses: bool = False
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +38,13 @@ class PlannedStep:
         component: whose parameters predict the velocity.
         guidance_scale: of classifier-free guidance; at 1 or below the prompt alone is evaluated.
         blocks: whether the transformer's run, or what they added at an earlier step is reused.
+        exact: whether attention is exact in every layer, of a model whose attention is not.
     """
 
     component: str = TRANSFORMER
     guidance_scale: float
     blocks: Blocks = Blocks.COMPUTED
+    exact: bool = False
 
     @property
     def batch(self) -> int:
@@ -34,9 +52,10 @@ class PlannedStep:
         return 2 if self.guidance_scale > 1 else 1
 
     @property
-    def program(self) -> tuple[int, bool]:
-        """Which of a run's programs it takes: its batch, and whether that leaves out the blocks."""
-        return self.batch, self.blocks is Blocks.REUSED
+    def program(self) -> StepProgram:
+        """Which of a run's programs it takes; without blocks there is nothing to be exact."""
+        reuses = self.blocks is Blocks.REUSED
+        return StepProgram(self.batch, reuses=reuses, exact=self.exact and not reuses)
 
 
 def plan_steps(
@@ -66,6 +85,21 @@ def plan_steps(
     )
 
 
+def with_gate(steps: Sequence[PlannedStep], gate: Gate | None) -> tuple[PlannedStep, ...]:
+    """A run's steps with what the gate of its attention says of them.
+
+    Args:
+        steps: all of them, those of each transformer.
+        gate: of the model's attention; None where that is exact, or may be anything anywhere.
+    """
+    if gate is None:
+        return tuple(steps)
+    exact = gate.steps.exact(len(steps))
+    return tuple(
+        dataclasses.replace(step, exact=each) for step, each in zip(steps, exact, strict=True)
+    )
+
+
 def batches_of(steps: Sequence[PlannedStep]) -> list[int]:
     """Of the steps, each once: 1 without guidance, 2 with it."""
     return sorted({step.batch for step in steps})
@@ -81,6 +115,7 @@ def contexts_of(steps: Sequence[PlannedStep]) -> list[tuple[str, int]]:
     return sorted({(step.component, step.batch) for step in steps})
 
 
-def programs_of(steps: Sequence[PlannedStep]) -> list[tuple[int, bool]]:
-    """Of the steps, each once, as `PlannedStep.program` says it: those with blocks first."""
-    return sorted({step.program for step in steps}, key=lambda program: program[::-1])
+def programs_of(steps: Sequence[PlannedStep]) -> list[StepProgram]:
+    """Of the steps, each once: those with blocks first, exact ones after the others."""
+    found = {step.program for step in steps}
+    return sorted(found, key=lambda program: (program.reuses, program.exact, program.batch))

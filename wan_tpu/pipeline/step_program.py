@@ -21,6 +21,7 @@ from wan_tpu.schedulers.base import Schedule
 from wan_tpu.sharding.mesh import named
 from wan_tpu.sharding.rules import RESIDUAL
 from wan_tpu.stage import abstract
+from wan_tpu.transformer.denoiser import Denoiser
 
 Tokens = Float32[Array, "1 tokens channels"]
 
@@ -167,7 +168,7 @@ def make_start(schedule: Schedule, carried: Any) -> Callable[[jax.Array], Any]:
 
 
 def make_step(
-    model: PlacedModel,
+    denoiser: Denoiser,
     geometry: Geometry,
     schedule: Schedule,
     batch: int,
@@ -178,7 +179,7 @@ def make_step(
     """(parameters, context, carried, numbers, condition, noise) -> carried, whether all is finite.
 
     Args:
-        model: on the mesh of the steps.
+        denoiser: on the mesh of the steps.
         geometry: sizes of the video.
         schedule: of the run.
         batch: 2 with guidance, 1 without.
@@ -194,7 +195,7 @@ def make_step(
             (numbers[-1], numbers[:-1]) if keeps is Keeps.VELOCITY else (None, numbers)
         )
         timestep, guidance_scale, coefficients = unpack_numbers(schedule, numbers)
-        how = _Step(model, geometry, batch, params, context, timestep, condition, threshold)
+        how = _Step(denoiser, geometry, batch, params, context, timestep, condition, threshold)
         velocity, carried = predict(how, carried)
         if batch == 2:
             positive, negative = velocity[0:1], velocity[1:2]
@@ -217,7 +218,7 @@ def all_finite_tokens(tokens: jax.Array, geometry: Geometry) -> jax.Array:
 class _Step(NamedTuple):
     """What a step is told, as `Denoiser.predict` takes it."""
 
-    model: PlacedModel
+    denoiser: Denoiser
     geometry: Geometry
     batch: int
     params: Any
@@ -228,13 +229,13 @@ class _Step(NamedTuple):
 
     def predict(self, sample: jax.Array) -> jax.Array:
         """`[padded batch, tokens, channels]`."""
-        return self.model.denoiser.predict(
+        return self.denoiser.predict(
             self.params, sample, self.timestep, self.context, self.geometry, self.condition
         )
 
     def predict_with_residual(self, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The same, and the residual."""
-        return self.model.denoiser.predict_with_residual(
+        return self.denoiser.predict_with_residual(
             self.params, sample, self.timestep, self.context, self.geometry, self.condition
         )
 
@@ -249,7 +250,7 @@ def _keeping_residual(step: _Step, carried: WithResidual) -> tuple[jax.Array, Wi
 
 
 def _reusing_residual(step: _Step, carried: WithResidual) -> tuple[jax.Array, WithResidual]:
-    denoiser = step.model.denoiser
+    denoiser = step.denoiser
     residual = carried.residual[: denoiser.padded_batch(step.batch)]
     velocity = denoiser.predict_reusing(
         step.params, carried.sample, step.timestep, residual, step.geometry, step.condition

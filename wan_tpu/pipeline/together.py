@@ -20,6 +20,7 @@ from wan_tpu.pipeline.latents import make_noise, mixed_in, place_padded, to_toke
 from wan_tpu.pipeline.load import for_batch
 from wan_tpu.pipeline.progress import Calls, Outcome, Progress, Watch
 from wan_tpu.pipeline.run import Run, metadata_of
+from wan_tpu.pipeline.step_plan import StepProgram, programs_of
 from wan_tpu.pipeline.together_stages import TogetherStages
 from wan_tpu.sharding.mesh import named
 from wan_tpu.sharding.one_branch import seen_on
@@ -74,7 +75,7 @@ class Together:
         return [
             *(stages.context(batch, first.batch) for batch in first.batches),
             stages.start(),
-            *(stages.step(batch) for batch in first.batches),
+            *map(self._step_stage, programs_of(first.steps)),
             stages.latents(),
         ]
 
@@ -121,7 +122,10 @@ class Together:
     def _denoise(self, texts: list[jax.Array]) -> np.ndarray:
         """Latents `[samples, frames, height, width, channels]`; those of the ended are whatever."""
         executor, first, stages = self._executor, self.first, self._stages
-        programs = {batch: self._program(stages.step(batch)) for batch in first.batches}
+        programs = {
+            program: self._program(self._step_stage(program))
+            for program in programs_of(first.steps)
+        }
         begin, finish = self._program(stages.start()), self._program(stages.latents())
         contexts = {}
         filled = tuple(self._filled(texts))
@@ -136,7 +140,7 @@ class Together:
         start, *fresh = self._noises()
         calls = [
             StepCall(
-                program=programs[step.batch],
+                program=programs[step.program],
                 params=params[step.component],
                 context=contexts[step.component, step.batch],
                 numbers=first.numbers(index),
@@ -193,6 +197,11 @@ class Together:
         if member in self._open:
             self._open.remove(member)
             self._calls.on_end(member, outcome)
+
+    def _step_stage(self, program: StepProgram) -> Stage:
+        """The stage of some of the steps; runs with a step cache are made alone."""
+        assert not program.reuses
+        return self._stages.step(program.batch, exact=program.exact)
 
     def _program(self, stage: Stage) -> Callable[..., Any]:
         return self._executor.programs.get(stage, self._watch)

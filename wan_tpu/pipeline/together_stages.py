@@ -78,15 +78,17 @@ class TogetherStages:
             out_shardings=jax.tree.map(lambda x: x.sharding, state),
         )
 
-    def step(self, batch: int) -> Stage:
+    def step(self, batch: int, *, exact: bool = False) -> Stage:
         """(parameters, context, state, numbers, None, noise) -> state, which samples are finite.
 
         As `VideoModel.step_stage`, for all samples at once; finite is `[samples]`, each by itself.
 
         Args:
             batch: entries of each sample: 2 with guidance, 1 without.
+            exact: whether attention is exact in every layer, where the model's is not.
         """
         denoiser, geometry, schedule = self.model.denoiser, self.geometry, self.schedule
+        denoiser = denoiser.exact() if exact else denoiser
         entries = batch * self.samples
         padded = denoiser.padded_batch(entries)
 
@@ -116,7 +118,7 @@ class TogetherStages:
         numbers = pack_numbers(schedule, 0, 0.0)
         state = self._abstract_state()
         return self.model.stage(
-            "step",
+            "step-exact" if exact else "step",
             step,
             (
                 abstract_weights(denoiser.step_weights(), self.model.mesh),

@@ -5,10 +5,11 @@ whole array, all-reduce twice that, all-to-all (g - 1)/g of its operand, permute
 long that takes is `links.py`.
 
 Three forms are asynchronous, the program goes on meanwhile: the `-start` and `-done` halves of an
-operation, what a computation started by `async-start` holds, and a chain of fusions (libtpu's
-"async collective fusion"), of which the first starts the collective, the last waits for it and
-products between carry it along. All of a chain's fusions hold the same collective: it is booked on
-the one that starts it. `transfer_started` and `transfer_ended` name the two ends of each.
+operation, what a computation started by `async-start` or `call-start` (for a v7x's sparse cores)
+holds, and a chain of fusions (libtpu's "async collective fusion"), of which the first starts the
+collective, the last waits for it and products between carry it along. All of a chain's fusions hold
+the same collective: it is booked on the one that starts it. `transfer_started` and `transfer_ended`
+name the two ends of each.
 
 A reduce-scatter, as gradients of sharded weights need it, stands in the text as an all-reduce and a
 slice of it in one fusion, `all-reduce-scatter`.

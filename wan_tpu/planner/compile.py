@@ -25,7 +25,7 @@ import wan_tpu
 from wan_tpu.errors import MissingPackageError
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.planner.links import Coordinates
-from wan_tpu.planner.program import ProgramCosts
+from wan_tpu.planner.program import ProgramCosts, read_program
 from wan_tpu.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,35 @@ def compile_stage(stage: Stage) -> tuple[StageFacts, str]:
         compile_seconds=seconds,
     )
     return facts, text
+
+
+def kept_facts(
+    cache: "FactsCache",
+    key: Mapping[str, Any],
+    make_stage: Callable[[], Stage],
+    *,
+    label: str,
+    report: Callable[[str], None],
+) -> StageFacts:
+    """The facts of a stage and its costs, from a cache or from the compiler.
+
+    Args:
+        cache: where they are kept.
+        key: of everything that decides the program.
+        make_stage: called where they are not.
+        label: what is reported to be compiled.
+        report: called with a line before and after it.
+    """
+
+    def compiled() -> dict[str, Any]:
+        report(f"compiling {label}")
+        facts, text = compile_stage(make_stage())
+        report(f"compiled {label} in {facts.compile_seconds:.0f} s")
+        return {"facts": facts.to_json(), "text": pack_text(text)}
+
+    program = cache.get(key, compiled)
+    facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
+    return dataclasses.replace(facts, costs=read_program(text)) if text else facts
 
 
 def pack_text(text: str) -> str:

@@ -42,6 +42,8 @@ class Seconds:
         attention: the part of `compute` that is attention kernels.
         compiler: all operations but attention by the compiler's own `estimated_cycles`, Pallas
             kernels as in `compute` and `memory`; in place of these two in `by_compiler`.
+        kernels: the part of `compute` and `memory`, and of `compiler` likewise, that is other
+            Pallas kernels: by the peaks in every total.
     """
 
     compute: float = 0.0
@@ -50,6 +52,7 @@ class Seconds:
     hidden: float = 0.0
     attention: float = 0.0
     compiler: float = 0.0
+    kernels: float = 0.0
 
     @property
     def total(self) -> float:
@@ -83,7 +86,7 @@ def estimate(
         cycles: static counts of its attention kernels; a kernel without one goes by its FLOPs.
     """
     chip = where.chip
-    compute = memory = attention = compiler = 0.0
+    compute = memory = attention = compiler = kernels = 0.0
     links = _Links()
     for position, operation in enumerate(costs.operations):
         at_compute = operation.times * compute_seconds(operation, chip, cycles)
@@ -101,9 +104,10 @@ def estimate(
             counted = at_compute
             attention += counted
         else:
-            is_kernel = operation.kind == KERNEL and not operation.compiler_cycles
-            by_compiler = operation.times * operation.compiler_cycles / chip.clock_hz
-            counted = max(at_compute, at_memory) if is_kernel else by_compiler
+            counted = operation.times * operation.compiler_cycles / chip.clock_hz
+            if operation.kind == KERNEL and not counted:
+                counted = max(at_compute, at_memory)
+                kernels += counted
             compiler += counted
         links.run(position, sent, counted, operation.waited_at)
     return Seconds(
@@ -113,6 +117,7 @@ def estimate(
         hidden=max(0.0, links.sent - links.exposed()),
         attention=attention,
         compiler=compiler,
+        kernels=kernels,
     )
 
 

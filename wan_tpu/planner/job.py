@@ -17,6 +17,7 @@ from wan_tpu.pipeline.run import Run
 from wan_tpu.pipeline.step_cache import find_cache
 from wan_tpu.pipeline.step_plan import (
     PlannedStep,
+    StepProgram,
     batches_of,
     components_of,
     contexts_of,
@@ -35,15 +36,15 @@ UNGUIDED = "-unguided"
 
 STAGES = (
     "text", "image", "context-unguided", "context", "encode-first", "encode-next", "condition",
-    "start", "step-unguided", "step", "step-reuse-unguided", "step-reuse", "latents",
-    "decode-first", "decode-next",
+    "start", "step-unguided", "step", "step-exact-unguided", "step-exact", "step-reuse-unguided",
+    "step-reuse", "latents", "decode-first", "decode-next",
 )  # fmt: skip
 """What a video may run, in the order in which it does."""
 
 STAGE_GROUPS = {
     "text": ("text", "context-unguided", "context"),
     "pictures": ("image", "encode-first", "encode-next", "condition"),
-    "step": ("start", "step-unguided", "step", "step-reuse-unguided", "step-reuse"),
+    "step": ("start", *(name for name in STAGES if name.startswith("step"))),
     "decode": ("latents", "decode-first", "decode-next"),
     "all": STAGES,
 }
@@ -63,7 +64,7 @@ class Job:
         where: the slice.
         dtype: of weights and activations.
         quantize: what the transformers' blocks multiply in; None for `dtype`.
-        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        attention: as `wan_tpu.attention.choice.parse_attention` reads it.
         stages: those of `STAGES` to look at, of those that the video runs.
     """
 
@@ -139,24 +140,31 @@ class Job:
         for batch in self.batches:
             suffix = self._suffix(batch)
             counts[f"context{suffix}"] = sum(of == batch for _, of in contexts)
-        for batch, reuses in programs_of(steps):
-            name = "step-reuse" if reuses else "step"
-            counts[name + self._suffix(batch)] = sum(s.program == (batch, reuses) for s in steps)
+        for program in programs_of(steps):
+            name = self._step_name(program) + self._suffix(program.batch)
+            counts[name] = sum(step.program == program for step in steps)
         return {name: counts[name] for name in STAGES if counts.get(name)}
 
     def stages_of(self, run: Run) -> dict[str, Stage]:
         """The stages of a run of this request, by their names in `STAGES`."""
         found = {}
-        programs = programs_of(self.steps)
-        batches = {
-            "context": iter(self.batches),
-            "step": iter([batch for batch, reuses in programs if not reuses]),
-            "step-reuse": iter([batch for batch, reuses in programs if reuses]),
-        }
+        batches, programs = iter(self.batches), iter(programs_of(self.steps))
         for stage in run.stages():
-            suffix = self._suffix(next(batches[stage.name])) if stage.name in batches else ""
-            found[stage.name + suffix] = stage
+            name = stage.name
+            if name == "context":
+                name += self._suffix(next(batches))
+            elif name.startswith("step"):
+                program = next(programs)
+                name = self._step_name(program) + self._suffix(program.batch)
+            found[name] = stage
         return found
+
+    def _step_name(self, program: StepProgram) -> str:
+        """An exact step is `step-exact` where others are not, else the step that there is."""
+        if program.reuses:
+            return "step-reuse"
+        computed = {each.exact for each in programs_of(self.steps) if not each.reuses}
+        return "step-exact" if program.exact and len(computed) > 1 else "step"
 
     def _suffix(self, batch: int) -> str:
         return UNGUIDED if batch < max(self.batches) else ""

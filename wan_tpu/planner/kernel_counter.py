@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.planner.compile import FactsCache, counter_digest, source_digest, versions
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import Slice
@@ -21,7 +21,8 @@ class KernelCounter:
 
     Args:
         where: the slice.
-        attention: one of `wan_tpu.attention.api.IMPLEMENTATIONS`.
+        attention: one of `wan_tpu.attention.names.IMPLEMENTATIONS` that is exact; kernels of int8
+            are known by their name.
         dtype: that is computed in.
         num_tokens: of a sample; longer keys are padded.
         crossed: lengths of other keys: of text, of pictures.

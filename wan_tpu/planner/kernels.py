@@ -11,7 +11,13 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from wan_tpu.attention.flash_backward import choose_backward_blocks
-from wan_tpu.attention.flash_blocks import Blocks, block_limits, choose_blocks, valid_keys
+from wan_tpu.attention.flash_blocks import (
+    Blocks,
+    block_limits,
+    choose_blocks,
+    int8_block_limits,
+    valid_keys,
+)
 from wan_tpu.attention.flash_short import short_block, takes
 from wan_tpu.planner.hardware import CHIPS
 
@@ -93,12 +99,13 @@ class KernelShape:
 
     @property
     def blocks(self) -> Blocks:
-        """Tiles of the flash kernel."""
+        """Tiles of our own kernel."""
+        limits = int8_block_limits if self.implementation == FLASH_INT8 else block_limits
         return self.tiles or choose_blocks(
             self.query_chunk,
             self.key_chunks,
             self.key_chunk,
-            limits=block_limits(CHIPS[self.chip].device_kind),
+            limits=limits(CHIPS[self.chip].device_kind),
             itemsize=jnp.dtype(self.dtype).itemsize,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from wan_tpu.attention.choice import parse_attention
 from wan_tpu.checkpoints.models import ModelDescription
 from wan_tpu.errors import InputError, UnknownNameError
 from wan_tpu.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
@@ -22,24 +23,21 @@ from wan_tpu.pipeline.model import make_video_model
 from wan_tpu.pipeline.names import check_quantize
 from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import Run, plan_run, schedule_steps
-from wan_tpu.pipeline.step_plan import contexts_of
+from wan_tpu.pipeline.step_plan import contexts_of, with_gate
 from wan_tpu.pipeline.step_program import abstract_carried
 from wan_tpu.planner.compile import (
     STAGE_PACKAGES,
     FactsCache,
     StageFacts,
-    compile_stage,
-    pack_text,
+    kept_facts,
     slice_devices,
     source_digest,
-    unpack_text,
     versions,
 )
 from wan_tpu.planner.estimate import estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import STAGES, Job, with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
-from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import LayoutPlan, Resident, StagePlan, served_bytes
 from wan_tpu.request import VideoRequest
 from wan_tpu.sharding.layout import WEIGHTS, Layout
@@ -77,11 +75,12 @@ def make_job(
 
     Raises:
         InputError: the model cannot make this video, nothing is quantised so, there is no such
-            stage, or the video runs none of them.
+            attention or stage, or the video runs none of them.
     """
     check_quantize(choices.get("quantize"))
     request, geometry = check_request(description, with_inputs(description, request))
     schedule, steps = schedule_steps(description, request)
+    steps = with_gate(steps, parse_attention(choices.get("attention", "auto")).gate)
     job = Job(
         description=description,
         request=request,
@@ -118,7 +117,7 @@ class Planner:
         self._devices: list[Any] | None = None
         self._counter = KernelCounter(
             where=job.where,
-            attention=job.attention,
+            attention=parse_attention(job.attention).exact_name,
             dtype=job.dtype,
             num_tokens=job.geometry.num_tokens,
             crossed=(TEXT_TOKENS, job.image_tokens),
@@ -199,19 +198,14 @@ class Planner:
         if resident.weights > limit:
             needed = f"the weights alone are {resident.weights / GIB:.2f} of {limit / GIB:.2f} GiB"
             return StageFacts(name=name, failure=needed)
-        label = f"{self._position}, {name}"
-
-        def compiled() -> dict[str, Any]:
-            self._report(f"compiling {label}")
-            facts, text = compile_stage(self._job.stages_of(self._run(layout))[name])
-            self._report(f"compiled {label} in {facts.compile_seconds:.0f} s")
-            return {"facts": facts.to_json(), "text": pack_text(text)}
-
         key = {"what": name, "split": self._split(name, layout)}
-        packages = _PACKAGES_OF_STAGE[name.partition("-")[0]]
-        program = self._cache.get(key | self._base_key(*packages), compiled)
-        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
-        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+        return kept_facts(
+            self._cache,
+            key | self._base_key(*_PACKAGES_OF_STAGE[name.partition("-")[0]]),
+            lambda: self._job.stages_of(self._run(layout))[name],
+            label=f"{self._position}, {name}",
+            report=self._report,
+        )
 
     def _split(self, name: str, layout: Layout) -> Any:
         """What of a layout decides a stage's program.

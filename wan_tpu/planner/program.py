@@ -154,7 +154,7 @@ class _Walk:
                 self._loop(instruction, times, scalars.value(instruction.operands[0]))
             elif instruction.opcode == "conditional":
                 self._costliest_branch(instruction, times)
-            elif instruction.opcode in ("call", "async-start"):
+            elif instruction.opcode in ("call", "call-start", "async-start"):
                 for name in self._callees(instruction):
                     values = tuple(scalars.value(operand) for operand in instruction.operands)
                     self._computation(self._program.computations[name], times, values)

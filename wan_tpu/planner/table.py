@@ -154,6 +154,7 @@ def _stage_json(plan: StagePlan, operations: bool) -> dict[str, Any]:
         "exposed_link_seconds": seconds.exposed,
         "hidden_link_seconds": seconds.hidden,
         "compiler_seconds_without_attention": seconds.compiler,
+        "seconds_of_other_kernels": seconds.kernels,
         "seconds_by_compiler": seconds.by_compiler,
         "by_kind": facts.costs.breakdown("kind"),
         "by_source": facts.costs.breakdown("source")[:40],
@@ -289,6 +290,12 @@ def _failures(rows: Sequence[LayoutPlan]) -> list[str]:
             f"at peak, which is less than it takes: {reason}"
             for shape, reason in row.uncounted.items()
         ]
+        step = row.stages.get("step")
+        if step is not None and step.seconds is not None and step.seconds.kernels:
+            seconds = figure(step.seconds.kernels)
+            lines.append(
+                f"{row.layout}: {seconds} s of a step are other kernels, by the peaks in both"
+            )
     return [*lines, ""] if lines else []
 
 

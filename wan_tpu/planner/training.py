@@ -21,11 +21,9 @@ from wan_tpu.pipeline.components import tree_bytes
 from wan_tpu.planner.compile import (
     FactsCache,
     StageFacts,
-    compile_stage,
-    pack_text,
+    kept_facts,
     slice_devices,
     source_digest,
-    unpack_text,
     versions,
 )
 from wan_tpu.planner.costs import Attention
@@ -33,7 +31,6 @@ from wan_tpu.planner.estimate import Seconds, estimate
 from wan_tpu.planner.hardware import GIB, Slice
 from wan_tpu.planner.job import with_inputs
 from wan_tpu.planner.kernel_counter import KernelCounter
-from wan_tpu.planner.program import read_program
 from wan_tpu.planner.rows import served_bytes
 from wan_tpu.request import make_request
 from wan_tpu.sharding.layout import Layout
@@ -282,16 +279,13 @@ class TrainingPlanner:
         if resident > limit:
             needed = f"what stays is {resident / GIB:.2f} of {limit / GIB:.2f} GiB"
             return StageFacts(name="train", failure=needed)
-
-        def compiled() -> dict[str, Any]:
-            self._report(f"compiling {layout}")
-            facts, text = compile_stage(trainer.step.stage(self._job.geometry))
-            self._report(f"compiled {layout} in {facts.compile_seconds:.0f} s")
-            return {"facts": facts.to_json(), "text": pack_text(text)}
-
-        program = self._cache.get(self._key(layout), compiled)
-        facts, text = StageFacts.from_json(program["facts"]), unpack_text(program["text"])
-        return dataclasses.replace(facts, costs=read_program(text)) if text else facts
+        return kept_facts(
+            self._cache,
+            self._key(layout),
+            lambda: trainer.step.stage(self._job.geometry),
+            label=str(layout),
+            report=self._report,
+        )
 
     def _key(self, layout: Layout) -> dict[str, Any]:
         """Whatever decides the program."""

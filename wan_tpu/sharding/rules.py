@@ -27,6 +27,20 @@ at 720p moves 2,059 GB through a chip's memory, 591 GB when weights are gathered
 the compiler's cycles outside attention go (2026-11-26, jax 0.10.2, libtpu 0.0.42.1). A copy of all
 weights on every device (`replicated`) moves 1,416 GB."""
 
+TRANSFERS_BESIDE_WORK = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_all_to_all": "true",
+}
+"""A TPU's program goes on while its chips exchange: the first two together let a gather ride in the
+products between its start and its end, the third sends all-to-alls beside whatever follows.
+
+Without them every transfer of the step is waited for. What each does, and what others set and
+changes nothing or costs more than it hides: benchmarks/results/2026-11-27-overlap.md."""
+
+TPU_COMPILER_OPTIONS = {**GATHER_WEIGHTS_FIRST, **TRANSFERS_BESIDE_WORK}
+"""Of every program that gathers weights or exchanges tokens."""
+
 RESIDUAL = PartitionSpec(DP, (SP, TP), None)
 """`[batch, tokens, dim]` between attention and feed-forward: every device holds its own tokens."""
 
@@ -38,6 +52,9 @@ SPLIT_FEATURES = PartitionSpec(DP, SP, TP)
 
 GROUPED_HEADS = PartitionSpec(None, DP, SP, TP)
 """`[groups, batch, tokens, heads of a group * head_dim]`: what attention exchanges."""
+
+GROUP_SCALES = PartitionSpec(None, DP, TP)
+"""`[groups, batch, heads of a group]`, a number of each head's keys: every sp shard has all."""
 
 CONTEXT = PartitionSpec(None, DP, None, TP)
 """`[layers, batch, keys, heads * head_dim]`: every sp shard holds all the keys that come from text

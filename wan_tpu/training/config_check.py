@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from wan_tpu.attention.choice import parse_attention
+from wan_tpu.attention.names import FLASH, FLASH_INT8
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.dataset.manifest import check_form, is_prepared, read_manifest
 from wan_tpu.errors import InputError, LayoutError
@@ -99,6 +101,11 @@ def load_options(config: TrainingConfig) -> LoadOptions:
         )
         if machine.host_devices is not None and machine.host_devices < 1:
             raise InputError(f"host_devices must be at least 1, got {machine.host_devices}")
+        if parse_attention(options.attention).name == FLASH_INT8:
+            raise InputError(
+                f"attention is {FLASH_INT8}, whose whole numbers have no gradients; train with "
+                f"{FLASH} or auto"
+            )
     except InputError as error:
         raise InputError(f"[machine] {error}") from None
     return options

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from wan_tpu.attention.api import resolve_implementation
+from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.checkpoints.description import ModelDescription
 from wan_tpu.pipeline.components import transformer_config
 from wan_tpu.pipeline.load import choose_layout, dtype_for, place_model

@@ -7,6 +7,7 @@ whole run, so no step folds or unfolds patches, and patch embedding is one produ
 
 import copy
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +106,10 @@ class Denoiser:
     def lora_weights(self) -> list[Weight]:
         """The two matrices of every target of `lora`, in float32."""
         return [] if self.lora is None else lora_weights(self.weights(), self.lora, self.layout)
+
+    def exact(self) -> "Denoiser":
+        """The same with exact attention in every layer."""
+        return dataclasses.replace(self, setting=self.setting.exact())
 
     @property
     def layout(self) -> Layout:
@@ -306,32 +311,35 @@ class Denoiser:
         geometry: Geometry,
     ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
-        block = self._block(geometry)
         head_dim = self.config.attention_head_dim
         cos, sin = rotary_tables(geometry.grid, head_dim, hidden.shape[1])
         positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
 
-        def layer(hidden: jax.Array, weights: Params, context: Context) -> tuple[jax.Array, None]:
+        def layer(
+            block: TransformerBlock, hidden: Hidden, weights: Params, context: Context
+        ) -> tuple[Hidden, None]:
             hidden = self.setting.constrain(hidden, RESIDUAL)
             hidden = checkpoint_name(hidden, BLOCK_INPUT)
-            hidden = call_module(
-                block, self._gather(weights), hidden, context, modulation, positions
-            )
+            arguments = hidden, context, modulation, positions
+            hidden = call_module(block, self._gather(weights), *arguments)
             return self.setting.constrain(hidden, RESIDUAL), None
 
-        hidden, _ = self.module.scan(layer, hidden, params, context, remat=self.remat)
+        # A loop for each: a condition inside of one loop would be a wall for what overlaps.
+        for setting, layers in self.setting.runs(self.config.num_layers):
+            step = functools.partial(layer, self._block(geometry, setting))
+            hidden, _ = self.module.scan(step, hidden, params, context, self.remat, layers)
         return hidden
 
-    def _block(self, geometry: Geometry) -> TransformerBlock:
+    def _block(self, geometry: Geometry, setting: AttentionSetting) -> TransformerBlock:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
-        block.attn1.set_processor(SelfAttention(self.config, self.setting))
+        block.attn1.set_processor(SelfAttention(self.config, setting))
         block.attn2.set_processor(
-            CrossAttention(self.config, self.setting, recompute=self.recompute_cross)
+            CrossAttention(self.config, setting, recompute=self.recompute_cross)
         )
         ranks = {} if self.lora is None else self.lora.ranks()
         replace_linears(block, lambda name: linear_split(name, self.setting), ranks)
-        return TransformerBlock(block, geometry, self.setting)
+        return TransformerBlock(block, geometry, setting)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
@@ -390,8 +398,3 @@ class Denoiser:
         normed = normed * (1 + scale) + shift
         out = named_linear(normed.astype(self.dtype), params, "proj_out")
         return out.astype(jnp.float32)
-
-
-def latent_tokens_sharding(setting: AttentionSetting) -> jax.sharding.NamedSharding:
-    """How latents in token form lie on the mesh."""
-    return jax.sharding.NamedSharding(setting.mesh, LATENT_TOKENS)

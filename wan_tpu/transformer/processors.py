@@ -6,6 +6,7 @@ its processors and looks at none, so those arguments carry what ours need.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Shaped
 
+from wan_tpu.attention.choice import AttentionChoice, Gate
+from wan_tpu.attention.names import TOKEN_MAJOR
 from wan_tpu.attention.residuals import recomputed
 from wan_tpu.attention.sequence_parallel import cross_attend, sharded_attend, ungroup_heads
 from wan_tpu.sharding.layout import Layout
@@ -36,16 +39,48 @@ class AttentionSetting:
 
     Attributes:
         implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, resolved (not `auto`).
+        gate: what stays exact of one that is not; None for nothing.
     """
 
     mesh: Mesh | AbstractMesh  # the latter where only sizes matter
     layout: Layout
     implementation: str
+    gate: Gate | None = None
+
+    @property
+    def choice(self) -> AttentionChoice:
+        """What chose it, resolved."""
+        return AttentionChoice(name=self.implementation, gate=self.gate)
+
+    @property
+    def exact_implementation(self) -> str:
+        """The same where it is exact; what is exact in its place where it is not."""
+        return self.choice.exact_name
+
+    def exact(self) -> "AttentionSetting":
+        """The same with exact attention everywhere."""
+        exact = self.exact_implementation
+        return dataclasses.replace(self, implementation=exact, gate=None)
+
+    def runs(self, num_layers: int) -> "list[tuple[AttentionSetting, range]]":
+        """The layers in order, cut where what attends changes: each with its setting.
+
+        Args:
+            num_layers: of the transformer.
+        """
+        if self.gate is None:
+            return [(self, range(num_layers))]
+        first, runs = 0, []
+        for is_exact, row in itertools.groupby(self.gate.layers.exact(num_layers)):
+            last = first + len(list(row))
+            runs.append((self.exact() if is_exact else self, range(first, last)))
+            first = last
+        return runs
 
     @property
     def is_token_major(self) -> bool:
         """Whether attention takes tokens as the products around it leave them."""
-        return self.implementation == "flash"
+        return self.implementation in TOKEN_MAJOR
 
     @property
     def concrete_mesh(self) -> Mesh:
@@ -183,7 +218,8 @@ class SelfAttention:
 class CrossAttention:
     """Queries of all tokens against keys and values that are computed once per request.
 
-    The text's and the image's have a softmax each, and the results are added.
+    The text's and the image's have a softmax each, and the results are added. It is always exact:
+    with so few keys there is little to gain.
 
     Args:
         config: of the model.
@@ -238,7 +274,7 @@ class CrossAttention:
             head_dim=self._config.attention_head_dim,
             mesh=self._setting.concrete_mesh,
             layout=self._setting.layout,
-            implementation=self._setting.implementation,
+            implementation=self._setting.exact_implementation,
         )
         has_few_keys = key.shape[1] * TOKENS_A_KEY <= query.shape[1]
         attend = recomputed(attend) if self._recompute and has_few_keys else attend
