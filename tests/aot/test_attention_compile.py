@@ -94,6 +94,7 @@ def test_ulysses_on_v6e_8():
         ("v6e:2x4", "tp8", "ulysses", [], 2000),
         ("v5e:2x4", "sp8", "ulysses", ["all-to-all"] * 4, 800),
         ("v5p:2x2x1", "dp2-sp2", "ulysses", ["all-to-all"] * 4, 3900),
+        ("tpu7x:2x2x1", "dp2-sp4", "ulysses", ["all-to-all"] * 4, 2000),
     ],
 )
 def test_other_slices_and_layouts(topology_name, text, way, exchanged, peak_mib):

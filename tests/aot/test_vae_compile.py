@@ -3,19 +3,28 @@
 import dataclasses
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
 
 from wan_tpu.planner.compile import slice_devices
 from wan_tpu.planner.hardware import find_slice
+from wan_tpu.planner.program import read_program
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh
+from wan_tpu.sharding.rules import WHOLE
+from wan_tpu.stage import Stage, abstract
 from wan_tpu.vae.config import VaeConfig
+from wan_tpu.vae.layers import EqualBlocks
+from wan_tpu.vae.plan import ResidualBlocks
+from wan_tpu.vae.spatial import spatial_split
+from wan_tpu.vae.stages import TPU_COMPILER_OPTIONS
 from wan_tpu.vae.streaming import StreamingVae, abstract_params, make_decode_stages
 from wan_tpu.vae.weights import DECODER, ENCODER, expected_tensors
 
 MIB, GIB = 2**20, 2**30
-PEAK_LIMIT_GIB = 3.0
 
 WAN = VaeConfig(latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
 WAN_2_2 = VaeConfig(
@@ -122,32 +131,92 @@ def test_equal_blocks_are_compiled_once(small):
         assert len(re.findall(r"\bconvolution\(", compiled.as_text())) <= 17
 
 
+@pytest.fixture(scope="module")
+def last_level():
+    """The equal blocks of 720p's last level, four frames of 96 channels after two."""
+    mesh = slice_mesh("v6e-8")
+    split = spatial_split(mesh, 90, 160, convolution="folded")
+    plan = ResidualBlocks(names=("0", "1", "2"), in_channels=96, channels=96)
+    made = nnx.eval_shape(lambda: EqualBlocks(plan, split=split, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(made)
+
+    def blocks(state, x, past):
+        return nnx.merge(graph, state)(x, past)
+
+    def array(shape, spec):
+        return abstract(shape, jnp.bfloat16, NamedSharding(mesh, spec))
+
+    x, past = split.spec(4), split.spec(6)
+    stage = Stage(
+        name="level",
+        function=jax.shard_map(
+            blocks, mesh=mesh, in_specs=(WHOLE, x, past), out_specs=(x, past), check_vma=False
+        ),
+        arguments=(
+            jax.tree.map(lambda each: array(each.shape, WHOLE), state),
+            array((4, 720, 1280, 96), x),
+            array((3, 2, 2, 720, 1280, 96), past),
+        ),
+        mesh=mesh,
+        donate=(2,),
+        tpu_compiler_options=TPU_COMPILER_OPTIONS,
+    )
+    return stage.compile()
+
+
+def test_a_level_keeps_its_past_in_place(last_level):
+    """Red when the loops take and return the past: a second one, and slices of both."""
+    memory = last_level.memory_analysis()
+    assert memory.alias_size_in_bytes == 270 * MIB
+    # Measured: 364, of which 137 are six frames with a border, and four times 90 a picture's.
+    assert memory.temp_size_in_bytes <= 370 * MIB
+
+
+def test_folded_rows_never_leave_the_chip(last_level):
+    """Red without strips, 15.3 GB: three rows of all columns are 410 MiB, six times."""
+    moved = read_program(last_level.as_text()).total("hbm_bytes")
+    assert moved <= 6.6e9  # measured: 6.52e9
+
+
 @pytest.mark.slow
-def test_720p_fits_in_three_gib():
-    """81 frames of 1280x720: latents 90x160; both programs take one to two minutes to compile."""
+def test_720p_decodes_in_one_and_a_quarter_gib():
+    """81 frames of 1280x720: latents 90x160; both programs take half a minute to compile.
+
+    Measured: peak 1.18 GiB, temporaries 0.54, where they were 2.06 and 1.96.
+    """
     for stage in decode_stages(WAN, 90, 160):
-        assert peak_gib(stage) <= PEAK_LIMIT_GIB
+        memory = memory_of(stage)
+        assert memory.peak_memory_in_bytes <= 1.25 * GIB
+        assert memory.temp_size_in_bytes <= 0.6 * GIB
+
+
+def memory_of(stage):
+    """What the compiler says of a chip's memory."""
+    memory = stage.compile().memory_analysis()
+    assert memory is not None
+    return memory
 
 
 def peak_gib(stage):
     """Of a chip's memory, arguments included."""
-    return stage.compile().memory_analysis().peak_memory_in_bytes / GIB
+    return memory_of(stage).peak_memory_in_bytes / GIB
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", PEAK_LIMIT_GIB), ("v6e-1", 10.0)])
+@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", 2.1), ("v6e-1", 8.2)])
 def test_wan_2_2_decodes_beside_the_other_weights(slice_name, limit):
     """121 frames of 1280x704: latents 44x80.
 
-    On one chip of 31.25 GiB the transformer takes 9.4 and the text encoder 10.6. Measured: 2.65 GiB
-    on each of eight, 8.74 on one (14.9 with rows folded all at once).
+    On one chip of 31.25 GiB the transformer takes 9.4 and the text encoder 10.6. Measured: 1.96 GiB
+    on each of eight, 7.96 on one.
     """
     for stage in decode_stages(WAN_2_2, 44, 80, slice_name):
         assert peak_gib(stage) <= limit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", 1.5), ("v6e-1", 7.0)])
+@pytest.mark.parametrize(("slice_name", "limit"), [("v6e-8", 0.7), ("v6e-1", 3.1)])
 def test_wan_2_2_encodes_beside_the_other_weights(slice_name, limit):
+    """Measured: 0.61 and 3.00 GiB."""
     for stage in encode_stages(WAN_2_2, 704, 1280, slice_name):
         assert peak_gib(stage) <= limit

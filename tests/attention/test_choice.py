@@ -17,8 +17,8 @@ def test_every_name_is_a_choice_and_one_has_a_gate():
 @pytest.mark.parametrize(
     ("text", "steps", "layers", "written"),
     [
-        ("flash-int8", (1, 1), (1, 1), "flash-int8:1:1"),
-        ("flash-int8:5", (5, 5), (1, 1), "flash-int8:5:1"),
+        ("flash-int8", (1, 1), (0, 0), "flash-int8:1:0"),
+        ("flash-int8:5", (5, 5), (0, 0), "flash-int8:5:0"),
         ("flash-int8:0:0", (0, 0), (0, 0), "flash-int8:0:0"),
         ("flash-int8:12+2:1+0", (12, 2), (1, 0), "flash-int8:12+2:1+0"),
     ],

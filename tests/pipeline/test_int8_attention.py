@@ -20,7 +20,8 @@ from wan_tpu.pipeline.progress import Watch
 from wan_tpu.pipeline.run import compile_order, int8_attention_of, plan_run
 from wan_tpu.pipeline.step_plan import StepProgram
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
-from wan_tpu.planner import find_slice, make_job
+from wan_tpu.planner import FactsCache, Planner, find_slice, make_job
+from wan_tpu.planner.costs import Attention
 from wan_tpu.request import VideoRequest, make_request
 from wan_tpu.sharding.layout import Layout, parse_layout
 
@@ -55,8 +56,7 @@ def test_the_ends_of_a_run_are_exact(name, attention, fields, steps, devices):
     told = int8_attention_of(run)
     assert told is not None
     assert told["steps"] == steps
-    layers = run.model.denoiser.config.num_layers
-    assert told["layers"] == "X" + "8" * (layers - 2) + "X"
+    assert told["layers"] == "8" * run.model.denoiser.config.num_layers
 
 
 def test_a_run_has_a_program_for_each_kind_of_step(devices):
@@ -85,12 +85,17 @@ def test_a_mesh_for_other_batches_keeps_what_is_exact(devices):
 
 
 def test_a_plan_counts_both_programs():
-    """A video that is exact all over has the one step that there is."""
+    """And each kernel by its own count. A video that is exact all over has one step program."""
     where, model = find_slice("v6e-8"), describe_model("wan2.1-t2v-14b")
     job = make_job(model, make_request("p"), where, attention="flash-int8:5+1")
     runs = job.runs()
     assert (runs["step"], runs["step-exact"]) == (44, 6)
     assert [name for name in job.stages if name.startswith("step")] == ["step", "step-exact"]
+    counter = Planner(job, FactsCache(None), lambda _: None)._counter
+    shapes = [
+        Attention(heads=1, queries=9_472, keys=512, head_dim=128, is_int8=i) for i in (False, True)
+    ]
+    assert [counter._shape(s).implementation for s in shapes] == ["flash", "flash-int8"]
     exact = make_job(model, make_request("p"), where, attention="flash-int8:50")
     assert (exact.runs()["step"], "step-exact" in exact.runs()) == (50, False)
 
@@ -102,7 +107,7 @@ def pipeline(tmp_path_factory, devices):
     sizes = {"num_attention_heads": 5, "attention_head_dim": 12, "num_layers": 2}
     return VideoPipeline.from_pretrained(
         str(make_random_checkpoint(folder, sizes, SMALL_VAE)),
-        layout=Layout(), devices=devices[:1], dtype="float32", attention="flash-int8:1:0",
+        layout=Layout(), devices=devices[:1], dtype="float32", attention="flash-int8",
     )  # fmt: skip
 
 

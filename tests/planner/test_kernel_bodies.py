@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from wan_tpu.attention.api import attend_chunks
+from wan_tpu.attention.int8_keys import QuantizedKeys
 from wan_tpu.planner.compile import compile_stage
 from wan_tpu.planner.program import read_program
 from wan_tpu.sharding.layout import Layout
@@ -32,6 +33,8 @@ def attention_between_products(mesh, implementation):
 
     def layer(hidden, weight):
         query, key, value = (jnp.tanh(hidden @ weight) + i for i in range(3))
+        if implementation == "flash-int8":
+            key = QuantizedKeys(jnp.round(key * 60).astype(jnp.int8), jnp.ones((1, HEADS)) / 60)
         return jnp.tanh(attend(query, key, value) @ weight)
 
     whole = PartitionSpec()
@@ -49,7 +52,7 @@ def instructions(text):
     return [_SOURCES.sub("", _OF_KERNELS.sub("", line)) for line in lines]
 
 
-@pytest.mark.parametrize("implementation", ["flash", "splash"])
+@pytest.mark.parametrize("implementation", ["flash", "flash-int8", "splash"])
 def test_an_empty_kernel_changes_nothing_else(tpu_mesh, implementation):
     """Red when a kernel loses its VMEM or its layouts, and when what runs loses its kernels."""
     stage = attention_between_products(tpu_mesh("v6e-1", Layout()), implementation)
@@ -61,6 +64,9 @@ def test_an_empty_kernel_changes_nothing_else(tpu_mesh, implementation):
     assert instructions(read) == instructions(text)
     assert read_program(read) == read_program(text)
     assert facts.peak_bytes == memory.peak_memory_in_bytes
+    operations = read_program(read).operations
+    (kernel,) = [o.attention for o in operations if o.attention is not None]
+    assert kernel.is_int8 == (implementation == "flash-int8")
     bodies = [max(map(len, re.findall(r'"body":"([^"]*)"', each))) for each in (read, text)]
     assert bodies[0] < 2000 < bodies[1], "the kernel that is counted apart is empty"
     assert stage.compile().as_text() == text, "what runs has its kernels still"

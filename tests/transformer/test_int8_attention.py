@@ -67,8 +67,8 @@ def test_exact_layers_take_the_error_away(predict, expected, devices):
     assert 2 * LAYOUT < found < relative_error(predict("flash-int8:1:0", "sp2-tp2"), expected) / 2
 
 
-def lowered(attention: str, exact: bool = False) -> str:
-    """The program of a prediction."""
+def traced(attention: str, exact: bool = False) -> jax.stages.Traced:
+    """A prediction, not compiled."""
     choice = parse_attention(attention)
     mesh = make_mesh(Layout(), jax.devices()[:1])
     setting = AttentionSetting(
@@ -85,12 +85,19 @@ def lowered(attention: str, exact: bool = False) -> str:
         return denoiser.predict(params, tokens, jnp.float32(TIMESTEP), context, GEOMETRY)
 
     with jax.set_mesh(mesh):
-        return jax.jit(forward).lower(params, tokens, text.numpy()).as_text()
+        return jax.jit(forward).trace(params, tokens, text.numpy())
 
 
 def test_where_everything_is_exact_it_is_the_program_of_flash():
     """To the letter: by its step, or because all layers are exact."""
-    flash = lowered("flash")
-    assert "i8" in lowered("flash-int8:1:1")
-    assert lowered("flash-int8:1:1", exact=True) == flash
-    assert lowered("flash-int8:1:2+1") == flash
+    flash = traced("flash").lower().as_text()
+    assert traced("flash-int8:1:1", exact=True).lower().as_text() == flash
+    assert traced("flash-int8:1:2+1").lower().as_text() == flash
+
+
+def test_the_text_is_attended_to_exactly():
+    """In a loop over all layers, and in each of three: one kernel for tokens, one for the text."""
+    for attention, whole, exact in (("flash-int8:1:0", 1, 1), ("flash-int8:1:1", 1, 5)):
+        jaxpr = str(traced(attention).jaxpr)
+        assert jaxpr.count("name=flash_int8_attention") == whole
+        assert jaxpr.count("name=flash_attention") == exact

@@ -6,7 +6,9 @@ attends unlike the others, and the last. So others keep ends exact: xDiT's sched
 in fp8 five of 50 steps at both (xdit-project/xDiT#762), users of ComfyUI's Wan wrapper one for fp4
 (kijai/ComfyUI-WanVideoWrapper#1741), Sparse-VideoGen the first of 40 layers
 (svg-project/Sparse-VideoGen#35). Scores of 8 bits are the mildest of these: SageAttention's authors
-take them everywhere (arXiv:2410.02367). So one step and one layer at each end is the default.
+take them everywhere (arXiv:2410.02367). So the default is one step at each end, and no layer: of
+wan-tiny's error that takes nearly half away, where exact layers at both ends take a tenth and make
+the program 70 % slower to compile (benchmarks/results/2026-11-27-int8-attention.md).
 """
 
 import dataclasses
@@ -28,8 +30,8 @@ class Ends:
         last: likewise; both may meet.
     """
 
-    first: int = 1
-    last: int = 1
+    first: int
+    last: int
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}+{self.last}"
@@ -48,8 +50,8 @@ class Gate:
         layers: of a transformer's.
     """
 
-    steps: Ends = Ends()
-    layers: Ends = Ends()
+    steps: Ends = Ends(first=1, last=1)
+    layers: Ends = Ends(first=0, last=0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

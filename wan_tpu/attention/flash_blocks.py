@@ -95,7 +95,7 @@ _HALF = BlockLimits(queries=4736, keys=18_944, vmem_bytes=56 << 20)
 _NARROW = Order(subtracts=True)
 """Matrix units 128 wide have no idle rows: a further feature would be a second product."""
 
-_INT8 = Order(strip=256)
+_INT8, _NARROW_INT8 = Order(strip=256), Order(strip=128, subtracts=True)
 """Products of int8 take half the time: exponentials, sums and both products are then at their
 limits together, and units of one matrix unit's queries keep all of them busy all the time."""
 
@@ -117,7 +117,7 @@ def block_limits(device_kind: str) -> BlockLimits:
 def int8_block_limits(device_kind: str) -> BlockLimits:
     """`block_limits` where keys are of 8 bits: all of a 720p video are one block on a v6e."""
     limits = block_limits(device_kind)
-    order = limits.order if limits.order.subtracts else _INT8
+    order = _NARROW_INT8 if limits.order.subtracts else _INT8
     return dataclasses.replace(limits, keys=2 * limits.keys, order=order)
 
 

@@ -109,14 +109,9 @@ def flash_forward(
         query_chunk, key_chunks, key_chunk, limits=limits, itemsize=query.dtype.itemsize
     )
     query_blocks, key_blocks = pl.cdiv(query_chunk, blocks.queries), pl.cdiv(key_chunk, blocks.keys)
-    query_steps, heads = query_chunks * query_blocks, channels // head_dim
+    query_steps = query_chunks * query_blocks
     key_steps = pl.cdiv(key_chunks, blocks.key_chunks) * key_blocks
-
     query_spec, key_spec, logsumexp_spec = _specs(blocks, head_dim, query_blocks, key_blocks)
-    shapes = [
-        jax.ShapeDtypeStruct(query.shape, query.dtype),
-        jax.ShapeDtypeStruct((query_chunks, batch, heads, 1, query_chunk), jnp.float32),
-    ]
     body = functools.partial(
         _kernel,
         step=kernel.step,
@@ -127,13 +122,13 @@ def flash_forward(
         key_chunk=key_chunk,
         key_blocks=key_blocks,
     )
-    numbers = pl.BlockSpec(memory_space=pltpu.SMEM)
+    numbers = [pl.BlockSpec(memory_space=pltpu.SMEM)] * (len(of_heads) + len(of_steps))
     out, *rows = pl.pallas_call(
         body,
-        grid=(batch, heads, query_steps, key_steps),
-        in_specs=[numbers] * (len(of_heads) + len(of_steps)) + [query_spec, key_spec, key_spec],
+        grid=(batch, channels // head_dim, query_steps, key_steps),
+        in_specs=[*numbers, query_spec, key_spec, key_spec],
         out_specs=[query_spec, logsumexp_spec][: 1 + logsumexp],
-        out_shape=shapes[: 1 + logsumexp],
+        out_shape=_result_shapes(query, head_dim)[: 1 + logsumexp],
         scratch_shapes=kernel.scratch_shapes(blocks, head_dim, query.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
@@ -142,10 +137,23 @@ def flash_forward(
         interpret=interpret,
         name=name,
     )(*of_heads.values(), *(x.reshape(-1) for x in of_steps.values()), query, key, value)
-    if not logsumexp:
-        return out, None
-    rows = jnp.moveaxis(rows[0][:, :, :, 0], 0, 2)  # [batch, heads, chunks, chunk]
-    return out, rows.reshape(batch, -1, query_chunks * query_chunk)
+    return out, _of_queries(rows[0]) if logsumexp else None
+
+
+def _result_shapes(query: QueryChunks, head_dim: int) -> list[jax.ShapeDtypeStruct]:
+    """Of the result, and of the logsumexp as the kernel writes it."""
+    chunks, batch, chunk, channels = query.shape
+    rows = (chunks, batch, channels // head_dim, 1, chunk)
+    return [
+        jax.ShapeDtypeStruct(query.shape, query.dtype),
+        jax.ShapeDtypeStruct(rows, jnp.float32),
+    ]
+
+
+def _of_queries(rows: Float32[Array, "chunks batch heads 1 chunk"]) -> LogSumExp:
+    """[batch, heads, queries of all chunks]."""
+    rows = jnp.moveaxis(rows[:, :, :, 0], 0, 2)  # [batch, heads, chunks, chunk]
+    return rows.reshape(*rows.shape[:2], -1)
 
 
 def _specs(

@@ -108,8 +108,8 @@ def add_attention_argument(parser: Any, *, help_end: str = "") -> None:
     parser.add_argument(
         "--attention", default="auto", metavar="NAME",
         help=f"{listed(IMPLEMENTATIONS)}{help_end} (default: %(default)s); {FORM}, scores of 8 "
-        "bits, leaves so many first and last steps and layers exact, 1 and 1 of each where not "
-        "said, 2+0 where they differ",
+        "bits, leaves so many steps (default: 1) and layers (0) exact at each end, 2+1 where the "
+        "ends differ",
     )  # fmt: skip
 
 

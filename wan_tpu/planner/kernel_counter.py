@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from wan_tpu.attention.names import FLASH_INT8
 from wan_tpu.attention.resolve import resolve_implementation
 from wan_tpu.planner.compile import FactsCache, counter_digest, source_digest, versions
 from wan_tpu.planner.costs import Attention
 from wan_tpu.planner.hardware import Slice
 from wan_tpu.planner.kernel_cycles import count_cycles
-from wan_tpu.planner.kernels import FLASH_INT8, KernelCycles, KernelShape
+from wan_tpu.planner.kernels import KernelCycles, KernelShape
 from wan_tpu.planner.program import ProgramCosts
 from wan_tpu.planner.schedule import KernelCountError
 

@@ -28,9 +28,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from wan_tpu.attention.flash_blocks import Blocks, Order
+from wan_tpu.attention.names import FLASH, FLASH_INT8
 from wan_tpu.planner.kernels import (
-    FLASH,
-    FLASH_INT8,
     OWN,
     KernelCycles,
     KernelShape,

@@ -19,9 +19,9 @@ from wan_tpu.attention.flash_blocks import (
     valid_keys,
 )
 from wan_tpu.attention.flash_short import short_block, takes
+from wan_tpu.attention.names import FLASH, FLASH_INT8
 from wan_tpu.planner.hardware import CHIPS
 
-FLASH, FLASH_INT8 = "flash", "flash-int8"
 OWN = (FLASH, FLASH_INT8)
 """Our own kernels' implementations; their schedules have the same parts."""
 
@@ -63,7 +63,7 @@ class KernelShape:
 
     Attributes:
         chip: name in `hardware.CHIPS`.
-        implementation: one of `wan_tpu.attention.api.IMPLEMENTATIONS`, or `FLASH_INT8`.
+        implementation: one of `wan_tpu.attention.names.IMPLEMENTATIONS`.
         queries: tokens.
         keys: tokens, padding included.
         num_keys: real keys.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, PyTree
+from jaxtyping import Array, Float, Float32, Int, PyTree
 
 from wan_tpu.vae.convolution import CHANNELS, CONVOLUTIONS, Kernel, Picture
 from wan_tpu.vae.plan import FrameAttention, Layer, Resampling, ResidualBlocks, ResidualLevel
@@ -25,6 +25,9 @@ from wan_tpu.vae.spatial import SpatialSplit
 Past = PyTree[Float[Array, "..."]]
 """Frames seen before, a tree of `[*stack, frames, height, width, channels]`; None at the start of a
 video, and where a module needs none."""
+
+Carry = tuple[Picture, Float[Array, "blocks 2 2 height width channels"]]
+"""Through a run of equal blocks: the picture, and the past of them all."""
 
 Result = Float[Array, "frames_out height_out width_out out_channels"]
 
@@ -88,9 +91,11 @@ class Convolution(nnx.Module):
     def _apply(self, x: Picture, kernel: Kernel) -> Result:
         _, columns, rows, _, _ = kernel.shape
         x = self.split.pad_columns(x, *self.padding) if columns > 1 else x
-        x = self.split.pad_rows(x, *self.padding) if rows > 1 else x
+        around = self.padding if rows > 1 else (0, 0)
+        if self.split.height_ways > 1:
+            x, around = self.split.pad_rows(x, *around), (0, 0)
         convolve = CONVOLUTIONS[self.split.convolution]
-        return convolve(x, kernel, self.frame_stride, self.stride) + self.bias[...]
+        return convolve(x, kernel, self.frame_stride, self.stride, around) + self.bias[...]
 
 
 class RmsNorm(nnx.Module):
@@ -133,28 +138,38 @@ class EqualBlocks(nnx.Module):
     """A run of residual blocks whose channels do not change, as a scan over one convolution.
 
     Attributes:
-        halves: the blocks' halves, every array with `[blocks, 2]` in front.
+        stack: `[blocks, 2]`, in front of every array of the halves and of the past.
+        halves: the blocks' halves.
     """
 
     def __init__(self, plan: ResidualBlocks, *, split: SpatialSplit, rngs: nnx.Rngs):
-        stack = (len(plan.names), 2)
+        self.stack = (len(plan.names), 2)
         self.halves = NormConvolution(
-            plan.channels, plan.channels, split=split, rngs=rngs, stack=stack
+            plan.channels, plan.channels, split=split, rngs=rngs, stack=self.stack
         )
 
     def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, channels]`; the past is `[blocks, 2, 2 frames, ...]`."""
         graph, weights = nnx.split(self.halves)
+        blocks, halves = map(jnp.arange, self.stack)
+        # One array goes through both loops and is updated in place: the past and the next one share
+        # the donated memory. Taken and returned by the loops they would be two, and slices of both.
+        kept = jnp.zeros_like(x, shape=(*self.stack, 2, *x.shape[1:])) if past is None else past
 
-        def half(x: Picture, inputs: tuple[PyTree, Past]) -> tuple[Picture, Past]:
-            weights, past = inputs
-            return nnx.merge(graph, weights)(x, past)
+        def block(carry: Carry, inputs: tuple[PyTree, Int[Array, ""]]) -> tuple[Carry, None]:
+            weights, number = inputs
 
-        def block(x: Picture, inputs: tuple[PyTree, Past]) -> tuple[Picture, Past]:
-            change, past = jax.lax.scan(half, x, inputs)
-            return x + change, past
+            def half(carry: Carry, inputs: tuple[PyTree, Int[Array, ""]]) -> tuple[Carry, None]:
+                (x, kept), (weights, place) = carry, inputs
+                start = (number, place, 0, 0, 0, 0)
+                seen = jax.lax.dynamic_slice(kept, start, (1, 1, *kept.shape[2:]))[0, 0]
+                x, seen = nnx.merge(graph, weights)(x, None if past is None else seen)
+                return (x, jax.lax.dynamic_update_slice(kept, seen[None, None], start)), None
 
-        return jax.lax.scan(block, x, (weights, past))
+            (change, kept), _ = jax.lax.scan(half, carry, (weights, halves))
+            return (carry[0] + change, kept), None
+
+        return jax.lax.scan(block, (x, kept), (weights, blocks))[0]
 
 
 class WideningBlock(nnx.Module):
@@ -169,7 +184,7 @@ class WideningBlock(nnx.Module):
     def __call__(self, x: Picture, past: Past) -> tuple[Result, Past]:
         """`[frames, height, width, in_channels]` to `[..., channels]`."""
         first, second = past or (None, None)
-        y, first = self.first(x, first)
+        y, first = _done(self.first(x, first))
         y, second = self.second(y, second)
         return self.shortcut(x) + y, (first, second)
 
@@ -297,9 +312,17 @@ def run_layers(layers: Sequence[nnx.Module], x: Picture, past: Past) -> tuple[Re
     """Applies layers in order; the past is a list with one for each, None at a video's start."""
     following = []
     for layer, layer_past in zip(layers, past or [None] * len(layers), strict=True):
-        x, layer_past = layer(x, layer_past)
+        x, layer_past = _done(layer(x, layer_past))
         following.append(layer_past)
     return x, following
+
+
+def _done(result_and_past: tuple[Picture, Past]) -> tuple[Picture, Past]:
+    """Has what a layer leaves for the next chunk cut out before the next layer begins.
+
+    XLA otherwise does it at the program's end, and keeps the pictures it is cut out of until then.
+    """
+    return jax.lax.optimization_barrier(result_and_past)
 
 
 def _make_layer(plan: Layer, *, split: SpatialSplit, rngs: nnx.Rngs) -> nnx.Module:
