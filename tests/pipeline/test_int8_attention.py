@@ -16,7 +16,7 @@ from wan_tpu.cli import main as command
 from wan_tpu.pipeline import together as making
 from wan_tpu.pipeline.consistency import TOLERANCES, Run
 from wan_tpu.pipeline.load import on_one_branch, place_model
-from wan_tpu.pipeline.progress import Watch
+from wan_tpu.pipeline.progress import Calls, Watch
 from wan_tpu.pipeline.run import compile_order, int8_attention_of, plan_run
 from wan_tpu.pipeline.step_plan import StepProgram
 from wan_tpu.pipeline.video_pipeline import VideoPipeline
@@ -111,6 +111,7 @@ def pipeline(tmp_path_factory, devices):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_steps_run_their_own_programs(pipeline, monkeypatch):
     """Of two videos made together; what one step leaves, the other program takes.
 
@@ -130,6 +131,13 @@ def test_steps_run_their_own_programs(pipeline, monkeypatch):
     assert first is third
     assert first is not second
     assert np.isfinite(made).all()
+
+
+def test_videos_made_together_have_both_programs(pipeline):
+    stages = pipeline._together(make_requests(2, num_inference_steps=3), Calls()).stages()
+    names = [stage.name for stage in stages]
+    assert names == ["context", "start", "step", "step-exact", "latents"]
+    assert len({stage.key for stage in stages}) == len(stages)
 
 
 def test_the_loosest_rounding_decides_what_a_layout_may_differ():

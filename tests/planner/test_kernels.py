@@ -88,14 +88,21 @@ def test_counting_a_kernel_with_one_block_of_keys():
     }  # fmt: skip
 
 
-INT8 = flash(
-    75_776, 75_776, num_keys=75_600, query_chunks=8, key_chunks=8, implementation="flash-int8"
+INT8, SMALL_INT8 = (
+    flash(tokens, tokens, num_keys=real, query_chunks=8, key_chunks=8, implementation="flash-int8")
+    for tokens, real in ((75_776, 75_600), (32_768, 32_760))
 )
-INT8_COUNT = {
-    "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
-    "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+INT8_COUNTED = {
+    INT8: {
+        "block of queries": (7136, 8), "step": (136, 8), "block of keys": (2948, 8),
+        "tile of 1024 keys": (10_101, 584), "tile of 512 keys": (5973, 16),
+    },
+    SMALL_INT8: {
+        "block of queries": (3178, 8), "step": (131, 8), "block of keys": (1418, 8),
+        "tile of 1024 keys": (4513, 248), "tile of 512 keys": (2749, 16),
+    },
 }  # fmt: skip
-"""Of 720p as it comes on sp8; `tests/aot/test_flash_int8_compile.py` counts it."""
+"""Of 720p and 480p as they come on sp8; `tests/aot/test_flash_int8_compile.py` counts them."""
 
 COUNTED = {
     # One compilation each, the first at full length (2026-11-27, jax 0.10.2, libtpu 0.0.42.1).
@@ -107,7 +114,7 @@ COUNTED = {
         "block of queries": (2113, 8), "step": (128, 8), "block of keys": (1974, 8),
         "tile of 1024 keys": (6365, 248), "tile of 512 keys": (3634, 16),
     },
-    INT8: INT8_COUNT,
+    **INT8_COUNTED,
 }  # fmt: skip
 
 TEXT, TEXT_COUNT = flash(37_888, 512), {"block of queries": (8268, 4)}

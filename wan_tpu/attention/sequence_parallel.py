@@ -44,10 +44,6 @@ from wan_tpu.geometry import ceil_to_multiple
 from wan_tpu.sharding.layout import DP, SP, TP, Layout
 from wan_tpu.sharding.rules import CONTEXT, GROUP_SCALES, GROUPED_HEADS, SPLIT_FEATURES
 
-HEAD_AHEAD_SHARDS = 8
-"""Shards from which ulysses sends a device's first head ahead of the others. Arrays are written
-once more for it: over four shards, where they are larger, that costs as much as it hides."""
-
 Result = TypeVar("Result")
 
 LocalAttend = Callable[..., Array]
@@ -163,8 +159,6 @@ def sharded_attend(
         way, functions = _of_int8_keys(way, functions)
         keys = quantize_grouped(key, head_dim=head_dim, num_keys=num_keys or key.shape[2])
         key_spec = GroupedKeys._make((GROUPED_HEADS, GROUP_SCALES))
-    if way is _ulysses and layout.sp >= HEAD_AHEAD_SHARDS:
-        way = functools.partial(way, first=head_dim)
     chosen = {
         name: _for_devices_of(mesh, function, implementation, head_dim)
         for name, function in functions.items()
@@ -232,7 +226,6 @@ def _ulysses(
     *,
     attend: LocalAttend,
     num_keys: int | None,
-    first: int | None = None,
 ) -> QueryChunks:
     """Per device: trade heads for tokens, attend to all tokens for few heads, trade back.
 
@@ -245,9 +238,6 @@ def _ulysses(
     several neighbours, who gather them from one another (both ways at once as USP has them: Fang
     and Zhao 2024, arXiv:2405.07719). Neighbours gather and not trade: over the 16 chips of a 4x4
     block gathering takes 39 ms of the 14B's step so, and 155 the other way; trading 155 in both.
-
-    With `first`, that many channels (whole heads) go ahead: they are attended to while all others
-    travel, and their result travels while the others are attended to.
     """
     groups, shards = len(query), jax.lax.axis_size(SP)
     neighbours = np.arange(shards).reshape(groups, -1)
@@ -256,10 +246,10 @@ def _ulysses(
     tokens = query.shape[2]
     is_last_padded = num_keys is None or shards * tokens - num_keys < tokens
 
-    def exchange(x: Array, axis: int = 0) -> Array:
-        # entry i of the dimension goes to trader i, what trader i sent becomes it
+    def exchange(x: AnyKeyChunks) -> AnyKeyChunks:
+        # entry i of the first dimension goes to trader i, what trader i sent becomes it
         return jax.lax.all_to_all(
-            x, SP, split_axis=axis, concat_axis=axis, axis_index_groups=traders, tiled=True
+            x, SP, split_axis=0, concat_axis=0, axis_index_groups=traders, tiled=True
         )
 
     def gather(x: AnyKeyChunks) -> Array:
@@ -269,17 +259,10 @@ def _ulysses(
             x, SP, axis=axis, axis_index_groups=neighbours.tolist(), tiled=True
         )
 
-    def attend_and_return(query: QueryChunks, key: Array, value: Array) -> QueryChunks:
-        if groups < shards:
-            key, value = gather(key), gather(value)
-        return exchange(attend(query, key, value, num_keys=num_keys))
-
-    if first is None or first == query.shape[-1]:
-        return attend_and_return(*(exchange(x) for x in (query, key, value)))
-    of_first = [exchange(x[..., :first]) for x in (query, key, value)]
-    # As one: libtpu lets one all-to-all go on beside other work, and waits for a second at once.
-    of_others = exchange(jnp.stack([x[..., first:] for x in (query, key, value)]), axis=1)
-    return jnp.concatenate([attend_and_return(*of_first), attend_and_return(*of_others)], axis=-1)
+    query, key, value = (exchange(x) for x in (query, key, value))
+    if groups < shards:
+        key, value = gather(key), gather(value)
+    return exchange(attend(query, key, value, num_keys=num_keys))
 
 
 def _allgather(
