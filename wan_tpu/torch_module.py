@@ -255,6 +255,11 @@ class Linear(torch.nn.Linear):
                 for name, shape in shapes.items():
                     self.register_parameter(name, torch.nn.Parameter(torch.empty(shape)))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether weight and bias, unquantised, are all there is of it."""
+        return self.weight_scale is None and not self._rank
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         x = self._split.before(to_jax(input))

@@ -48,11 +48,13 @@ def test_fits_in_a_quarter_of_the_chip(compiled_step):
 
 
 def test_moves_little_through_memory(compiled_step):
-    """Measured: 555 GB by the plain rule, 422 really. Red when heads are split off or turned first
-    around attention (868), or when norm and rotation are passes of their own (635)."""
+    """Measured: 342 GB (two layers taken for forty), 430 with norms, rotation and groups in steps.
+
+    Red when they are: a projection is one kernel. By the plain rule the stacked weights count, too.
+    """
     costs = read_program(compiled_step.as_text())
     assert costs.total("plain_bytes") < 0.6e12
-    assert costs.total("hbm_bytes") < 0.45e12
+    assert costs.total("hbm_bytes") < 0.36e12
 
 
 def test_exchanges_heads_and_gathers_weights_only(compiled_step):

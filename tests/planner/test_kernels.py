@@ -78,11 +78,14 @@ def test_counting_a_kernel_in_its_own_process(implementation, tokens, chunks, le
 
 
 def test_counting_a_kernel_with_one_block_of_keys():
-    """Cross-attention: red when its schedule, whose branches the compiler resolves, is read."""
-    shape = flash(256, 512)
+    """Red when its schedule, whose branches the compiler resolves, is read."""
+    shape = flash(256, 1536)
     count = count_cycles(shape.smallest_alike()).of(shape)
     times = {name: part[1] for name, part in count.parts.items()}
-    assert times == {"tile of 512 keys": 1, "block of keys": 1, "step": 1, "block of queries": 1}
+    assert times == {
+        "tile of 1024 keys": 1, "tile of 512 keys": 1, "block of keys": 1, "step": 1,
+        "block of queries": 1,
+    }  # fmt: skip
 
 
 INT8, SMALL_INT8 = (
@@ -111,12 +114,12 @@ COUNTED = {
         "block of queries": (2113, 8), "step": (128, 8), "block of keys": (1974, 8),
         "tile of 1024 keys": (6365, 248), "tile of 512 keys": (3634, 16),
     },
-    flash(37_888, 512): {
-        "block of queries": (4528, 4), "step": (129, 4), "block of keys": (2283, 4),
-        "tile of 512 keys": (8082, 4),
-    },
     **INT8_COUNTED,
 }  # fmt: skip
+
+TEXT, TEXT_COUNT = flash(37_888, 512), {"block of queries": (8268, 4)}
+"""A head of cross-attention of the 14B model at 720p on a v6e-8: 1.71 thousandths of a cycle a pair
+(benchmarks/results/2026-11-27-one-pass.md)."""
 
 
 @pytest.mark.parametrize("shape", COUNTED, ids=lambda s: f"{s.implementation}-{s.queries}x{s.keys}")
@@ -158,12 +161,11 @@ def test_tiles_go_by_the_chip():
     assert dataclasses.replace(shape, chip="v7x").blocks.all_keys == 18_944
 
 
-@pytest.mark.parametrize(
-    "shape", [list(COUNTED)[1], list(COUNTED)[2]], ids=lambda shape: f"{shape.queries}x{shape.keys}"
-)
+@pytest.mark.parametrize("shape", [list(COUNTED)[1], TEXT], ids=lambda shape: f"{shape.keys}")
 def test_the_smallest_shape_alike_gives_the_count(shape):
     """Bundle for bundle. Red when the kernel, or how its schedule is read, changes."""
-    assert count_cycles(shape.smallest_alike()).of(shape).parts == COUNTED[shape]
+    parts = COUNTED.get(shape, TEXT_COUNT)
+    assert count_cycles(shape.smallest_alike()).of(shape).parts == parts
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from wan_tpu.attention.sequence_parallel import group_heads
 from wan_tpu.sharding.layout import parse_layout
 from wan_tpu.sharding.mesh import make_mesh, named
 from wan_tpu.transformer.norm_rotate import norm_rotate
-from wan_tpu.transformer.processors import rms_norm_across_heads, split_heads
-from wan_tpu.transformer.rotary import rotary_tables, rotate
+from wan_tpu.transformer.norms import rms_norm_across_heads
+from wan_tpu.transformer.rotary import rotary_tables, rotate, split_heads
 
 HEADS, HEAD_DIM, TOKENS = 8, 32, 88
 

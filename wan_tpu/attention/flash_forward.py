@@ -35,6 +35,8 @@ from jaxtyping import Array, Float32, Int32
 from wan_tpu.attention.arrays import Int8KeyChunks, KeyChunks, LogSumExp, QueryChunks
 from wan_tpu.attention.flash_blocks import BlockLimits, Blocks, block_limits, choose_blocks
 from wan_tpu.attention.flash_kernel import Index, Step, scratch_shapes
+from wan_tpu.attention.flash_short import short_forward
+from wan_tpu.attention.flash_short import takes as takes_few
 
 KERNEL_NAME = "flash_attention"
 """Programs call it so, with the head's features: `flash_attention_head128`."""
@@ -89,6 +91,19 @@ def flash_forward(
     """
     query_chunks, batch, query_chunk, channels = query.shape
     key_chunks, _, key_chunk, _ = key.shape
+    name = f"{kernel.name}_head{head_dim}"
+    if kernel is EXACT and blocks is None and takes_few(key_chunks, key_chunk):
+        return short_forward(
+            query,
+            key,
+            value,
+            head_dim=head_dim,
+            num_keys=num_keys,
+            interpret=interpret,
+            device_kind=device_kind,
+            logsumexp=logsumexp,
+            name=name,
+        )
     limits = kernel.limits(device_kind)
     blocks = blocks or choose_blocks(
         query_chunk, key_chunks, key_chunk, limits=limits, itemsize=query.dtype.itemsize
@@ -120,7 +135,7 @@ def flash_forward(
             vmem_limit_bytes=limits.vmem_bytes,
         ),
         interpret=interpret,
-        name=f"{kernel.name}_head{head_dim}",
+        name=name,
     )(*of_heads.values(), *(x.reshape(-1) for x in of_steps.values()), query, key, value)
     return out, _of_queries(rows[0]) if logsumexp else None
 

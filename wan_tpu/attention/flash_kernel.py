@@ -238,7 +238,7 @@ class Step:
         if count is not None:
             scores = only_first(count, scores, _EXCLUDED)
         weights = jnp.exp2(scores).astype(self.value.dtype)
-        self.block_sums[:, strip] += _sums(weights)
+        self.block_sums[:, strip] += sums_of_weights(weights)
         return weights
 
     def _turn_values(self, rows: pl.Slice, chunk: pl.Slice, count: Index | None = None) -> None:
@@ -304,7 +304,7 @@ def only_first(count: Index, x: Float[Array, "rows columns"], other: float) -> A
     return jnp.where(rows < count, x, other)
 
 
-def _sums(weights: Float[Array, "keys queries"]) -> Float32[Array, "sublanes queries"]:
+def sums_of_weights(weights: Float[Array, "keys queries"]) -> Float32[Array, "sublanes queries"]:
     """Over keys, up to the last `SUBLANES` terms: whole registers are added."""
     packed = SUBLANES * 4 // weights.dtype.itemsize
     registers = weights.reshape(-1, SUMMED, packed, weights.shape[1])

@@ -58,6 +58,8 @@ _FLASH = {  # a name may stand within a gradient's jvp(...)
     FORWARD_PRODUCTS: re.compile(rf"[/(](?:{FLASH}|{FLASH_INT8})_head(\d+)[/)]"),
     BACKWARD_PRODUCTS: re.compile(rf"[/(]{flash_backward.KERNEL_NAME}_head(\d+)[/)]"),
 }
+_NO_ATTENTION = re.compile(r"[/(](projection|layer_norm|norm_rotate\w*)[/)]")
+_SAID_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 _COUNTED = re.compile(
     rf"(?:{FLASH}|{FLASH_INT8}|{flash_backward.KERNEL_NAME})_head|splash_(?!.*dkv)"
 )
@@ -113,11 +115,16 @@ class CostReader:
     ) -> int:
         """Of the products and convolutions in it and in what it calls; other arithmetic is free.
 
+        Of a kernel what it says of itself.
+
         Args:
             computation: that it is in.
             instruction: any.
             dtype: XLA's name; of products of two such arrays alone.
         """
+        if instruction.custom_call_target == KERNEL_TARGET:
+            said = _SAID_FLOPS.search(instruction.attributes)
+            return int(said[1]) if said is not None and dtype is None else 0
         if instruction.opcode in ("dot", "convolution"):
             kinds = computation.operand_kinds(instruction)[:2]
             if dtype is not None and {a.dtype for k in kinds for a in leaves(k)} != {dtype}:
@@ -267,6 +274,8 @@ class CostReader:
     def attention(self, computation: Computation, instruction: Instruction) -> Attention | None:
         """The shapes of a kernel that takes queries, keys and values; None for others."""
         if instruction.custom_call_target != KERNEL_TARGET:
+            return None
+        if _NO_ATTENTION.search(instruction.attributes):
             return None
         kinds = [a for k in computation.operand_kinds(instruction) for a in leaves(k)]
         operands = [a.dims for a in kinds if _may_be_tokens(a)]

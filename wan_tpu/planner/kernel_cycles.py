@@ -35,12 +35,14 @@ from wan_tpu.planner.kernels import (
     KernelShape,
     backward_times,
     flash_times,
+    short_times,
 )
 from wan_tpu.planner.schedule import (
     KernelCountError,
     backward_bundles,
     flash_bundles,
     read_schedule,
+    short_bundles,
     splash_parts,
 )
 
@@ -157,7 +159,9 @@ def _count_here(shape: KernelShape, folder: pathlib.Path) -> KernelCycles:
     step = read_schedule(folder)
     if shape.implementation not in OWN:
         return KernelCycles(parts=splash_parts(step, grid_of(traced.jaxpr)))
-    if shape.is_backward:
+    if shape.is_short:
+        bundles, times = short_bundles(step), short_times(shape)
+    elif shape.is_backward:
         bundles, times = backward_bundles(step, shape.backward_blocks), backward_times(shape)
     else:
         bundles, times = flash_bundles(step, shape.blocks), flash_times(shape)
@@ -177,7 +181,7 @@ def _forward(shape: KernelShape, device: Any) -> Callable[..., Any]:
             num_keys=shape.num_keys,
             interpret=False,
             device_kind=device.device_kind,
-            blocks=shape.blocks,
+            blocks=None if shape.is_short else shape.blocks,
         )
     return functools.partial(
         attend_chunks,

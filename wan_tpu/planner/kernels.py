@@ -1,7 +1,7 @@
 """What decides the cycles of an attention kernel, and the arithmetic from a part's cycles to all.
 
-Knows the tiles of `wan_tpu.attention.flash_kernel` and `flash_backward`, but neither compiles nor
-reads a schedule: that is `kernel_cycles.py`.
+Knows the tiles of `wan_tpu.attention.flash_kernel`, `flash_short` and `flash_backward`, but neither
+compiles nor reads a schedule: that is `kernel_cycles.py`.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from wan_tpu.attention.flash_blocks import (
     int8_block_limits,
     valid_keys,
 )
+from wan_tpu.attention.flash_short import short_block, takes
 from wan_tpu.attention.names import FLASH, FLASH_INT8
 from wan_tpu.planner.hardware import CHIPS
 
@@ -47,7 +48,10 @@ class KernelCycles:
         """The count of another shape with the same parts (`KernelShape.smallest_alike`)."""
         if shape.implementation not in OWN:
             return self
-        times = backward_times(shape) if shape.is_backward else flash_times(shape)
+        if shape.is_short:
+            times = short_times(shape)
+        else:
+            times = backward_times(shape) if shape.is_backward else flash_times(shape)
         return KernelCycles(
             parts={name: (bundles, times[name]) for name, (bundles, _) in self.parts.items()}
         )
@@ -106,6 +110,26 @@ class KernelShape:
         )
 
     @property
+    def is_short(self) -> bool:
+        """Whether it is the forward kernel for few keys."""
+        few = takes(self.key_chunks, self.key_chunk) and self.tiles is None
+        return few and self.implementation == FLASH and not self.is_backward
+
+    @property
+    def _short_block(self) -> int:
+        """Queries of a block of the kernel for few keys."""
+        return short_block(
+            self.query_chunk,
+            device_kind=CHIPS[self.chip].device_kind,
+            itemsize=jnp.dtype(self.dtype).itemsize,
+        )
+
+    @property
+    def short_steps(self) -> int:
+        """Steps of the grid of the kernel for few keys, for one head."""
+        return self.query_chunks * math.ceil(self.query_chunk / self._short_block)
+
+    @property
     def backward_blocks(self) -> Blocks:
         """Tiles of the flash kernel's gradient."""
         itemsize = jnp.dtype(self.dtype).itemsize
@@ -123,6 +147,9 @@ class KernelShape:
             return self
         if self.is_backward:
             return self._smallest_backward()
+        if self.is_short:
+            queries = LEAST_BLOCKS * self._short_block
+            return dataclasses.replace(self, queries=queries, query_chunks=LEAST_BLOCKS)
         blocks = self.blocks
         blocks = dataclasses.replace(blocks, keys=blocks.all_keys, key_chunks=1)
         keys = LEAST_BLOCKS * blocks.keys
@@ -147,6 +174,11 @@ class KernelShape:
             key_chunks=LEAST_BLOCKS,
             num_keys=keys - (self.keys - self.num_keys) % self.key_chunk,
         )
+
+
+def short_times(shape: KernelShape) -> dict[str, int]:
+    """How often each part of the kernel for few keys runs for one head: it has one."""
+    return {"block of queries": shape.short_steps}
 
 
 def flash_times(shape: KernelShape) -> dict[str, int]:

@@ -128,6 +128,22 @@ def flash_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     }
 
 
+def short_bundles(step: Region) -> dict[str, int]:
+    """Bundles of the kernel for few keys (`wan_tpu.attention.flash_short`), which is one piece.
+
+    A block that is done again is not counted: the last part of the step.
+
+    Args:
+        step: of its grid.
+
+    Raises:
+        KernelCountError: the schedule has another form.
+    """
+    (body,) = step.largest(1)
+    _, again = body.largest(2)
+    return {"block of queries": step.bundles - again.bundles}
+
+
 def backward_bundles(step: Region, blocks: Blocks) -> dict[str, int]:
     """Bundles of each part of our own backward kernel (`kernels.backward_times`).
 

@@ -80,6 +80,11 @@ def picture(
     return PartitionSpec(*[None] * (rank - 3), height_axes or None, width_axes or None, None)
 
 
+def vectors_of(samples: int) -> PartitionSpec:
+    """`[samples, rows, dim]` for all tokens of a sample; one sample stands for the whole batch."""
+    return PartitionSpec(DP if samples > 1 else None, None, None)
+
+
 def split_weight(
     shape: tuple[int, ...], layout: Layout, *, tp_dim: int | None = None
 ) -> PartitionSpec:

@@ -8,13 +8,15 @@ multiplied or added, and nothing of it is stored.
 
 from typing import Any
 
+import jax.numpy as jnp
 import torch
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from wan_tpu.geometry import Geometry
 from wan_tpu.torch_bridge import to_jax, to_torch
-from wan_tpu.transformer.conditions import row_of_each_token
-from wan_tpu.transformer.processors import Context, Positions, TorchTokens
+from wan_tpu.transformer.conditions import first_frame_tokens, row_of_each_token
+from wan_tpu.transformer.norms import Norm, layer_norm, layer_norm_in_one_pass
+from wan_tpu.transformer.processors import AttentionSetting, Context, Positions, TorchTokens
 
 TorchVectors = Float[torch.Tensor, "samples tokens_or_1 dim"]
 """`[samples, 1, dim]` for all tokens, or `[samples, tokens, dim]`; one sample stands for all."""
@@ -23,14 +25,14 @@ TorchVectors = Float[torch.Tensor, "samples tokens_or_1 dim"]
 class TransformerBlock(torch.nn.Module):
     """diffusers' `WanTransformerBlock`, whose parts and parameters it takes over by their names."""
 
-    def __init__(self, original: Any, geometry: Geometry):
-        """`geometry` says which tokens are of the first latent frame."""
+    def __init__(self, original: Any, geometry: Geometry, setting: AttentionSetting):
+        """`geometry` says which tokens are of the first latent frame, `setting` what runs it."""
         super().__init__()
         self.norm1, self.attn1 = original.norm1, original.attn1
         self.norm2, self.attn2 = original.norm2, original.attn2
         self.norm3, self.ffn = original.norm3, original.ffn
         self.scale_shift_table = original.scale_shift_table
-        self._geometry = geometry
+        self._geometry, self._setting = geometry, setting
 
     def forward(
         self,
@@ -49,23 +51,47 @@ class TransformerBlock(torch.nn.Module):
             positions: what self-attention is told.
         """
         dtype, tokens = hidden.dtype, hidden.shape[1]
-        rows = self.scale_shift_table + modulation.float()  # [samples, timesteps, 6, dim]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
-            self._of_each_token(rows[:, :, i], tokens) for i in range(6)
-        )
-        normed = self.norm1(hidden.float()) * (1 + scale) + shift
-        attended = self.attn1(normed.to(dtype), None, None, positions)
-        hidden = (hidden.float() + attended * gate).to(dtype)
+        rows = to_jax(self.scale_shift_table + modulation.float())  # [samples, timesteps, 6, dim]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (rows[:, :, i] for i in range(6))
+        norm = self._modulated(self.norm1, scale, shift)
+        attended = self.attn1(hidden, None, norm, positions)
+        hidden = (hidden.float() + attended * self._of_each_token(gate, tokens)).to(dtype)
 
-        normed = self.norm2(hidden.float()).to(dtype)
-        hidden = hidden + self.attn2(normed, context, None, None)
+        hidden = hidden + self.attn2(hidden, context, self._affine(self.norm2), None)
 
-        normed = self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift
-        fed_forward = self.ffn(normed.to(dtype))
-        return (hidden.float() + fed_forward.float() * ffn_gate).to(dtype)
+        norm = self._modulated(self.norm3, ffn_scale, ffn_shift)
+        fed_forward = self.ffn(to_torch(self._normalise(to_jax(hidden), norm)))
+        gated = fed_forward.float() * self._of_each_token(ffn_gate, tokens)
+        return (hidden.float() + gated).to(dtype)
 
     def _of_each_token(
-        self, rows: Float[torch.Tensor, "samples timesteps dim"], tokens: int
+        self, rows: Float[Array, "samples timesteps dim"], tokens: int
     ) -> TorchVectors:
         """One of the six vectors."""
-        return to_torch(row_of_each_token(to_jax(rows), tokens, self._geometry))
+        return to_torch(row_of_each_token(rows, tokens, self._geometry))
+
+    def _modulated(
+        self,
+        norm: Any,
+        scale: Float[Array, "samples timesteps dim"],
+        shift: Float[Array, "samples timesteps dim"],
+    ) -> Norm:
+        """A norm without weights of its own, and the modulation after it."""
+        first_tokens = first_frame_tokens(self._geometry)
+        return Norm(scale=1 + scale, shift=shift, eps=norm.eps, first_tokens=first_tokens)
+
+    def _affine(self, norm: Any) -> Norm | None:
+        """A norm with weights; None of a model that has none here."""
+        if isinstance(norm, torch.nn.Identity):
+            return None
+        scale, shift = (to_jax(x)[None, None].astype(jnp.float32) for x in (norm.weight, norm.bias))
+        return Norm(scale=scale, shift=shift, eps=norm.eps)
+
+    def _normalise(
+        self, hidden: Float[Array, "batch tokens dim"], norm: Norm
+    ) -> Float[Array, "batch tokens dim"]:
+        """What the feed-forward takes; for int8 XLA rounds it in the pass that normalises."""
+        is_plain = self.ffn.net[0].proj.is_plain
+        if is_plain and self._setting.is_token_major and self._setting.layout.tp == 1:
+            return layer_norm_in_one_pass(hidden, norm, mesh=self._setting.concrete_mesh)
+        return layer_norm(hidden, norm)

@@ -40,9 +40,14 @@ Condition = ChannelCondition | FirstFrameCondition
 
 def is_first_frame(tokens: int, geometry: Geometry) -> Bool[Array, " {tokens}"]:
     """Which of the tokens, padding included, are of the first latent frame."""
+    return jax.lax.iota(jnp.int32, tokens) < first_frame_tokens(geometry)
+
+
+def first_frame_tokens(geometry: Geometry) -> int:
+    """How many tokens are of the first latent frame: the first ones."""
     assert geometry.compression.patch[0] == 1, "a token of the first frame holds others, too"
     _, rows, columns = geometry.grid
-    return jax.lax.iota(jnp.int32, tokens) < rows * columns
+    return rows * columns
 
 
 def row_of_each_token(

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 from wan_tpu.torch_bridge import Params
 from wan_tpu.torch_module import LayeredModule, named_linear
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.processors import KeysValues, rms_norm_across_heads
+from wan_tpu.transformer.norms import rms_norm_across_heads
+from wan_tpu.transformer.processors import KeysValues
 
 TEXT_EMBEDDER = "condition_embedder.text_embedder"
 IMAGE_EMBEDDER = "condition_embedder.image_embedder"

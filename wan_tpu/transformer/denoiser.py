@@ -339,7 +339,7 @@ class Denoiser:
         )
         ranks = {} if self.lora is None else self.lora.ranks()
         replace_linears(block, lambda name: linear_split(name, self.setting), ranks)
-        return TransformerBlock(block, geometry)
+        return TransformerBlock(block, geometry, setting)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""

@@ -1,7 +1,7 @@
 """Our attention inside diffusers' transformer block: two processors for `WanAttention`.
 
-A block passes what it is given as `rotary_emb` and `encoder_hidden_states` on to its processors
-and looks at neither, so those arguments carry what ours need.
+A block passes what it is given as `rotary_emb`, `encoder_hidden_states` and `attention_mask` on to
+its processors and looks at none, so those arguments carry what ours need.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import itertools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import torch
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Shaped
@@ -18,19 +17,15 @@ from jaxtyping import Array, Float, Float32, Shaped
 from wan_tpu.attention.choice import AttentionChoice, Gate
 from wan_tpu.attention.names import TOKEN_MAJOR
 from wan_tpu.attention.residuals import recomputed
-from wan_tpu.attention.sequence_parallel import (
-    cross_attend,
-    group_heads,
-    sharded_attend,
-    ungroup_heads,
-)
+from wan_tpu.attention.sequence_parallel import cross_attend, sharded_attend, ungroup_heads
 from wan_tpu.sharding.layout import Layout
 from wan_tpu.sharding.rules import RESIDUAL, SPLIT_FEATURES, WHOLE_FEATURES
 from wan_tpu.torch_bridge import to_jax, to_torch
-from wan_tpu.torch_module import Constrain, Split
+from wan_tpu.torch_module import Constrain, Linear, Split
 from wan_tpu.transformer.config import TransformerConfig
-from wan_tpu.transformer.norm_rotate import norm_rotate
-from wan_tpu.transformer.rotary import rotate
+from wan_tpu.transformer.norms import Norm, layer_norm, rms_norm_across_heads
+from wan_tpu.transformer.projection import HeadNorm, Projection, project, project_groups
+from wan_tpu.transformer.rotary import rotate, split_heads
 
 TOKENS_A_KEY = 8
 """With so many, cross-attention takes an eighth of self-attention's time, and as much room."""
@@ -81,6 +76,11 @@ class AttentionSetting:
             runs.append((self.exact() if is_exact else self, range(first, last)))
             first = last
         return runs
+
+    @property
+    def is_token_major(self) -> bool:
+        """Whether attention takes tokens as the products around it leave them."""
+        return self.implementation in TOKEN_MAJOR
 
     @property
     def concrete_mesh(self) -> Mesh:
@@ -164,43 +164,55 @@ class SelfAttention:
         attn: Any,
         hidden_states: TorchTokens,
         _context: None,
-        _mask: None,
+        norm: Norm,
         positions: Positions,
     ) -> TorchTokens:
-        """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`."""
-        setting, config = self._setting, self._config
-        hidden = to_torch(setting.constrain(to_jax(hidden_states), WHOLE_FEATURES))
-        query, key, value = (to_jax(p(hidden)) for p in (attn.to_q, attn.to_k, attn.to_v))
+        """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`, to be normalised."""
+        setting, hidden = self._setting, to_jax(hidden_states)
         attended = sharded_attend(
-            self._arranged(query, attn.norm_q.weight, positions),
-            self._arranged(key, attn.norm_k.weight, positions),
-            group_heads(value, mesh=setting.concrete_mesh, layout=setting.layout),
-            head_dim=config.attention_head_dim,
+            self._project(hidden, norm, attn.to_q, attn.norm_q, positions),
+            self._project(hidden, norm, attn.to_k, attn.norm_k, positions),
+            self._project(hidden, norm, attn.to_v, None, positions),
+            head_dim=self._config.attention_head_dim,
             mesh=setting.concrete_mesh,
             layout=setting.layout,
             implementation=setting.implementation,
             num_keys=positions.num_tokens,
         )
-        merged = ungroup_heads(attended, mesh=setting.concrete_mesh)
-        return attn.to_out[0](to_torch(merged))
+        out = attn.to_out[0]
+        if out.is_plain and setting.layout.tp == 1:
+            return to_torch(project_groups(attended, to_jax(out.weight), to_jax(out.bias)))
+        return out(to_torch(ungroup_heads(attended, mesh=setting.concrete_mesh)))
 
-    def _arranged(
+    def _project(
         self,
-        x: Float[Array, "batch tokens channels"],
-        weight: Float[torch.Tensor, " channels"],
+        hidden: Float[Array, "batch tokens dim"],
+        norm: Norm,
+        linear: Linear,
+        head_norm: Any,
         positions: Positions,
     ) -> Float[Array, "groups batch tokens group_channels"]:
-        """[batch, tokens, channels] -> [groups, batch, tokens, ...], normalised and rotated."""
+        """Tokens normalised and projected, heads normalised and rotated where they have a norm."""
         setting, config = self._setting, self._config
-        where = {"mesh": setting.concrete_mesh, "layout": setting.layout}
-        if setting.implementation in TOKEN_MAJOR:
-            tables = positions.cos, positions.sin
-            return norm_rotate(x, to_jax(weight), *tables, dim=config.dim, eps=config.eps, **where)
+        projection = projection_of(config, setting, grouped=True)
+        heads = None
+        if head_norm is not None:
+            heads = HeadNorm(to_jax(head_norm.weight), (positions.cos, positions.sin))
+        if in_one_pass(setting, projection, hidden, linear):
+            weights = to_jax(linear.weight), to_jax(linear.bias)
+            return project(hidden, norm, *weights, heads, projection=projection)
+        normed = setting.constrain(layer_norm(hidden, norm), WHOLE_FEATURES)
+        product = to_jax(linear(to_torch(normed)))
+        if heads is None or setting.is_token_major:
+            return projection.arranged(product, heads)
         # diffusers rounds here too, before it rotates
-        normed = rms_norm_across_heads(x, to_jax(weight), config.dim, config.eps).astype(x.dtype)
-        heads = split_heads(normed, config.attention_head_dim)
-        rotated = rotate(heads, positions.cos, positions.sin).reshape(x.shape)
-        return group_heads(rotated, **where)
+        normed = rms_norm_across_heads(product, heads.weight, config.dim, config.eps)
+        rotated = rotate(
+            split_heads(normed.astype(product.dtype), config.attention_head_dim),
+            positions.cos,
+            positions.sin,
+        )
+        return projection.arranged(rotated.reshape(product.shape), None)
 
 
 class CrossAttention:
@@ -225,15 +237,26 @@ class CrossAttention:
         attn: Any,
         hidden_states: TorchTokens,
         context: Context,
-        _mask: None,
+        norm: Norm | None,
         _positions: None,
     ) -> TorchTokens:
-        """diffusers' processor protocol; context: of a layer, from `text_context`."""
-        config = self._config
-        query = to_jax(attn.to_q(hidden_states))
-        dtype = query.dtype
-        query = rms_norm_across_heads(query, to_jax(attn.norm_q.weight), config.dim, config.eps)
-        query = query.astype(dtype)
+        """diffusers' processor protocol; hidden_states `[batch, tokens, dim]`, to be normalised.
+
+        Args:
+            attn: diffusers' attention.
+            hidden_states: `[batch, tokens, dim]`.
+            context: of a layer, from `text_context`.
+            norm: None of a model that has none here.
+        """
+        config, setting, hidden = self._config, self._setting, to_jax(hidden_states)
+        projection = projection_of(config, setting, grouped=False)
+        heads, linear = HeadNorm(to_jax(attn.norm_q.weight)), attn.to_q
+        if in_one_pass(setting, projection, hidden, linear):
+            weights = to_jax(linear.weight), to_jax(linear.bias)
+            query = project(hidden, norm, *weights, heads, projection=projection)[0]
+        else:
+            normed = hidden if norm is None else layer_norm(hidden, norm)
+            query = projection.arranged(to_jax(linear(to_torch(normed))), heads)[0]
         attended = self._attend(query, context.key, context.value)
         if context.image is not None:
             attended += self._attend(query, *context.image)
@@ -258,30 +281,26 @@ class CrossAttention:
         return attend(query[None], key[None], value[None])[0]
 
 
-def rms_norm_across_heads(
-    x: Float[Array, "batch tokens channels"],
-    weight: Float[Array, " channels"],
-    dim: int,
-    eps: float,
-) -> Float32[Array, "batch tokens channels"]:
-    """Root-mean-square norm over all heads of a token.
-
-    Args:
-        x: `[batch, tokens, padded heads * head_dim]`; padding heads are zero.
-        weight: `[padded heads * head_dim]`.
-        dim: channels of the real heads: the mean is over these.
-        eps: added to the mean square.
-
-    Returns:
-        Like `x`, float32 (the caller rounds once, after all that follows).
-    """
-    x = x.astype(jnp.float32)
-    mean_square = jnp.sum(x * x, axis=-1, keepdims=True) / dim
-    return x * jax.lax.rsqrt(mean_square + eps) * weight.astype(jnp.float32)
+def projection_of(
+    config: TransformerConfig, setting: AttentionSetting, *, grouped: bool
+) -> Projection:
+    """Of queries, keys and values; `grouped` as self-attention exchanges them."""
+    return Projection(
+        head_dim=config.attention_head_dim,
+        real_channels=config.dim,
+        head_eps=config.eps,
+        mesh=setting.concrete_mesh,
+        layout=setting.layout,
+        grouped=grouped,
+    )
 
 
-def split_heads(
-    x: Float[Array, "batch tokens channels"], head_dim: int
-) -> Float[Array, "batch tokens heads {head_dim}"]:
-    """`[batch, tokens, heads * head_dim]` -> `[batch, tokens, heads, head_dim]`."""
-    return x.reshape(*x.shape[:2], -1, head_dim)
+def in_one_pass(
+    setting: AttentionSetting,
+    projection: Projection,
+    hidden: Float[Array, "batch tokens dim"],
+    linear: Linear,
+) -> bool:
+    """Whether a kernel makes a projection: our own attention's, of weights as they are."""
+    weight = to_jax(linear.weight)
+    return setting.is_token_major and linear.is_plain and projection.block(hidden, weight) > 0

@@ -90,3 +90,10 @@ def rotate(
     swapped = jnp.einsum("bthd,de->bthe", x, swap).astype(jnp.float32)
     rotated = x.astype(jnp.float32) * cos[None, :, None, :] + swapped * sin[None, :, None, :]
     return rotated.astype(x.dtype)
+
+
+def split_heads(
+    x: Float[Array, "batch tokens channels"], head_dim: int
+) -> Float[Array, "batch tokens heads {head_dim}"]:
+    """`[batch, tokens, heads * head_dim]` -> `[batch, tokens, heads, head_dim]`."""
+    return x.reshape(*x.shape[:2], -1, head_dim)
