@@ -71,10 +71,11 @@ def test_exchanges_heads_and_gathers_weights_only(compiled_step):
 
 
 def test_few_transfers_are_waited_for_at_once(compiled_step):
-    """Of a layer's eight weights and four all-to-alls: the first weight, the one behind attention,
-    and the last of attention's inputs. Red without the options of `TRANSFERS_BESIDE_WORK`: all."""
+    """Of a layer's eight weights and four all-to-alls: the last of attention's inputs, and weights
+    behind which stands a kernel of ours, for a gather rides in products of XLA's alone: queries,
+    keys, values, and each attention's result. Red without `TRANSFERS_BESIDE_WORK`: all."""
     costs = read_program(compiled_step.as_text())
     layers = describe_model("wan2.1-t2v-14b").configs["transformer"]["num_layers"]
     big = [o for o in costs.operations if o.times == layers and o.link_bytes > 10 * MB]
     assert len(big) == 12
-    assert len([o for o in big if o.waited_at is None]) <= 3
+    assert len([o for o in big if o.waited_at is None]) <= 6

@@ -189,7 +189,7 @@ def test_flash_takes_the_blocks_of_the_chip(chunks, logsumexp, monkeypatch):
     names = {True: "attend_chunks", False: "attend"}
     run = getattr(api, names[chunks] + "_with_logsumexp" * logsumexp)
     head_dim = {"head_dim": 128} if chunks else {}
-    array = jax.ShapeDtypeStruct((1, 1, 130, 128) if chunks else (1, 130, 1, 128), jnp.bfloat16)
+    array = jax.ShapeDtypeStruct((1, 1, 1030, 128) if chunks else (1, 1030, 1, 128), jnp.bfloat16)
     jax.eval_shape(
         lambda *x: run(*x, implementation="flash", device=device, **head_dim), *[array] * 3
     )

@@ -70,7 +70,8 @@ def test_consistent_layouts(run):
     assert [row["name"] for row in report["layouts"]] == names
     ring = report["layouts"][2]
     assert ring["layout"] == {
-        **{"dp": 1, "sp": 2, "tp": 1, "sequence_parallel": "ring", "weights": "sharded"}
+        **{"dp": 1, "sp": 2, "tp": 1, "sequence_parallel": "ring", "weights": "sharded"},
+        "head_ways": None,
     }
     assert (ring["attention"], ring["consistent"]) == ("chunked", True)
     for part in ("velocity", "latents"):
