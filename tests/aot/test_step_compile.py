@@ -54,7 +54,7 @@ def test_moves_little_through_memory(compiled_step):
     """
     costs = read_program(compiled_step.as_text())
     assert costs.total("plain_bytes") < 0.6e12
-    assert costs.total("hbm_bytes") < 0.36e12
+    assert costs.total("hbm_bytes") < 0.37e12
 
 
 def test_exchanges_heads_and_gathers_weights_only(compiled_step):
@@ -71,11 +71,12 @@ def test_exchanges_heads_and_gathers_weights_only(compiled_step):
 
 
 def test_few_transfers_are_waited_for_at_once(compiled_step):
-    """Of a layer's eight weights and four all-to-alls: the last of attention's inputs, and weights
-    behind which stands a kernel of ours, for a gather rides in products of XLA's alone: queries,
-    keys, values, and each attention's result. Red without `TRANSFERS_BESIDE_WORK`: all."""
+    """Of a layer's eight weights, three of them one transfer, and four all-to-alls: the last of
+    attention's inputs, and the weights for each attention's result: what stands before these is a
+    kernel of ours, and a gather rides in products of XLA's alone. Red without the options of
+    `TRANSFERS_BESIDE_WORK` (all), and where a layer gathers its own weights alone (6 of 12)."""
     costs = read_program(compiled_step.as_text())
     layers = describe_model("wan2.1-t2v-14b").configs["transformer"]["num_layers"]
     big = [o for o in costs.operations if o.times == layers and o.link_bytes > 10 * MB]
-    assert len(big) == 12
-    assert len([o for o in big if o.waited_at is None]) <= 6
+    assert len(big) == 10
+    assert len([o for o in big if o.waited_at is None]) <= 3

@@ -113,7 +113,7 @@ def test_is_exact(text, way, rows, kind, dtype, devices):
     """
     arrays = make(rows=rows, kind=kind, dtype=dtype)
     projection = where(text, devices, way=way, grouped=kind != "normed")
-    assert projection.block(arrays[0], arrays[2]) == 32
+    assert projection.block(arrays[0], arrays[2].shape[0]) == 32
     out = jax.jit(of_arrays(projection, arrays[1]))(*leaves(*arrays))
     assert out.dtype == arrays[0].dtype
     expected = exact(*arrays, projection.groups)
@@ -195,7 +195,7 @@ def test_where_the_weights_fit(kind, tokens, dim, itemsize, block):
 
 def test_heads_over_tp_are_another_way(devices):
     x, _, weight, _, _ = make()
-    assert where("tp2", devices).block(x, weight) == 0
+    assert where("tp2", devices).block(x, weight.shape[0]) == 0
 
 
 def test_compiled_for_a_v6e_tokens_pass_memory_once():

@@ -376,7 +376,9 @@ def make_video_model(
     setting = AttentionSetting(
         mesh=mesh, layout=layout, implementation=implementation, gate=choice.gate
     )
-    denoiser = Denoiser(config=transformer, setting=setting, dtype=dtype, quantize=quantize)
+    denoiser = Denoiser(
+        config=transformer, setting=setting, dtype=dtype, quantize=quantize, gathers_ahead=True
+    )
     return VideoModel(
         description=description,
         mesh=mesh,

@@ -271,6 +271,7 @@ def trained_denoiser(config: TrainingConfig, model: VideoModel) -> Denoiser:
         model.denoiser,
         lora=lora,
         remat=policy_of(remat),
+        gathers_ahead=False,
         # Of few keys: as large as self-attention's, and quickly made.
         recompute_cross=remat == "attention",
     )

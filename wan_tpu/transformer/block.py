@@ -8,6 +8,7 @@ multiplied or added, and nothing of it is stored.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import torch
 from jaxtyping import Array, Float
@@ -15,8 +16,12 @@ from jaxtyping import Array, Float
 from wan_tpu.geometry import Geometry
 from wan_tpu.torch_bridge import to_jax, to_torch
 from wan_tpu.transformer.conditions import first_frame_tokens, row_of_each_token
+from wan_tpu.transformer.gathering import GatherAhead
 from wan_tpu.transformer.norms import Norm, layer_norm, layer_norm_in_one_pass
 from wan_tpu.transformer.processors import AttentionSetting, Context, Positions, TorchTokens
+
+TorchGathered = Float[torch.Tensor, "3 channels features"]
+"""Weights for the next block (`gathering.AHEAD`)."""
 
 TorchVectors = Float[torch.Tensor, "samples tokens_or_1 dim"]
 """`[samples, 1, dim]` for all tokens, or `[samples, tokens, dim]`; one sample stands for all."""
@@ -25,14 +30,27 @@ TorchVectors = Float[torch.Tensor, "samples tokens_or_1 dim"]
 class TransformerBlock(torch.nn.Module):
     """diffusers' `WanTransformerBlock`, whose parts and parameters it takes over by their names."""
 
-    def __init__(self, original: Any, geometry: Geometry, setting: AttentionSetting):
-        """`geometry` says which tokens are of the first latent frame, `setting` what runs it."""
+    def __init__(
+        self,
+        original: Any,
+        geometry: Geometry,
+        setting: AttentionSetting,
+        ahead: GatherAhead | None = None,
+    ):
+        """Takes the parts over.
+
+        Args:
+            original: diffusers' block.
+            geometry: says which tokens are of the first latent frame.
+            setting: what runs it.
+            ahead: gathers weights for the next block; None where it does so itself.
+        """
         super().__init__()
         self.norm1, self.attn1 = original.norm1, original.attn1
         self.norm2, self.attn2 = original.norm2, original.attn2
         self.norm3, self.ffn = original.norm3, original.ffn
         self.scale_shift_table = original.scale_shift_table
-        self._geometry, self._setting = geometry, setting
+        self._geometry, self._setting, self._ahead = geometry, setting, ahead
 
     def forward(
         self,
@@ -40,7 +58,8 @@ class TransformerBlock(torch.nn.Module):
         context: Context,
         modulation: Float[torch.Tensor, "samples timesteps 6 dim"],
         positions: Positions,
-    ) -> TorchTokens:
+        next_parts: TorchGathered | None = None,
+    ) -> TorchTokens | tuple[TorchTokens, TorchGathered]:
         """`[batch, tokens, dim]` to the same; norms and sums in float32, as diffusers has them.
 
         Args:
@@ -49,6 +68,8 @@ class TransformerBlock(torch.nn.Module):
             modulation: of one sample for the whole batch, or of each; one timestep for all tokens,
                 or one for the first frame's and one for the others.
             positions: what self-attention is told.
+            next_parts: of the next block's weights, what devices hold; given, they are gathered
+                and come out, too.
         """
         dtype, tokens = hidden.dtype, hidden.shape[1]
         rows = to_jax(self.scale_shift_table + modulation.float())  # [samples, timesteps, 6, dim]
@@ -60,9 +81,20 @@ class TransformerBlock(torch.nn.Module):
         hidden = hidden + self.attn2(hidden, context, self._affine(self.norm2), None)
 
         norm = self._modulated(self.norm3, ffn_scale, ffn_shift)
-        fed_forward = self.ffn(to_torch(self._normalise(to_jax(hidden), norm)))
+        normed = to_torch(self._normalise(to_jax(hidden), norm))
+        next_weights = None
+        if next_parts is None or self._ahead is None:
+            fed_forward = self.ffn(normed)
+        else:
+            *first, last = self.ffn.net
+            wide = to_jax(torch.nn.Sequential(*first)(normed))
+            # Else XLA gathers them behind attention, where its result's exchange has the links.
+            wide, parts = jax.lax.optimization_barrier((wide, to_jax(next_parts)))
+            next_weights = self._ahead.gather(parts)
+            fed_forward = last(to_torch(wide))
         gated = fed_forward.float() * self._of_each_token(ffn_gate, tokens)
-        return (hidden.float() + gated).to(dtype)
+        hidden = (hidden.float() + gated).to(dtype)
+        return hidden if next_weights is None else (hidden, to_torch(next_weights))
 
     def _of_each_token(
         self, rows: Float[Array, "samples timesteps dim"], tokens: int

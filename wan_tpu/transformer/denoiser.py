@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
@@ -21,7 +20,7 @@ from wan_tpu.attention.sequence_parallel import padded_tokens
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.geometry import TEXT_TOKENS, Geometry, ceil_to_multiple
 from wan_tpu.sharding.layout import Layout
-from wan_tpu.sharding.rules import CONTEXT, KEY_TOKENS, LATENT_TOKENS, RESIDUAL, gathered
+from wan_tpu.sharding.rules import CONTEXT, KEY_TOKENS, LATENT_TOKENS, RESIDUAL
 from wan_tpu.torch_bridge import Params, call_module
 from wan_tpu.torch_module import LayeredModule, Remat, named_linear, replace_linears
 from wan_tpu.transformer.block import TransformerBlock
@@ -41,6 +40,7 @@ from wan_tpu.transformer.context import (
     embed_image,
     keys_values,
 )
+from wan_tpu.transformer.gathering import AHEAD, GatherAhead, Gathered, gather_ahead, gather_layer
 from wan_tpu.transformer.lora import LoraShape, lora_weights
 from wan_tpu.transformer.patches import rows_of_tokens
 from wan_tpu.transformer.processors import (
@@ -50,6 +50,7 @@ from wan_tpu.transformer.processors import (
     Positions,
     SelfAttention,
     linear_split,
+    projection_of,
 )
 from wan_tpu.transformer.rotary import rotary_tables
 from wan_tpu.transformer.weights import denoiser_module, denoiser_weights
@@ -61,6 +62,8 @@ PATCH_KERNEL, PATCH_BIAS = "patch_embedding.weight", "patch_embedding.bias"
 
 Hidden = Float[Array, "batch tokens dim"]
 """The residual stream."""
+
+_Carry = tuple[Hidden, Gathered | None]
 
 
 class _Begun(NamedTuple):
@@ -84,6 +87,7 @@ class Denoiser:
         recompute_cross: it does not find results of cross-attention to few keys, whatever `remat`
             names.
         quantize: `int8` where the blocks' linears are; None where all is of `dtype`.
+        gathers_ahead: layers gather weights for the next one; a gradient would keep them all.
     """
 
     config: TransformerConfig
@@ -93,6 +97,7 @@ class Denoiser:
     remat: Remat | None = None
     recompute_cross: bool = False
     quantize: str | None = None
+    gathers_ahead: bool = False
 
     @property
     def module(self) -> LayeredModule:
@@ -207,7 +212,7 @@ class Denoiser:
             tokens: `[samples, padded tokens, condition channels]`: mask and encoded pictures, in
                 the form that `patchify` gives.
         """
-        kernel = self._patch_kernel(params)[:, self.config.out_channels :]
+        kernel = params[PATCH_KERNEL][:, self.config.out_channels :]
         embedded = tokens.astype(self.dtype) @ rows_of_tokens(kernel).T
         return self.setting.constrain(embedded, RESIDUAL if len(tokens) > 1 else LATENT_TOKENS)
 
@@ -296,7 +301,9 @@ class Denoiser:
         if isinstance(condition, FirstFrameCondition):
             latents, timesteps = with_first_frame(latents, timesteps, condition, geometry)
         time_embedding, modulation = self._time(params, timesteps)
-        hidden = self._embed_patches(params, latents.astype(self.dtype))  # [samples, tokens, dim]
+        # The convolution as a product; its channels are those of the latents, then all others.
+        kernel = rows_of_tokens(params[PATCH_KERNEL][:, : self.config.out_channels])
+        hidden = latents.astype(self.dtype) @ kernel.T + params[PATCH_BIAS]
         if isinstance(condition, ChannelCondition):
             hidden += condition.embedded
         hidden = jnp.broadcast_to(hidden, (batch, tokens, self.config.dim))
@@ -311,26 +318,44 @@ class Denoiser:
         geometry: Geometry,
     ) -> Hidden:
         """All transformer blocks, `[batch, tokens, dim]` -> the same."""
-        head_dim = self.config.attention_head_dim
-        cos, sin = rotary_tables(geometry.grid, head_dim, hidden.shape[1])
+        cos, sin = rotary_tables(geometry.grid, self.config.attention_head_dim, hidden.shape[1])
         positions = Positions(cos=cos, sin=sin, num_tokens=geometry.num_tokens)
+        ahead = self._ahead(params, hidden)
+        next_weights = None if ahead is None else ahead.gather(ahead.parts(0))
 
         def layer(
-            block: TransformerBlock, hidden: Hidden, weights: Params, context: Context
-        ) -> tuple[Hidden, None]:
+            block: TransformerBlock, carry: _Carry, weights: Params, inputs: tuple[Context, Any]
+        ) -> tuple[_Carry, None]:
+            (hidden, ready), (context, number) = carry, inputs
             hidden = self.setting.constrain(hidden, RESIDUAL)
             hidden = checkpoint_name(hidden, BLOCK_INPUT)
             arguments = hidden, context, modulation, positions
-            hidden = call_module(block, self._gather(weights), *arguments)
-            return self.setting.constrain(hidden, RESIDUAL), None
+            if ahead is None or ready is None:
+                hidden = call_module(block, self._gather(weights), *arguments)
+            else:
+                others = {name: weights[name] for name in weights if name not in AHEAD}
+                weights = {**self._gather(others), **ahead.by_name(ready)}
+                hidden, ready = call_module(block, weights, *arguments, ahead.parts(number + 1))
+            return (self.setting.constrain(hidden, RESIDUAL), ready), None
 
+        carry, inputs = (hidden, next_weights), (context, jnp.arange(self.config.num_layers))
         # A loop for each: a condition inside of one loop would be a wall for what overlaps.
         for setting, layers in self.setting.runs(self.config.num_layers):
-            step = functools.partial(layer, self._block(geometry, setting))
-            hidden, _ = self.module.scan(step, hidden, params, context, self.remat, layers)
-        return hidden
+            step = functools.partial(layer, self._block(geometry, setting, ahead))
+            carry, _ = self.module.scan(step, carry, params, inputs, self.remat, layers)
+        return carry[0]
 
-    def _block(self, geometry: Geometry, setting: AttentionSetting) -> TransformerBlock:
+    def _ahead(self, params: Params, hidden: Hidden) -> GatherAhead | None:
+        """How layers gather for the next one; None where they do not."""
+        if not self.gathers_ahead or self.quantize is not None:
+            return None
+        projection = projection_of(self.config, self.setting, grouped=True)
+        of_model = self.weights(), self.module.stacked_prefix
+        return gather_ahead(params, *of_model, self.setting, projection, hidden)
+
+    def _block(
+        self, geometry: Geometry, setting: AttentionSetting, ahead: GatherAhead | None
+    ) -> TransformerBlock:
         """diffusers' transformer block with our attention, its products split by the layout."""
         block: Any = copy.deepcopy(self.module.layer)
         block.attn1.set_processor(SelfAttention(self.config, setting))
@@ -339,37 +364,12 @@ class Denoiser:
         )
         ranks = {} if self.lora is None else self.lora.ranks()
         replace_linears(block, lambda name: linear_split(name, self.setting), ranks)
-        return TransformerBlock(block, geometry, setting)
+        return TransformerBlock(block, geometry, setting, ahead)
 
     def _gather(self, weights: Params) -> Params:
         """One layer's weights split over tp alone, as its products use them."""
-        prefix = self.module.stacked_prefix
-        stacked = [w for w in (*self.weights(), *self.lora_weights()) if w.stacked]
-        specs = {w.name.removeprefix(prefix): w.spec for w in stacked}
-
-        def gather(weight: jax.Array, spec: PartitionSpec) -> jax.Array:
-            # As it lies, and then gathered: so that gradients, which come the other way, are
-            # scattered to where the weight lies before the layers' are put together.
-            weight = self.setting.constrain(weight, PartitionSpec(*spec[1:]))
-            return self.setting.constrain(weight, gathered(spec))
-
-        return {name: gather(weight, specs[name]) for name, weight in weights.items()}
-
-    def _embed_patches(
-        self, params: Params, latents: Float[Array, "samples tokens channels"]
-    ) -> Float[Array, "samples tokens dim"]:
-        """Patch embedding as a product: `[samples, tokens, token channels]` to `[..., dim]`."""
-        kernel = self._patch_kernel(params)[:, : self.config.out_channels]
-        return latents @ rows_of_tokens(kernel).T + params[PATCH_BIAS]
-
-    def _patch_kernel(
-        self, params: Params
-    ) -> Float[Array, "dim in_channels patch_frames patch_rows patch_columns"]:
-        """The convolution's kernel, whose inputs are the latents' channels and then all others.
-
-        It is kept whole, as it is stored, and cut where it is used: 14B's has 1.4 MiB.
-        """
-        return params[PATCH_KERNEL]
+        known = *self.weights(), *self.lora_weights()
+        return gather_layer(weights, known, self.module.stacked_prefix, self.setting)
 
     def _time(
         self, params: Params, timesteps: Float32[Array, "samples timesteps"]

@@ -303,4 +303,6 @@ def in_one_pass(
 ) -> bool:
     """Whether a kernel makes a projection: our own attention's, of weights as they are."""
     weight = to_jax(linear.weight)
-    return setting.is_token_major and linear.is_plain and projection.block(hidden, weight) > 0
+    return (
+        setting.is_token_major and linear.is_plain and projection.block(hidden, weight.shape[0]) > 0
+    )

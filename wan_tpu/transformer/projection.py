@@ -85,8 +85,12 @@ class Projection:
         """That the heads come out in."""
         return self.layout.head_groups if self.grouped else 1
 
-    def block(self, x: Tokens, weight: Float[Array, "channels dim"]) -> int:
+    def block(self, x: Tokens, channels: int) -> int:
         """Tokens that the kernel works on at a time; 0 where it does not take them.
+
+        Args:
+            x: `[batch, tokens, dim]`, the global view.
+            channels: that come out of the product.
 
         With heads split over tp their norm needs a sum over devices; and the whole weight must fit
         in a chip's VMEM.
@@ -95,9 +99,7 @@ class Projection:
             return 0
         tokens = x.shape[1] // self.layout.sp
         limits = block_limits(self.mesh.devices.flat[0].device_kind)
-        return fitting_block(
-            tokens, x.shape[2], weight.shape[0], x.dtype.itemsize, limits.vmem_bytes
-        )
+        return fitting_block(tokens, x.shape[2], channels, x.dtype.itemsize, limits.vmem_bytes)
 
     def arranged(self, product: Tokens, heads: HeadNorm | None) -> Grouped:
         """What comes out of the product, its heads normalised, rotated and in groups."""
@@ -182,7 +184,7 @@ def _in_one_pass(
         groups=projection.groups,
         eps=where.eps,
         head_eps=projection.head_eps,
-        block=projection.block(x, weight),
+        block=projection.block(x, weight.shape[0]),
         vmem_bytes=block_limits(device.device_kind).vmem_bytes,
     )
 
