@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 from wan_tpu.checkpoints.weights import Weight
 from wan_tpu.sharding.rules import gathered
 from wan_tpu.torch_bridge import Params, with_prefix
-from wan_tpu.transformer.processors import AttentionSetting
+from wan_tpu.transformer.processors import AttentionSetting, has_kernel
 from wan_tpu.transformer.projection import Projection
 
 AHEAD = tuple(f"attn1.{name}.weight" for name in ("to_q", "to_k", "to_v"))
@@ -99,17 +99,13 @@ def gather_ahead(
         projection: of queries, keys and values.
         hidden: the residual stream.
     """
-    specs = {w.name: w.spec for w in weights}
-    found = [specs[prefix + name] for name in AHEAD]
-    stacks = with_prefix(params, prefix)
-    channels = stacks[AHEAD[0]].shape[1]
-    in_kernels = setting.is_token_major and projection.block(hidden, channels) > 0
-    if not in_kernels or len(set(found)) > 1 or not _is_split(found[0], setting):
+    by_name = {w.name: w for w in weights}
+    first, *others = (by_name[prefix + name] for name in AHEAD)
+    is_split = first.bytes_per_device(setting.mesh.shape) < first.num_bytes
+    in_kernels = has_kernel(setting, projection, hidden, channels=first.layer_shape[0])
+    if not (is_split and in_kernels and all(other.spec == first.spec for other in others)):
         return None
-    return GatherAhead(stacks=tuple(stacks[name] for name in AHEAD), spec=found[0], setting=setting)
-
-
-def _is_split(spec: PartitionSpec, setting: AttentionSetting) -> bool:
-    """Whether one device holds less of a stack than the whole."""
-    names = [n for axes in spec for n in (axes if isinstance(axes, tuple) else (axes,)) if n]
-    return any(setting.mesh.shape[name] > 1 for name in names)
+    stacks = with_prefix(params, prefix)
+    return GatherAhead(
+        stacks=tuple(stacks[name] for name in AHEAD), spec=first.spec, setting=setting
+    )

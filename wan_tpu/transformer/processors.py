@@ -301,8 +301,17 @@ def in_one_pass(
     hidden: Float[Array, "batch tokens dim"],
     linear: Linear,
 ) -> bool:
-    """Whether a kernel makes a projection: our own attention's, of weights as they are."""
-    weight = to_jax(linear.weight)
-    return (
-        setting.is_token_major and linear.is_plain and projection.block(hidden, weight.shape[0]) > 0
-    )
+    """Whether a kernel makes a projection: of weights as they are."""
+    channels = to_jax(linear.weight).shape[0]
+    return linear.is_plain and has_kernel(setting, projection, hidden, channels)
+
+
+def has_kernel(
+    setting: AttentionSetting,
+    projection: Projection,
+    hidden: Float[Array, "batch tokens dim"],
+    channels: int,
+) -> bool:
+    """Whether there is a kernel for plain weights of so many output channels: beside our own
+    attention's, where the chip has room."""
+    return setting.is_token_major and projection.block(hidden, channels) > 0
